@@ -1,0 +1,48 @@
+"""Projection heads of self-supervised learning as PEFT adapters.
+
+``import hfproj`` registers the PEFT method ``PROJECTION_HEAD``; everything else is imported when first used.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "ImageViews": "data.images",
+    "EvalImages": "data.images",
+    "IndexedDataset": "data.indexing",
+    "EpochSampler": "data.indexing",
+    "load_image_dataset": "data.datasets",
+    "create_head": "heads",
+    "list_heads": "heads",
+    "register_head": "heads",
+    "create_objective": "objectives",
+    "list_objectives": "objectives",
+    "KNNProbe": "probes",
+    "list_probes": "probes",
+    "extract_features": "probes",
+    "evaluate": "probes",
+    "Results": "results",
+    "HfprojError": "errors",
+    "UsageError": "errors",
+    "AdapterFileError": "errors",
+    "NonFiniteLossError": "errors",
+}
+_SUBMODULES = ("data", "diagnostics", "distributed", "functional", "heads", "hub", "objectives", "plots", "probes")
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(f"hfproj.{_PUBLIC[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"hfproj.{name}")
+    raise AttributeError(f"module 'hfproj' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC, *_SUBMODULES])

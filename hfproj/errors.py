@@ -1,0 +1,33 @@
+"""Errors that a user can act on: each message says what was expected, what came and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HfprojError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class UsageError(HfprojError, ValueError):
+    """An argument, option, input or combination that cannot work."""
+
+
+class AdapterFileError(HfprojError, ValueError):
+    """A saved adapter that is missing, damaged or meant for another backbone."""
+
+
+class NonFiniteLossError(HfprojError, FloatingPointError):
+    """The loss became NaN or infinite while training."""
+
+
+def unknown(kind: str, name: object, available: Iterable[str]) -> UsageError:
+    """Return the error for a name that is not in a list, with the nearest name that is.
+
+    Example:
+        >>> str(unknown("head", "mpl", ["identity", "linear", "mlp"]))
+        "Unknown head 'mpl'. Did you mean 'mlp'? Available: identity, linear, mlp."
+    """
+    names = sorted(available)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UsageError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names)}.")

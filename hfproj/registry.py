@@ -1,0 +1,63 @@
+"""Names for classes: ``create(name, **options)``, imported only when asked for."""
+
+import importlib
+import inspect
+from typing import Any
+
+from hfproj.errors import UsageError, unknown
+
+
+class Registry:
+    """A table from a name to a class, given as ``"module:Class"`` so that listing names imports nothing.
+
+    Args:
+        kind: What the entries are, in the singular, for messages: ``"head"``.
+        entries: name → (``"module:Class"``, one line that says what it is).
+    """
+
+    def __init__(self, kind: str, entries: dict[str, tuple[str, str]]):
+        self.kind = kind
+        self._entries: dict[str, tuple[str | type, str]] = dict(entries)
+
+    def register(self, name: str, cls: type, line: str = "") -> None:
+        """Add a class of your own under `name`; an adapter saved with it needs the same call before loading.
+
+        Raises:
+            UsageError: the name is taken.
+        """
+        if name in self._entries:
+            raise UsageError(f"A {self.kind} named {name!r} exists already; choose another name.")
+        self._entries[name] = (cls, line or next(iter((cls.__doc__ or "").strip().splitlines()), ""))
+
+    def list(self) -> dict[str, str]:
+        """Return every name with the line that describes it."""
+        return {name: line for name, (_, line) in sorted(self._entries.items())}
+
+    def get(self, name: str) -> type:
+        """Return the class behind `name`.
+
+        Raises:
+            UsageError: no entry has this name.
+        """
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        target = self._entries[name][0]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = getattr(importlib.import_module(module), attribute)
+        return target
+
+    def create(self, name: str, **options: Any) -> Any:
+        """Return ``get(name)(**options)``.
+
+        Raises:
+            UsageError: no entry has this name, or it has no such option.
+        """
+        cls = self.get(name)
+        parameters = inspect.signature(cls.__init__).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            known = [p for p in parameters if p != "self"]
+            for option in options:
+                if option not in known:
+                    raise unknown(f"option of {self.kind} {name!r}:", option, known)
+        return cls(**options)

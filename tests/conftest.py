@@ -1,0 +1,30 @@
+"""Shared settings: quiet OpenMP, checked shapes, one seed per test, paths of optional real data."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook("hfproj", "beartype.beartype")
+
+import torch
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def data_folder():
+    if not DATA.is_dir():
+        pytest.skip("the real data sets lie outside this repository and are absent")
+    return DATA
