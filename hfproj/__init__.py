@@ -9,6 +9,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ProjectionHeadConfig": "tuner",
+    "ProjectionOutput": "tuner",
+    "load_backbone": "backbones",
+    "from_pretrained": "hub.pull",
+    "load_head": "hub.pull",
+    "detach": "hub.pull",
+    "ProjectionTrainer": "training.trainer",
+    "ProjectionTrainingArguments": "training.arguments",
     "ImageViews": "data.images",
     "EvalImages": "data.images",
     "IndexedDataset": "data.indexing",
@@ -19,6 +27,8 @@ _PUBLIC = {
     "register_head": "heads",
     "create_objective": "objectives",
     "list_objectives": "objectives",
+    "create_regularizer": "regularizers",
+    "list_regularizers": "regularizers",
     "KNNProbe": "probes",
     "list_probes": "probes",
     "extract_features": "probes",
@@ -29,7 +39,22 @@ _PUBLIC = {
     "AdapterFileError": "errors",
     "NonFiniteLossError": "errors",
 }
-_SUBMODULES = ("data", "diagnostics", "distributed", "functional", "heads", "hub", "objectives", "plots", "probes")
+_SUBMODULES = (
+    "backbones",
+    "cli",
+    "data",
+    "diagnostics",
+    "distributed",
+    "functional",
+    "heads",
+    "hub",
+    "objectives",
+    "plots",
+    "probes",
+    "regularizers",
+    "training",
+    "tuner",
+)
 
 __all__ = sorted(_PUBLIC)
 
@@ -46,3 +71,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC, *_SUBMODULES])
+
+
+import hfproj.tuner  # noqa: E402, F401  registers the PEFT method

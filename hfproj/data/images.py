@@ -1,0 +1,330 @@
+"""Images to batches: `ImageViews` makes augmented views for training, `EvalImages` plain pixels for measuring."""
+
+import io
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from hfproj.data.augment import Augmentation, Number
+from hfproj.errors import UsageError, unknown
+
+
+def to_rgb_tensor(image: Any, column: str = "image") -> UInt8[Tensor, "3 height width"]:
+    """Return any image as uint8 RGB.
+
+    Transparency is laid over white. 16-bit grey is divided by 257. Arrays are [height, width] or
+    [height, width, 1, 3 or 4], also channels first; floating-point values lie in [0, 1], integers in 0 to 255.
+
+    Args:
+        image: A PIL image of any mode, a numpy array, a tensor, or a ``{"bytes", "path"}`` dict as `datasets` stores
+            images.
+        column: Name of the item's entry, for messages.
+
+    Raises:
+        UsageError: something that is no image, values out of range, or a file that cannot be decoded.
+
+    Example:
+        >>> to_rgb_tensor(np.array([[0.0, 1.0]])).tolist()
+        [[[0, 255]], [[0, 255]], [[0, 255]]]
+    """
+    if isinstance(image, dict) and ("bytes" in image or "path" in image):
+        image = _decode(image)
+    if isinstance(image, Image.Image):
+        array = _pil_to_array(image, column)
+    elif isinstance(image, np.ndarray):
+        array = _array_to_uint8(image, column)
+    elif isinstance(image, Tensor):
+        array = _array_to_uint8(image.detach().cpu().numpy(), column)
+    else:
+        shown = repr(image)
+        shown = shown if len(shown) < 60 else f"{shown[:57]}…"
+        raise UsageError(
+            f"Column {column!r} holds no image: {type(image).__name__} {shown} came; "
+            "expected a PIL image, an array or encoded bytes. Name the column with the images: image_column=… "
+            "(--image_column), or cast it: dataset.cast_column(name, datasets.Image())."
+        )
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+
+
+def _decode(stored: dict) -> Image.Image:
+    data, path = stored.get("bytes"), stored.get("path")
+    if data is None and path is None:
+        raise UsageError("The image has neither bytes nor a path. Drop the row, for example with dataset.select().")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data) if data is not None else str(path))
+        image.load()
+        return ImageOps.exif_transpose(image)  # datasets.Image turns photographs upright as well
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(
+            f"The image {path or ''} cannot be decoded ({type(error).__name__}: {error}). "
+            "Repair the file or drop the row."
+        ) from error
+
+
+def _pil_to_array(image: Image.Image, column: str) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":
+        array = np.asarray(image)
+        if image.mode == "F":
+            return _array_to_uint8(array, column)
+        # Mode "I" is what older versions of Pillow make of 16-bit PNG files.
+        if array.size and not 0 <= array.min() <= array.max() <= 65535:
+            raise UsageError(
+                f"Column {column!r} holds an image of mode {image.mode!r} with values {array.min()} to {array.max()}; "
+                "grey values of 0 to 65535 are expected. Scale them to 8 bits first."
+            )
+        return _array_to_uint8(array.astype(np.uint16), column)
+    if image.has_transparency_data:
+        image = _over_white(image.convert("RGBA"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _array_to_uint8(array: np.ndarray, column: str) -> np.ndarray:
+    """Return [height, width, 3] uint8."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or not array.size:
+        raise UsageError(
+            f"Column {column!r} holds an array of shape {array.shape}; an image is [height, width] or "
+            "[height, width, 1, 3 or 4 channels]."
+        )
+    if array.dtype == bool:
+        array = array * np.uint8(255)
+    elif array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        floating = np.issubdtype(array.dtype, np.floating)
+        high = 1 if floating else 255
+        if not (array.min() >= 0 and array.max() <= high):  # so written, NaN fails too
+            raise UsageError(
+                f"Column {column!r} holds {array.dtype} values from {array.min()} to {array.max()}; "
+                f"an image of this type has values from 0 to {high}. Rescale them, or store uint8."
+            )
+        array = np.rint(array * 255).astype(np.uint8) if floating else array.astype(np.uint8)
+    if array.shape[-1] == 4:
+        return np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
+    return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+class _Images:
+    """What the two collators share: reading the items, normalising the pixels, finding the backbone's settings."""
+
+    def __init__(self, size: int, mean: Sequence[Number], std: Sequence[Number], image_column: str, label_column: Any):
+        if size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UsageError(
+                f"Expected size ≥ 1 and three values each of mean and std (std > 0); "
+                f"size={size}, mean={mean}, std={std} came."
+            )
+        self.size = size
+        self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+        self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+        self.image_column = image_column
+        self.label_column = label_column
+
+    def _read(self, items: Sequence[dict]) -> list[Tensor]:
+        images = []
+        for item in items:
+            if self.image_column not in item:
+                raise UsageError(
+                    f"The items have no column {self.image_column!r}; they have {', '.join(map(repr, item))}. "
+                    "Name the one with the images: image_column=… (--image_column)."
+                )
+            try:
+                images.append(to_rgb_tensor(item[self.image_column], self.image_column))
+            except UsageError as error:
+                where = f" (item {item['index']} of the data set)" if "index" in item else ""
+                raise UsageError(f"{error}{where}") from error
+        return images
+
+    def _labels(self, items: Sequence[dict]) -> dict[str, Tensor]:
+        if self.label_column is None or not all(self.label_column in item for item in items):
+            return {}
+        try:
+            labels = [operator.index(item[self.label_column]) for item in items]
+        except TypeError:
+            came = items[0][self.label_column]
+            raise UsageError(
+                f"Column {self.label_column!r} should hold class numbers; {type(came).__name__} {came!r} came. "
+                "Encode it (dataset.class_encode_column), name another label_column, or set label_column=None."
+            ) from None
+        return {"labels": torch.tensor(labels, dtype=torch.int64)}
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        return x.sub_(self.mean).div_(self.std)
+
+
+def _settings(model: Any, options: dict[str, Any], *names: str) -> dict[str, Any]:
+    from hfproj.backbones import image_preprocessing
+
+    found = image_preprocessing(model)
+    return {**{name: getattr(found, name) for name in names}, **options}
+
+
+class ImageViews(_Images):
+    """Collator of augmented views: a list of items → ``{"views", "index", "labels"}``.
+
+    ``views`` is a list of `num_views` float tensors [batch, 3, size, size], normalised; ``index`` is int64 [batch];
+    ``labels``, int64 [batch], is there if all items have the label column. A view depends on (seed, epoch, index, view)
+    alone: not on the batch, the worker, the rank or the number of threads.
+
+    Args:
+        size: Side of the views in pixels.
+        mean: Of each channel, subtracted (pixels in [0, 1]).
+        std: Of each channel, divided by.
+        num_views: Views of each image, at least 1.
+        seed: Seed of the run.
+        image_column: Entry of an item that holds the image.
+        label_column: Entry that holds the class number; None for no labels.
+        augmentation: An `Augmentation`, or a list of one for each view (BYOL's two differ).
+        options: Instead of `augmentation`, options of `Augmentation`.
+
+    Raises:
+        UsageError: an unknown option, no view, or another number of augmentations than views; on call, items without
+            ``"index"``, without the image column, or with something there that is no image.
+
+    Example:
+        >>> collate = ImageViews(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, flip_probability=0)
+        >>> batch = collate([{"image": np.zeros((8, 8)), "label": 7, "index": 0, "epoch": 0}])
+        >>> [tuple(view.shape) for view in batch["views"]], batch["labels"].tolist()
+        ([(1, 3, 8, 8), (1, 3, 8, 8)], [7])
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        mean: Sequence[Number],
+        std: Sequence[Number],
+        num_views: int = 2,
+        seed: int = 0,
+        image_column: str = "image",
+        label_column: str | None = "label",
+        augmentation: Augmentation | Sequence[Augmentation] | None = None,
+        **options: Any,
+    ):
+        super().__init__(size, mean, std, image_column, label_column)
+        if num_views < 1:
+            raise UsageError(f"num_views is at least 1; {num_views} came.")
+        for option in options:
+            if option not in Augmentation.__dataclass_fields__:
+                raise unknown("option of ImageViews:", option, Augmentation.__dataclass_fields__)
+        if augmentation is not None and options:
+            raise UsageError(f"Give either augmentation=… or its options ({', '.join(options)}), not both.")
+        if augmentation is None:
+            augmentation = Augmentation(**options)
+        if isinstance(augmentation, Augmentation):
+            augmentation = [augmentation] * num_views
+        if len(augmentation) != num_views:
+            raise UsageError(
+                f"{len(augmentation)} augmentations came for num_views={num_views}; give one for each view."
+            )
+        self.num_views = num_views
+        self.seed = seed
+        self.augmentations = list(augmentation)
+
+    @classmethod
+    def for_model(cls, model: Any, **options: Any) -> "ImageViews":
+        """Return a collator with size, mean and std of the model's own preprocessing; `options` go to the class."""
+        return cls(**_settings(model, options, "size", "mean", "std"))
+
+    def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
+        """Return the batch of `items`, dicts of `hfproj.IndexedDataset` or `hfproj.data.StreamDataset`."""
+        if not all("index" in item for item in items):
+            raise UsageError(
+                "The items have no 'index', which decides their views. Wrap the data set: "
+                "hfproj.IndexedDataset(dataset) (a stream: hfproj.data.StreamDataset)."
+            )
+        images = self._read(items)
+        index = [operator.index(item["index"]) for item in items]
+        epoch = [operator.index(item.get("epoch", 0)) for item in items]
+        views = [
+            self._normalize(augment(images, size=self.size, seed=self.seed, epoch=epoch, index=index, view=view))
+            for view, augment in enumerate(self.augmentations)
+        ]
+        return {"views": views, "index": torch.tensor(index, dtype=torch.int64), **self._labels(items)}
+
+
+class EvalImages(_Images):
+    """Collator without randomness: a list of items → ``{"pixel_values", "index", "labels"}``.
+
+    The shorter side is resized to `resize` (antialiased, in 8 bits as image processors do), the centre cropped
+    to `size`, the pixels normalised. An image that has the size already is only normalised. ``pixel_values`` is float
+    [batch, 3, size, size]; ``index`` and ``labels``, int64 [batch], are there if all items have them.
+
+    Args:
+        size: Side of the result in pixels.
+        mean: Of each channel, subtracted (pixels in [0, 1]).
+        std: Of each channel, divided by.
+        resize: Length of the shorter side before the crop, at least `size`; None: `size`.
+        interpolation: ``"bicubic"`` or ``"bilinear"``.
+        image_column: Entry of an item that holds the image.
+        label_column: Entry that holds the class number; None for no labels.
+
+    Raises:
+        UsageError: a `resize` below `size` or an unknown interpolation; on call, items without the image column or with
+            something there that is no image.
+
+    Example:
+        >>> collate = EvalImages(size=2, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> collate([{"image": np.eye(2)}])["pixel_values"][0, 0].tolist()
+        [[1.0, -1.0], [-1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        mean: Sequence[Number],
+        std: Sequence[Number],
+        resize: int | None = None,
+        interpolation: str = "bicubic",
+        image_column: str = "image",
+        label_column: str | None = "label",
+    ):
+        super().__init__(size, mean, std, image_column, label_column)
+        if interpolation not in ("bicubic", "bilinear"):
+            raise unknown("interpolation", interpolation, ("bicubic", "bilinear"))
+        if resize is not None and resize < size:
+            raise UsageError(f"resize is at least size, since the crop is taken from it; {resize} < {size} came.")
+        self.resize = resize or size
+        self.interpolation = interpolation
+
+    @classmethod
+    def for_model(cls, model: Any, **options: Any) -> "EvalImages":
+        """Return a collator with size, mean, std and interpolation of the model's own preprocessing.
+
+        An interpolation other than ``"bilinear"`` becomes ``"bicubic"`` (timm knows ``"random"`` and others).
+        """
+        settings = _settings(model, options, "size", "mean", "std", "interpolation")
+        if "interpolation" not in options and settings["interpolation"] != "bilinear":
+            settings["interpolation"] = "bicubic"
+        return cls(**settings)
+
+    def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
+        """Return the batch of `items`."""
+        x = torch.stack([self._fit(image) for image in self._read(items)]).div_(255)
+        batch = {"pixel_values": self._normalize(x)}
+        if all("index" in item for item in items):
+            batch["index"] = torch.tensor([operator.index(item["index"]) for item in items], dtype=torch.int64)
+        return {**batch, **self._labels(items)}
+
+    def _fit(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 size size"]:
+        size, sides = self.size, image.shape[1:]
+        if sides == (size, size):
+            return image.float()
+        target = [self.resize if side == min(sides) else int(self.resize * side / min(sides)) for side in sides]
+        image = F.interpolate(image[None], size=target, mode=self.interpolation, antialias=True)[0]
+        top, left = (round((side - size) / 2) for side in target)
+        return image[:, top : top + size, left : left + size].float()

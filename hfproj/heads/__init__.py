@@ -1,0 +1,66 @@
+"""Projection heads: ``z = head(h)``, each an ``nn.Module`` with ``in_dim`` and ``out_dim``, made by name.
+
+A head takes ``h`` as ``[batch, in_dim]`` or ``[views, batch, in_dim]`` and keeps the leading dimensions. Its options
+are numbers, strings, booleans and lists of them, so that a configuration file can hold them.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from hfproj.registry import Registry
+
+__all__ = ["HEADS", "create_head", "list_heads", "register_head"]
+
+HEADS = Registry(
+    "head",
+    {
+        "identity": ("hfproj.heads.identity:IdentityHead", "z = h: the objective acts on the representation itself"),
+        "linear": ("hfproj.heads.linear:LinearHead", "one linear layer, optionally followed by a norm"),
+        "mlp": ("hfproj.heads.mlp:MLPHead", "linear layers with norms and activations between them (SimCLR and most)"),
+    },
+)
+
+
+def create_head(name: str, *, in_dim: int, **options: Any) -> nn.Module:
+    """Make a head by its name.
+
+    Args:
+        name: One of :func:`list_heads`.
+        in_dim: Width of the representation h.
+        options: Keyword arguments of the head's constructor.
+
+    Raises:
+        UsageError: no head has this name, it has no such option, or an option's value cannot work.
+
+    Example:
+        >>> import torch
+        >>> head = create_head("mlp", in_dim=384, out_dim=64, hidden_dim=512)
+        >>> tuple(head(torch.randn(2, 8, 384)).shape)
+        (2, 8, 64)
+    """
+    return HEADS.create(name, in_dim=in_dim, **options)
+
+
+def list_heads() -> dict[str, str]:
+    """Return every head's name with the line that describes it.
+
+    Example:
+        >>> list_heads()["linear"]
+        'one linear layer, optionally followed by a norm'
+    """
+    return HEADS.list()
+
+
+def register_head(name: str, cls: type[nn.Module], line: str = "") -> None:
+    """Add a head class of your own; an adapter saved with it needs the same call before it is loaded.
+
+    Args:
+        name: What :func:`create_head` will know it by.
+        cls: Its constructor takes keywords only, among them ``in_dim``; instances have ``in_dim`` and ``out_dim``.
+        line: What it is; defaults to the first line of the class docstring.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    HEADS.register(name, cls, line)

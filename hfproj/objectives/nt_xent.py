@@ -1,0 +1,130 @@
+"""NT-Xent, the objective of SimCLR: each view of an image finds its other views among all other rows of the batch.
+
+With unit rows ẑ and n = V·N of them (V views of N images), S = ẐẐᵀ/τ and pos(i) the V − 1 other views of row i's image,
+
+    L = mean_i mean_{p ∈ pos(i)} [ −S_ip + log Σ_{j≠i} exp S_ij ].
+
+References:
+    Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709, eq. 1;
+    vturrisi/solo-learn (9187ea3) ``losses/simclr.py``, lightly-ai/lightly (e8d317fc) ``loss/ntx_ent_loss.py``.
+
+Deviations:
+    None for two views. With more views log-probabilities of the positives are averaged (SupCon's "out" form);
+    solo-learn puts their sum inside the logarithm.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hfproj import distributed
+from hfproj.errors import UsageError
+from hfproj.functional.contrastive import check_images, tiled_nt_xent
+from hfproj.functional.rows import full_precision, unit_rows
+from hfproj.objectives.base import ObjectiveOutput, Step
+from hfproj.typing import Scalar, Views
+
+
+def nt_xent_loss(z: Views, *, temperature: float = 0.2) -> Scalar:
+    """Return NT-Xent of one batch, by the whole similarity matrix; differentiable any number of times.
+
+    Args:
+        z: Projections, in any floating-point type; computed in float32 or better.
+        temperature: τ.
+
+    Example:
+        >>> z = torch.ones(2, 4, 8)  # collapsed: every other row is as good as the positive one
+        >>> bool(nt_xent_loss(z).isclose(torch.tensor(7.0).log()))
+        True
+    """
+    views, batch, _ = z.shape
+    image = torch.arange(batch, device=z.device).repeat(views)
+    itself = torch.eye(views * batch, dtype=torch.bool, device=z.device)
+    positive = (image[:, None] == image) & ~itself
+    with full_precision(z):
+        rows = unit_rows(z).flatten(0, 1)
+        similarity = (rows @ rows.T / temperature).masked_fill(itself, -torch.inf)
+        log_p = similarity - similarity.logsumexp(1, keepdim=True)
+    return -log_p[positive].mean()  # every row has V - 1 positives: one mean over all
+
+
+class NTXent(nn.Module):
+    """NT-Xent over the joint batch of all processes.
+
+    Args:
+        temperature: τ. 0.2: solo-learn on CIFAR; 0.5: lightly; 0.1: solo-learn's function, SimCLR on ImageNet.
+        gather: Whether images of other processes are negatives too; if not, the loss is that of the local batch.
+        tile_rows: Edge of the tiles that similarities are computed in: memory O(tile_rows²) instead of
+            O((views·batch)²). None computes them at once, which is twice differentiable.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> loss, terms = NTXent(temperature=0.5)(torch.randn(2, 16, 8))
+        >>> sorted(terms)
+        ['positive_cosine']
+    """
+
+    views = (2, None)
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, *, temperature: float = 0.2, gather: bool = True, tile_rows: int | None = 512):
+        super().__init__()
+        if not 0 < temperature < float("inf"):
+            raise UsageError(f"temperature must be a positive number (0.05 to 1 is usual), got {temperature}.")
+        if tile_rows is not None and tile_rows < 1:
+            raise UsageError(f"tile_rows must be at least 1, or None for no tiles, got {tile_rows}.")
+        self.temperature, self.gather, self.tile_rows = temperature, gather, tile_rows
+
+    def forward(
+        self,
+        z: Views,
+        *,
+        labels: Tensor | None = None,
+        target: Tensor | None = None,
+        prediction: Tensor | None = None,
+        scores: Tensor | None = None,
+        index: Tensor | None = None,
+        step: Step | None = None,
+    ) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine between views of an image.
+
+        Args:
+            z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
+                different sizes.
+            labels: Unused, like all that follow: every objective takes them.
+            target: Unused.
+            prediction: Unused.
+            scores: Unused.
+            index: Unused.
+            step: Unused.
+
+        Raises:
+            UsageError: fewer than two views, or one image over all processes.
+        """
+        if z.ndim != 3 or z.shape[0] < 2:
+            raise UsageError(
+                f"NT-Xent compares two or more views of each image: z of shape [views, batch, dim] with views >= 2, "
+                f"got {list(z.shape)}. Make two views of every image in the data collator and stack their projections: "
+                "torch.stack([z_a, z_b])."
+            )
+        if self.tile_rows is not None:
+            loss, cosine = tiled_nt_xent(
+                unit_rows(z), temperature=self.temperature, tile_rows=self.tile_rows, gather=self.gather
+            )
+            return ObjectiveOutput(loss, {"positive_cosine": cosine})
+        if self.gather:
+            z = distributed.gather_rows(z.transpose(0, 1)).transpose(0, 1)
+        check_images(z.shape[1])
+        return ObjectiveOutput(
+            nt_xent_loss(z, temperature=self.temperature), {"positive_cosine": _positive_cosine(z.detach())}
+        )
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return f"temperature={self.temperature}, gather={self.gather}, tile_rows={self.tile_rows}"
+
+
+def _positive_cosine(z: Views) -> Scalar:
+    u = unit_rows(z)
+    return (u * (u.sum(0) - u)).sum(-1).mean() / (len(u) - 1)

@@ -1,0 +1,388 @@
+"""What a run measured, as one JSON file: cards, tables and plots are made from it and from nothing else.
+
+The file is strict JSON. A measurement has to be a finite number; NaN and infinity in the log or in a spectrum are
+written as null. Nothing in it names a folder of the machine: `portable` shortens absolute paths, and `save` applies it
+to everything.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from hfproj.errors import AdapterFileError, UsageError
+
+FORMAT = 1
+LAYERS, WHENS = ("h", "z"), ("before", "after")
+PACKAGES = ("hfproj", "torch", "transformers", "peft", "timm", "accelerate", "datasets")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with everything needed to read it.
+
+    Attributes:
+        name: What was measured: "knn", "rankme", "representation_std", "positive_cosine", or a probe's own name.
+        layer: "h" or "z".
+        when: "before" or "after" training.
+        value: Finite.
+        dataset: What it was measured on.
+        unit: "accuracy", or empty.
+        protocol: The settings that the number depends on. A "seed" in it tells runs of one experiment apart.
+        outcomes: Right or wrong row by row, packed as hexadecimal digits (`pack_outcomes`), or empty.
+    """
+
+    name: str
+    layer: str
+    when: str
+    value: float
+    dataset: str = ""
+    unit: str = ""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    outcomes: str = ""
+
+    def __post_init__(self) -> None:
+        if self.layer not in LAYERS or self.when not in WHENS:
+            raise UsageError(f"Expected layer in {LAYERS} and when in {WHENS}, got {self.layer!r} and {self.when!r}.")
+        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        if not number or not math.isfinite(self.value):
+            raise UsageError(
+                f"The measurement {self.name!r} of {self.layer} must be a finite number, got {self.value!r}."
+            )
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Name, data set and protocol without its seed: equal keys are comparable numbers, one row of the table."""
+        protocol = {k: v for k, v in self.protocol.items() if k != "seed"}
+        return self.name, self.dataset, json.dumps(portable(protocol), sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """The name as people write it, with the part of the protocol that belongs to it."""
+        if self.name == "knn" and "k" in self.protocol:
+            return f"{self.protocol['k']}-NN accuracy"
+        names = {"rankme": "RankMe", "representation_std": "representation std", "positive_cosine": "positive cosine"}
+        return names.get(self.name, self.name.replace("_", " "))
+
+
+@dataclass
+class Results:
+    """Measurements of a run with its configuration, seeds, versions, command, spectra and log.
+
+    Attributes:
+        config: What was run: "base_model", "adapter" (the PEFT config), and whatever the recipe adds.
+        seeds: Of the runs that the measurements come from.
+        versions: Of Python and the libraries.
+        command: How to run it again (`command_line()`).
+        measurements: The numbers.
+        spectra: "h before", "h after", "z before", "z after" → covariance eigenvalues, sorted descending.
+        log: The trainer's log history.
+        notes: Anything a reader must know.
+
+    Example:
+        >>> measurements = [Measurement("rankme", "h", "before", 12.8), Measurement("rankme", "h", "after", 18.7)]
+        >>> r = Results(measurements=measurements)
+        >>> r.value("rankme", "h", "after") > r.value("rankme", "h", "before")
+        True
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+    command: str = ""
+    measurements: list[Measurement] = field(default_factory=list)
+    spectra: dict[str, Any] = field(default_factory=dict)
+    log: list[dict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write strict JSON, atomically; a folder gets a `results.json`.
+
+        Raises:
+            UsageError: something in it is no JSON.
+        """
+        path = Path(path)
+        path = path / "results.json" if path.is_dir() else path
+        content = {"format": FORMAT, **portable({f.name: getattr(self, f.name) for f in fields(self)})}
+        write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Results":
+        """Read what `save` wrote: a file, or a folder that holds `results.json`.
+
+        Raises:
+            UsageError: no such file.
+            AdapterFileError: the file is damaged, or of a later format.
+        """
+        path = Path(path)
+        path = path / "results.json" if path.is_dir() else path
+        if not path.is_file():
+            raise UsageError(f"There is no file {str(path)!r}; expected a results.json that Results.save wrote.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}; a newer hfproj may have written it")
+            content["measurements"] = [Measurement(**m) for m in content["measurements"]]
+            for f in fields(cls):
+                expected = {"command": str, "config": dict, "versions": dict, "spectra": dict}.get(f.name, list)
+                if not isinstance(content[f.name], expected):
+                    raise ValueError(f"{f.name!r} is no {expected.__name__}")
+            return cls(**content)
+        except KeyError as error:
+            raise AdapterFileError(f"{path.name} is damaged: it has no entry {error}.") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise AdapterFileError(f"{path.name} is damaged: {error}.") from error
+
+    def merge(self, *others: "Results") -> "Results":
+        """Return the union of several results: before and after, other data sets, other seeds.
+
+        Equal measurements are kept once, spectra and config entries of `self` come first.
+
+        Raises:
+            UsageError: the same measurement or config entry with two values: these results belong to different models.
+        """
+        merged = Results(**{f.name: type(getattr(self, f.name))(getattr(self, f.name)) for f in fields(self)})
+        merged.notes = list(self.notes)
+        for other in others:
+            for name, value in other.config.items():
+                if portable(merged.config.setdefault(name, value)) != portable(value):
+                    raise UsageError(
+                        f"These results differ in config[{name!r}]: {merged.config[name]!r} and {value!r}."
+                    )
+            if other.versions != merged.versions:
+                merged.notes.append("Parts of these results come from different versions of the libraries.")
+            for m in other.measurements:
+                same = [o for o in merged.measurements if _identity(o) == _identity(m)]
+                if any(o.value != m.value for o in same):
+                    raise UsageError(
+                        f"Two values of {m.label} of {m.layer} {m.when} training: {same[0].value} and {m.value}. "
+                        "Give each run its own seed (`evaluate(seed=…)`) or data set name."
+                    )
+                merged.measurements += [] if same else [m]
+            merged.seeds += [s for s in other.seeds if s not in merged.seeds]
+            merged.spectra = {**other.spectra, **merged.spectra}
+            merged.command = merged.command or other.command
+            merged.log += [] if other.log == merged.log else other.log
+            merged.notes += [n for n in other.notes if n not in merged.notes]
+        merged.notes = list(dict.fromkeys(merged.notes))
+        return merged
+
+    def select(
+        self, name: str, layer: str, when: str, *, dataset: str | None = None, **protocol: Any
+    ) -> list[Measurement]:
+        """Return the measurements of one quantity, one per seed.
+
+        Raises:
+            UsageError: there is none, or they differ in more than the seed: name the data set or a protocol setting.
+        """
+        found = [
+            m
+            for m in self.measurements
+            if (m.name, m.layer, m.when) == (name, layer, when)
+            and dataset in (None, m.dataset)
+            and all(m.protocol.get(k) == v for k, v in protocol.items())
+        ]
+        if not found:
+            available = sorted({f"{m.name} {m.layer} {m.when}" for m in self.measurements})
+            raise UsageError(f"No measurement '{name} {layer} {when}'. Available: {', '.join(available) or 'none'}.")
+        if len({m.key for m in found}) > 1:
+            raise UsageError(
+                f"'{name} {layer} {when}' was measured under several protocols: "
+                f"{'; '.join(sorted({f'{m.dataset} {m.protocol}' for m in found}))}. Say which: dataset=…, k=…."
+            )
+        return found
+
+    def value(self, name: str, layer: str, when: str, *, dataset: str | None = None, **protocol: Any) -> float:
+        """Return one number: the mean over seeds. Raises as `select`."""
+        found = self.select(name, layer, when, dataset=dataset, **protocol)
+        return sum(m.value for m in found) / len(found)
+
+    def outcomes(self, name: str, layer: str, when: str, *, dataset: str | None = None, **protocol: Any) -> np.ndarray:
+        """Return right (1) or wrong (0) of every test row `[seeds, rows]`, for `paired_interval`.
+
+        Raises:
+            UsageError: as `select`, or the outcomes were not kept.
+        """
+        found = self.select(name, layer, when, dataset=dataset, **protocol)
+        if not all(m.outcomes for m in found):
+            raise UsageError(f"The outcomes of '{name} {layer} {when}' row by row were not kept.")
+        return np.stack([unpack_outcomes(m.outcomes) for m in found])
+
+    def table(self) -> str:
+        """Return the numbers as aligned text: mean ± standard deviation where there are several seeds."""
+        header, *rows = self._cells()
+        widths = [max(map(len, column)) for column in zip(header, *rows)]
+        lines = []
+        for row in (header, *rows):
+            lines.append(
+                "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip()
+            )
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """Return the same table in Markdown."""
+        header, *rows = self._cells()
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def _cells(self) -> list[list[str]]:
+        columns = [(layer, when) for layer in LAYERS for when in WHENS]
+        keys = sorted(dict.fromkeys(m.key for m in self.measurements), key=_row_order)
+        labels = {m.key: m.label for m in self.measurements}
+        datasets = {key[1] for key in keys}
+        rows = [["", *(" ".join(column) for column in columns)]]
+        for key in keys:
+            name = labels[key] + (f" ({key[1]})" if len(datasets) > 1 and key[1] else "")
+            same = [k for k in keys if labels[k] == labels[key] and k[1] == key[1]]
+            name += f" #{same.index(key) + 1}" if len(same) > 1 else ""
+            cells = []
+            for layer, when in columns:
+                values = [m.value for m in self.measurements if m.key == key and (m.layer, m.when) == (layer, when)]
+                cells.append(_cell(key[0], values))
+            rows.append([name, *cells])
+        return rows
+
+
+def _row_order(key: tuple[str, str, str]) -> tuple:
+    last = ["rankme", "representation_std", "positive_cosine"]
+    return (last.index(key[0]) + 1 if key[0] in last else 0), key
+
+
+def _cell(name: str, values: list[float]) -> str:
+    if not values:
+        return "–"
+    digits = 1 if name == "rankme" else 4
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    std = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
+
+
+def _identity(m: Measurement) -> tuple:
+    return m.layer, m.when, m.key, m.protocol.get("seed")
+
+
+def pack_outcomes(correct: Any) -> str:
+    """Return right/wrong answers as text: their number, a colon, hexadecimal digits.
+
+    Example:
+        >>> unpack_outcomes(pack_outcomes([True, False, True])).tolist()
+        [1, 0, 1]
+    """
+    bits = np.asarray(correct, dtype=np.uint8)
+    return f"{bits.size}:{np.packbits(bits).tobytes().hex()}"
+
+
+def unpack_outcomes(text: str) -> np.ndarray:
+    """Return what `pack_outcomes` packed, as 0 and 1 `[rows]`."""
+    count, _, digits = text.partition(":")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
+
+
+def portable(value: Any) -> Any:
+    """Return `value` as plain JSON without paths of this machine.
+
+    Tensors and arrays become lists, sets sorted lists, enums their value; NaN and infinity become None. An absolute path
+    (or one that begins with `~`) becomes relative to the working directory where it lies inside, otherwise
+    `./` and its last part.
+
+    Raises:
+        UsageError: a value that JSON cannot hold.
+
+    Example:
+        >>> portable({"data": "/home/someone/data/cifar10", "lr": float("nan"), "ids": {2, 1}})
+        {'data': './cifar10', 'lr': None, 'ids': [1, 2]}
+    """
+    if isinstance(value, Measurement):
+        return portable(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(portable(k)): portable(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((portable(v) for v in value), key=str)
+    if isinstance(value, list | tuple):
+        return [portable(v) for v in value]
+    if hasattr(value, "tolist"):  # tensors, arrays and their scalars
+        return portable(value.tolist())
+    if hasattr(value, "value") and type(value).__module__ != "builtins" and not callable(value):  # enums
+        return portable(value.value)
+    if isinstance(value, os.PathLike):
+        return _portable_text(os.fspath(value))
+    if isinstance(value, str):
+        return _portable_text(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    raise UsageError(f"A {type(value).__name__} cannot be written to results.json: {value!r}.")
+
+
+_PATH = re.compile(r"(?<![\w.~/\\:])(?:~[\w.-]*[/\\]|/(?=[\w.@~-])|[A-Za-z]:[/\\])[^\s'\",;=()]+")
+
+
+def _portable_text(text: str) -> str:
+    return _PATH.sub(lambda match: _shorten(match.group()), text)
+
+
+def _shorten(path: str) -> str:
+    if path.startswith("/"):
+        try:
+            return f"./{PurePosixPath(path).relative_to(PurePosixPath(Path.cwd())).as_posix()}"
+        except ValueError:
+            return f"./{PurePosixPath(path).name}"
+    return f"./{PureWindowsPath(path).name}"
+
+
+def command_line(argv: Iterable[str] | None = None) -> str:
+    """Return the command of this program without paths of this machine, for `Results.command`.
+
+    Example:
+        >>> command_line(["/home/someone/recipes/simclr_vit.py", "--epochs", "3"])
+        'python ./simclr_vit.py --epochs 3'
+    """
+    import shlex
+
+    return "python " + shlex.join(_portable_text(str(a)) for a in (sys.argv if argv is None else argv))
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a result depends on; absent ones are left out."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_atomic(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part; makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private, a result is to be read by others
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no JSON")

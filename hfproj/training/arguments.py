@@ -1,0 +1,61 @@
+"""Training arguments: those of `transformers`, with the defaults and the few additions that self-supervision needs."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hfproj.errors import UsageError
+
+_PUSHING = "Pushing to the Hub is not available yet: save the adapter with trainer.save_model(…) and upload the folder yourself."
+
+
+@dataclass
+class ProjectionTrainingArguments(TrainingArguments):
+    """``transformers.TrainingArguments`` for `ProjectionTrainer`.
+
+    Defaults that differ: ``learning_rate`` 1e-3 with a cosine schedule and 10 % warm-up and ``weight_decay`` 0.05 (AdamW on a
+    head and a low-rank adapter); ``dataloader_drop_last`` (a repeated image is a false negative); ``remove_unused_columns``
+    False (items are images, not arguments of the model's forward); ``ddp_find_unused_parameters`` False (parameters that
+    the representation does not depend on are frozen).
+
+    Args:
+        head_learning_rate: Learning rate of head, predictor and prototypes; None takes `learning_rate`.
+        patch_dropout: Share of the image patches, in [0, 1), that a ViT does not see in a training step; which ones
+            depends on (seed, epoch, image, view) only.
+        eval_knn_k: Neighbours of the online k-NN.
+        eval_knn_temperature: Its temperature.
+        log_representation: Log RankMe, standard deviation and positive-pair cosine of the last batch with the loss.
+
+    Raises:
+        UsageError: pushing is asked for, or a value is out of its range.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay; not for biases, norms and scales."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, their share of all steps."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last incomplete batch."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the collator needs the columns."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "DDP: look for unused parameters."})
+    head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
+    patch_dropout: float = field(default=0.0, metadata={"help": "Share of patches hidden from a ViT in training."})
+    eval_knn_k: int = field(default=20, metadata={"help": "Neighbours of the online k-NN."})
+    eval_knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the online k-NN."})
+    log_representation: bool = field(default=True, metadata={"help": "Log RankMe, std and cosine with the loss."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.push_to_hub:
+            raise UsageError(_PUSHING)
+        if not 0 <= self.patch_dropout < 1:
+            raise UsageError(f"patch_dropout={self.patch_dropout}: expected a share in [0, 1), for example 0.5.")
+        if self.head_learning_rate is not None and self.head_learning_rate < 0:
+            raise UsageError(f"head_learning_rate={self.head_learning_rate}: expected 0 or more, or None.")
+        if self.remove_unused_columns:
+            raise UsageError("remove_unused_columns=True would drop the images before the collator sees them; leave it False.")
+
+    def chosen(self) -> dict[str, object]:
+        """Return the values that differ from those of ``transformers.TrainingArguments``, for `hfproj.Results.config`."""
+        usual = TrainingArguments(output_dir=self.output_dir).to_dict()
+        left_out = ("output_dir", "logging_dir", "disable_tqdm", "report_to", "run_name")
+        return {n: v for n, v in self.to_dict().items() if n not in left_out and v != usual.get(n)}

@@ -1,0 +1,127 @@
+"""The configuration of a projection head as a PEFT method."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+from peft.utils import PeftType
+
+from hfproj.errors import UsageError, unknown
+
+# Initialisations that rewrite the backbone's own weights: the bare backbone would no longer be bit-equal.
+_REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
+
+
+def plain(value: Any) -> Any:
+    """Return `value` with sets as sorted lists, tuples as lists and enums as strings, so that JSON can hold it."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(getattr(value, "value", value)) if isinstance(value, str) else value
+
+
+@dataclass
+class ProjectionHeadConfig(PeftConfig):
+    """A projection head on a backbone, with what else is trained beside it.
+
+    Args:
+        head: Name of the head, see `hfproj.list_heads`.
+        head_options: Keyword arguments of that head, without `in_dim` and `out_dim`.
+        out_dim: Width of the projection z; None takes the head's own default.
+        predictor: None, or ``{"head": name, **options}``: a second head from z to the prediction p (BYOL, SimSiam).
+        prototypes: None, or the number of unit-norm prototypes that z is scored against (SwAV, DINO).
+        backbone_adapter: None, or the config of any other PEFT method for the backbone (``LoraConfig(r=8)``). Without
+            `target_modules` it reaches every linear layer (for a CNN: every ungrouped convolution; for LN tuning: every
+            norm) that the representation depends on.
+        trainable: ``"adapter"`` (head and `backbone_adapter`), ``"head"``, ``"full"`` (head and the whole backbone) or a
+            number n (head and the last n blocks). Backbone tensors that are trained are saved with the adapter.
+        pooling: ``"cls"``, ``"mean"``, ``"cls_mean"``, ``"max"`` or ``"pooler"``; None takes ``"cls"`` where there is a
+            class token, else ``"mean"``.
+        layer: -1 for the backbone's final output, or the index of the block whose raw output is the representation.
+        in_dim: Width of the representation; inferred unless the backbone is an unknown module.
+        backbone: Where the backbone came from, ``{"library", "id", "kwargs"}``; filled in when known.
+        keep_original: Keep the original of every trained backbone tensor on the CPU, so that disabling and unloading
+            restore the backbone bit for bit.
+
+    Raises:
+        UsageError: an option is unknown or contradicts another.
+    """
+
+    head: str = field(default="mlp", metadata={"help": "Name of the head."})
+    head_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the head."})
+    out_dim: int | None = field(default=None, metadata={"help": "Width of the projection."})
+    predictor: dict[str, Any] | None = field(default=None, metadata={"help": "Head from z to the prediction."})
+    prototypes: int | None = field(default=None, metadata={"help": "Number of prototypes."})
+    backbone_adapter: dict[str, Any] | None = field(default=None, metadata={"help": "PEFT config for the backbone."})
+    trainable: str | int = field(default="adapter", metadata={"help": "head, adapter, full or a number of blocks."})
+    pooling: str | None = field(default=None, metadata={"help": "How tokens become one vector."})
+    layer: int = field(default=-1, metadata={"help": "Block that is read; -1 is the final output."})
+    in_dim: int | None = field(default=None, metadata={"help": "Width of the representation."})
+    backbone: dict[str, Any] | None = field(default=None, metadata={"help": "Where the backbone came from."})
+    keep_original: bool = field(default=True, metadata={"help": "Keep originals of trained backbone tensors."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PeftType.PROJECTION_HEAD
+        if self.task_type is not None:
+            raise UsageError("task_type must stay None: it makes PeftModel expect input_ids first, which images have not.")
+        if isinstance(self.predictor, str):
+            self.predictor = {"head": self.predictor}
+        if self.predictor is not None and "head" not in self.predictor:
+            raise UsageError("predictor: expected {'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}.")
+        if self.prototypes is not None and (not isinstance(self.prototypes, int) or self.prototypes < 2):
+            raise UsageError(f"prototypes={self.prototypes!r}: expected None or a number of at least 2.")
+        if isinstance(self.backbone_adapter, PeftConfig):
+            self.backbone_adapter = plain(self.backbone_adapter.to_dict())
+        if self.backbone_adapter is not None:
+            self._check_backbone_adapter()
+        number = isinstance(self.trainable, int) and not isinstance(self.trainable, bool)
+        if not number and self.trainable not in ("head", "adapter", "full"):
+            raise unknown("value of trainable", self.trainable, ("head", "adapter", "full", "a number of blocks"))
+        if self.trains_backbone and self.backbone_adapter is not None:
+            raise UsageError(
+                f"trainable={self.trainable!r} trains the backbone's own weights, so backbone_adapter has nothing to add; "
+                "drop one of the two."
+            )
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether tensors of the backbone itself are trained and saved with the adapter."""
+        return self.trainable == "full" or isinstance(self.trainable, int)
+
+    def inner_config(self) -> PeftConfig | None:
+        """Return `backbone_adapter` as a PEFT config, or None."""
+        if self.backbone_adapter is None:
+            return None
+        return PeftConfig.from_peft_type(**self.backbone_adapter)
+
+    def _check_backbone_adapter(self) -> None:
+        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+        from peft.tuners.tuners_utils import BaseTuner
+
+        kind = self.backbone_adapter.get("peft_type")
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+        own_keys = BaseTuner._remove_adapter_name_from_key.__func__
+        if (
+            tuner is None
+            or kind == PeftType.PROJECTION_HEAD
+            or tuner.uses_shared_state
+            or tuner._remove_adapter_name_from_key.__func__ is not own_keys
+        ):
+            raise UsageError(
+                f"backbone_adapter of type {kind!r} can't live beside a head: it shares state between layers, learns prompts "
+                "or is a head itself; use LoRA, DoRA, IA3, LN tuning, LoHa, OFT or BOFT."
+            )
+        for option, cure in (("modules_to_save", "trainable=n for the last n blocks"), ("bias", "bias='none'")):
+            if self.backbone_adapter.get(option) not in (None, "none", []):
+                raise UsageError(f"backbone_adapter with {option}={self.backbone_adapter[option]!r} would train the backbone's own "
+                                 f"tensors, so the bare backbone could not be restored; use {cure}.")
+        init = self.backbone_adapter.get("init_lora_weights")
+        if isinstance(init, str) and init.split("_niter")[0] in _REWRITES_BACKBONE:
+            raise UsageError(
+                f"init_lora_weights={init!r} rewrites the backbone's weights, so the bare backbone could not be restored; use "
+                "init_lora_weights=True, 'gaussian' or 'orthogonal'."
+            )

@@ -1,0 +1,229 @@
+"""The layer that holds heads beside a backbone, and the hooks through which the backbone's forward reaches it.
+
+The layer is a child of the backbone named ``hfproj``. The hooks are module-level functions that look it up on the module
+they are called with: a deep copy of the model (an EMA teacher) therefore uses its own head, not the original's.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from hfproj.backbones import ReadPoint, pool
+from hfproj.errors import UsageError
+from hfproj.heads import create_head
+from hfproj.tuner.config import ProjectionHeadConfig
+
+CHILD = "hfproj"  # must not contain the method's prefix: PEFT's delete_adapter skips names that do
+
+
+@dataclass
+class ProjectionOutput(ModelOutput):
+    """What a backbone with an active head returns.
+
+    Args:
+        representation: h ``[batch, in_dim]``, the pooled backbone output.
+        projection: z ``[batch, out_dim]``.
+        prediction: p ``[batch, out_dim]``, where the adapter has a predictor.
+        scores: ``[batch, prototypes]``, cosines of z with each prototype, where the adapter has prototypes.
+        backbone_output: What the bare backbone returned.
+    """
+
+    representation: Tensor | None = None
+    projection: Tensor | None = None
+    prediction: Tensor | None = None
+    scores: Tensor | None = None
+    backbone_output: Any = None
+
+
+class Prototypes(nn.Module):
+    """Cosines of z ``[..., dim]`` with `count` learnable prototypes."""
+
+    def __init__(self, dim: int, count: int):
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(count, dim)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return scores ``[..., count]`` in [-1, 1]."""
+        with torch.autocast(z.device.type, enabled=False):
+            dtype = torch.promote_types(z.dtype, torch.float32)
+            unit = nn.functional.normalize(z.to(dtype), dim=-1)
+            return unit @ nn.functional.normalize(self.weight.to(dtype), dim=-1).mT
+
+
+class HeadModules(nn.Module):
+    """One adapter's head, with its predictor and prototypes where the config asks for them."""
+
+    def __init__(self, config: ProjectionHeadConfig, in_dim: int):
+        super().__init__()
+        options = dict(config.head_options)
+        if config.out_dim is not None:
+            options["out_dim"] = config.out_dim
+        self.head = create_head(config.head, in_dim=in_dim, **options)
+        self.predictor, self.prototypes = None, None
+        if config.predictor is not None:
+            kwargs = {"out_dim": self.head.out_dim, **config.predictor}
+            self.predictor = create_head(kwargs.pop("head"), in_dim=self.head.out_dim, **kwargs)
+        if config.prototypes is not None:
+            self.prototypes = Prototypes(self.head.out_dim, config.prototypes)
+
+    def forward(self, h: Tensor) -> dict[str, Tensor]:
+        """Return z and, where there are such modules, p and scores for h ``[batch, dim]`` or ``[views, batch, dim]``."""
+        weight = next((p for p in self.parameters() if p.is_floating_point()), None)
+        z = self.head(h if weight is None else h.to(weight.dtype))
+        out = {"projection": z}
+        if self.predictor is not None:
+            out["prediction"] = self.predictor(z)
+        if self.prototypes is not None:
+            out["scores"] = self.prototypes(z)
+        return {name: value.reshape(-1, value.shape[-1]) for name, value in out.items()}
+
+
+class ProjectionLayer(nn.Module, BaseTunerLayer):
+    """All heads of one backbone, by adapter name; PEFT switches, disables and deletes them."""
+
+    adapter_layer_names = ("projection_head_modules",)
+    other_param_names = ()
+
+    def __init__(self):
+        super().__init__()
+        self.projection_head_modules = nn.ModuleDict()
+        self.merged_adapters = []
+        self.points: dict[str, ReadPoint] = {}
+        self.num_views = 1
+        self.handles: list[Any] = []
+
+    # PEFT asks every tuner layer for these; a head wraps no layer and has none.
+    @property
+    def weight(self):
+        raise AttributeError("a projection head wraps no layer, so it has no base weight")
+
+    @property
+    def bias(self):
+        raise AttributeError("a projection head wraps no layer, so it has no base bias")
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse: a head has no weights to be merged into."""
+        raise UsageError(
+            "A projection head can't be merged into a backbone: it comes after it. To get the bare backbone back use "
+            "model.unload()."
+        )
+
+    def unmerge(self) -> None:
+        """Do nothing: nothing is ever merged."""
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Return False: a head is no low-rank change of a weight."""
+        return False
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT calls this after loading with low_cpu_mem_usage; the device is that of the backbone at injection.
+        target = device or self.backbone_device
+        if adapter_name in self.projection_head_modules and target.type != "meta":
+            self.projection_head_modules[adapter_name].to(target)
+
+    def add(self, name: str, config: ProjectionHeadConfig, point: ReadPoint, device: torch.device) -> None:
+        """Make the head of adapter `name` and remember where its representation is read."""
+        self.backbone_device = device
+        modules = HeadModules(config, point.in_dim)
+        if not any(p.is_meta for p in modules.parameters()):
+            modules.to(device)
+        self.projection_head_modules[name] = modules
+        self.points[name] = point
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget adapter `adapter_name`."""
+        super().delete_adapter(adapter_name)
+        self.points.pop(adapter_name, None)
+
+    @property
+    def active_name(self) -> str | None:
+        """Name of the head in use, or None while disabled."""
+        if self.disable_adapters:
+            return None
+        return next((n for n in self.active_adapters if n in self.projection_head_modules), None)
+
+    def project(self, backbone: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """Return a `ProjectionOutput` around the backbone's `output`, or that output itself while disabled."""
+        name = self.active_name
+        captured = {m: _take(backbone, m) for m in {p.module for p in self.points.values()} if m is not None}
+        if name is None:
+            return output
+        point = self.points[name]
+        source = output
+        if point.module is not None:
+            source = captured[point.module]
+            if source is None:
+                raise UsageError(f"{type(backbone).__name__} did not run its module {point.module!r}, which the head reads.")
+        h = pool(source, point, _attention_mask(backbone, args, kwargs) if point.text else None)
+        rows = h
+        if self.num_views > 1:
+            if h.shape[0] % self.num_views:
+                raise UsageError(f"num_views={self.num_views}, but the batch has {h.shape[0]} rows, which it does not divide.")
+            rows = h.reshape(self.num_views, -1, h.shape[-1])
+        return ProjectionOutput(
+            representation=h, **self.projection_head_modules[name](rows), backbone_output=output
+        )
+
+
+def _attention_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
+    if "attention_mask" in kwargs or len(args) < 2:
+        return kwargs.get("attention_mask")
+    return inspect.signature(backbone.forward).bind_partial(*args).arguments.get("attention_mask")
+
+
+def _take(backbone: nn.Module, module: str) -> Any:
+    return backbone.get_submodule(module).__dict__.pop("_hfproj_feature", None)
+
+
+def before_backbone(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Take ``num_views`` out of the call and let ViTs interpolate positions for images of another size."""
+    layer = getattr(module, CHILD)
+    layer.num_views = kwargs.pop("num_views", 1)
+    size = getattr(getattr(module, "config", None), "image_size", None)
+    images = kwargs.get("pixel_values", args[0] if args else None)
+    if isinstance(size, int) and isinstance(images, Tensor) and images.ndim == 4 and images.shape[-1] != size:
+        if "interpolate_pos_encoding" in inspect.signature(module.forward).parameters:
+            kwargs.setdefault("interpolate_pos_encoding", True)
+    return args, kwargs
+
+
+def after_backbone(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    """Run the active head on the backbone's output."""
+    return getattr(module, CHILD).project(module, args, kwargs, output)
+
+
+def capture_output(module: nn.Module, args: tuple, output: Any) -> None:
+    """Keep a submodule's output until the backbone has returned."""
+    module.__dict__["_hfproj_feature"] = output
+
+
+def capture_input(module: nn.Module, args: tuple) -> None:
+    """Keep a submodule's first input until the backbone has returned."""
+    module.__dict__["_hfproj_feature"] = args[0]
+
+
+def install_hooks(backbone: nn.Module, layer: ProjectionLayer) -> None:
+    """(Re)connect `layer` with `backbone`; done anew after each injection, since PEFT replaces modules."""
+    remove_hooks(layer)
+    layer.handles = [
+        backbone.register_forward_pre_hook(before_backbone, with_kwargs=True),
+        backbone.register_forward_hook(after_backbone, with_kwargs=True),
+    ]
+    for name, side in sorted({(p.module, p.side) for p in layer.points.values() if p.module is not None}):
+        module = backbone.get_submodule(name)
+        if side == "input":
+            layer.handles.append(module.register_forward_pre_hook(capture_input))
+        else:
+            layer.handles.append(module.register_forward_hook(capture_output))
+
+
+def remove_hooks(layer: ProjectionLayer) -> None:
+    """Disconnect `layer` from its backbone."""
+    for handle in layer.handles:
+        handle.remove()
+    layer.handles = []

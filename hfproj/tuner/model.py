@@ -1,0 +1,381 @@
+"""The tuner: how PEFT attaches, switches, disables, saves, loads and removes projection heads.
+
+Three things differ from PEFT's other methods. The head sits behind the backbone instead of inside one of its layers
+(`hfproj.tuner.layer`). One adapter may carry a second PEFT method for the backbone, under the same name and in the same
+file. And with ``trainable="full"`` or a number of blocks the backbone's own tensors belong to the adapter: the ones in
+use are always the module's own parameters, those of inactive adapters and the originals wait on the CPU, and switching,
+disabling and unloading copy values in place.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import inject_adapter_in_model
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import PeftType
+from torch import Tensor, nn
+
+from hfproj.backbones import (
+    ReadPoint,
+    bare_tensors,
+    feeds_representation,
+    last_blocks,
+    resolve_read_point,
+    source_of,
+)
+from hfproj.errors import AdapterFileError, UsageError
+from hfproj.tuner.config import ProjectionHeadConfig, plain
+from hfproj.tuner.layer import CHILD, ProjectionLayer, install_hooks, remove_hooks
+
+PREFIX = "projection_head_"
+_MODULES = f".{CHILD}.projection_head_modules."
+_BACKBONE = f".{CHILD}.backbone."  # keys of trained backbone tensors in a saved adapter
+
+
+class ProjectionHeadModel(BaseTuner):
+    """PEFT's tuner for `ProjectionHeadConfig`; made by ``get_peft_model`` and ``PeftModel.from_pretrained``."""
+
+    prefix = PREFIX
+    tuner_layer_cls = BaseTunerLayer  # set, enable and delete reach the head and the backbone's PEFT layers alike
+    target_module_mapping: dict[str, list[str]] = {}
+    # Doors that inject without a PeftModel would load the head and leave its LoRA random: PEFT refuses them by this flag.
+    uses_shared_state = True
+
+    def _pre_injection_hook(self, model: nn.Module, config: ProjectionHeadConfig, adapter_name: str) -> None:
+        self._trained_names: dict[str, list[str]] = {}  # adapter → backbone tensors that belong to it
+        self._waiting: dict[str, dict[str, Tensor]] = {}  # adapter → their values while it is not in use
+        self._originals: dict[str, Tensor] = {}
+        self._in_use: str | None = None  # adapter whose backbone tensors are in the modules
+        self._frozen = False  # whether the active adapter was asked for without gradients
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Attach the head of adapter `adapter_name`, and its PEFT method for the backbone, to `model`.
+
+        Raises:
+            UsageError: the config does not fit the backbone.
+            AdapterFileError: the config is that of a head for a representation of another width.
+        """
+        config: ProjectionHeadConfig = self.peft_config[adapter_name]
+        self._refuse_foreign(model)
+        point = self._resolve(model, config)
+        names = self._backbone_names(model, config, point)
+        inner = self._inner_config(model, config, point)
+        first = not hasattr(model, CHILD)
+        trainability = {} if first else {p: p.requires_grad for p in model.parameters()}
+
+        layer = ProjectionLayer() if first else getattr(model, CHILD)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        if low_cpu_mem_usage:
+            with init_empty_weights():
+                layer.add(adapter_name, config, point, device)
+        else:
+            layer.add(adapter_name, config, point, device)
+        config.out_dim = layer.projection_head_modules[adapter_name].head.out_dim
+        if first:
+            model.add_module(CHILD, layer)
+        try:
+            if inner is not None:
+                inject_adapter_in_model(inner, model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+                model.peft_config = self.peft_config
+                config.backbone_adapter = plain(inner.to_dict())
+        except Exception as error:
+            layer.delete_adapter(adapter_name)
+            if first:
+                delattr(model, CHILD)
+            if isinstance(error, StopIteration | ValueError):
+                raise UsageError(f"backbone_adapter does not fit {type(model).__name__}: {error or type(error).__name__}; "
+                                 "name other target_modules, or leave them out to reach every linear layer.") from error
+            raise
+        install_hooks(model, layer)
+        self._trained_names[adapter_name] = names
+        self._keep_originals(model, config, names)
+        self._mark_only_adapters_as_trainable(model)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        for parameter, requires_grad in trainability.items():
+            parameter.requires_grad_(requires_grad)
+
+    # --- what a config means for this backbone ---
+
+    def _refuse_foreign(self, model: nn.Module) -> None:
+        if hasattr(model, CHILD) and not isinstance(getattr(model, CHILD), ProjectionLayer):
+            raise UsageError(f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it.")
+        if hasattr(model, CHILD):
+            return
+        if any(isinstance(m, BaseTunerLayer) for m in model.modules()):
+            raise UsageError(
+                "This backbone carries another PEFT adapter already. Attach the head to the bare backbone and pass that "
+                "method as ProjectionHeadConfig(backbone_adapter=LoraConfig(…)), or merge it first (merge_and_unload)."
+            )
+
+    def _resolve(self, model: nn.Module, config: ProjectionHeadConfig) -> ReadPoint:
+        saved_width = config.in_dim
+        try:
+            point = resolve_read_point(model, pooling=config.pooling, layer=config.layer)
+        except UsageError:
+            if saved_width is None:
+                raise
+            point = resolve_read_point(model, pooling=config.pooling, layer=config.layer, in_dim=saved_width)
+        if saved_width is not None and saved_width != point.in_dim:
+            raise AdapterFileError(
+                f"This head takes a representation of {saved_width} dimensions, but {type(model).__name__} gives "
+                f"{point.in_dim} (pooling={point.pooling!r}, layer={config.layer}); use the backbone it was made for"
+                + (f" ({config.backbone['id']})." if config.backbone else ".")
+            )
+        config.in_dim, config.pooling = point.in_dim, point.pooling
+        if config.backbone is None:
+            config.backbone = source_of(model)
+        return point
+
+    def _backbone_names(self, model: nn.Module, config: ProjectionHeadConfig, point: ReadPoint) -> list[str]:
+        if not config.trains_backbone:
+            return []
+        if config.trainable == "full":
+            return feeds_representation(model, point)
+        return last_blocks(model, point, config.trainable)
+
+    def _inner_config(self, model: nn.Module, config: ProjectionHeadConfig, point: ReadPoint) -> Any:
+        """Return the backbone's PEFT config with its targets resolved from the model itself, or None."""
+        inner = config.inner_config()
+        if inner is None:
+            return None
+        if getattr(inner, "target_modules", None) in (None, "all-linear"):
+            reached = {n.rpartition(".")[0] for n in feeds_representation(model, point)}
+            bare = {n.replace(".base_layer", ""): m for n, m in model.named_modules() if not isinstance(m, BaseTunerLayer)}
+            modules = {n: m for n, m in bare.items() if n in reached}
+            if inner.peft_type == PeftType.LN_TUNING:
+                targets = [n for n, m in modules.items() if "Norm" in type(m).__name__]
+            else:
+                targets = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
+                targets = targets or [n for n, m in modules.items() if isinstance(m, nn.Conv2d) and m.groups == 1]
+            if not targets:
+                raise UsageError(f"{type(model).__name__} has no layer that {inner.peft_type.value} can adapt; give the "
+                                 "backbone_adapter target_modules.")
+            inner.target_modules = sorted(targets)
+            if inner.peft_type == PeftType.IA3 and inner.feedforward_modules is None:
+                inner.feedforward_modules = []
+        inner.inference_mode = config.inference_mode
+        inner.base_model_name_or_path = None
+        return inner
+
+    # --- trained tensors of the backbone ---
+
+    def _keep_originals(self, model: nn.Module, config: ProjectionHeadConfig, names: list[str]) -> None:
+        if names and not config.keep_original:
+            warnings.warn(
+                "keep_original=False: the originals of the trained backbone tensors are given up, so that disabling or "
+                "unloading this adapter leaves the trained backbone in place.", stacklevel=4
+            )
+            return
+        tensors = bare_tensors(model)
+        for name in names:
+            if name not in self._originals:  # a name that another adapter trains was kept before it changed
+                self._originals[name] = tensors[name].detach().to("cpu", copy=True)
+
+    @torch.no_grad()
+    def _use_backbone_of(self, adapter: str | None) -> None:
+        """Put the backbone tensors of `adapter` (None: the originals) into the modules."""
+        if adapter is not None and not self._trained_names.get(adapter):
+            adapter = None
+        if adapter == self._in_use:
+            return
+        tensors = bare_tensors(self.model)
+        if self._in_use is not None:
+            leaving = self._trained_names[self._in_use]
+            self._waiting[self._in_use] = {n: tensors[n].detach().to("cpu", copy=True) for n in leaving}
+            for name in leaving:
+                if name in self._originals:
+                    tensors[name].copy_(self._originals[name])
+        if adapter is not None:
+            for name, value in self._waiting.pop(adapter, {}).items():
+                tensors[name].copy_(value)
+        self._in_use = adapter
+
+    def _update(self, enabled: bool = True) -> None:
+        """Bring the backbone's values and trainability in line with the adapter that is active now."""
+        active = next((n for n in self.active_adapters if n in self.peft_config), None)
+        self._use_backbone_of(active if enabled else None)
+        if active is None or not enabled:
+            return
+        config = self.peft_config[active]
+        trained = set(self._trained_names.get(active, ()))
+        for name, tensor in bare_tensors(self.model).items():
+            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+                tensor.requires_grad_(name in trained and not self._frozen)
+        if config.trainable == "head":
+            for module in self.model.modules():
+                if isinstance(module, BaseTunerLayer) and not isinstance(module, ProjectionLayer):
+                    module.set_requires_grad(active, False)
+        self._hold_batch_norm()
+
+    def _hold_batch_norm(self) -> None:
+        """Keep BatchNorm of a frozen backbone in eval mode: its running statistics are no part of the adapter."""
+        for name, module in self.model.named_modules():
+            if name.split(".")[0] == CHILD or not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                continue
+            if not any(p.requires_grad for p in module.parameters(recurse=False)):
+                module.eval()
+
+    # --- PEFT's verbs ---
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Use the head (and the backbone tensors, and the backbone's PEFT layers) of one adapter.
+
+        Raises:
+            UsageError: more than one adapter is named; one representation goes through one head.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        if len(names) > 1:
+            raise UsageError(f"Only one head can be active at a time, got {names}; call the model once per head.")
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self._frozen = inference_mode
+        self._update()
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        super()._enable_adapter_layers(enabled)
+        self._update(enabled)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Freeze or unfreeze adapters, with the backbone tensors that are theirs."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if next(iter(self.active_adapters), None) in names:
+            self._frozen = not requires_grad
+            self._update()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; the backbone tensors it trained return to their originals."""
+        if adapter_name not in self.peft_config:
+            raise UsageError(f"There is no adapter {adapter_name!r}; there are: {', '.join(self.peft_config)}.")
+        if self._in_use == adapter_name:
+            self._use_backbone_of(None)
+        super().delete_adapter(adapter_name)
+        self._trained_names.pop(adapter_name, None)
+        self._waiting.pop(adapter_name, None)
+        layer = getattr(self.model, CHILD)
+        install_hooks(self.model, layer)
+        # PEFT asks the first tuner layer which adapter is next; a LoRA layer may know fewer adapters than the heads do.
+        remaining = [n for n in layer.active_adapters if n in layer.projection_head_modules]
+        self.set_adapter(remaining, inference_mode=self._frozen)
+
+    def unload(self) -> nn.Module:
+        """Return the bare backbone, bit for bit as it was before any head was attached."""
+        self._use_backbone_of(None)
+        backbone = super().unload()
+        remove_hooks(getattr(backbone, CHILD))
+        delattr(backbone, CHILD)
+        return backbone
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Refuse: a head comes after the backbone and has nothing to be merged into."""
+        return getattr(self.model, CHILD).merge()
+
+    def train(self, mode: bool = True) -> "ProjectionHeadModel":
+        """Set training mode, except for the BatchNorm of a frozen backbone."""
+        super().train(mode)
+        self._hold_batch_norm()
+        return self
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("inject_adapter is overridden; no layer is replaced")
+
+    # --- saved form ---
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
+        inner = config.inner_config()
+        selector = super() if inner is None else PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
+        chosen = selector._get_adapter_state_dict(
+            model, config if inner is None else inner, adapter_name, state_dict, unwanted_adapter_names
+        )
+        tuner = model.base_model
+        names = tuner._trained_names.get(adapter_name, [])
+        if names:
+            live = bare_tensors(tuner.model)
+            waiting = tuner._waiting.get(adapter_name, {})
+            for name in names:
+                value = live[name] if tuner._in_use == adapter_name else waiting.get(name, tuner._originals.get(name))
+                chosen[f"base_model.model{_BACKBONE}{name}"] = value.detach()
+        return chosen
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        if _BACKBONE in key:
+            return key
+        if _MODULES in key:  # the default leaves the name inside nested keys: another name would load random weights
+            before, _, after = key.partition(_MODULES)
+            return f"{before}{_MODULES}{after.removeprefix(adapter_name + '.')}"
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+        tuner = model.base_model
+        saved_backbone = {k.partition(_BACKBONE)[2]: v for k, v in state_dict.items() if _BACKBONE in k}
+        saved_head = {k: v for k, v in state_dict.items() if _MODULES in k}
+        rest = {k: v for k, v in state_dict.items() if _BACKBONE not in k and k not in saved_head}
+        mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, saved_head)
+        inner = config.inner_config()
+        if inner is not None:
+            inner_class = PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
+            mapped |= inner_class._remap_adapter_state_dict_for_load(model, inner, adapter_name, rest)
+        else:
+            mapped |= rest
+        tuner._check_saved(adapter_name, config, mapped, saved_backbone)
+        tuner._load_backbone(adapter_name, saved_backbone)
+        return mapped
+
+    def _check_saved(self, adapter: str, config: Any, mapped: dict[str, Tensor], backbone: dict[str, Tensor]) -> None:
+        """Refuse a file whose tensors are not exactly those of this adapter; PEFT would only warn."""
+        head = f"base_model.model.{CHILD}.projection_head_modules.{adapter}."
+        there = {n: t.shape for n, t in self._own_tensors(adapter).items()}
+        expected = {f"base_model.model.{n}": s for n, s in there.items()}
+        live = bare_tensors(self.model)
+        expected |= {f"base_model.model{_BACKBONE}{n}": live[n].shape for n in self._trained_names.get(adapter, ())}
+        came = {n: t.shape for n, t in mapped.items()}
+        came |= {f"base_model.model{_BACKBONE}{n}": t.shape for n, t in backbone.items()}
+        problems = [f"missing {n}" for n in expected if n not in came]
+        problems += [f"unexpected {n}" for n in came if n not in expected]
+        problems += [
+            f"{n} has shape {tuple(came[n])}, expected {tuple(expected[n])}"
+            for n in expected
+            if n in came and came[n] != expected[n]
+        ]
+        if problems:
+            listed = "; ".join(p.replace(head, "head: ").replace("base_model.model.", "") for p in problems[:3])
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise AdapterFileError(
+                f"The saved tensors do not fit this adapter (head {config.head!r}, {config.in_dim} → {config.out_dim}): "
+                f"{listed}{more}. The file belongs to another config or backbone, or is damaged; download or save it again."
+            )
+
+    def _own_tensors(self, adapter: str) -> dict[str, Tensor]:
+        """Return the tensors of one adapter's head and PEFT layers, under their names in the model."""
+        found = {}
+        for module_name, module in self.model.named_modules():
+            if not isinstance(module, BaseTunerLayer):
+                continue
+            for name, tensor in module.state_dict(keep_vars=True).items():
+                if not name.startswith("base_layer.") and name.split(".")[1:2] == [adapter]:  # container.adapter.…
+                    found[f"{module_name}.{name}"] = tensor
+        return found
+
+    @torch.no_grad()
+    def _load_backbone(self, adapter: str, values: dict[str, Tensor]) -> None:
+        if not values:
+            return
+        if self._in_use == adapter:
+            tensors = bare_tensors(self.model)
+            for name, value in values.items():
+                tensors[name].copy_(value)
+        else:
+            self._waiting[adapter] = {n: v.detach().to("cpu", copy=True) for n, v in values.items()}

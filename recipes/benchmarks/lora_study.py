@@ -1,0 +1,165 @@
+"""Does SimCLR with a LoRA on vit_nano help where the backbone has (CIFAR-10) or has not (Fashion-MNIST) seen such images?
+
+    python recipes/benchmarks/lora_study.py tune  --name cifar10 --dataset path/to/cifar10
+    python recipes/benchmarks/lora_study.py final --name cifar10 --dataset path/to/cifar10
+    python recipes/benchmarks/lora_study.py table
+
+``tune`` tries the settings of TRIALS on 10,000 training images, one seed, and scores them on 2,000 images held out of train.
+``final`` runs the setting in CHOSEN with 3 seeds and the two controls, and scores on the test part: 20-NN accuracy of h and z
+after minus before, with a paired bootstrap interval over test images. Finished runs are kept and not run again. ``table``
+writes recipes/benchmarks/results/lora_study.json and .md from all of them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from hfproj import Results
+from hfproj.probes import paired_interval
+from hfproj.results import write_atomic
+
+HERE = Path(__file__).resolve().parent
+RUNS = Path("runs/lora_study")
+OUT = HERE / "results" / "lora_study"
+
+COMMON = ["--train_limit", "10000", "--disable_tqdm", "True", "--logging_steps", "20"]
+BASE = {"learning_rate": 1e-3, "temperature": 0.2, "crop_scale": 0.2, "color_jitter": 0.5, "lora_r": 8, "patch_dropout": 0.5}
+TUNE_STEPS = 60
+TRIALS = {
+    "base": {},
+    "temperature 0.1": {"temperature": 0.1},
+    "temperature 0.5": {"temperature": 0.5},
+    "learning rate 3e-3": {"learning_rate": 3e-3},
+    "crops from 0.5": {"crop_scale": 0.5},
+    "no colour jitter": {"color_jitter": 0.0, "grayscale": 0.0},
+    "LoRA rank 32": {"lora_r": 32},
+    "head depth 3, width 1024": {"head_depth": 3, "hidden_dim": 1024},
+    "patch dropout 0.75": {"patch_dropout": 0.75},
+}
+CHOSEN: dict[str, dict] = {"cifar10": {}, "fashion_mnist": {}}
+FINAL_STEPS = 200
+SEEDS = (0, 1, 2)
+CONTROLS = {
+    "simclr": {},
+    "learning rate 0": {"learning_rate": 0.0, "max_steps": 5},
+    "frozen backbone": {"lora_r": 0, "trainable": "head"},
+}
+
+
+def run(folder: Path, dataset: str, options: dict) -> Results:
+    """Run the recipe into `folder` unless it is there already."""
+    if not (folder / "results.json").is_file():
+        flags = [f for n, v in options.items() for f in (f"--{n}", str(v))]
+        command = [sys.executable, str(HERE.parent / "simclr_vit.py"), "--dataset", dataset, *COMMON, *flags]
+        print(" ".join(command[1:]), flush=True)
+        subprocess.run([*command, "--output_dir", str(folder)], check=True)
+    return Results.load(folder)
+
+
+def tune(name: str, dataset: str, only: list[str]) -> None:
+    for trial, change in TRIALS.items():
+        if only and trial not in only:
+            continue
+        options = {**BASE, "max_steps": TUNE_STEPS, "holdout": 2000, **change}
+        r = run(RUNS / name / "tune" / trial.replace(" ", "_"), dataset, options)
+        gain = r.value("knn", "h", "after") - r.value("knn", "h", "before")
+        print(f"{name}: {trial}: 20-NN of h {gain:+.4f}", flush=True)
+
+
+def final(name: str, dataset: str) -> None:
+    for control, change in CONTROLS.items():
+        for seed in SEEDS:
+            options = {**BASE, "max_steps": FINAL_STEPS, **CHOSEN[name], **change, "seed": seed}
+            run(RUNS / name / "final" / control.replace(" ", "_") / str(seed), dataset, options)
+
+
+def table() -> None:
+    tuned, finals = [], []
+    for name in CHOSEN:
+        for trial, change in TRIALS.items():
+            folder = RUNS / name / "tune" / trial.replace(" ", "_")
+            if (folder / "results.json").is_file():
+                r = Results.load(folder)
+                row = {"dataset": name, "trial": trial, **{**BASE, **change}, "steps": TUNE_STEPS}
+                for layer in ("h", "z"):
+                    for when in ("before", "after"):
+                        row[f"knn_{layer}_{when}"] = r.value("knn", layer, when)
+                row["seconds"] = next(e["train_runtime"] for e in r.log if "train_runtime" in e)
+                tuned.append(row)
+        for control in CONTROLS:
+            folders = [RUNS / name / "final" / control.replace(" ", "_") / str(s) for s in SEEDS]
+            found = [Results.load(f) for f in folders if (f / "results.json").is_file()]
+            if found:
+                finals.append(summary(name, control, found))
+    OUT.parent.mkdir(exist_ok=True)
+    content = {"tune": tuned, "final": finals, "base": BASE, "chosen": CHOSEN, "versions": found[0].versions if finals else {}}
+    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_atomic(OUT.with_suffix(".md"), markdown(content).encode())
+    print(markdown(content))
+
+
+def summary(name: str, control: str, runs: list[Results]) -> dict:
+    row: dict = {"dataset": name, "run": control, "seeds": len(runs)}
+    row["seconds"] = [next(e["train_runtime"] for e in r.log if "train_runtime" in e) for r in runs]
+    merged = [{w: [r.outcomes("knn", layer, w)[0] for r in runs] for w in ("before", "after")} for layer in ("h", "z")]
+    for layer, outcomes in zip(("h", "z"), merged):
+        interval = paired_interval(outcomes["after"], outcomes["before"])
+        row[f"knn_{layer}"] = {w: [r.value("knn", layer, w) for r in runs] for w in ("before", "after")}
+        row[f"gain_{layer}"] = {"mean": interval.difference, "low": interval.low, "high": interval.high, "level": 0.95}
+        row[f"rankme_{layer}"] = {w: [r.value("rankme", layer, w) for r in runs] for w in ("before", "after")}
+    return row
+
+
+def markdown(content: dict) -> str:
+    lines = ["# SimCLR with a LoRA on vit_nano: 10,000 training images", "", "Written by `recipes/benchmarks/lora_study.py table`.", ""]
+    lines += ["## Tuning: one seed, scored on 2,000 images held out of train", ""]
+    lines += ["| data | trial | 20-NN h before | after | gain | 20-NN z after | seconds |", "|---|---|---:|---:|---:|---:|---:|"]
+    for r in content["tune"]:
+        gain = r["knn_h_after"] - r["knn_h_before"]
+        lines.append(
+            f"| {r['dataset']} | {r['trial']} | {r['knn_h_before']:.4f} | {r['knn_h_after']:.4f} | {gain:+.4f} "
+            f"| {r['knn_z_after']:.4f} | {r['seconds']:.0f} |"
+        )
+    lines += ["", "## Final runs: 3 seeds, test part; gain = after − before with a paired 95 % interval", ""]
+    lines += ["| data | run | 20-NN h before | after | gain of h | 20-NN z after | RankMe h before → after | RankMe z after |"]
+    lines += ["|---|---|---:|---:|---|---:|---:|---:|"]
+    for r in content["final"]:
+        h, z, g = r["knn_h"], r["knn_z"], r["gain_h"]
+        rank = r["rankme_h"]
+        lines.append(
+            f"| {r['dataset']} | {r['run']} | {mean_std(h['before'])} | {mean_std(h['after'])} | {g['mean']:+.4f} "
+            f"[{g['low']:+.4f}, {g['high']:+.4f}] | {mean_std(z['after'])} "
+            f"| {mean_std(rank['before'], 1)} → {mean_std(rank['after'], 1)} | {mean_std(r['rankme_z']['after'], 1)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def mean_std(values: list[float], digits: int = 4) -> str:
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    std = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tune", "final", "table"))
+    parser.add_argument("--name", choices=tuple(CHOSEN), help="Which of the two data sets.")
+    parser.add_argument("--dataset", help="Where it is: what simclr_vit.py takes as --dataset.")
+    parser.add_argument("--only", nargs="*", default=[], help="Only these trials.")
+    options = parser.parse_args()
+    if options.what == "table":
+        table()
+    elif not options.name or not options.dataset:
+        parser.error("tune and final need --name and --dataset")
+    elif options.what == "tune":
+        tune(options.name, options.dataset, options.only)
+    else:
+        final(options.name, options.dataset)
+
+
+if __name__ == "__main__":
+    main()

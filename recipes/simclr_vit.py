@@ -1,0 +1,142 @@
+"""SimCLR on a pretrained backbone: a projection head and a LoRA, trained on unlabelled images, probed before and after.
+
+    accelerate launch recipes/simclr_vit.py                                        # vit_nano on handwritten digits, no network
+    accelerate launch recipes/simclr_vit.py --backbone facebook/dinov2-small --dataset uoft-cs/cifar10
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py     # two CPU processes
+
+Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds the
+adapter, results.json (every number with its protocol), spectrum.png and a card. All options of `transformers`'
+TrainingArguments work as flags too (``--num_train_epochs``, ``--per_device_train_batch_size``, ``--learning_rate``, ``--report_to``).
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hfproj
+from hfproj import cli, plots
+from hfproj.data import split_off
+from hfproj.hub.card import write_card
+from hfproj.results import command_line
+from peft import LoraConfig, get_peft_model
+from transformers import HfArgumentParser
+
+
+@dataclass
+class Recipe:
+    backbone: str = field(default="vit_nano", metadata={"help": "vit_nano, a Hub id, timm/… or a folder."})
+    dataset: str = field(default="digits", metadata={"help": "digits, a Hub id, parquet file(s), an image or IDX folder."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels, for scoring only."})
+    train_limit: int | None = field(default=None, metadata={"help": "Take this many random training images."})
+    test_limit: int | None = field(default=None, metadata={"help": "Take this many random test images."})
+    holdout: int = field(default=0, metadata={"help": "Score on this many images held out of train, not on test."})
+    head: str = field(default="mlp", metadata={"help": "identity, linear, mlp."})
+    head_depth: int = field(default=2, metadata={"help": "Linear layers of an mlp head."})
+    hidden_dim: int = field(default=512, metadata={"help": "Hidden width of an mlp head."})
+    out_dim: int = field(default=128, metadata={"help": "Width of the projection."})
+    pooling: str | None = field(default=None, metadata={"help": "cls, mean, cls_mean, max, pooler."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA on the backbone; 0 for none."})
+    trainable: str = field(default="adapter", metadata={"help": "head, adapter, full, or a number of blocks."})
+    temperature: float = field(default=0.2, metadata={"help": "Temperature of NT-Xent."})
+    crop_scale: float = field(default=0.4, metadata={"help": "Smallest share of the image that a view shows; 1 for all."})
+    flip: bool | None = field(default=None, metadata={"help": "Mirror views; by default not for digits."})
+    color_jitter: float = field(default=0.5, metadata={"help": "Strength of the colour jitter; 0 for none."})
+    grayscale: float = field(default=0.2, metadata={"help": "Probability of a grey view."})
+    rotation: float = field(default=0.0, metadata={"help": "Views are turned by up to this many degrees."})
+    knn_k: int = field(default=20, metadata={"help": "Neighbours of the k-NN probe."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Not available yet."})
+
+
+@dataclass
+class Training(hfproj.ProjectionTrainingArguments):
+    output_dir: str = field(default="out/simclr_vit", metadata={"help": "Folder for the adapter and what was measured."})
+    num_train_epochs: float = field(default=15, metadata={"help": "Epochs."})
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "Images per process and step."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images per process in evaluation."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
+    patch_dropout: float = field(default=0.5, metadata={"help": "Share of patches hidden from a ViT in training."})
+    logging_steps: float = field(default=5, metadata={"help": "Steps between log lines."})
+    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})
+    report_to: str = field(default="none", metadata={"help": "Trackers."})
+    push_to_hub: bool = field(default=False, init=False)
+
+
+def main() -> None:
+    recipe, args = HfArgumentParser((Recipe, Training)).parse_args_into_dataclasses()
+    if recipe.push_to_hub is not None:
+        raise hfproj.UsageError("--push_to_hub is not available yet; upload the output folder yourself.")
+
+    columns = {"image_column": recipe.image_column, "label_column": recipe.label_column}
+    train = hfproj.load_image_dataset(recipe.dataset, split="train", **columns)
+    if recipe.holdout:
+        train, test = split_off(train, recipe.holdout, seed=0)
+        test_name = f"{recipe.dataset}, {recipe.holdout} held out of train"
+    else:
+        test = hfproj.load_image_dataset(recipe.dataset, split="test", **columns, limit=recipe.test_limit)
+        test_name = recipe.dataset
+    if recipe.train_limit:
+        train, _ = split_off(train, len(train) - recipe.train_limit, seed=0) if recipe.train_limit < len(train) else (train, None)
+    labelled = "label" in train.column_names
+
+    model = get_peft_model(
+        hfproj.load_backbone(recipe.backbone),
+        hfproj.ProjectionHeadConfig(
+            head=recipe.head,
+            out_dim=None if recipe.head == "identity" else recipe.out_dim,
+            head_options={"hidden_dim": recipe.hidden_dim, "depth": recipe.head_depth} if recipe.head == "mlp" else {},
+            backbone_adapter=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_r) if recipe.lora_r else None,
+            trainable=int(recipe.trainable) if recipe.trainable.isdigit() else recipe.trainable,
+            pooling=recipe.pooling,
+        ),
+    )
+    flip = recipe.flip if recipe.flip is not None else recipe.dataset != "digits"  # a mirrored digit is no digit
+    views = hfproj.ImageViews.for_model(
+        model,
+        seed=args.seed,
+        scale=(recipe.crop_scale, 1.0) if recipe.crop_scale < 1 else None,
+        flip_probability=0.5 if flip else 0.0,
+        color_jitter_strength=recipe.color_jitter,
+        grayscale_probability=recipe.grayscale,
+        rotation_degrees=recipe.rotation,
+    )
+    trainer = hfproj.ProjectionTrainer(
+        model,
+        args,
+        objective=hfproj.create_objective("nt_xent", temperature=recipe.temperature),
+        train_dataset=train,
+        eval_dataset=test if args.eval_strategy != "no" else None,
+        data_collator=views,
+    )
+    model.print_trainable_parameters()
+
+    def measure(when: str) -> hfproj.Results:
+        probes = [hfproj.KNNProbe(k=recipe.knn_k)] if labelled else []
+        return hfproj.evaluate(
+            model, probes=probes, train=train, test=test, when=when, dataset=test_name, views=views, seed=args.seed
+        )
+
+    before = measure("before")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    results = before.merge(measure("after"))
+    if not trainer.is_world_process_zero():
+        return
+
+    folder = Path(args.output_dir)
+    results.command = command_line()
+    results.config["recipe"] = vars(recipe)
+    results.config["training"] = args.chosen()
+    results.log = trainer.state.log_history
+    trainer.save_model(str(folder))
+    results.save(folder)
+    plots.plot_spectrum(results.spectra, path=folder / "spectrum.png")
+    write_card(results, folder)
+    print(results.table())
+    print(f"\nSaved to {folder}: the adapter, results.json, spectrum.png and a card (README.md).")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Many small cases on several processes: ``cases`` is the table, ``run`` the harness. A new objective adds rows."""

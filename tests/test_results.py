@@ -1,0 +1,226 @@
+import enum
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hfproj.errors import AdapterFileError, UsageError
+from hfproj.results import Measurement, Results, command_line, pack_outcomes, portable, unpack_outcomes, write_atomic
+
+
+def knn(layer, when, value, seed=0, **protocol):
+    return Measurement("knn", layer, when, value, "digits", "accuracy", {"k": 20, "seed": seed, **protocol})
+
+
+def a_result(**changes):
+    settings = {
+        "config": {"base_model": "./vit_nano"},
+        "seeds": [0],
+        "command": "python simclr.py",
+        "measurements": [knn("h", "before", 0.838), knn("h", "after", 0.9), Measurement("rankme", "z", "after", 18.71)],
+        "spectra": {"h after": [2.0, 1.0]},
+        "log": [{"loss": 3.2, "step": 1}],
+        "notes": ["a note"],
+    }
+    return Results(**{**settings, **changes})
+
+
+def test_round_trip(tmp_path):
+    result = a_result()
+    path = result.save(tmp_path)
+    assert path == tmp_path / "results.json"
+    assert Results.load(path) == Results.load(tmp_path) == result
+    first = path.read_bytes()
+    Results.load(path).save(path)
+    assert path.read_bytes() == first
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_strict_json_without_paths(tmp_path):
+    class Kind(str, enum.Enum):
+        LORA = "LORA"
+
+    config = {"targets": {"b", "a"}, "kind": Kind.LORA, "file": Path("/home/someone/x/model"), "lr": np.float32(0.5)}
+    log = [{"loss": float("nan"), "grad_norm": float("inf"), "step": np.int64(3)}]
+    result = a_result(
+        config=config, log=log, spectra={"h after": torch.tensor([2.0, float("nan")])}, command="x --d /srv/data/c"
+    )
+    path = result.save(tmp_path / "results.json")
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert content["config"] == {"targets": ["a", "b"], "kind": "LORA", "file": "./model", "lr": 0.5}
+    assert content["log"] == [{"loss": None, "grad_norm": None, "step": 3}]
+    assert content["spectra"] == {"h after": [2.0, None]}
+    assert content["command"] == "x --d ./c"
+    assert "/home" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("facebook/dinov2-small", "facebook/dinov2-small"),
+        ("https://huggingface.co/facebook/dinov2-small", "https://huggingface.co/facebook/dinov2-small"),
+        ("--data /mnt/x/cifar10 --out=/tmp/run", "--data ./cifar10 --out=./run"),
+        ("~/runs/a", "./a"),
+        ("~someone/runs/a", "./a"),
+        (r"C:\Users\someone\a", "./a"),
+        ("./out/run", "./out/run"),
+        ("1/2 and a / b", "1/2 and a / b"),
+        ("['/data/one', '/data/two']", "['./one', './two']"),
+    ],
+)
+def test_portable_text(text, expected):
+    assert portable(text) == expected
+
+
+def test_a_path_inside_the_working_directory_stays_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert portable(tmp_path / "out" / "run") == "./out/run"
+    assert command_line([str(tmp_path / "recipes" / "a.py"), "--x", "a b"]) == "python ./recipes/a.py --x 'a b'"
+
+
+def test_what_json_cannot_hold_is_refused_and_leaves_the_old_file(tmp_path):
+    path = a_result().save(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="object"):
+        a_result(config={"x": object()}).save(path)
+    assert path.read_bytes() == before
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomic(path, b"old")
+
+    def fail(*_):
+        raise OSError("disk")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "0.5", True])
+def test_a_measurement_is_a_finite_number(value):
+    with pytest.raises(Exception, match=r"finite|value"):
+        Measurement("knn", "h", "after", value)
+
+
+def test_layer_and_when_are_checked():
+    for layer, when in (("p", "after"), ("h", "now")):
+        with pytest.raises(UsageError, match="Expected layer"):
+            Measurement("knn", layer, when, 1.0)
+
+
+def damaged(tmp_path, change):
+    path = a_result().save(tmp_path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("format"),
+        lambda c: c.update(format=99),
+        lambda c: c.pop("measurements"),
+        lambda c: c.update(measurements=3),
+        lambda c: c["measurements"][0].pop("value"),
+        lambda c: c["measurements"][0].update(value=None),
+        lambda c: c["measurements"][0].update(layer="q"),
+        lambda c: c.update(spectra=[]),
+        lambda c: c.update(extra=1),
+        lambda c: c["log"].append(float("nan")),
+    ],
+)
+def test_damage_is_named(tmp_path, change):
+    with pytest.raises(AdapterFileError, match=r"results\.json is damaged"):
+        Results.load(damaged(tmp_path, change))
+
+
+def test_a_cut_file_a_list_and_a_missing_one(tmp_path):
+    path = a_result().save(tmp_path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(AdapterFileError):
+        Results.load(path)
+    path.write_text("[1]")
+    with pytest.raises(AdapterFileError):
+        Results.load(path)
+    with pytest.raises(UsageError, match="no file"):
+        Results.load(tmp_path / "other.json")
+
+
+def test_merge_of_before_and_after_and_of_seeds():
+    before = a_result(measurements=[knn("h", "before", 0.8)], spectra={"h before": [1.0]}, notes=[])
+    after = a_result(measurements=[knn("h", "after", 0.9)])
+    other = a_result(measurements=[knn("h", "after", 0.7, seed=1)], seeds=[1])
+    merged = before.merge(after, other)
+    assert merged.value("knn", "h", "after") == pytest.approx(0.8)
+    assert merged.value("knn", "h", "after", seed=1) == 0.7
+    assert merged.seeds == [0, 1]
+    assert sorted(merged.spectra) == ["h after", "h before"]
+    assert merged.log == before.log
+    assert "0.8000 ± 0.1414" in merged.table()
+    assert len(before.measurements) == 1
+    assert merged.merge(after).measurements == merged.measurements
+
+
+def test_merge_refuses_what_belongs_to_different_models():
+    with pytest.raises(UsageError, match="Two values of 20-NN accuracy"):
+        a_result().merge(a_result(measurements=[knn("h", "after", 0.5)]))
+    with pytest.raises(UsageError, match="base_model"):
+        a_result().merge(a_result(config={"base_model": "other"}))
+
+
+def test_value_says_what_there_is():
+    result = a_result()
+    assert result.value("rankme", "z", "after") == 18.71
+    with pytest.raises(UsageError, match="Available: knn h after, knn h before, rankme z after"):
+        result.value("knn", "z", "after")
+    two = a_result(measurements=[knn("h", "after", 0.9), knn("h", "after", 0.8, k=5)])
+    with pytest.raises(UsageError, match="several protocols"):
+        two.value("knn", "h", "after")
+    assert two.value("knn", "h", "after", k=5) == 0.8
+
+
+def test_outcomes_survive_the_file(tmp_path):
+    correct = np.arange(11) % 3 == 0
+    m = Measurement("knn", "h", "after", 0.4, outcomes=pack_outcomes(correct))
+    result = Results.load(a_result(measurements=[m]).save(tmp_path))
+    assert (result.outcomes("knn", "h", "after") == correct[None]).all()
+    assert unpack_outcomes(pack_outcomes([])).size == 0
+    with pytest.raises(UsageError, match="not kept"):
+        a_result().outcomes("knn", "h", "after")
+
+
+def test_tables():
+    measurements = [
+        Measurement("positive_cosine", "h", "after", 0.5),
+        Measurement("representation_std", "h", "after", 0.0512),
+        Measurement("rankme", "h", "before", 12.84),
+        Measurement("rankme", "h", "after", 18.71),
+        Measurement("knn", "h", "before", 0.838, protocol={"k": 20}),
+        Measurement("knn", "z", "after", 0.5, protocol={"k": 20}),
+    ]
+    result = a_result(measurements=measurements)
+    lines = result.table().splitlines()
+    assert lines[0].split() == ["h", "before", "h", "after", "z", "before", "z", "after"]
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        "20-NN accuracy",
+        "RankMe",
+        "representation std",
+        "positive cosine",
+    ]
+    assert lines[1].split()[2:] == ["0.8380", "–", "–", "0.5000"]
+    assert lines[2].split()[1:] == ["12.8", "18.7", "–", "–"]
+    assert len({len(line) for line in lines[:2]}) == 1
+    markdown = result.to_markdown().splitlines()
+    assert markdown[0] == "|  | h before | h after | z before | z after |"
+    assert markdown[1] == "| --- | ---: | ---: | ---: | ---: |"
+    assert markdown[3] == "| RankMe | 12.8 | 18.7 | – | – |"
+    assert Results().table()
