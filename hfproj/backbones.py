@@ -1,7 +1,7 @@
 """Backbones: loading them, where their representation is read, how it is pooled, and how images are prepared for them.
 
-Three families are known: `transformers` models (vision and text), `timm` models, and plain ``nn.Module``s whose output is
-a tensor ``[batch, dim]``, ``[batch, tokens, dim]`` or ``[batch, dim, height, width]``.
+Three families are known: `transformers` models (vision and text), `timm` models, and plain ``nn.Module``s whose output
+is a tensor ``[batch, dim]``, ``[batch, tokens, dim]`` or ``[batch, dim, height, width]``.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError, unknown
@@ -22,6 +23,7 @@ from hfproj.errors import UsageError, unknown
 POOLINGS = ("cls", "mean", "cls_mean", "max", "pooler")
 EMBEDDED = "vit_nano"
 _IMAGENET_HALF = (0.5, 0.5, 0.5)
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers in a preprocessor_config.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +76,8 @@ def _timm_part(backbone: nn.Module) -> tuple[str, nn.Module] | None:
 def blocks_of(backbone: nn.Module) -> list[str]:
     """Return the names of the backbone's blocks, first to last: transformer layers, or the stages of a CNN.
 
-    The blocks are the children of the largest ``ModuleList`` or ``Sequential`` (``layers``, ``encoder.layer``, ``blocks``,
-    ``stages``), or the children ``layer1`` … ``layerN`` of a ResNet.
+    The blocks are the children of the largest ``ModuleList`` or ``Sequential`` (``layers``, ``encoder.layer``,
+    ``blocks``, ``stages``), or the children ``layer1`` … ``layerN`` of a ResNet.
 
     Raises:
         UsageError: no such container exists.
@@ -151,7 +153,7 @@ def _timm_read_module(model: nn.Module) -> tuple[str, str] | None:
 
 
 def _checkpoint_lacks(backbone: nn.Module, part: str) -> bool:
-    """Whether the checkpoint that a transformers model came from has no tensor below `part`; False when it can't be told."""
+    """Whether the checkpoint of a transformers model has no tensor below `part`; False when it can't be told."""
     from safetensors import safe_open
     from transformers.utils import cached_file
 
@@ -205,16 +207,21 @@ def resolve_read_point(
     side = "output"
 
     if pooling is None:
-        pooling = "cls" if has_cls else ("mean" if library_of(backbone) != "torch" else "pooler")
+        pooling = "cls" if has_cls else "mean"
     if pooling == "pooler":
         if layer != -1:
-            raise UsageError(f"pooling='pooler' reads the backbone's own pooled output, so layer={layer} can't be used "
-                             "with it; use pooling='cls' or 'mean', or layer=-1.")
+            raise UsageError(
+                f"pooling='pooler' reads the backbone's own pooled output, so layer={layer} can't be used "
+                "with it; use pooling='cls' or 'mean', or layer=-1."
+            )
         _check_pooler(backbone)
         if timm_part and getattr(timm_part[1], "head_hidden_size", None):
             width = int(timm_part[1].head_hidden_size)
     elif layer != -1:
         module = _block_name(backbone, layer)
+        sizes = getattr(getattr(backbone, "config", None), "hidden_sizes", None) or []
+        if len(sizes) == len(blocks_of(backbone)):  # the stages of a CNN differ in width
+            width = int(sizes[layer])
         if timm_part:
             info = timm_part[1].feature_info if isinstance(getattr(timm_part[1], "feature_info", None), list) else []
             widths = {timm_part[0] + i["module"]: i["num_chs"] for i in info}
@@ -223,8 +230,10 @@ def resolve_read_point(
     elif timm_part:
         found = _timm_read_module(timm_part[1])
         if found is None:
-            raise UsageError(f"{kind} shows neither a token norm nor a pooling layer; use pooling='pooler' with a model "
-                             "made by timm.create_model(…, num_classes=0).")
+            raise UsageError(
+                f"{kind} shows neither a token norm nor a pooling layer; use pooling='pooler' with a model "
+                "made by timm.create_model(…, num_classes=0)."
+            )
         module, side = timm_part[0] + found[0], found[1]
     if pooling in ("cls", "cls_mean") and not has_cls:
         raise UsageError(f"pooling={pooling!r} needs a class token and {kind} has none; use pooling='mean' or 'max'.")
@@ -241,12 +250,14 @@ def _check_pooler(backbone: nn.Module) -> None:
     timm_part = _timm_part(backbone)
     if timm_part:
         if getattr(timm_part[1], "num_classes", 0):
-            raise UsageError(f"pooling='pooler' of {kind} would read class scores; make the backbone with num_classes=0, "
-                             f"or {cure}.")
+            raise UsageError(
+                f"pooling='pooler' of {kind} would read class scores; make the backbone with num_classes=0, or {cure}."
+            )
         return
     if library_of(backbone) != "transformers":
         return
-    learned = [n for n in ("pooler", "head") if isinstance(getattr(backbone, n, None), nn.Module)]
+    parts = {n: getattr(backbone, n, None) for n in ("pooler", "head")}
+    learned = [n for n, m in parts.items() if isinstance(m, nn.Module) and any(True for _ in m.parameters())]
     if hasattr(backbone, "pooler") and backbone.pooler is None:
         raise UsageError(f"pooling='pooler': this {kind} has no pooler; {cure}.")
     if learned and _checkpoint_lacks(backbone, learned[0]):
@@ -280,8 +291,8 @@ def bare_tensors(backbone: nn.Module) -> dict[str, Tensor]:
 def feeds_representation(backbone: nn.Module, point: ReadPoint) -> list[str]:
     """Return the names (as in `bare_tensors`) of the tensors that the representation depends on.
 
-    Left out are mask tokens, poolers and classifiers that are not read, and whatever is registered after the module that
-    is read (blocks after `layer`, final norms, classifiers).
+    Left out are mask tokens, poolers and classifiers that are not read, and whatever is registered after the module
+    that is read (blocks after `layer`, final norms, classifiers).
     """
     names = list(bare_tensors(backbone))
     drop = {"mask_token"}
@@ -313,8 +324,10 @@ def last_blocks(backbone: nn.Module, point: ReadPoint, count: int) -> list[str]:
     names = feeds_representation(backbone, point)
     blocks = [b for b in blocks_of(backbone) if any(n.startswith(b + ".") for n in names)]
     if not 1 <= count <= len(blocks):
-        raise UsageError(f"trainable={count}: expected 1 to {len(blocks)} blocks of {type(backbone).__name__}; to train "
-                         "all of the backbone use trainable='full'.")
+        raise UsageError(
+            f"trainable={count}: expected 1 to {len(blocks)} blocks of {type(backbone).__name__}; to train "
+            "all of the backbone use trainable='full'."
+        )
     first = next(i for i, n in enumerate(names) if n.startswith(blocks[-count] + "."))
     return names[first:]
 
@@ -328,8 +341,22 @@ def _tokens(output: Any) -> Tensor:
             return value
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise UsageError(f"The backbone returned {type(output).__name__}; expected a tensor, a tuple of tensors or an output "
-                     "with last_hidden_state.")
+    raise UsageError(
+        f"The backbone returned {type(output).__name__}; expected a tensor, a tuple of tensors or an output "
+        "with last_hidden_state."
+    )
+
+
+def _pooled(output: Any) -> Tensor:
+    if isinstance(output, tuple) and len(output) > 1:  # return_dict=False
+        pooled = output[1]
+    else:
+        pooled = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    if not isinstance(pooled, Tensor) or pooled.ndim < 2 or pooled.shape[2:].numel() != 1:
+        raise UsageError(
+            "pooling='pooler': the backbone returned no pooled vector per sample; use pooling='cls' or 'mean'."
+        )
+    return pooled.flatten(1)
 
 
 def pool(output: Any, point: ReadPoint, attention_mask: Tensor | None = None) -> Tensor:
@@ -338,8 +365,8 @@ def pool(output: Any, point: ReadPoint, attention_mask: Tensor | None = None) ->
     Raises:
         UsageError: the output has another width than the head was made for, or can't be pooled this way.
     """
-    if point.pooling == "pooler" and isinstance(getattr(output, "pooler_output", None), Tensor):
-        h = output.pooler_output.flatten(1)
+    if point.pooling == "pooler":
+        h = _pooled(output)
     else:
         f = _tokens(output)
         if f.ndim == 4:  # feature map; timm's Swin family keeps channels last
@@ -349,13 +376,15 @@ def pool(output: Any, point: ReadPoint, attention_mask: Tensor | None = None) ->
             prefix = point.prefix_tokens
         h = f if f.ndim == 2 else _pool_tokens(f, point, prefix, attention_mask)
     if h.shape[-1] != point.in_dim:
-        raise UsageError(f"The representation has {h.shape[-1]} dimensions and the head was made for {point.in_dim}; give "
-                         f"the config in_dim={h.shape[-1]}, or use the backbone that the head was trained on.")
+        raise UsageError(
+            f"The representation has {h.shape[-1]} dimensions and the head was made for {point.in_dim}; give "
+            f"the config in_dim={h.shape[-1]}, or use the backbone that the head was trained on."
+        )
     return h
 
 
 def _pool_tokens(f: Tensor, point: ReadPoint, prefix: int, attention_mask: Tensor | None) -> Tensor:
-    if point.pooling in ("cls", "pooler"):
+    if point.pooling == "cls":
         return f[:, 0]
     patches = f if point.text else f[:, prefix:]
     mask = None
@@ -365,6 +394,29 @@ def _pool_tokens(f: Tensor, point: ReadPoint, prefix: int, attention_mask: Tenso
         return (patches if mask is None else patches.masked_fill(mask == 0, -torch.inf)).amax(1)
     mean = patches.mean(1) if mask is None else (patches * mask).sum(1) / mask.sum(1).clamp_min(1)
     return torch.cat([f[:, 0], mean], dim=-1) if point.pooling == "cls_mean" else mean
+
+
+def fit_image_size(backbone: nn.Module, size: tuple[int, int]) -> bool:
+    """Return whether a `transformers` ViT has to be told to interpolate its positions for images of `size`.
+
+    Raises:
+        UsageError: a `timm` model made for one size only gets another.
+    """
+    timm_part = _timm_part(backbone)
+    if timm_part:
+        embed = getattr(timm_part[1], "patch_embed", None)
+        wanted = getattr(embed, "img_size", None)
+        if getattr(embed, "strict_img_size", False) and wanted is not None and tuple(wanted) != size:
+            raise UsageError(
+                f"{type(timm_part[1]).__name__} was made for images of {wanted[0]} × {wanted[1]} pixels, got "
+                f"{size[0]} × {size[1]}; make it with dynamic_img_size=True or img_size={size[0]}, or resize them."
+            )
+        return False
+    wanted = getattr(getattr(backbone, "config", None), "image_size", None)
+    wanted = (wanted, wanted) if isinstance(wanted, int) else wanted
+    if wanted is None or tuple(wanted) == size:
+        return False
+    return "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -383,8 +435,8 @@ def load_backbone(name: str, *, library: str | None = None, revision: str | None
             (``"timm/vit_small_patch16_224.augreg_in1k"`` from the Hub, or a bare timm name with ``library="timm"``).
         library: ``"transformers"`` or ``"timm"``; None decides by `name`.
         revision: A branch, tag or commit of the Hub repository.
-        **kwargs: Passed to ``from_pretrained`` or ``timm.create_model`` (``img_size=…``, ``pretrained=False``); plain JSON
-            values only, since they are stored with the adapter.
+        **kwargs: Passed to ``from_pretrained`` or ``timm.create_model`` (``img_size=…``, ``pretrained=False``); plain
+            JSON values only, since they are stored with the adapter.
 
     Raises:
         UsageError: nothing can be loaded under this name.
@@ -405,8 +457,7 @@ def load_backbone(name: str, *, library: str | None = None, revision: str | None
 
 
 def _load_transformers(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Module:
-    from transformers import AutoConfig, AutoModel
-    from transformers import CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
+    from transformers import AutoConfig, AutoModel, CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
 
     towers = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel, "siglip2": Siglip2VisionModel}
     embedded = name == EMBEDDED and not Path(name).is_dir()
@@ -422,11 +473,12 @@ def _load_transformers(name: str, revision: str | None, kwargs: dict[str, Any]) 
             if "add_pooling_layer" in inspect.signature(target.__init__).parameters:
                 kwargs.setdefault("add_pooling_layer", False)  # else ViTs get a pooler with random weights
         backbone = cls.from_pretrained(source, revision=revision, use_safetensors=True, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"No backbone could be loaded from {name!r}; expected 'vit_nano', the id of a Hub model with safetensors, a "
-            f"folder with config.json and model.safetensors, or a timm name such as 'timm/resnet18.a1_in1k'. ({reason})"
+            f"No backbone could be loaded from {name!r}; expected 'vit_nano', the id of a Hub model with safetensors, "
+            "a folder with config.json and model.safetensors, or a timm name such as 'timm/resnet18.a1_in1k'. "
+            f"({reason})"
         ) from error
     if embedded:
         backbone.name_or_path = backbone.config._name_or_path = ""  # a path of this installation says nothing elsewhere
@@ -447,8 +499,10 @@ def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Mo
         if bare.split(".")[0] not in known and revision is None:
             raise unknown("timm backbone", bare.split(".")[0], known[:0] or _near(bare, known)) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"The weights of timm model {name!r} could not be loaded; check the name and the connection, or "
-                         f"use a folder or 'vit_nano'. ({reason})") from error
+        raise UsageError(
+            f"The weights of timm model {name!r} could not be loaded; check the name and the connection, or "
+            f"use a folder or 'vit_nano'. ({reason})"
+        ) from error
 
 
 def _near(name: str, known: list[str]) -> list[str]:
@@ -479,8 +533,8 @@ def source_of(backbone: nn.Module) -> dict[str, Any] | None:
 def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     """Return the image size, mean and std that `model`'s backbone was trained with.
 
-    They come from the `transformers` checkpoint's ``preprocessor_config.json`` or from timm's configuration. Where neither
-    exists (a backbone made from a config), the config's image size with mean = std = 0.5 is used, with a warning.
+    They come from a `transformers` checkpoint's ``preprocessor_config.json`` or from timm's configuration. Where
+    neither exists (a backbone made from a config) it is the config's size and mean = std = 0.5, with a warning.
 
     Raises:
         UsageError: the image size is unknown.
@@ -491,7 +545,9 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
         from timm.data import resolve_model_data_config
 
         data = resolve_model_data_config(timm_part[1])
-        return ImagePreprocessing(data["input_size"][-1], tuple(data["mean"]), tuple(data["std"]), data["interpolation"])
+        # the size this very model was made for (img_size=…) goes before the one its weights were trained with
+        size = getattr(getattr(timm_part[1], "patch_embed", None), "img_size", None) or data["input_size"][1:]
+        return ImagePreprocessing(size[-1], tuple(data["mean"]), tuple(data["std"]), data["interpolation"])
     source = _files_of(backbone)
     found = _read_processor(source) if source else None
     size = getattr(getattr(backbone, "config", None), "image_size", None)
@@ -501,12 +557,18 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
         if isinstance(wanted, dict):
             wanted = wanted.get("height") or wanted.get("shortest_edge")
         mean, std = found.get("image_mean") or _IMAGENET_HALF, found.get("image_std") or _IMAGENET_HALF
-        return ImagePreprocessing(int(wanted or size), tuple(mean), tuple(std))
+        resample = _RESAMPLE.get(found.get("resample"), "bicubic")
+        return ImagePreprocessing(int(wanted or size), tuple(mean), tuple(std), resample)
     if not size:
-        raise UsageError(f"The image size of {type(backbone).__name__} is unknown; pass size=, mean= and std= to the "
-                         "collator instead of for_model.")
-    warnings.warn(f"{type(backbone).__name__} has no preprocessor_config.json: images are normalised with mean = std = 0.5; "
-                  "pass mean= and std= if it was trained with others.", stacklevel=2)
+        raise UsageError(
+            f"The image size of {type(backbone).__name__} is unknown; pass size=, mean= and std= to the "
+            "collator instead of for_model."
+        )
+    warnings.warn(
+        f"{type(backbone).__name__} has no preprocessor_config.json: images are normalised with mean = std = 0.5; "
+        "pass mean= and std= if it was trained with others.",
+        stacklevel=2,
+    )
     return ImagePreprocessing(int(size), _IMAGENET_HALF, _IMAGENET_HALF)
 
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel
@@ -53,10 +52,16 @@ def from_pretrained(
     if backbone is None:
         source = config.backbone or {}
         if not source.get("id"):
-            raise UsageError(f"{adapter} does not say which backbone it was trained on; load that backbone and pass it as "
-                             "from_pretrained(…, backbone=backbone).")
-        backbone = load_backbone(source["id"], library=source.get("library"), revision=source.get("revision"),
-                                 **_plain_kwargs(source.get("kwargs") or {}))
+            raise UsageError(
+                f"{adapter} does not say which backbone it was trained on; load that backbone and pass it as "
+                "from_pretrained(…, backbone=backbone)."
+            )
+        backbone = load_backbone(
+            source["id"],
+            library=source.get("library"),
+            revision=source.get("revision"),
+            **_plain_kwargs(source.get("kwargs") or {}),
+        )
     with _readable_errors(adapter):
         return PeftModel.from_pretrained(
             backbone,
@@ -83,13 +88,13 @@ def load_head(adapter: str | Path, *, revision: str | None = None, subfolder: st
         modules.load_state_dict(mine)
     except RuntimeError as error:
         raise AdapterFileError(
-            f"{adapter}: its tensors are not those of head {config.head!r} ({config.in_dim} → {config.out_dim}); the file "
-            "belongs to another config or is damaged; download or save it again."
+            f"{adapter}: its tensors are not those of head {config.head!r} ({config.in_dim} → {config.out_dim}); the "
+            "file belongs to another config or is damaged; download or save it again."
         ) from error
     return modules.head.eval()
 
 
-def detach(model: PeftModel, adapter_name: str | None = None) -> nn.Module:
+def detach(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
     """Return a copy of a head of `model`, free of the backbone: ``z = head(h)``.
 
     Args:
@@ -103,8 +108,10 @@ def detach(model: PeftModel, adapter_name: str | None = None) -> nn.Module:
 
     layer = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, CHILD, None)
     if layer is None:
-        raise UsageError(f"{type(model).__name__} has no projection head; attach one with get_peft_model(backbone, "
-                         "ProjectionHeadConfig(…)).")
+        raise UsageError(
+            f"{type(model).__name__} has no projection head; attach one with get_peft_model(backbone, "
+            "ProjectionHeadConfig(…))."
+        )
     name = adapter_name or layer.active_adapters[0]
     if name not in layer.projection_head_modules:
         raise UsageError(f"There is no head {name!r}; there are: {', '.join(layer.projection_head_modules)}.")
@@ -121,8 +128,8 @@ def _fetch(adapter: str | Path, file: str, revision: str | None, subfolder: str 
         return hf_hub_download(str(adapter), file, revision=revision, subfolder=subfolder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise AdapterFileError(
-            f"{adapter!s} is neither a folder nor a Hub repository with {file} that can be reached; check the name and the "
-            f"connection. ({type(error).__name__})"
+            f"{adapter!s} is neither a folder nor a Hub repository with {file} that can be reached; check the name and "
+            f"the connection. ({type(error).__name__})"
         ) from error
 
 
@@ -135,9 +142,16 @@ def _read_config(adapter: str | Path, revision: str | None, subfolder: str | Non
         raise AdapterFileError(f"{adapter}: {CONFIG_NAME} is not JSON; download or save it again.") from error
     if kind != PeftType.PROJECTION_HEAD:
         raise AdapterFileError(f"{adapter} holds a {kind} adapter, no projection head; load it with PEFT itself.")
+    parts = {n: values.get(n) for n in ("head_options", "backbone", "backbone_adapter")}
+    parts["backbone.kwargs"] = parts["backbone"].get("kwargs") if isinstance(parts["backbone"], dict) else None
+    for name, value in parts.items():
+        if not isinstance(value, dict | None):
+            raise AdapterFileError(f"{adapter}: {CONFIG_NAME} says {name}={value!r}, expected a JSON object.")
     config = ProjectionHeadConfig.from_peft_type(**values)
     if not isinstance(config.in_dim, int):
-        raise AdapterFileError(f"{adapter}: {CONFIG_NAME} lacks in_dim; save the adapter with model.save_pretrained(…).")
+        raise AdapterFileError(
+            f"{adapter}: {CONFIG_NAME} lacks in_dim; save the adapter with model.save_pretrained(…)."
+        )
     return config
 
 
@@ -146,8 +160,10 @@ def _plain_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     allowed |= {"pretrained", "in_chans", "dtype"}
     for name, value in kwargs.items():
         if name not in allowed or not isinstance(value, str | int | float | bool | list | None):
-            raise AdapterFileError(f"The adapter's config asks to load its backbone with {name}={value!r}, which is not allowed; "
-                                   "load the backbone yourself and pass it as backbone=.")
+            raise AdapterFileError(
+                f"The adapter's config asks to load its backbone with {name}={value!r}, which is not allowed; "
+                "load the backbone yourself and pass it as backbone=."
+            )
     return dict(kwargs)
 
 
@@ -159,5 +175,3 @@ def _readable_errors(adapter: str | Path) -> Iterator[None]:
         raise AdapterFileError(
             f"{adapter}: {SAFETENSORS_WEIGHTS_NAME} is damaged or cut short ({error}); download or save it again."
         ) from error
-    except torch.cuda.OutOfMemoryError:
-        raise

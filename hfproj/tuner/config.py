@@ -9,7 +9,15 @@ from peft.utils import PeftType
 from hfproj.errors import UsageError, unknown
 
 # Initialisations that rewrite the backbone's own weights: the bare backbone would no longer be bit-equal.
-_REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
+_REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")
+_NEEDS_MORE = (PeftType.ADALORA, PeftType.XLORA, PeftType.POLY, PeftType.TRAINABLE_TOKENS)
+_CHANGES_BACKBONE = {
+    "modules_to_save": "trainable=n for the last n blocks",
+    "bias": "bias='none'",
+    "trainable_token_indices": "trainable='full'",
+    "layer_replication": "the backbone as it is",
+    "target_parameters": "target_modules",
+}
 
 
 def plain(value: Any) -> Any:
@@ -36,8 +44,8 @@ class ProjectionHeadConfig(PeftConfig):
         backbone_adapter: None, or the config of any other PEFT method for the backbone (``LoraConfig(r=8)``). Without
             `target_modules` it reaches every linear layer (for a CNN: every ungrouped convolution; for LN tuning: every
             norm) that the representation depends on.
-        trainable: ``"adapter"`` (head and `backbone_adapter`), ``"head"``, ``"full"`` (head and the whole backbone) or a
-            number n (head and the last n blocks). Backbone tensors that are trained are saved with the adapter.
+        trainable: ``"adapter"`` (head and `backbone_adapter`), ``"head"``, ``"full"`` (head and the whole backbone) or
+            a number n (head and the last n blocks). Backbone tensors that are trained are saved with the adapter.
         pooling: ``"cls"``, ``"mean"``, ``"cls_mean"``, ``"max"`` or ``"pooler"``; None takes ``"cls"`` where there is a
             class token, else ``"mean"``.
         layer: -1 for the backbone's final output, or the index of the block whose raw output is the representation.
@@ -53,9 +61,11 @@ class ProjectionHeadConfig(PeftConfig):
     head: str = field(default="mlp", metadata={"help": "Name of the head."})
     head_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the head."})
     out_dim: int | None = field(default=None, metadata={"help": "Width of the projection."})
-    predictor: dict[str, Any] | None = field(default=None, metadata={"help": "Head from z to the prediction."})
+    predictor: str | dict[str, Any] | None = field(default=None, metadata={"help": "Head from z to the prediction."})
     prototypes: int | None = field(default=None, metadata={"help": "Number of prototypes."})
-    backbone_adapter: dict[str, Any] | None = field(default=None, metadata={"help": "PEFT config for the backbone."})
+    backbone_adapter: PeftConfig | dict[str, Any] | None = field(
+        default=None, metadata={"help": "PEFT config for the backbone."}
+    )
     trainable: str | int = field(default="adapter", metadata={"help": "head, adapter, full or a number of blocks."})
     pooling: str | None = field(default=None, metadata={"help": "How tokens become one vector."})
     layer: int = field(default=-1, metadata={"help": "Block that is read; -1 is the final output."})
@@ -67,11 +77,15 @@ class ProjectionHeadConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType.PROJECTION_HEAD
         if self.task_type is not None:
-            raise UsageError("task_type must stay None: it makes PeftModel expect input_ids first, which images have not.")
+            raise UsageError(
+                "task_type must stay None: it makes PeftModel expect input_ids first, which images have not."
+            )
         if isinstance(self.predictor, str):
             self.predictor = {"head": self.predictor}
         if self.predictor is not None and "head" not in self.predictor:
-            raise UsageError("predictor: expected {'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}.")
+            raise UsageError(
+                "predictor: expected {'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}."
+            )
         if self.prototypes is not None and (not isinstance(self.prototypes, int) or self.prototypes < 2):
             raise UsageError(f"prototypes={self.prototypes!r}: expected None or a number of at least 2.")
         if isinstance(self.backbone_adapter, PeftConfig):
@@ -83,8 +97,8 @@ class ProjectionHeadConfig(PeftConfig):
             raise unknown("value of trainable", self.trainable, ("head", "adapter", "full", "a number of blocks"))
         if self.trains_backbone and self.backbone_adapter is not None:
             raise UsageError(
-                f"trainable={self.trainable!r} trains the backbone's own weights, so backbone_adapter has nothing to add; "
-                "drop one of the two."
+                f"trainable={self.trainable!r} trains the backbone's own weights, so backbone_adapter has nothing to "
+                "add; drop one of the two."
             )
 
     @property
@@ -103,25 +117,29 @@ class ProjectionHeadConfig(PeftConfig):
         from peft.tuners.tuners_utils import BaseTuner
 
         kind = self.backbone_adapter.get("peft_type")
+        kind = getattr(kind, "value", kind)
         tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
         own_keys = BaseTuner._remove_adapter_name_from_key.__func__
         if (
-            tuner is None
-            or kind == PeftType.PROJECTION_HEAD
+            not (isinstance(tuner, type) and issubclass(tuner, BaseTuner))
+            or kind in (PeftType.PROJECTION_HEAD, *_NEEDS_MORE)
             or tuner.uses_shared_state
             or tuner._remove_adapter_name_from_key.__func__ is not own_keys
         ):
             raise UsageError(
-                f"backbone_adapter of type {kind!r} can't live beside a head: it shares state between layers, learns prompts "
-                "or is a head itself; use LoRA, DoRA, IA3, LN tuning, LoHa, OFT or BOFT."
+                f"backbone_adapter of type {kind!r} can't live beside a head: it shares state between layers, learns "
+                "prompts, needs calls of its own while training, or is a head itself; use LoRA, DoRA, IA3, LN tuning, "
+                "LoHa, OFT or BOFT."
             )
-        for option, cure in (("modules_to_save", "trainable=n for the last n blocks"), ("bias", "bias='none'")):
+        for option, cure in _CHANGES_BACKBONE.items():
             if self.backbone_adapter.get(option) not in (None, "none", []):
-                raise UsageError(f"backbone_adapter with {option}={self.backbone_adapter[option]!r} would train the backbone's own "
-                                 f"tensors, so the bare backbone could not be restored; use {cure}.")
+                raise UsageError(
+                    f"backbone_adapter with {option}={self.backbone_adapter[option]!r} would change the backbone's "
+                    f"own tensors, so the bare backbone could not be restored; use {cure}."
+                )
         init = self.backbone_adapter.get("init_lora_weights")
         if isinstance(init, str) and init.split("_niter")[0] in _REWRITES_BACKBONE:
             raise UsageError(
-                f"init_lora_weights={init!r} rewrites the backbone's weights, so the bare backbone could not be restored; use "
-                "init_lora_weights=True, 'gaussian' or 'orthogonal'."
+                f"init_lora_weights={init!r} rewrites the backbone's weights, so that it could not be restored; "
+                "use init_lora_weights=True, 'gaussian' or 'orthogonal'."
             )

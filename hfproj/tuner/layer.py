@@ -1,7 +1,7 @@
 """The layer that holds heads beside a backbone, and the hooks through which the backbone's forward reaches it.
 
-The layer is a child of the backbone named ``hfproj``. The hooks are module-level functions that look it up on the module
-they are called with: a deep copy of the model (an EMA teacher) therefore uses its own head, not the original's.
+The layer is a child of the backbone named ``hfproj``. The hooks are module-level functions that look it up on the
+module they are called with: a deep copy of the model (an EMA teacher) therefore uses its own head, not the original's.
 """
 
 import inspect
@@ -13,11 +13,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from hfproj.backbones import ReadPoint, pool
+from hfproj.backbones import ReadPoint, fit_image_size, pool
 from hfproj.errors import UsageError
 from hfproj.heads import create_head
 from hfproj.tuner.config import ProjectionHeadConfig
 
+_FEATURE = "_hfproj_feature"  # in a submodule's __dict__ while the backbone runs, so that copies have their own
 CHILD = "hfproj"  # must not contain the method's prefix: PEFT's delete_adapter skips names that do
 
 
@@ -33,7 +34,7 @@ class ProjectionOutput(ModelOutput):
         backbone_output: What the bare backbone returned.
     """
 
-    representation: Tensor | None = None
+    representation: Tensor | dict[str, Any] | None = None  # a dict of all fields when accelerate makes a copy
     projection: Tensor | None = None
     prediction: Tensor | None = None
     scores: Tensor | None = None
@@ -72,7 +73,7 @@ class HeadModules(nn.Module):
             self.prototypes = Prototypes(self.head.out_dim, config.prototypes)
 
     def forward(self, h: Tensor) -> dict[str, Tensor]:
-        """Return z and, where there are such modules, p and scores for h ``[batch, dim]`` or ``[views, batch, dim]``."""
+        """Return z, and p and scores where there are such modules; h is ``[batch, dim]`` or ``[views, batch, dim]``."""
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
         z = self.head(h if weight is None else h.to(weight.dtype))
         out = {"projection": z}
@@ -97,13 +98,14 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         self.num_views = 1
         self.handles: list[Any] = []
 
-    # PEFT asks every tuner layer for these; a head wraps no layer and has none.
     @property
     def weight(self):
+        """Of the wrapped layer; PEFT asks every tuner layer for it, and a head wraps none."""
         raise AttributeError("a projection head wraps no layer, so it has no base weight")
 
     @property
     def bias(self):
+        """Of the wrapped layer, see `weight`."""
         raise AttributeError("a projection head wraps no layer, so it has no base bias")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -121,17 +123,18 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         return False
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT calls this after loading with low_cpu_mem_usage; the device is that of the backbone at injection.
-        target = device or self.backbone_device
-        if adapter_name in self.projection_head_modules and target.type != "meta":
-            self.projection_head_modules[adapter_name].to(target)
+        # PEFT calls this after loading with low_cpu_mem_usage; device and dtype are the backbone's at injection.
+        if adapter_name in self.projection_head_modules:
+            self.projection_head_modules[adapter_name].to(device or self.device, self.dtype)
 
-    def add(self, name: str, config: ProjectionHeadConfig, point: ReadPoint, device: torch.device) -> None:
-        """Make the head of adapter `name` and remember where its representation is read."""
-        self.backbone_device = device
+    def add(self, name: str, config: ProjectionHeadConfig, point: ReadPoint, like: Tensor) -> None:
+        """Make the head of adapter `name`, on the device of the backbone's tensor `like` and in float32 or better."""
+        self.device, self.dtype = like.device, torch.promote_types(like.dtype, torch.float32)
         modules = HeadModules(config, point.in_dim)
         if not any(p.is_meta for p in modules.parameters()):
-            modules.to(device)
+            modules.to(self.device, self.dtype)
+        if self.projection_head_modules:
+            modules.train(self.training)  # a head that joins others takes their mode
         self.projection_head_modules[name] = modules
         self.points[name] = point
 
@@ -158,16 +161,18 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         if point.module is not None:
             source = captured[point.module]
             if source is None:
-                raise UsageError(f"{type(backbone).__name__} did not run its module {point.module!r}, which the head reads.")
+                raise UsageError(
+                    f"{type(backbone).__name__} did not run its module {point.module!r}, which the head reads."
+                )
         h = pool(source, point, _attention_mask(backbone, args, kwargs) if point.text else None)
         rows = h
-        if self.num_views > 1:
-            if h.shape[0] % self.num_views:
-                raise UsageError(f"num_views={self.num_views}, but the batch has {h.shape[0]} rows, which it does not divide.")
+        if self.num_views != 1:
+            if self.num_views < 1 or h.shape[0] % self.num_views:
+                raise UsageError(
+                    f"num_views={self.num_views}, but the batch has {h.shape[0]} rows, which it does not divide."
+                )
             rows = h.reshape(self.num_views, -1, h.shape[-1])
-        return ProjectionOutput(
-            representation=h, **self.projection_head_modules[name](rows), backbone_output=output
-        )
+        return ProjectionOutput(representation=h, **self.projection_head_modules[name](rows), backbone_output=output)
 
 
 def _attention_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
@@ -177,18 +182,19 @@ def _attention_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> Tensor | 
 
 
 def _take(backbone: nn.Module, module: str) -> Any:
-    return backbone.get_submodule(module).__dict__.pop("_hfproj_feature", None)
+    return backbone.get_submodule(module).__dict__.pop(_FEATURE, None)
 
 
 def before_backbone(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Take ``num_views`` out of the call and let ViTs interpolate positions for images of another size."""
+    """Take ``num_views`` out of the call, make ready to capture, and see to images of another size."""
     layer = getattr(module, CHILD)
     layer.num_views = kwargs.pop("num_views", 1)
-    size = getattr(getattr(module, "config", None), "image_size", None)
+    for point in layer.points.values():
+        if point.module is not None:
+            module.get_submodule(point.module).__dict__[_FEATURE] = None
     images = kwargs.get("pixel_values", args[0] if args else None)
-    if isinstance(size, int) and isinstance(images, Tensor) and images.ndim == 4 and images.shape[-1] != size:
-        if "interpolate_pos_encoding" in inspect.signature(module.forward).parameters:
-            kwargs.setdefault("interpolate_pos_encoding", True)
+    if isinstance(images, Tensor) and images.ndim == 4 and fit_image_size(module, tuple(images.shape[-2:])):
+        kwargs.setdefault("interpolate_pos_encoding", True)
     return args, kwargs
 
 
@@ -199,12 +205,14 @@ def after_backbone(module: nn.Module, args: tuple, kwargs: dict, output: Any) ->
 
 def capture_output(module: nn.Module, args: tuple, output: Any) -> None:
     """Keep a submodule's output until the backbone has returned."""
-    module.__dict__["_hfproj_feature"] = output
+    if _FEATURE in module.__dict__:  # not when checkpointing runs it again in the backward: nobody would take it
+        module.__dict__[_FEATURE] = output
 
 
 def capture_input(module: nn.Module, args: tuple) -> None:
     """Keep a submodule's first input until the backbone has returned."""
-    module.__dict__["_hfproj_feature"] = args[0]
+    if _FEATURE in module.__dict__:
+        module.__dict__[_FEATURE] = args[0]
 
 
 def install_hooks(backbone: nn.Module, layer: ProjectionLayer) -> None:

@@ -7,13 +7,16 @@ use are always the module's own parameters, those of inactive adapters and the o
 disabling and unloading copy values in place.
 """
 
+import copy
+import re
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import inject_adapter_in_model
+from peft import PeftConfig, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType
@@ -42,7 +45,7 @@ class ProjectionHeadModel(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = BaseTunerLayer  # set, enable and delete reach the head and the backbone's PEFT layers alike
     target_module_mapping: dict[str, list[str]] = {}
-    # Doors that inject without a PeftModel would load the head and leave its LoRA random: PEFT refuses them by this flag.
+    # Doors that inject without a PeftModel would load the head and leave its LoRA random: this flag closes them.
     uses_shared_state = True
 
     def _pre_injection_hook(self, model: nn.Module, config: ProjectionHeadConfig, adapter_name: str) -> None:
@@ -66,42 +69,88 @@ class ProjectionHeadModel(BaseTuner):
             UsageError: the config does not fit the backbone.
             AdapterFileError: the config is that of a head for a representation of another width.
         """
-        config: ProjectionHeadConfig = self.peft_config[adapter_name]
+        # What the backbone decides is filled into a copy: the caller's config may serve for another backbone too.
+        config: ProjectionHeadConfig = copy.deepcopy(self.peft_config[adapter_name])
         self._refuse_foreign(model)
         point = self._resolve(model, config)
         names = self._backbone_names(model, config, point)
         inner = self._inner_config(model, config, point)
         first = not hasattr(model, CHILD)
-        trainability = {} if first else {p: p.requires_grad for p in model.parameters()}
-
         layer = ProjectionLayer() if first else getattr(model, CHILD)
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        if low_cpu_mem_usage:
-            with init_empty_weights():
-                layer.add(adapter_name, config, point, device)
-        else:
-            layer.add(adapter_name, config, point, device)
+        disabled = layer.disable_adapters
+        trainability = {p: p.requires_grad for p in model.parameters()}
+
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            layer.add(adapter_name, config, point, like)
         config.out_dim = layer.projection_head_modules[adapter_name].head.out_dim
-        if first:
-            model.add_module(CHILD, layer)
         try:
             if inner is not None:
-                inject_adapter_in_model(inner, model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
-                model.peft_config = self.peft_config
-                config.backbone_adapter = plain(inner.to_dict())
+                self._inject_inner(model, inner, adapter_name, low_cpu_mem_usage)
+                targets = config.backbone_adapter.get("target_modules")
+                config.backbone_adapter = plain(inner.to_dict()) | {
+                    "inference_mode": False
+                }  # the head's own field rules
+                if isinstance(targets, list):  # PEFT shortens long lists to suffixes, which may match more elsewhere
+                    config.backbone_adapter["target_modules"] = targets
         except Exception as error:
-            layer.delete_adapter(adapter_name)
-            if first:
-                delattr(model, CHILD)
+            self._undo_injection(model, layer, adapter_name, trainability)
             if isinstance(error, StopIteration | ValueError):
-                raise UsageError(f"backbone_adapter does not fit {type(model).__name__}: {error or type(error).__name__}; "
-                                 "name other target_modules, or leave them out to reach every linear layer.") from error
+                raise UsageError(
+                    f"backbone_adapter does not fit {type(model).__name__}: {error or type(error).__name__}; name "
+                    "other target_modules, or leave them out to reach every linear layer."
+                ) from error
             raise
+        model.add_module(CHILD, layer)
+        self.peft_config[adapter_name] = config
         install_hooks(model, layer)
         self._trained_names[adapter_name] = names
         self._keep_originals(model, config, names)
         self._mark_only_adapters_as_trainable(model)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        if disabled:  # the PEFT layers that are new don't know it yet
+            super()._enable_adapter_layers(False)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode if first else self._frozen)
+        if not first:
+            for parameter, requires_grad in trainability.items():
+                parameter.requires_grad_(requires_grad)
+
+    def _inject_inner(self, model: nn.Module, inner: PeftConfig, adapter_name: str, low_cpu_mem_usage: bool) -> None:
+        others = self.peft_config.items()
+        kinds = {c.backbone_adapter["peft_type"] for n, c in others if n != adapter_name and c.backbone_adapter}
+        if kinds - {inner.peft_type.value}:
+            raise ValueError(
+                f"its {inner.peft_type.value} would wrap the layers that another head's {kinds.pop()} wraps already"
+            )
+        # Out of sight meanwhile: the other heads, whose layers a target name such as 'linear' would match; the capture
+        # hooks, which LN tuning would copy with the norm; and peft_config, into which the inner tuner would write.
+        layer = model._modules.pop(CHILD, None)
+        if layer is not None:
+            remove_hooks(layer)
+        outer = model.__dict__.pop("peft_config", None)
+        try:
+            inject_adapter_in_model(inner, model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+        finally:
+            model.__dict__.pop("peft_config", None)
+            if outer is not None:
+                model.peft_config = outer
+            if layer is not None:
+                model.add_module(CHILD, layer)
+
+    def _undo_injection(
+        self, model: nn.Module, layer: ProjectionLayer, adapter_name: str, trainability: dict[Tensor, bool]
+    ) -> None:
+        layer.delete_adapter(adapter_name)
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer) and adapter_name in module._all_available_adapter_names():
+                module.delete_adapter(adapter_name)
+        if hasattr(model, CHILD):
+            install_hooks(model, layer)
+            super().set_adapter(self.active_adapters)
+        else:
+            outer = model.__dict__.get("peft_config")
+            super().unload()  # unwraps the layers that were reached before the error
+            if outer is not None:
+                model.peft_config = outer
         for parameter, requires_grad in trainability.items():
             parameter.requires_grad_(requires_grad)
 
@@ -109,13 +158,15 @@ class ProjectionHeadModel(BaseTuner):
 
     def _refuse_foreign(self, model: nn.Module) -> None:
         if hasattr(model, CHILD) and not isinstance(getattr(model, CHILD), ProjectionLayer):
-            raise UsageError(f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it.")
+            raise UsageError(
+                f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it."
+            )
         if hasattr(model, CHILD):
             return
         if any(isinstance(m, BaseTunerLayer) for m in model.modules()):
             raise UsageError(
-                "This backbone carries another PEFT adapter already. Attach the head to the bare backbone and pass that "
-                "method as ProjectionHeadConfig(backbone_adapter=LoraConfig(…)), or merge it first (merge_and_unload)."
+                "This backbone carries another PEFT adapter already. Attach the head to the bare backbone and pass "
+                "that method as ProjectionHeadConfig(backbone_adapter=LoraConfig(…)), or merge it first."
             )
 
     def _resolve(self, model: nn.Module, config: ProjectionHeadConfig) -> ReadPoint:
@@ -151,17 +202,26 @@ class ProjectionHeadModel(BaseTuner):
             return None
         if getattr(inner, "target_modules", None) in (None, "all-linear"):
             reached = {n.rpartition(".")[0] for n in feeds_representation(model, point)}
-            bare = {n.replace(".base_layer", ""): m for n, m in model.named_modules() if not isinstance(m, BaseTunerLayer)}
+            bare = {
+                n.replace(".base_layer", ""): m for n, m in model.named_modules() if not isinstance(m, BaseTunerLayer)
+            }
             modules = {n: m for n, m in bare.items() if n in reached}
+            # Exact types: a subclass has a forward of its own (padding, weight norm), which PEFT does not imitate.
             if inner.peft_type == PeftType.LN_TUNING:
                 targets = [n for n, m in modules.items() if "Norm" in type(m).__name__]
             else:
-                targets = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
-                targets = targets or [n for n, m in modules.items() if isinstance(m, nn.Conv2d) and m.groups == 1]
+                targets = [n for n, m in modules.items() if type(m) is nn.Linear]
+                targets = targets or [n for n, m in modules.items() if type(m) is nn.Conv2d and m.groups == 1]
             if not targets:
-                raise UsageError(f"{type(model).__name__} has no layer that {inner.peft_type.value} can adapt; give the "
-                                 "backbone_adapter target_modules.")
-            inner.target_modules = sorted(targets)
+                raise UsageError(
+                    f"{type(model).__name__} has no layer that {inner.peft_type.value} can adapt; give the "
+                    "backbone_adapter target_modules."
+                )
+            targets.sort()
+            # PEFT takes a name for a suffix: 'norm' would match 'blocks.0.attn.norm', too. A pattern matches in full.
+            if any(n.endswith(f".{t}") for t in targets for n in bare if n not in targets):
+                targets = "|".join(re.escape(t) for t in targets)
+            inner.target_modules = config.backbone_adapter["target_modules"] = targets
             if inner.peft_type == PeftType.IA3 and inner.feedforward_modules is None:
                 inner.feedforward_modules = []
         inner.inference_mode = config.inference_mode
@@ -174,7 +234,8 @@ class ProjectionHeadModel(BaseTuner):
         if names and not config.keep_original:
             warnings.warn(
                 "keep_original=False: the originals of the trained backbone tensors are given up, so that disabling or "
-                "unloading this adapter leaves the trained backbone in place.", stacklevel=4
+                "unloading this adapter leaves the trained backbone in place.",
+                stacklevel=4,
             )
             return
         tensors = bare_tensors(model)
@@ -201,30 +262,43 @@ class ProjectionHeadModel(BaseTuner):
                 tensors[name].copy_(value)
         self._in_use = adapter
 
-    def _update(self, enabled: bool = True) -> None:
-        """Bring the backbone's values and trainability in line with the adapter that is active now."""
-        active = next((n for n in self.active_adapters if n in self.peft_config), None)
-        self._use_backbone_of(active if enabled else None)
-        if active is None or not enabled:
-            return
-        config = self.peft_config[active]
-        trained = set(self._trained_names.get(active, ()))
+    def _update(self) -> None:
+        """Bring the backbone's values, trainability and BatchNorm modes in line with the adapter that is active now."""
+        layer: ProjectionLayer = getattr(self.model, CHILD)
+        active = layer.active_name  # None while disabled
+        self._use_backbone_of(active)
+        trained = self._trained_now()
         for name, tensor in bare_tensors(self.model).items():
             if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
-                tensor.requires_grad_(name in trained and not self._frozen)
-        if config.trainable == "head":
-            for module in self.model.modules():
-                if isinstance(module, BaseTunerLayer) and not isinstance(module, ProjectionLayer):
-                    module.set_requires_grad(active, False)
-        self._hold_batch_norm()
+                tensor.requires_grad_(name in trained)
+        if active is not None:
+            self._freeze_parts_of(active, layer)
+        self._set_batch_norm_modes()
 
-    def _hold_batch_norm(self) -> None:
-        """Keep BatchNorm of a frozen backbone in eval mode: its running statistics are no part of the adapter."""
+    def _trained_now(self) -> set[str]:
+        """Return the names of the backbone's own tensors that training changes now."""
+        return set() if self._frozen else set(self._trained_names.get(self._in_use, ()))
+
+    def _freeze_parts_of(self, active: str, layer: ProjectionLayer) -> None:
+        """Freeze what PEFT unfroze against the config: all (inference), the backbone's layers, or those h ignores."""
+        reached = {n.rpartition(".")[0] for n in feeds_representation(self.model, layer.points[active])}
+        head_only = self.peft_config[active].trainable == "head"
+        for name, module in self.model.named_modules():
+            if not isinstance(module, BaseTunerLayer):
+                continue
+            idle = module is not layer and (head_only or name not in reached)
+            if self._frozen or idle:
+                module.set_requires_grad(active, False)
+
+    def _set_batch_norm_modes(self) -> None:
+        """Let the backbone's BatchNorm train only where it is trained: else its running statistics must not move."""
+        trained = self._trained_now()
         for name, module in self.model.named_modules():
             if name.split(".")[0] == CHILD or not isinstance(module, nn.modules.batchnorm._BatchNorm):
                 continue
-            if not any(p.requires_grad for p in module.parameters(recurse=False)):
-                module.eval()
+            bare = name.replace(".base_layer", "")
+            learns = f"{bare}.running_mean" in trained or any(p.requires_grad for p in module.parameters(recurse=False))
+            module.train(self.model.training and learns)
 
     # --- PEFT's verbs ---
 
@@ -243,7 +317,7 @@ class ProjectionHeadModel(BaseTuner):
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         super()._enable_adapter_layers(enabled)
-        self._update(enabled)
+        self._update()
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Freeze or unfreeze adapters, with the backbone tensors that are theirs."""
@@ -257,16 +331,20 @@ class ProjectionHeadModel(BaseTuner):
         """Delete an adapter; the backbone tensors it trained return to their originals."""
         if adapter_name not in self.peft_config:
             raise UsageError(f"There is no adapter {adapter_name!r}; there are: {', '.join(self.peft_config)}.")
-        if self._in_use == adapter_name:
-            self._use_backbone_of(None)
+        if adapter_name in self.active_adapters:
+            # Chosen here: PEFT's layers would each choose by themselves, and a LoRA layer does not know all adapters.
+            others = sorted(set(self.peft_config) - {adapter_name})
+            if others:
+                warnings.warn(
+                    f"Adapter {adapter_name} was active and is deleted; {others[0]} is active now.", stacklevel=3
+                )
+            self.set_adapter(others[:1], inference_mode=self._frozen)
         super().delete_adapter(adapter_name)
         self._trained_names.pop(adapter_name, None)
         self._waiting.pop(adapter_name, None)
-        layer = getattr(self.model, CHILD)
-        install_hooks(self.model, layer)
-        # PEFT asks the first tuner layer which adapter is next; a LoRA layer may know fewer adapters than the heads do.
-        remaining = [n for n in layer.active_adapters if n in layer.projection_head_modules]
-        self.set_adapter(remaining, inference_mode=self._frozen)
+        needed = {name for names in self._trained_names.values() for name in names}
+        self._originals = {name: value for name, value in self._originals.items() if name in needed}
+        install_hooks(self.model, getattr(self.model, CHILD))
 
     def unload(self) -> nn.Module:
         """Return the bare backbone, bit for bit as it was before any head was attached."""
@@ -274,16 +352,20 @@ class ProjectionHeadModel(BaseTuner):
         backbone = super().unload()
         remove_hooks(getattr(backbone, CHILD))
         delattr(backbone, CHILD)
-        return backbone
+        return backbone.train(backbone.training)  # BatchNorm that was held in eval mode is free again
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Refuse: a head comes after the backbone and has nothing to be merged into."""
         return getattr(self.model, CHILD).merge()
 
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse before the backbone's PEFT layers are merged, which come first."""
+        getattr(self.model, CHILD).merge()
+
     def train(self, mode: bool = True) -> "ProjectionHeadModel":
         """Set training mode, except for the BatchNorm of a frozen backbone."""
         super().train(mode)
-        self._hold_batch_norm()
+        self._set_batch_norm_modes()
         return self
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
@@ -293,20 +375,20 @@ class ProjectionHeadModel(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
-        inner = config.inner_config()
+        inner, tuner = config.inner_config(), model.base_model
+        # PEFT drops tensors with another adapter's name in their path: with an adapter "mlp", those of all MLPs.
+        own = {f"base_model.model.{n}": t.detach() for n, t in tuner._own_tensors(adapter_name).items()}
         selector = super() if inner is None else PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
         chosen = selector._get_adapter_state_dict(
-            model, config if inner is None else inner, adapter_name, state_dict, unwanted_adapter_names
+            model, config if inner is None else inner, adapter_name, own | state_dict, unwanted_adapter_names
         )
-        tuner = model.base_model
         names = tuner._trained_names.get(adapter_name, [])
-        if names:
-            live = bare_tensors(tuner.model)
-            waiting = tuner._waiting.get(adapter_name, {})
-            for name in names:
-                value = live[name] if tuner._in_use == adapter_name else waiting.get(name, tuner._originals.get(name))
-                chosen[f"base_model.model{_BACKBONE}{name}"] = value.detach()
-        return chosen
+        if tuner._in_use == adapter_name:
+            given = {k.removeprefix("base_model.model.").replace(".base_layer.", "."): v for k, v in state_dict.items()}
+            values = bare_tensors(tuner.model) | given
+        else:
+            values = tuner._originals | tuner._waiting.get(adapter_name, {})
+        return chosen | {f"base_model.model{_BACKBONE}{name}": values[name].detach() for name in names}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -354,8 +436,9 @@ class ProjectionHeadModel(BaseTuner):
             listed = "; ".join(p.replace(head, "head: ").replace("base_model.model.", "") for p in problems[:3])
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise AdapterFileError(
-                f"The saved tensors do not fit this adapter (head {config.head!r}, {config.in_dim} → {config.out_dim}): "
-                f"{listed}{more}. The file belongs to another config or backbone, or is damaged; download or save it again."
+                f"The saved tensors do not fit this adapter (head {config.head!r}, {config.in_dim} → {config.out_dim}):"
+                f" {listed}{more}. The file belongs to another config or backbone, or is damaged; download or save it "
+                "again."
             )
 
     def _own_tensors(self, adapter: str) -> dict[str, Tensor]:
