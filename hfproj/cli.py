@@ -1,9 +1,31 @@
 """What recipes and commands share: errors that a user can act on end the program in one line."""
 
+import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from hfproj.errors import HfprojError
+from hfproj.errors import HfprojError, UsageError
+
+
+def parse(*classes: type) -> tuple[Any, ...]:
+    """Return an instance of each dataclass from the command line, see ``transformers.HfArgumentParser``.
+
+    Raises:
+        UsageError: a flag is unknown, or a value is refused by its dataclass.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(classes)
+    try:
+        *found, left = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    except HfprojError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{error}") from error
+    if left:
+        raise UsageError(f"Unknown arguments: {' '.join(left)}. See --help.")
+    return tuple(found)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -11,5 +33,13 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except HfprojError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _one_line(error: HfprojError) -> str:
+    """Return the message; of an error in a worker of a data loader, which carries a whole traceback, its last line."""
+    text = str(error).strip()
+    if re.match(r"Caught \w+ in .* process", text):
+        text = text.splitlines()[-1].partition("Error: ")[2] or text.splitlines()[-1]
+    return " ".join(text.split())

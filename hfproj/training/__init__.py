@@ -1,1 +1,1 @@
-""""""
+"""Training: `transformers.Trainer` with several views, objectives over the joint batch and online probes."""

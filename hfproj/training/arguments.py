@@ -3,20 +3,24 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from hfproj.errors import UsageError
 
-_PUSHING = "Pushing to the Hub is not available yet: save the adapter with trainer.save_model(…) and upload the folder yourself."
+PUSHING = (
+    "Pushing to the Hub is not available yet: leave push_to_hub, hub_model_id and hub_strategy alone, save the adapter "
+    "with trainer.save_model(…) and upload the folder yourself."
+)
 
 
 @dataclass
 class ProjectionTrainingArguments(TrainingArguments):
     """``transformers.TrainingArguments`` for `ProjectionTrainer`.
 
-    Defaults that differ: ``learning_rate`` 1e-3 with a cosine schedule and 10 % warm-up and ``weight_decay`` 0.05 (AdamW on a
-    head and a low-rank adapter); ``dataloader_drop_last`` (a repeated image is a false negative); ``remove_unused_columns``
-    False (items are images, not arguments of the model's forward); ``ddp_find_unused_parameters`` False (parameters that
-    the representation does not depend on are frozen).
+    Defaults that differ: ``learning_rate`` 1e-3 with a cosine schedule and 10 % warm-up and ``weight_decay`` 0.05
+    (AdamW on a head and a low-rank adapter); ``dataloader_drop_last`` (a repeated image is a false negative);
+    ``remove_unused_columns`` False (items are images, not arguments of the model's forward);
+    ``ddp_find_unused_parameters`` False (parameters that the representation does not depend on are frozen).
 
     Args:
         head_learning_rate: Learning rate of head, predictor and prototypes; None takes `learning_rate`.
@@ -36,7 +40,9 @@ class ProjectionTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, their share of all steps."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last incomplete batch."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the collator needs the columns."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "DDP: look for unused parameters."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "DDP: look for unused parameters."}
+    )
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
     patch_dropout: float = field(default=0.0, metadata={"help": "Share of patches hidden from a ViT in training."})
     eval_knn_k: int = field(default=20, metadata={"help": "Neighbours of the online k-NN."})
@@ -45,17 +51,25 @@ class ProjectionTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.push_to_hub:
-            raise UsageError(_PUSHING)
+        if self.push_to_hub or self.hub_model_id is not None or self.hub_strategy != HubStrategy.EVERY_SAVE:
+            raise UsageError(PUSHING)
         if not 0 <= self.patch_dropout < 1:
             raise UsageError(f"patch_dropout={self.patch_dropout}: expected a share in [0, 1), for example 0.5.")
         if self.head_learning_rate is not None and self.head_learning_rate < 0:
             raise UsageError(f"head_learning_rate={self.head_learning_rate}: expected 0 or more, or None.")
+        if self.eval_knn_k < 1 or not self.eval_knn_temperature > 0:
+            raise UsageError(
+                f"eval_knn_k={self.eval_knn_k}, eval_knn_temperature={self.eval_knn_temperature}: expected at least 1 "
+                "neighbour and a temperature above 0."
+            )
         if self.remove_unused_columns:
-            raise UsageError("remove_unused_columns=True would drop the images before the collator sees them; leave it False.")
+            raise UsageError(
+                "remove_unused_columns=True would drop the images before the collator sees them; leave it False."
+            )
 
     def chosen(self) -> dict[str, object]:
-        """Return the values that differ from those of ``transformers.TrainingArguments``, for `hfproj.Results.config`."""
+        """Return the values that differ from the defaults of `transformers`, for `hfproj.Results.config`."""
         usual = TrainingArguments(output_dir=self.output_dir).to_dict()
-        left_out = ("output_dir", "logging_dir", "disable_tqdm", "report_to", "run_name")
+        left_out = {"output_dir", "logging_dir", "disable_tqdm", "report_to", "run_name", "seed"}
+        left_out |= {"resume_from_checkpoint"}  # a path of this machine
         return {n: v for n, v in self.to_dict().items() if n not in left_out and v != usual.get(n)}

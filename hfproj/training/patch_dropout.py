@@ -8,6 +8,7 @@ Deviations:
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,55 +18,76 @@ from hfproj.data.philox import uniforms
 from hfproj.errors import UsageError
 
 _STREAM = 2**15  # a view number that no augmentation uses
+# Attention that places tokens by their position on the full grid: without some patches it would fail or misplace them.
+_GRID = ("rope", "rotary", "relativeposition", "window")
 
 
 class PatchDropout:
-    """Drops patches behind a ViT's embeddings while `using` is active.
+    """Drops patches behind a ViT's embeddings, in forward passes inside `using`, between `attach` and `remove`.
 
     Args:
-        backbone: A `transformers` or timm ViT.
+        backbone: A `transformers` or timm ViT with absolute positions.
         rate: Share of the patches that is dropped.
         prefix_tokens: Tokens before the patches, which stay.
         seed: Seed of the choice.
 
     Raises:
-        UsageError: the backbone has no token embeddings to drop from.
+        UsageError: the backbone is no such ViT.
     """
 
     def __init__(self, backbone: nn.Module, *, rate: float, prefix_tokens: int, seed: int = 0):
         self.rate, self.prefix_tokens, self.seed = rate, prefix_tokens, seed
-        self._rows: tuple[np.ndarray, int, int] | None = None
+        self._images: tuple[np.ndarray, np.ndarray] | None = None
+        self._view = 0
+        self._handle: Any = None
+        self._name = type(backbone).__name__
         model = getattr(backbone, "timm_model", backbone)
         target = getattr(model, "patch_drop", None) or getattr(model, "embeddings", None)
         if not isinstance(target, nn.Module) or getattr(backbone, "main_input_name", "pixel_values") == "input_ids":
-            raise UsageError(f"patch_dropout={rate} needs a vision transformer; {type(backbone).__name__} has no patch embeddings. "
-                             "Set patch_dropout=0.")
-        self._handle = target.register_forward_hook(self._hook)
+            raise self._refusal("has no patch embeddings")
+        if any(word in type(m).__name__.lower() for m in model.modules() for word in _GRID):
+            raise self._refusal("places patches by rotary, relative or windowed positions")
+        self._target = target
 
-    @contextmanager
-    def using(self, index: Tensor, epoch: int, num_views: int) -> Iterator[None]:
-        """Drop patches in forward passes over `num_views` stacked views of the images `index` ``[batch]``."""
-        self._rows = (index.cpu().numpy(), epoch, num_views)
-        try:
-            yield
-        finally:
-            self._rows = None
+    def attach(self) -> None:
+        """Connect to the backbone."""
+        self.remove()
+        self._handle = self._target.register_forward_hook(self._hook)
 
     def remove(self) -> None:
         """Disconnect from the backbone."""
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
-    def _hook(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        if self._rows is None or not torch.is_grad_enabled():
+    @contextmanager
+    def using(self, index: Tensor, epoch: int) -> Iterator[None]:
+        """Drop patches in forward passes over views of the images `index` ``[batch]``, view after view from view 0."""
+        self._images, self._view = (index.cpu().numpy(), np.full(len(index), epoch)), 0
+        try:
+            yield
+        finally:
+            self._images = None
+
+    @torch.compiler.disable
+    def _hook(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if self._images is None or not torch.is_grad_enabled():
             return output
-        index, epoch, num_views = self._rows
+        if not isinstance(output, Tensor) or output.ndim != 3:
+            raise self._refusal("embeds images as feature maps")
+        index, epoch = self._images
+        first, self._view = self._view, self._view + len(output) // len(index)
         patches = output.shape[1] - self.prefix_tokens
         keep = max(1, round(patches * (1 - self.rate)))
-        epochs = np.full(len(index), epoch)
-        noise = np.concatenate([
-            uniforms(patches, seed=self.seed, epoch=epochs, index=index, view=_STREAM + v) for v in range(num_views)
-        ])
+        streams = range(_STREAM + first, _STREAM + self._view)
+        noise = np.concatenate([uniforms(patches, seed=self.seed, epoch=epoch, index=index, view=v) for v in streams])
         chosen = np.sort(np.argpartition(noise, keep - 1, axis=1)[:, :keep], axis=1) + self.prefix_tokens
         chosen = torch.from_numpy(chosen).to(output.device)
         kept = output.gather(1, chosen.unsqueeze(-1).expand(-1, -1, output.shape[-1]))
         return torch.cat([output[:, : self.prefix_tokens], kept], dim=1)
+
+    def _refusal(self, reason: str) -> UsageError:
+        return UsageError(
+            f"patch_dropout={self.rate} needs a vision transformer with absolute positions; {self._name} {reason}. "
+            "Set patch_dropout=0."
+        )

@@ -1,35 +1,43 @@
-"""`ProjectionTrainer`: ``transformers.Trainer`` with several views, an objective over the joint batch, and online probes."""
+"""`ProjectionTrainer`: ``transformers.Trainer`` with several views, an objective of the joint batch, online probes."""
 
-import os
+import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.training_args import ParallelMode
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_optimizer import is_optimizer_factory
 
-from hfproj import distributed
-from hfproj.data.indexing import EpochSampler, IndexedDataset, StreamDataset
-from hfproj.diagnostics import positive_cosine, rankme, representation_std
-from hfproj.errors import NonFiniteLossError, UsageError
+from hfproj.data.indexing import EpochSampler, StreamDataset
+from hfproj.diagnostics import rankme, representation_std
+from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
 from hfproj.objectives import create_objective
 from hfproj.objectives.base import Step
 from hfproj.probes import KNNProbe, extract_features
+from hfproj.probes.features import evaluating
 from hfproj.regularizers import create_regularizer
-from hfproj.training.arguments import _PUSHING, ProjectionTrainingArguments
+from hfproj.training import checks
+from hfproj.training.arguments import PUSHING, ProjectionTrainingArguments
+from hfproj.training.checkpoints import (
+    checkpoint_to_resume,
+    last_complete_checkpoint,
+    load_buffers,
+    replacing,
+    save_buffers,
+)
+from hfproj.training.loaders import eval_views_loader, stream_loader
+from hfproj.training.optimizer import parameter_groups
 from hfproj.training.patch_dropout import PatchDropout
-from hfproj.training.views import ViewOutputs, forward_views
+from hfproj.training.representation import describe, positive_cosines
+from hfproj.training.views import forward_views
 from hfproj.tuner.layer import CHILD
-
-_OBJECTIVE_FILE = "objective.safetensors"
-_NO_DECAY_BELOW = 2  # biases, norms and scales have fewer dimensions
 
 
 class ProjectionTrainer(Trainer):
@@ -37,27 +45,27 @@ class ProjectionTrainer(Trainer):
 
     Args:
         model: A ``PeftModel`` with a projection head.
-        args: Training arguments.
+        args: `ProjectionTrainingArguments`.
         objective: An objective, or the name of one.
         regularizers: name → weight, or name → regularizer module with weight 1.
         train_dataset: Images: a map-style data set (wrapped in `IndexedDataset`) or a stream (`StreamDataset`).
-        eval_dataset: Held-out images for the online k-NN (where they have labels), RankMe, std, loss and positive-pair
-            cosine; or a dict of such.
+        eval_dataset: Held-out images, with a length, for the online k-NN (where they have labels), RankMe, std, loss
+            and positive-pair cosine; or a dict of such.
         bank_dataset: Labelled images that the online k-NN searches; None leaves each eval image out of the rest.
         data_collator: Makes the views, see `hfproj.ImageViews`; None takes ``ImageViews.for_model(model)``.
         eval_collator: Makes eval batches; None takes ``EvalImages.for_model(model)``.
         **kwargs: As in ``transformers.Trainer`` (``callbacks``, ``optimizers`` …).
 
     Raises:
-        UsageError: the model has no head, several GPUs are used without a launcher, the data set is smaller than a batch,
-            or options contradict each other.
-        NonFiniteLossError: while training, at the first loss that is not finite; checkpoints written before stay.
+        UsageError: the model has no head, several GPUs are used without a launcher, the data set is smaller than a
+            batch, or options contradict each other.
+        NonFiniteLossError: while training, at the first loss or gradient that is not finite; checkpoints stay.
     """
 
     def __init__(
         self,
-        model: PeftModel,
-        args: ProjectionTrainingArguments | None = None,
+        model: nn.Module,
+        args: TrainingArguments | None = None,
         *,
         objective: nn.Module | str = "nt_xent",
         regularizers: Mapping[str, float | nn.Module] | None = None,
@@ -69,10 +77,11 @@ class ProjectionTrainer(Trainer):
         **kwargs: Any,
     ):
         args = args if args is not None else ProjectionTrainingArguments(output_dir="out")
-        if not isinstance(args, ProjectionTrainingArguments):
-            raise UsageError(f"args is a {type(args).__name__}; expected hfproj.ProjectionTrainingArguments(output_dir=…).")
-        _check_model(model)
-        _check_devices(args)
+        checks.check_options(args, kwargs)
+        checks.check_model(model)
+        checks.check_train_dataset(train_dataset, args)
+        checks.check_eval_dataset(eval_dataset)
+        checks.check_eval_dataset(bank_dataset)
         if data_collator is None:
             from hfproj.data.images import ImageViews
 
@@ -83,9 +92,8 @@ class ProjectionTrainer(Trainer):
             for name, value in (regularizers or {}).items()
         }
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
-        train_dataset = _indexed(train_dataset)
-        _check_size(train_dataset, args)
-        if isinstance(train_dataset, IterableDataset):
+        train_dataset = checks.indexed(train_dataset)
+        if isinstance(train_dataset, StreamDataset):
             args.accelerator_config.dispatch_batches = False  # every process reads the stream and keeps its share
         super().__init__(
             model, args, data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
@@ -94,11 +102,12 @@ class ProjectionTrainer(Trainer):
         # model's forward takes **kwargs and the batch may hold labels.
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
-        self.objective.to(self.args.device)
+        for module in (self.objective, *(regularizer for regularizer, _ in self.regularizers.values())):
+            module.to(self.args.device)
         self._train_sampler: EpochSampler | None = None
         self._epoch = 0
         self._terms: dict[str, list[Tensor]] = {}
-        self._last: ViewOutputs | None = None
+        self._last: dict[str, Any] = {}
         self._patch_dropout = self._make_patch_dropout()
 
     # --- data ---
@@ -110,6 +119,12 @@ class ProjectionTrainer(Trainer):
         self._train_sampler = EpochSampler(len(dataset), seed=seed, shuffle=shuffle)
         return self._train_sampler
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of the training batches; of a stream, too, the last incomplete one is dropped."""
+        if not isinstance(self.train_dataset, StreamDataset):
+            return super().get_train_dataloader()
+        return self.accelerator.prepare(stream_loader(self.train_dataset, self.data_collator, self.args))
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Before the epoch's iterator is made: accelerate forwards the epoch neither to a sharded sampler nor, after a
         # resume in mid-epoch, to anything.
@@ -118,25 +133,39 @@ class ProjectionTrainer(Trainer):
             self._train_sampler.set_epoch(self._epoch)
         if isinstance(self.train_dataset, StreamDataset):
             self.train_dataset.set_epoch(self._epoch)
+            kwargs["model"].zero_grad()  # batches at the end of the stream that were too few for a step
+        if hasattr(self.objective, "on_epoch_start"):
+            self.objective.on_epoch_start(self._epoch)
         super()._run_epoch(*args, **kwargs)
+        if self.state.global_step == 0:
+            raise UsageError(
+                "train_dataset is a stream with too few images for one step; lower per_device_train_batch_size or "
+                "gradient_accumulation_steps."
+            )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
-        """Train, see ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last complete checkpoint.
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+        """Train, see ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last complete one.
 
         Raises:
-            UsageError: resuming a stream, whose position can't be restored; no checkpoint to resume from.
+            UsageError: resuming a stream, whose position can't be restored; no complete checkpoint to resume from.
+            AdapterFileError: a checkpoint that is damaged, or of another adapter or objective.
+            NonFiniteLossError: the loss or its gradient is NaN or infinite.
         """
         if resume_from_checkpoint:
-            if isinstance(self.train_dataset, IterableDataset) and not self.args.ignore_data_skip:
+            if isinstance(self.train_dataset, StreamDataset) and not self.args.ignore_data_skip:
                 raise UsageError(
-                    "A stream can't be resumed exactly: what it gave before is not known. Pass ignore_data_skip=True to go on "
-                    "with its beginning, or use a data set with a length."
+                    "A stream can't be resumed exactly: what it gave before is not known. Pass ignore_data_skip=True "
+                    "to go on with its beginning, or use a data set with a length."
                 )
-            if resume_from_checkpoint is True:
-                resume_from_checkpoint = _last_complete_checkpoint(self.args.output_dir)
-            elif not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
-                raise UsageError(f"{resume_from_checkpoint} is no complete checkpoint: it has no trainer_state.json.")
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        self._terms, self._last = {}, {}
+        if self._patch_dropout is not None:
+            self._patch_dropout.attach()
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        finally:
+            if self._patch_dropout is not None:
+                self._patch_dropout.remove()
 
     # --- loss ---
 
@@ -155,21 +184,22 @@ class ProjectionTrainer(Trainer):
                 "The collator returned no 'views'; use hfproj.ImageViews.for_model(model), or return "
                 "{'views': [tensor or dict, …], 'index': …}."
             )
-        self._check_views(len(views))
-        if self._patch_dropout is not None and model.training:
-            with self._patch_dropout.using(inputs["index"], self._epoch, len(views)):
-                out = forward_views(model, views)
-        else:
+        checks.check_views(self.objective, len(views))
+        with ExitStack() as stack:
+            if self._patch_dropout is not None and model.training:
+                if inputs.get("index") is None:
+                    raise UsageError("patch_dropout needs 'index' from the collator; hfproj.ImageViews gives it.")
+                stack.enter_context(self._patch_dropout.using(inputs["index"], self._epoch))
             out = forward_views(model, views)
+        given = {
+            "labels": inputs.get("labels"),
+            "index": inputs.get("index"),
+            "prediction": out.prediction,
+            "scores": out.scores,
+        }
+        checks.check_needs(self.objective, given)
         step = Step.at(self.args.seed, self.state.global_step, float(self.state.epoch or 0), self.args.device)
-        loss, terms = self.objective(
-            out.z,
-            labels=inputs.get("labels"),
-            prediction=out.prediction,
-            scores=out.scores,
-            index=inputs.get("index"),
-            step=step,
-        )
+        loss, terms = self.objective(out.z, step=step, **given)
         terms = dict(terms)
         if self.regularizers:
             terms["objective"] = loss.detach()
@@ -178,27 +208,26 @@ class ProjectionTrainer(Trainer):
             terms[name] = value.detach()
             loss = loss + weight * value
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(self._non_finite_message(loss))
+            raise self._non_finite("loss", loss.item())
         if model.training:
             for name, value in terms.items():
                 self._terms.setdefault(name, []).append(value.detach())
-            self._last = ViewOutputs(*(_detached(t) for t in out))
+            self._last = {"h": _detached(out.h), "z": _detached(out.z)}
         return (loss, out) if return_outputs else loss
 
-    def _check_views(self, count: int) -> None:
-        fewest, most = getattr(self.objective, "views", (1, None))
-        if count < fewest or (most is not None and count > most):
-            wanted = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
-            raise UsageError(
-                f"{type(self.objective).__name__} needs {wanted} views of each image and the batch has {count}; set "
-                f"num_views={fewest} in the collator (hfproj.ImageViews)."
-            )
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Before the optimizer step: a finite loss may have an infinite gradient; the next checkpoint would hold NaN.
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16's loss scaler skips such a step by itself
+        if norm is not None and not scaled and not math.isfinite(norm):
+            raise self._non_finite("gradient", float(norm))
+        return norm
 
-    def _non_finite_message(self, loss: Tensor) -> str:
-        last = _last_complete_checkpoint(self.args.output_dir, required=False)
+    def _non_finite(self, what: str, value: float) -> NonFiniteLossError:
+        last = last_complete_checkpoint(self.args.output_dir)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-        return (
-            f"The loss became {loss.item()} at step {self.state.global_step + 1}; training stopped, {kept}. Lower "
+        return NonFiniteLossError(
+            f"The {what} became {value} at step {self.state.global_step + 1}; training stopped, {kept}. Lower "
             "learning_rate, raise warmup_steps or the temperature, or set max_grad_norm."
         )
 
@@ -213,29 +242,18 @@ class ProjectionTrainer(Trainer):
     # --- optimizer ---
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer: head and backbone each with and without weight decay (biases, norms and scales have none)."""
+        """Make the optimizer: head and backbone, each with and without weight decay (biases, norms, scales: none)."""
         if self.optimizer is not None:
             return super().create_optimizer(model)
-        rates = {True: self.args.head_learning_rate, False: None}
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in (model or self.model).named_parameters():
-            if parameter.requires_grad:
-                key = (f".{CHILD}." in f".{name}", parameter.ndim >= _NO_DECAY_BELOW)
-                groups.setdefault(key, []).append(parameter)
-        if not groups:
-            raise UsageError("No parameter is trainable: the adapter was loaded frozen; load it with is_trainable=True.")
+        groups = parameter_groups(
+            model if model is not None else self.model,
+            weight_decay=self.args.weight_decay,
+            head_learning_rate=self.args.head_learning_rate,
+        )
         cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        if {"params", "model", "optimizer_dict"} & set(kwargs):
+        if is_optimizer_factory(cls) or {"params", "model", "optimizer_dict"} & set(kwargs):
             return super().create_optimizer(model)  # optimizers of transformers that make their own groups
-        settings = [
-            {
-                "params": parameters,
-                "weight_decay": self.args.weight_decay if decays else 0.0,
-                **({"lr": rates[is_head]} if rates[is_head] is not None else {}),
-            }
-            for (is_head, decays), parameters in groups.items()
-        ]
-        self.optimizer = cls(settings, **kwargs)
+        self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
     # --- logging and evaluation ---
@@ -244,21 +262,21 @@ class ProjectionTrainer(Trainer):
         """Log `logs`, with the objective's terms and the state of the representation while training."""
         if "loss" in logs:
             logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()}
-            if self.args.log_representation and self._last is not None:
-                logs |= _representation(self._last)
+            if self.args.log_representation:
+                logs |= describe(self._last)
             self._terms = {}
         super().log(logs, start_time)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return ``knn_h``, ``knn_z`` (with labels), ``rankme_*``, ``std_*``, ``loss`` and ``positive_cosine_*``, prefixed.
+        """Return ``knn_*`` (with labels), ``rankme_*``, ``std_*``, ``loss`` and ``positive_cosine_*`` of h and z.
 
-        The k-NN searches `bank_dataset`, or each image among the others of `eval_dataset`. Loss and cosine are means over
-        batches of views that are the same at each evaluation.
+        Names begin with `metric_key_prefix`. The k-NN searches `bank_dataset`, or each image among the others of
+        `eval_dataset`. Loss and cosine are means over batches of views that are the same at each evaluation.
 
         Raises:
-            UsageError: there is no eval data set.
+            UsageError: there is no eval data set, or it has no length.
         """
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if isinstance(dataset, str):
@@ -270,6 +288,7 @@ class ProjectionTrainer(Trainer):
             return metrics
         if dataset is None:
             raise UsageError("There is no eval_dataset; pass one to ProjectionTrainer or to evaluate().")
+        checks.check_eval_dataset(dataset)
         start = time.time()
         found = {**self._probe(dataset), **self._evaluate_views(dataset)}
         metrics = {f"{metric_key_prefix}_{n}": v for n, v in found.items()}
@@ -285,6 +304,7 @@ class ProjectionTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
             collator=self.eval_collator,
             device=self.args.device,
+            num_workers=self.args.dataloader_num_workers,
         )
 
     def _probe(self, dataset: Any) -> dict[str, float]:
@@ -305,52 +325,57 @@ class ProjectionTrainer(Trainer):
 
     @torch.no_grad()
     def _evaluate_views(self, dataset: Any) -> dict[str, float]:
-        if isinstance(dataset, IterableDataset):
+        loader = eval_views_loader(dataset, self.data_collator, self.args)
+        if loader is None:
             return {}
-        size = min(self.args.per_device_eval_batch_size, len(dataset) // distributed.world_size())
-        if size < 2:
-            return {}
-        loader = self.accelerator.prepare(
-            torch.utils.data.DataLoader(
-                _indexed(dataset),
-                batch_size=size,
-                sampler=EpochSampler(len(dataset), shuffle=False),
-                collate_fn=self.data_collator,
-                drop_last=True,
-            )
-        )
-        was_training = self.model.training
-        self.model.eval()
         sums: dict[str, list[float]] = {}
-        try:
+        modules = [regularizer for regularizer, _ in self.regularizers.values()]
+        with ExitStack() as stack:
+            for module in (self.model, self.objective, *modules):  # objectives update their buffers in training only
+                stack.enter_context(evaluating(module))
             for batch in loader:
-                batch = self._prepare_inputs(batch)
-                loss, out = self.compute_loss(self.model, batch, return_outputs=True)
-                sums.setdefault("loss", []).append(loss.item())
-                for layer in ("h", "z"):
-                    rows = getattr(out, layer)
-                    if isinstance(rows, Tensor):
-                        joint = distributed.gather_rows(rows.transpose(0, 1).contiguous()).transpose(0, 1)
-                        sums.setdefault(f"positive_cosine_{layer}", []).append(positive_cosine(joint))
-        finally:
-            self.model.train(was_training)
-            self.accelerator._dataloaders.remove(loader)
+                loss, out = self.compute_loss(self.model, self._prepare_inputs(batch), return_outputs=True)
+                found = {"loss": loss.item(), **positive_cosines({"h": out.h, "z": out.z})}
+                for name, value in found.items():
+                    sums.setdefault(name, []).append(value)
         return {n: sum(v) / len(v) for n, v in sums.items()}
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: there is nothing to predict; features come from `hfproj.extract_features`.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("A head predicts no labels; hfproj.extract_features(model, dataset) returns h and z.")
 
     # --- checkpoints ---
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        buffers = {n: b.detach().cpu().contiguous() for n, b in self.objective.state_dict().items()}
-        if buffers and self.args.should_save:
-            target = Path(output_dir or self.args.output_dir) / _OBJECTIVE_FILE
-            save_file(buffers, str(target) + ".part", metadata={"format": "pt"})
-            os.replace(str(target) + ".part", target)
+        if not self.args.should_save:  # only takes part in collectives
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        with replacing(folder) as part:
+            super()._save(str(part), state_dict)
+            save_buffers(self.objective, part)
+            (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and folders are shared
+            if (folder / "README.md").exists():
+                (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.objective.state_dict():
-            self.objective.load_state_dict(load_file(Path(resume_from_checkpoint) / _OBJECTIVE_FILE))
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except SafetensorError as error:
+            raise AdapterFileError(
+                f"{resume_from_checkpoint} holds a damaged adapter ({error}); resume from another checkpoint."
+            ) from error
+        load_buffers(self.objective, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:  # transformers' own finds no adapter under a name other than "default", and no objective
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
         """Refuse, until pushing with probe results is available.
@@ -358,74 +383,12 @@ class ProjectionTrainer(Trainer):
         Raises:
             UsageError: always.
         """
-        raise UsageError(_PUSHING)
+        raise UsageError(PUSHING)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: `transformers` estimates this for language models only."""
         return 0
 
 
-def _indexed(dataset: Any) -> Any:
-    if dataset is None or isinstance(dataset, IndexedDataset | StreamDataset):
-        return dataset
-    streams = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
-    return StreamDataset(dataset) if streams else IndexedDataset(dataset)
-
-
-def _check_model(model: Any) -> None:
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(model, PeftModel) or not hasattr(backbone, CHILD):
-        raise UsageError(
-            f"The model is a {type(model).__name__} without a projection head; attach one with "
-            "peft.get_peft_model(backbone, hfproj.ProjectionHeadConfig(…))."
-        )
-
-
-def _check_devices(args: ProjectionTrainingArguments) -> None:
-    if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED and args.n_gpu > 1:
-        raise UsageError(
-            f"{args.n_gpu} GPUs are visible to one process, which would split each batch and its negatives; start the script "
-            "with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
-        )
-
-
-def _check_size(dataset: Any, args: ProjectionTrainingArguments) -> None:
-    joint = args.train_batch_size * args.world_size
-    if hasattr(dataset, "__len__") and len(dataset) < joint and args.dataloader_drop_last:
-        raise UsageError(
-            f"train_dataset has {len(dataset)} images, fewer than one batch of {joint} ({args.train_batch_size} on each of "
-            f"{args.world_size} processes); lower per_device_train_batch_size."
-        )
-
-
 def _detached(rows: Any) -> Any:
-    if isinstance(rows, list):
-        return [r.detach() for r in rows]
-    return None if rows is None else rows.detach()
-
-
-def _representation(out: ViewOutputs) -> dict[str, float]:
-    """Return RankMe, std and positive-pair cosine of the joint batch's h and z."""
-    logs: dict[str, float] = {}
-    for layer in ("h", "z"):
-        rows = getattr(out, layer)
-        if not isinstance(rows, Tensor):
-            continue
-        joint = distributed.gather_rows(rows.transpose(0, 1).contiguous()).transpose(0, 1).float()
-        logs[f"rankme_{layer}"] = rankme(joint.flatten(0, 1))
-        logs[f"std_{layer}"] = representation_std(joint.flatten(0, 1))
-        logs[f"positive_cosine_{layer}"] = positive_cosine(joint)
-    return logs
-
-
-def _last_complete_checkpoint(folder: str, required: bool = True) -> str | None:
-    """Return the newest checkpoint that was written to its end (its state file comes last)."""
-    found = [
-        p for p in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if p.name.rpartition("-")[2].isdigit() and (p / "trainer_state.json").is_file()
-    ]
-    if not found:
-        if required:
-            raise UsageError(f"{folder} holds no complete checkpoint to resume from; start without resume_from_checkpoint.")
-        return None
-    return str(max(found, key=lambda p: int(p.name.rpartition("-")[2])))
+    return [r.detach() for r in rows] if isinstance(rows, list) else rows.detach()

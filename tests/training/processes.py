@@ -1,0 +1,76 @@
+"""What `test_processes` runs: as a script under ``accelerate launch`` on two processes, and as a function on one."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from small import Seen, adapter, head_model, images, plain, trainer, views
+
+from hfproj import distributed
+from hfproj.data import StreamDataset
+
+
+class Double:
+    """A collator whose images are in float64."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, items):
+        batch = self.collator(items)
+        if "views" in batch:
+            batch["views"] = [view.double() for view in batch["views"]]
+        else:
+            batch["pixel_values"] = batch["pixel_values"].double()
+        return batch
+
+
+def train(folder, *, dataset=None, resume=None, **options):
+    """Train in float64 on joint batches of 8, two of them a step, 2 steps an epoch; return all that can differ."""
+    world = distributed.world_size()
+    run = trainer(
+        folder,
+        head_model(prototypes=None).double(),
+        dataset if dataset is not None else images(35),
+        Double(views()),
+        extra={"eval_dataset": images(11, seed=1), "bank_dataset": images(9, seed=2), "eval_collator": Double(plain())},
+        cls=Seen,
+        **{
+            "per_device_train_batch_size": 8 // world,
+            "per_device_eval_batch_size": 8 // world,
+            "gradient_accumulation_steps": 2,
+            "num_train_epochs": 2,
+            "optim": "sgd",
+            "learning_rate": 0.1,
+            "patch_dropout": 0.5,
+            "log_representation": True,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            **options,
+        },
+    )
+    run.train(resume_from_checkpoint=resume)
+    times = ("runtime", "second")
+    log = [{n: v for n, v in e.items() if not any(t in n for t in times)} for e in run.state.log_history]
+    return {"weights": adapter(run.model), "seen": run.seen, "log": log, "start": adapter(head_model().double())}
+
+
+def cases(folder):
+    """Return name → result of every run."""
+    results = {"joint batch": train(folder / "whole", save_strategy="steps", save_steps=3)}
+    distributed.barrier()
+    # Step 3 of 4 is the first of epoch 2.
+    results["resumed"] = train(folder / "resumed", resume=folder / "whole/checkpoint-3")
+    results["workers"] = train(folder / "workers", dataloader_num_workers=2, eval_strategy="no")
+    stream = StreamDataset(images(35))
+    results["stream"] = train(folder / "stream", dataset=stream, max_steps=3, eval_strategy="no")
+    return results
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    PartialState(cpu=True)  # joins the processes, so that the batch size can be divided by their number
+    out = Path(sys.argv[1])
+    found = cases(out)
+    torch.save(found, out / f"{distributed.rank()}.pt")

@@ -1,0 +1,97 @@
+"""`ProjectionTrainingArguments`: defaults, refusals, and what of them goes into the results."""
+
+import dataclasses
+import json
+
+import pytest
+from transformers import TrainingArguments
+
+import hfproj
+from hfproj import cli
+
+
+def arguments(tmp_path, **options):
+    return hfproj.ProjectionTrainingArguments(output_dir=str(tmp_path), **options)
+
+
+def test_defaults(tmp_path):
+    args = arguments(tmp_path)
+    assert isinstance(args, TrainingArguments)
+    assert (args.learning_rate, args.weight_decay, args.lr_scheduler_type) == (1e-3, 0.05, "cosine")
+    assert args.get_warmup_steps(200) == 20
+    assert args.dataloader_drop_last
+    assert not args.remove_unused_columns
+    assert args.ddp_find_unused_parameters is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"push_to_hub": True}, "Pushing to the Hub is not available yet.*trainer.save_model"),
+        ({"hub_model_id": "me/mine"}, "Pushing to the Hub is not available yet"),
+        ({"hub_strategy": "checkpoint"}, "Pushing to the Hub is not available yet"),
+        ({"patch_dropout": 1.0}, r"patch_dropout=1.0: expected a share in \[0, 1\)"),
+        ({"head_learning_rate": -1.0}, "head_learning_rate=-1.0: expected 0 or more"),
+        ({"eval_knn_k": 0}, "eval_knn_k=0.*at least 1"),
+        ({"eval_knn_temperature": 0.0}, "eval_knn_temperature=0.0.*above 0"),
+        ({"remove_unused_columns": True}, "remove_unused_columns=True would drop the images"),
+    ],
+)
+def test_refused(tmp_path, options, message):
+    with pytest.raises(hfproj.UsageError, match=message):
+        arguments(tmp_path, **options)
+
+
+def test_what_was_chosen(tmp_path):
+    chosen = arguments(tmp_path, learning_rate=3e-4, patch_dropout=0.5, resume_from_checkpoint="/a/path").chosen()
+    assert chosen["learning_rate"] == 3e-4
+    assert chosen["patch_dropout"] == 0.5
+    assert "save_steps" not in chosen
+    assert not {"output_dir", "resume_from_checkpoint"} & set(chosen)
+    assert json.loads(json.dumps(chosen)) == chosen
+
+
+@dataclasses.dataclass
+class Flags:
+    """What a recipe asks for."""
+
+    rate: float = 0.5
+
+    def __post_init__(self):
+        if self.rate > 2:
+            raise ValueError("a value that\ntransformers refuses")
+        if self.rate > 1:
+            raise hfproj.UsageError(f"rate={self.rate}: expected 1 or less.")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--rat3 3 --typo", "Unknown arguments: --rat3 3 --typo. See --help."),
+        ("--rate 1.5", "rate=1.5: expected 1 or less."),
+        ("--rate 3", "a value that transformers refuses"),
+    ],
+)
+def test_command_line_errors(monkeypatch, capsys, line, message):
+    monkeypatch.setattr("sys.argv", ["recipe", *line.split()])
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: cli.parse(Flags))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["recipe", "--rate", "0.25"])
+    assert cli.parse(Flags) == (Flags(rate=0.25),)
+
+
+def test_errors_of_loader_workers_are_one_line(capsys):
+    def main():
+        raise hfproj.UsageError(
+            "Caught UsageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "  File \"a.py\", line 1, in b\nhfproj.errors.UsageError: Column 'x' holds no image: use another.\n"
+        )
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert capsys.readouterr().err == "error: Column 'x' holds no image: use another.\n"

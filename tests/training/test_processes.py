@@ -1,0 +1,82 @@
+"""Two processes under ``accelerate launch`` give what one process with the joint batch gives, through the trainer."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from small import differs
+
+SCRIPT = Path(__file__).with_name("processes.py")
+NAMES = ["joint batch", "resumed", "workers", "stream"]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launch, "--main_process_port", str(port), str(SCRIPT), str(folder)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return processes.cases(tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_those_of_one_process_with_the_joint_batch(one, two, name):
+    assert differs(one[name]["start"], one[name]["weights"])
+    for rank in range(2):
+        weights = two[rank][name]["weights"]
+        assert weights.keys() == one[name]["weights"].keys()
+        assert any("running_var" in n for n in weights)
+        for key, expected in one[name]["weights"].items():
+            torch.testing.assert_close(weights[key], expected, rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_processes_share_the_images_and_views_of_one(one, two, name):
+    ours = [two[rank][name]["seen"] for rank in range(2)]
+    assert not set(ours[0]) & set(ours[1])
+    joint, size = [], 4
+    for start in range(0, len(ours[0]), size):
+        joint += ours[0][start : start + size] + ours[1][start : start + size]
+    assert joint == one[name]["seen"]
+    if name == "joint batch":
+        epochs = [{(i, pixels) for epoch, i, pixels in joint if epoch == e} for e in (0, 1)]
+        assert not epochs[0] & epochs[1]
+        assert [len(e) for e in epochs] == [32, 32]
+
+
+def test_resumed_and_loaded_by_workers_is_the_same_run(one, two):
+    for results in (one, *two):
+        for name in ("resumed", "workers"):
+            for key, expected in results["joint batch"]["weights"].items():
+                assert torch.equal(results[name]["weights"][key], expected)
+        assert results["resumed"]["seen"] == results["joint batch"]["seen"][-len(results["resumed"]["seen"]) :]
+
+
+def test_metrics_and_log_are_those_of_one_process(one, two):
+    expected = one["joint batch"]["log"]
+    assert any("eval_knn_h" in entry for entry in expected)
+    assert any("rankme_z" in entry for entry in expected)
+    for rank in range(2):
+        log = two[rank]["joint batch"]["log"]
+        assert [entry.keys() for entry in log] == [entry.keys() for entry in expected]
+        for entry, other in zip(log, expected):
+            assert entry == pytest.approx(other, rel=1e-5)

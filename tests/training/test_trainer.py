@@ -1,0 +1,492 @@
+"""`ProjectionTrainer`: losses, groups of parameters, evaluation, streams, and what it refuses."""
+
+import datasets
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from small import (
+    Counting,
+    Seen,
+    adapter,
+    assert_equal,
+    backbone,
+    differs,
+    head_model,
+    images,
+    trainable,
+    trainer,
+    views,
+)
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+
+import hfproj
+from hfproj.data import StreamDataset
+from hfproj.objectives.nt_xent import nt_xent_loss
+from hfproj.training.optimizer import parameter_groups
+
+
+def last(run, key):
+    return next(entry[key] for entry in reversed(run.state.log_history) if key in entry)
+
+
+# --- the loss ---
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_accumulated_steps_average_the_losses(tmp_path, labels):
+    """One SGD step over two accumulated batches moves by the mean of the two gradients, labels or not."""
+    data, collator = images(8, labels=labels), views()
+    run = trainer(
+        tmp_path,
+        head_model(head_options={"hidden_dim": 12, "norm": None}),
+        data,
+        collator,
+        gradient_accumulation_steps=2,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+    )
+    start = trainable(run.model)
+    order = [index for _, index in run._get_train_sampler()]
+    losses = []
+    for part in (order[:4], order[4:]):
+        batch = collator([{**data[i], "index": i, "epoch": 0} for i in part])
+        assert ("labels" in batch) == labels
+        z = torch.stack([run.model(view).projection for view in batch["views"]])
+        losses.append(nt_xent_loss(z, temperature=0.2))
+    parameters = {n: p for n, p in run.model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(sum(losses) / 2, list(parameters.values()))
+    run.train()
+    assert run.state.global_step == 1
+    assert last(run, "loss") == pytest.approx(sum(losses).item() / 2, rel=1e-5)
+    for (name, parameter), gradient in zip(parameters.items(), gradients):
+        torch.testing.assert_close(parameter.detach(), start[name] - 0.1 * gradient, rtol=1e-5, atol=1e-6)
+
+
+class Spread(nn.Module):
+    """A toy regularizer."""
+
+    def forward(self, model, h, z):
+        assert isinstance(model, PeftModel)
+        assert h.shape[:2] == z.shape[:2] == (2, 4)
+        return (z.square().mean() - 1).square() + 3
+
+
+def test_regularizers_are_added_by_weight_and_logged_by_value(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfproj.training.trainer.create_regularizer", lambda name: Spread())
+    run = trainer(tmp_path, max_steps=1, extra={"regularizers": {"spread": 0.5, "module": Spread()}})
+    run.train()
+    assert last(run, "spread") == last(run, "module") >= 3
+    assert last(run, "loss") == pytest.approx(last(run, "objective") + 1.5 * last(run, "spread"), rel=1e-5)
+
+
+def test_the_log_holds_terms_and_the_state_of_the_representation(tmp_path):
+    run = trainer(tmp_path, max_steps=4, logging_steps=2, log_representation=True)
+    run.train()
+    entry = run.state.log_history[0]
+    assert {f"{what}_{layer}" for what in ("rankme", "std", "positive_cosine") for layer in "hz"} < entry.keys()
+    assert 1 <= entry["rankme_h"] <= 8.01
+    assert -1 <= entry["positive_cosine"] <= 1
+
+
+def test_bf16_computes_the_loss_in_float32(tmp_path):
+    seen = []
+
+    class Objective(Counting):
+        def forward(self, z, **others):
+            seen.append((z.dtype, torch.is_autocast_enabled("cpu")))
+            return super().forward(z, **others)
+
+    run = trainer(tmp_path, max_steps=2, bf16=True, extra={"objective": Objective()})
+    run.model.get_base_model().layers[0].mlp.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    start = adapter(run.model)
+    run.train()
+    assert seen.count((torch.float32, False)) == 2
+    assert torch.bfloat16 in seen
+    assert differs(start, adapter(run.model))
+    assert all(tensor.dtype != torch.bfloat16 for tensor in adapter(run.model).values())
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient"])
+def test_training_stops_at_the_first_value_that_is_not_finite(tmp_path, name):
+    class Failing(Counting):
+        calls = 0
+
+        def forward(self, z, **others):
+            loss, terms = super().forward(z, **others)
+            self.calls += 1
+            if self.calls < 4:
+                return loss, terms
+            # The second has a finite value and an infinite slope.
+            return (loss / 0 if name == "loss" else loss + (z - z.detach()).abs().sum().sqrt()), terms
+
+    run = trainer(tmp_path, max_steps=9, save_strategy="steps", save_steps=2, extra={"objective": Failing()})
+    assert run.args.logging_nan_inf_filter
+    message = rf"The {name} became (nan|inf) at step 4; training stopped, the last good checkpoint is .*checkpoint-2\."
+    with pytest.raises(hfproj.NonFiniteLossError, match=message):
+        run.train()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2"]
+    loaded = hfproj.from_pretrained(tmp_path / "checkpoint-2", backbone=backbone())
+    assert all(tensor.isfinite().all() for tensor in adapter(loaded).values())
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+    again = trainer(tmp_path, max_steps=4, extra={"objective": Counting()})
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+
+
+# --- epochs and streams ---
+
+
+def seen(folder, workers=0, resume=None, dataset=None, **args):
+    run = trainer(
+        folder, head_model(), dataset or images(12), views(), cls=Seen, dataloader_num_workers=workers, **args
+    )
+    run.train(resume_from_checkpoint=resume)
+    return run.seen
+
+
+def test_each_epoch_has_its_own_views_and_order(tmp_path):
+    run = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4}
+    whole = seen(tmp_path, **run)
+    first, second = whole[:12], whole[12:]
+    assert [epoch for epoch, _, _ in whole] == [0] * 12 + [1] * 12
+    assert [i for _, i, _ in first] != [i for _, i, _ in second]
+    assert {i for _, i, _ in first} == {i for _, i, _ in second} == set(range(12))
+    assert not {pixels for _, _, pixels in first} & {pixels for _, _, pixels in second}
+    assert seen(tmp_path / "workers", workers=2, **run) == whole
+    # Step 4 is the first of epoch 2: the resumed run goes on with its second batch, with the views of epoch 2.
+    assert seen(tmp_path / "resumed", resume=tmp_path / "checkpoint-4", **run) == whole[16:]
+
+
+def test_sequential_order_and_seeds(tmp_path):
+    data = images(8)
+    in_order = seen(tmp_path, dataset=data, train_sampling_strategy="sequential")
+    assert [i for _, i, _ in in_order] == list(range(8))
+    by_seed = [[i for _, i, _ in seen(tmp_path, dataset=data, data_seed=s)] for s in (0, 1, 0)]
+    assert by_seed[0] == by_seed[2] != by_seed[1]
+
+
+@pytest.mark.parametrize("kind", ["generator", "datasets"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streams(tmp_path, kind, workers):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from images(8)
+
+    def stream():
+        if kind == "generator":
+            return Stream()
+        return datasets.Dataset.from_list(images(8), features=FEATURES).to_iterable_dataset()
+
+    run = seen(tmp_path, workers, dataset=stream(), max_steps=5)
+    assert [(epoch, i) for epoch, i, _ in run] == [(e, i) for e in (0, 1) for i in range(8)] + [
+        (2, i) for i in range(4)
+    ]
+    # The position decides the views: those of a map-style data set in the same order.
+    as_map = seen(tmp_path, dataset=images(8), max_steps=5, train_sampling_strategy="sequential")
+    assert as_map == run
+
+
+def test_the_end_of_a_stream(tmp_path):
+    """10 images in batches of 4, two a step: the last 2 images of each pass are dropped."""
+    run = seen(tmp_path, dataset=StreamDataset(images(10)), gradient_accumulation_steps=2, max_steps=2)
+    assert [(epoch, i) for epoch, i, _ in run] == [(e, i) for e in (0, 1) for i in range(8)]
+    refused(
+        "stream with too few images for one step", tmp_path, dataset=StreamDataset(images(3)), max_steps=1, train=True
+    )
+
+
+FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+
+# --- parameter groups ---
+
+
+def group_of(model, **options):
+    """Name of each trainable parameter → (in the head, decays, learning rate)."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = parameter_groups(model, weight_decay=0.1, **options)
+    found = [(names[id(p)], (g["weight_decay"], g.get("lr"))) for g in groups for p in g["params"]]
+    assert len(found) == len(dict(found)) == len(trainable(model))
+    return dict(found)
+
+
+def test_decay_and_learning_rate_by_parameter():
+    model = head_model(backbone_adapter=LoraConfig(r=2, use_dora=True), prototypes=4)
+    groups = group_of(model, head_learning_rate=0.5)
+    for name, (decay, rate) in groups.items():
+        assert rate == (0.5 if ".hfproj." in name else None), name
+        scale = name.endswith(".bias") or "magnitude" in name or ".norm" in name
+        assert decay == (0 if scale else 0.1), name
+    parts = ("lora_A", "lora_B", "lora_magnitude_vector", "prototypes.weight", ".bias", ".norm")
+    assert all(any(part in name for name in groups) for part in parts)
+
+
+def test_scales_and_tokens_do_not_decay():
+    ia3 = get_peft_model(backbone(), hfproj.ProjectionHeadConfig(head="linear", backbone_adapter=IA3Config()))
+    assert {decay for name, (decay, _) in group_of(ia3).items() if "ia3_l" in name} == {0}
+    full = group_of(head_model(trainable="full"))
+    none = {name for name, (decay, _) in full.items() if decay == 0}
+    assert {n.rpartition(".")[2] for n in none} == {"bias", "weight", "cls_token", "position_embeddings"}
+    assert all("norm" in n for n in none if n.endswith(".weight"))
+    assert any("layernorm_before.weight" in n for n in none)
+    assert full["base_model.model.layers.0.mlp.fc1.weight"] == (0.1, None) or any(
+        decay == 0.1 and "mlp" in n for n, (decay, _) in full.items()
+    )
+
+
+def test_the_heads_learning_rate_is_scheduled(tmp_path):
+    rates = []
+
+    class Rates(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+
+    run = trainer(
+        tmp_path, max_steps=4, warmup_steps=0, head_learning_rate=0.2, lr_scheduler_type="linear",
+        extra={"callbacks": [Rates()]},
+    )  # fmt: skip
+    run.train()
+    backbone_rates, head_rates = ([r for r in rates[0] if r < 0.1], [r for r in rates[0] if r > 0.1])
+    assert set(backbone_rates) == {1e-2}
+    assert set(head_rates) == {0.2}
+    assert max(rates[2]) == pytest.approx(0.1)
+    assert min(rates[2]) == pytest.approx(5e-3)
+
+
+def test_a_frozen_head_by_learning_rate(tmp_path):
+    run = trainer(tmp_path, max_steps=2, head_learning_rate=0.0)
+    start = trainable(run.model)
+    run.train()
+    moved = {n for n, p in trainable(run.model).items() if not torch.equal(p, start[n])}
+    assert moved
+    assert not any(".hfproj." in n for n in moved)
+
+
+def test_learning_rate_zero_changes_no_parameter(tmp_path):
+    run = trainer(tmp_path, max_steps=3, learning_rate=0.0)
+    start = trainable(run.model)
+    run.train()
+    assert_equal(trainable(run.model), start)
+
+
+def test_an_optimizer_of_ones_own(tmp_path):
+    model = head_model()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    run = trainer(tmp_path, model, max_steps=2, extra={"optimizers": (optimizer, None)})
+    start = adapter(model)
+    run.train()
+    assert run.optimizer.optimizer is optimizer
+    assert len(optimizer.param_groups) == 1
+    assert differs(start, adapter(model))
+
+
+def test_nothing_trainable(tmp_path):
+    head_model().save_pretrained(tmp_path / "saved")
+    frozen = hfproj.from_pretrained(tmp_path / "saved", backbone=backbone())
+    with pytest.raises(hfproj.UsageError, match=r"No parameter is trainable.*is_trainable=True"):
+        trainer(tmp_path, frozen).train()
+
+
+# --- evaluation ---
+
+
+METRICS = {f"eval_{what}_{layer}" for what in ("knn", "rankme", "std", "positive_cosine") for layer in "hz"}
+METRICS |= {"eval_loss", "eval_runtime"}
+
+
+def test_metrics_and_their_definitions(tmp_path):
+    data = images(10, seed=1)
+    run = trainer(tmp_path, per_device_eval_batch_size=4, eval_knn_k=3, extra={"eval_dataset": data})
+    metrics = run.evaluate()
+    assert metrics.keys() == METRICS
+    features = hfproj.extract_features(run.model, data, collator=run.eval_collator)
+    probe = hfproj.KNNProbe(k=3).fit(features.h, features.labels)
+    assert metrics["eval_knn_h"] == probe.score_leave_one_out()
+    assert metrics["eval_rankme_z"] == hfproj.diagnostics.rankme(features.z)
+    # Two batches of 4 of the 10 images, in epoch 0, with the running statistics.
+    losses = []
+    model = run.model.eval()
+    for start in (0, 4):
+        batch = views()([{**data[i], "index": i, "epoch": 0} for i in range(start, start + 4)])
+        losses.append(nt_xent_loss(torch.stack([model(v).projection for v in batch["views"]]), temperature=0.2).item())
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_bank_labels_and_several_sets(tmp_path):
+    bank, labelled = images(9, seed=2), images(6, seed=3)
+    sets = {"a": labelled, "b": images(6, seed=4, labels=False)}
+    run = trainer(tmp_path, extra={"eval_dataset": sets, "bank_dataset": bank}, eval_knn_k=3)
+    metrics = run.evaluate()
+    assert "eval_a_knn_h" in metrics
+    assert not any(name.startswith("eval_b_knn") for name in metrics)
+    assert {"eval_b_rankme_h", "eval_b_loss"} < metrics.keys()
+    f, g = (hfproj.extract_features(run.model, d, collator=run.eval_collator) for d in (bank, labelled))
+    assert metrics["eval_a_knn_z"] == hfproj.KNNProbe(k=3).fit(f.z, f.labels).score(g.z, g.labels)
+    assert {n.replace("eval_", "eval_a_"): v for n, v in run.evaluate("a").items() if "runtime" not in n} == {
+        n: v for n, v in metrics.items() if "_a_" in n and "runtime" not in n
+    }
+    with pytest.raises(hfproj.UsageError, match="There is no eval_dataset"):
+        trainer(tmp_path).evaluate()
+
+
+def test_evaluation_changes_nothing(tmp_path):
+    runs = []
+    for strategy in ("no", "steps"):
+        run = trainer(
+            tmp_path,
+            head_model(dropout=0.2),
+            max_steps=4,
+            eval_strategy=strategy,
+            eval_steps=1,
+            eval_on_start=strategy == "steps",
+            extra={"eval_dataset": images(7, seed=1), "objective": Counting()},
+        )
+        run.train()
+        runs.append(run)
+    assert_equal(adapter(runs[1].model), adapter(runs[0].model))
+    assert torch.equal(runs[0].objective.center, runs[1].objective.center)
+
+    model, state = runs[0].model, torch.get_rng_state()
+    model.train()
+    model.get_base_model().layers[1].eval()
+    flags = [module.training for module in model.modules()]
+    runs[0].evaluate()
+    assert [module.training for module in model.modules()] == flags
+    assert runs[0].objective.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_best_checkpoint_and_early_stopping(tmp_path, name, monkeypatch):
+    """k-NN is best after step 2, then falls: training stops at step 4 and the weights of step 2 come back."""
+    scores = iter([0.2, 0.9, 0.5, 0.4, 0.3])
+    monkeypatch.setattr(hfproj.ProjectionTrainer, "_probe", lambda self, dataset: {"knn_h": next(scores)})
+    model, objective = head_model(name=name), Counting()
+    kept = Kept(name, objective)
+    run = trainer(
+        tmp_path,
+        model,
+        num_train_epochs=9,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        metric_for_best_model="knn_h",
+        load_best_model_at_end=True,
+        extra={
+            "eval_dataset": images(6, seed=1),
+            "objective": objective,
+            "callbacks": [EarlyStoppingCallback(early_stopping_patience=2), kept],
+        },
+    )
+    assert run.args.greater_is_better
+    run.train()
+    assert run.state.global_step == 4
+    assert run.state.best_metric == 0.9
+    assert differs(kept.steps[2], kept.steps[4])
+    assert_equal(adapter(model, name), kept.steps[2])
+    assert torch.equal(objective.center, kept.centers[2])
+
+
+class Kept(TrainerCallback):
+    """Keeps the adapter and the objective's buffer after each step."""
+
+    def __init__(self, name, objective):
+        self.name, self.objective, self.steps, self.centers = name, objective, {}, {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.steps[state.global_step] = adapter(model, self.name)
+        self.centers[state.global_step] = self.objective.center.clone()
+
+
+def test_a_metric_that_does_not_exist(tmp_path):
+    run = trainer(
+        tmp_path, eval_strategy="steps", eval_steps=1, metric_for_best_model="knn_x", max_steps=1,
+        extra={"eval_dataset": images(6)},
+    )  # fmt: skip
+    with pytest.raises(KeyError, match=r"eval_knn_x.*eval_knn_h"):
+        run.train()
+
+
+# --- what is refused ---
+
+
+def refused(message, *args, train=False, **options):
+    def attempt():
+        run = trainer(*args, **options)
+        if train:
+            run.train()
+
+    with pytest.raises(hfproj.UsageError, match=message):
+        attempt()
+
+
+def test_batches_that_cannot_work(tmp_path):
+    one = views(num_views=1)
+    refused("NTXent needs at least 2 views of each image and the batch has 1; set num_views=2", tmp_path, collator=one,
+            train=True)  # fmt: skip
+    refused("BatchNorm needs at least 2 rows", tmp_path, per_device_train_batch_size=1, train=True)
+    no_norm = head_model(head_options={"hidden_dim": 12, "norm": None})
+    refused("image", tmp_path, no_norm, per_device_train_batch_size=1, train=True)
+    refused("train_dataset has 3 images, fewer than one batch of 4.*lower per_device", tmp_path, dataset=images(3))
+    refused("collator returned no 'views'", tmp_path, collator=lambda items: {"x": torch.zeros(1)}, train=True)
+
+    def without_index(items):
+        return {"views": views()(items)["views"]}
+
+    refused("patch_dropout needs 'index'", tmp_path, collator=without_index, patch_dropout=0.5, train=True)
+    refused("is a stream, and 2 workers would each count", tmp_path, dataset=StreamDataset(images(8)), max_steps=1,
+            dataloader_num_workers=2)  # fmt: skip
+    for place in ("eval_dataset", "bank_dataset"):
+        refused("eval data set is a stream.*islice", tmp_path, extra={place: StreamDataset(images(8))})
+
+
+def test_models_without_a_head(tmp_path):
+    refused("ViTModel without a projection head; attach one with", tmp_path, backbone())
+    lora = get_peft_model(backbone(), LoraConfig(target_modules=["q_proj"], r=1))
+    refused("PeftModel without a projection head", tmp_path, lora)
+
+
+def test_needs_of_an_objective(tmp_path):
+    class Needy(Counting):
+        needs = frozenset({"prediction"})
+
+    refused(r"Needy needs 'prediction'.*ProjectionHeadConfig\(predictor=", tmp_path, extra={"objective": Needy()},
+            train=True)  # fmt: skip
+    model = head_model(predictor={"head": "linear"})
+    trainer(tmp_path, model, extra={"objective": Needy()}, max_steps=1).train()
+
+
+def test_options_of_the_trainer(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(hfproj.UsageError, match=r"args is a TrainingArguments; expected hfproj\.Projection"):
+        hfproj.ProjectionTrainer(head_model(), args, train_dataset=images(12))
+    for name in ("compute_metrics", "compute_loss_func"):
+        refused(f"takes no {name}", tmp_path, extra={name: lambda *_: {}})
+    run = trainer(tmp_path)
+    with pytest.raises(hfproj.UsageError, match="Pushing to the Hub is not available yet"):
+        run.push_to_hub()
+    with pytest.raises(hfproj.UsageError, match="extract_features"):
+        run.predict(images(4))
+
+
+def test_several_gpus_in_one_process(tmp_path):
+    args = hfproj.ProjectionTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    args._n_gpu = 2
+    with pytest.raises(hfproj.UsageError, match=r"2 GPUs are visible to one process.*accelerate launch"):
+        hfproj.ProjectionTrainer(head_model(), args, train_dataset=images(12))
+
+
+def test_defaults_come_from_the_model(tmp_path):
+    args = hfproj.ProjectionTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, seed=3, per_device_train_batch_size=2, disable_tqdm=True
+    )
+    model = get_peft_model(hfproj.load_backbone("vit_nano"), hfproj.ProjectionHeadConfig())
+    run = hfproj.ProjectionTrainer(model, args, train_dataset=images(4), eval_dataset=images(4))
+    assert (run.data_collator.size, run.data_collator.seed) == (32, 3)
+    assert run.evaluate()["eval_knn_h"] >= 0
