@@ -27,6 +27,8 @@ _PUBLIC = {
     "register_head": "heads",
     "create_objective": "objectives",
     "list_objectives": "objectives",
+    "register_objective": "objectives",
+    "register_regularizer": "regularizers",
     "create_regularizer": "regularizers",
     "list_regularizers": "regularizers",
     "KNNProbe": "probes",

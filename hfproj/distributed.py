@@ -20,6 +20,9 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
+# torch 2.14 renamed it and deprecates the old name.
+_all_gather_into = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+
 
 def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -65,7 +68,7 @@ def row_counts(n: int, device: torch.device | str = "cpu") -> list[int]:
     if world_size() == 1:
         return [n]
     counts = torch.empty(world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_single(counts, torch.tensor([n], dtype=torch.int64, device=device))
+    _all_gather_into(counts, torch.tensor([n], dtype=torch.int64, device=device))
     return counts.tolist()
 
 
@@ -152,7 +155,7 @@ class _GatherRows(torch.autograd.Function):
             padded = x.new_zeros(longest, *x.shape[1:])
             padded[: x.shape[0]] = x
         blocks = x.new_empty(len(counts) * longest, *x.shape[1:])
-        dist.all_gather_single(blocks, padded)
+        _all_gather_into(blocks, padded)
         if min(counts) == longest:
             return blocks
         return torch.cat([block[:count] for block, count in zip(blocks.split(longest), counts)])

@@ -12,7 +12,7 @@ from hfproj.errors import HfprojError, UsageError
 from hfproj.results import write_atomic
 
 # Okabe & Ito's colours, told apart by colour-blind readers; the line styles tell the curves apart in print.
-_STYLES = {
+_STYLES: dict[str, dict[str, Any]] = {
     "h before": {"color": "#56B4E9", "linestyle": (0, (5, 2))},
     "h after": {"color": "#0072B2", "linestyle": "-"},
     "z before": {"color": "#E69F00", "linestyle": (0, (1, 1.4))},
@@ -20,7 +20,7 @@ _STYLES = {
 }
 _NAMES = {"h": "representation h", "z": "projection z"}
 _SPARE = ["#009E73", "#CC79A7", "#000000"]
-_DECADES = 10  # below 1e-10 of the largest eigenvalue float32 features hold rounding only: the curve leaves the picture
+_DECADES = 6  # what lies further below the largest eigenvalue is no spread that a probe could use
 
 
 def plot_spectrum(spectra: Mapping[str, Any], path: str | os.PathLike | None = None) -> Any:

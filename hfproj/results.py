@@ -294,8 +294,8 @@ def unpack_outcomes(text: str) -> np.ndarray:
 def portable(value: Any) -> Any:
     """Return `value` as plain JSON without paths of this machine.
 
-    Tensors and arrays become lists, sets sorted lists, enums their value; NaN and infinity become None. An absolute path
-    (or one that begins with `~`) becomes relative to the working directory where it lies inside, otherwise
+    Tensors and arrays become lists, sets sorted lists, enums their value; NaN and infinity become None. An absolute
+    path (or one that begins with `~`) becomes relative to the working directory where it lies inside, otherwise
     `./` and its last part.
 
     Raises:

@@ -1,12 +1,12 @@
 """SimCLR on a pretrained backbone: a projection head and a LoRA, trained on unlabelled images, probed before and after.
 
-    accelerate launch recipes/simclr_vit.py                                        # vit_nano on handwritten digits, no network
+    accelerate launch recipes/simclr_vit.py                        # vit_nano on handwritten digits: no network needed
     accelerate launch recipes/simclr_vit.py --backbone facebook/dinov2-small --dataset uoft-cs/cifar10
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py     # two CPU processes
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py    # 2 CPU processes
 
-Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds the
-adapter, results.json (every number with its protocol), spectrum.png and a card. All options of `transformers`'
-TrainingArguments work as flags too (``--num_train_epochs``, ``--per_device_train_batch_size``, ``--learning_rate``, ``--report_to``).
+Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds
+the adapter, results.json (every number with its protocol), spectrum.png and a card. All options of `transformers`'
+TrainingArguments are flags too (--num_train_epochs, --per_device_train_batch_size, --learning_rate, --report_to …).
 """
 
 import os
@@ -16,19 +16,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from peft import LoraConfig, get_peft_model
+from transformers import set_seed
+
 import hfproj
 from hfproj import cli, plots
 from hfproj.data import split_off
 from hfproj.hub.card import write_card
 from hfproj.results import command_line
-from peft import LoraConfig, get_peft_model
-from transformers import HfArgumentParser
 
 
 @dataclass
 class Recipe:
+    """Flags of this recipe."""
+
     backbone: str = field(default="vit_nano", metadata={"help": "vit_nano, a Hub id, timm/… or a folder."})
-    dataset: str = field(default="digits", metadata={"help": "digits, a Hub id, parquet file(s), an image or IDX folder."})
+    dataset: str = field(
+        default="digits", metadata={"help": "digits, a Hub id, parquet file(s), an image or IDX folder."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels, for scoring only."})
     train_limit: int | None = field(default=None, metadata={"help": "Take this many random training images."})
@@ -42,19 +47,24 @@ class Recipe:
     lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA on the backbone; 0 for none."})
     trainable: str = field(default="adapter", metadata={"help": "head, adapter, full, or a number of blocks."})
     temperature: float = field(default=0.2, metadata={"help": "Temperature of NT-Xent."})
-    crop_scale: float = field(default=0.4, metadata={"help": "Smallest share of the image that a view shows; 1 for all."})
+    crop_scale: float = field(
+        default=0.4, metadata={"help": "Smallest share of the image that a view shows; 1 for all."}
+    )
     flip: bool | None = field(default=None, metadata={"help": "Mirror views; by default not for digits."})
     color_jitter: float = field(default=0.5, metadata={"help": "Strength of the colour jitter; 0 for none."})
     grayscale: float = field(default=0.2, metadata={"help": "Probability of a grey view."})
     rotation: float = field(default=0.0, metadata={"help": "Views are turned by up to this many degrees."})
+    bank_limit: int | None = field(default=None, metadata={"help": "Search this many random training images by k-NN."})
     knn_k: int = field(default=20, metadata={"help": "Neighbours of the k-NN probe."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Not available yet."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Not available yet.", "nargs": "?", "const": ""})
 
 
 @dataclass
 class Training(hfproj.ProjectionTrainingArguments):
-    output_dir: str = field(default="out/simclr_vit", metadata={"help": "Folder for the adapter and what was measured."})
-    num_train_epochs: float = field(default=15, metadata={"help": "Epochs."})
+    """The trainer's flags, with this recipe's defaults."""
+
+    output_dir: str = field(default="out/simclr_vit", metadata={"help": "Folder for the adapter and the results."})
+    num_train_epochs: float = field(default=12, metadata={"help": "Epochs."})
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Images per process and step."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images per process in evaluation."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
@@ -66,7 +76,7 @@ class Training(hfproj.ProjectionTrainingArguments):
 
 
 def main() -> None:
-    recipe, args = HfArgumentParser((Recipe, Training)).parse_args_into_dataclasses()
+    recipe, args = cli.parse(Recipe, Training)
     if recipe.push_to_hub is not None:
         raise hfproj.UsageError("--push_to_hub is not available yet; upload the output folder yourself.")
 
@@ -78,10 +88,12 @@ def main() -> None:
     else:
         test = hfproj.load_image_dataset(recipe.dataset, split="test", **columns, limit=recipe.test_limit)
         test_name = recipe.dataset
-    if recipe.train_limit:
-        train, _ = split_off(train, len(train) - recipe.train_limit, seed=0) if recipe.train_limit < len(train) else (train, None)
+    if recipe.train_limit and recipe.train_limit < len(train):
+        _, train = split_off(train, recipe.train_limit, seed=0)
+    bank = split_off(train, recipe.bank_limit, seed=0)[1] if recipe.bank_limit else train
     labelled = "label" in train.column_names
 
+    set_seed(args.seed)  # the adapter's first values: the same in each run and on each process
     model = get_peft_model(
         hfproj.load_backbone(recipe.backbone),
         hfproj.ProjectionHeadConfig(
@@ -116,11 +128,11 @@ def main() -> None:
     def measure(when: str) -> hfproj.Results:
         probes = [hfproj.KNNProbe(k=recipe.knn_k)] if labelled else []
         return hfproj.evaluate(
-            model, probes=probes, train=train, test=test, when=when, dataset=test_name, views=views, seed=args.seed
+            model, probes=probes, train=bank, test=test, when=when, dataset=test_name, views=views, seed=args.seed
         )
 
     before = measure("before")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint in ("True", "true") or args.resume_from_checkpoint)
     results = before.merge(measure("after"))
     if not trainer.is_world_process_zero():
         return

@@ -60,8 +60,10 @@ def mean_row(f: Tensor, *, normalize: bool = False) -> Tensor:
 
 def gram(f: Tensor, *, shift: Tensor | None = None, scale: float = 1.0, normalize: bool = False) -> Tensor:
     """Return `gᵀg` `[dim, dim]` in float64 for `g = (f − shift)/scale`, a block of rows at a time."""
-    total = None
+    total = torch.zeros(
+        f.shape[1], f.shape[1], dtype=torch.float64, device="cpu" if f.device.type == "mps" else f.device
+    )
     for block in blocks(f, normalize=normalize):
         block = (block if shift is None else block - shift) / scale
-        total = block.T @ block if total is None else total.addmm_(block.T, block)
+        total.addmm_(block.T, block)
     return total

@@ -9,7 +9,7 @@ from typing import Any
 
 from hfproj.errors import HfprojError, UsageError
 from hfproj.plots import plot_spectrum
-from hfproj.probes.interval import paired_interval
+from hfproj.probes.interval import Interval, paired_interval
 from hfproj.results import Measurement, Results, portable, write_atomic
 
 PICTURE = "spectrum.png"
@@ -142,7 +142,7 @@ def _sentence(results: Results) -> str:
 
 def _pairs(results: Results) -> list[tuple[Measurement, Measurement]]:
     """Return one (before, after) of every accuracy of h that has both."""
-    pairs = {}
+    pairs: dict[tuple, tuple[Measurement, Measurement]] = {}
     for after in results.measurements:
         for before in results.measurements:
             same = (before.layer, before.when, before.key) == ("h", "before", after.key)
@@ -157,22 +157,31 @@ def _warnings(results: Results) -> list[str]:
         options = {"dataset": after.dataset, **{k: v for k, v in after.protocol.items() if k != "seed"}}
         first = results.value(before.name, "h", "before", **options)
         last = results.value(after.name, "h", "after", **options)
-        if last < first:
-            lines.append(
-                f"> **The representation got worse**: {after.label} of h fell from {first:.4f} to {last:.4f}"
-                f"{_interval(results, after.name, options)}. Use the bare backbone where this task resembles yours."
+        interval = _interval(results, after.name, options)
+        if last >= first and (interval is None or interval.low > 0):
+            continue
+        sure = interval is None or interval.high < 0
+        verdict = "The representation got worse" if sure else "No gain was measured"
+        shown = ""
+        if interval is not None:
+            shown = (
+                f" (difference {interval.difference:+.4f}, 95 % interval {interval.low:+.4f} to {interval.high:+.4f})"
             )
+        lines.append(
+            f"> **{verdict}**: {after.label} of h went from {first:.4f} to {last:.4f}{shown}. "
+            "Use the bare backbone where this task resembles yours."
+        )
     return lines
 
 
-def _interval(results: Results, name: str, options: dict) -> str:
+def _interval(results: Results, name: str, options: dict) -> Interval | None:
+    """Return the interval of the gain of h, or None where outcomes row by row were not kept."""
     try:
-        interval = paired_interval(
+        return paired_interval(
             results.outcomes(name, "h", "after", **options), results.outcomes(name, "h", "before", **options)
         )
     except UsageError:
-        return ""  # without outcomes row by row there is no interval, and the warning still stands
-    return f" (difference {interval.difference:+.4f}, 95 % interval {interval.low:+.4f} to {interval.high:+.4f})"
+        return None
 
 
 def _measured(results: Results) -> str:
@@ -190,13 +199,13 @@ def _loading(results: Results, repo_id: str | None) -> str:
         "```python\n"
         "import hfproj  # registers the PEFT method; without it PEFT does not know this adapter\n\n"
         f'model = hfproj.from_pretrained("{where}")  # backbone and adapter\n'
-        "out = model(pixel_values=x)  # out.representation (h), out.projection (z)\n"
+        "out = model(x)  # out.representation (h), out.projection (z)\n"
         "```"
     )
 
 
 def _protocols(results: Results) -> list[str]:
-    lines = {}
+    lines: dict[str, None] = {}
     for m in results.measurements:
         settings = ", ".join(f"{key} = {value}" for key, value in m.protocol.items() if key != "seed")
         lines[f"{m.label}{f' on {m.dataset}' if m.dataset else ''}: {settings or 'no settings'}"] = None

@@ -60,7 +60,12 @@ def evaluate(
         UsageError: probes without labels, features that are not finite (the rows are named), or what
             `extract_features` raises.
     """
-    options = {"batch_size": batch_size, "collator": collator, "device": device, "num_workers": num_workers}
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "collator": collator,
+        "device": device,
+        "num_workers": num_workers,
+    }
     bank, held_out = extract_features(model, train, **options), extract_features(model, test, **options)
     labelled = bank.labels is not None and held_out.labels is not None
     if probes and not labelled:

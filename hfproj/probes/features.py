@@ -50,7 +50,7 @@ def extract_features(
     set. The global random state is left alone, so that measuring in the middle of a training run does not change it.
 
     Args:
-        model: Called with `pixel_values=` or, where the batch holds "inputs", with that mapping; returns an object with
+        model: Called with the batch's `pixel_values` or, where the batch holds "inputs", with that mapping; returns an object with
             `representation` and `projection`.
         dataset: With a length and integer indices; 🤗 datasets are read a batch at a time.
         batch_size: Items a forward pass, on each process.
@@ -128,14 +128,15 @@ def forward(model: nn.Module, batch: Mapping[str, Any], device: torch.device) ->
         UsageError: the batch has neither, or the output has no h and z.
     """
     if "inputs" in batch:
-        inputs = dict(batch["inputs"])
+        inputs = {key: value.to(device, non_blocking=True) for key, value in batch["inputs"].items()}
+        output = model(**inputs)
     elif "pixel_values" in batch:
-        inputs = {"pixel_values": batch["pixel_values"]}
+        # By position: timm and plain modules call their first argument otherwise than transformers do.
+        output = model(batch["pixel_values"].to(device, non_blocking=True))
     else:
         raise UsageError(
             f"The collator gave {sorted(batch)}; expected 'pixel_values' or 'inputs' (a mapping) among them."
         )
-    output = model(**{key: value.to(device, non_blocking=True) for key, value in inputs.items()})
     if getattr(output, "representation", None) is None or getattr(output, "projection", None) is None:
         raise UsageError(
             f"The model returned {type(output).__name__} without `representation` and `projection`; expected a model "

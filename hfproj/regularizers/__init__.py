@@ -1,4 +1,4 @@
-"""Regularizers: scalar terms beside an objective, ``regularizer(model, h, z)`` with ``h``, ``z``: ``[views, batch, dim]``."""
+"""Regularizers: scalar terms beside an objective, ``regularizer(model, h, z)``; h and z are ``[views, batch, dim]``."""
 
 from typing import Any
 

@@ -83,12 +83,19 @@ def test_the_body_says_what_a_reader_needs():
 
 def test_a_worse_representation_is_said_first():
     text = render_card(a_result(before=0.9, after=0.8))
-    assert "**The representation got worse**: 20-NN accuracy of h fell from 0.9000 to 0.8000" in text
+    assert "**The representation got worse**: 20-NN accuracy of h went from 0.9000 to 0.8000" in text
     assert "difference -0.1000, 95 % interval -0.16" in text
     assert text.index("got worse") < text.index("## Measured")
     bare = [Measurement("probe", "h", when, v, unit="accuracy") for when, v in (("before", 0.9), ("after", 0.8))]
     text = render_card(a_result(measurements=bare))
-    assert "probe of h fell from 0.9000 to 0.8000. Use" in text
+    assert "probe of h went from 0.9000 to 0.8000. Use" in text
+
+
+def test_a_difference_within_its_interval_is_no_gain_and_no_loss():
+    for after in (0.8, 0.79, 0.81):
+        text = render_card(a_result(before=0.8, after=after))
+        assert "**No gain was measured**" in text
+        assert "worse" not in text
 
 
 def test_write_card(tmp_path):

@@ -1,0 +1,138 @@
+"""The recipes run, write what they promise, and end in one line where the command is wrong."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from peft.utils import load_peft_weights
+
+import hfproj
+from hfproj import cli
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+SMALL = ("--max_steps", 2, "--train_limit", 64, "--test_limit", 64, "--per_device_train_batch_size", 32, "--use_cpu", 1)
+
+
+def run(recipe, *flags):
+    """Run a recipe in this process, since most of a command's time here would go into imports."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", RECIPES / f"{recipe}.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)
+        patch.setattr("sys.argv", [f"{recipe}.py", *map(str, flags)])
+        spec.loader.exec_module(module)
+        cli.run(module.main)
+
+
+def as_command(recipe, *flags):
+    command = [sys.executable, str(RECIPES / f"{recipe}.py"), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simclr") / "out"
+    flags = ("--output_dir", folder, "--save_strategy", "steps", "--save_steps", 2)
+    done = as_command("simclr_vit", *SMALL, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder.parent / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_what_the_recipe_writes(folder):
+    printed = (folder.parent / "stdout").read_text()
+    assert all(word in printed for word in ("before", "after", "RankMe", f"Saved to {folder}")), printed
+    files = {p.name for p in folder.iterdir()}
+    assert files == {
+        "adapter_config.json", "adapter_model.safetensors", "results.json", "spectrum.png", "README.md", "checkpoint-2",
+    }  # fmt: skip
+    assert not list(folder.rglob("*.bin"))
+    assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert str(folder) not in card
+
+
+def test_its_results(folder):
+    results = hfproj.Results.load(folder)
+    stored = json.loads((folder / "results.json").read_text())
+    assert stored["config"]["recipe"]["head"] == "mlp"
+    found = {(m.name, m.layer, m.when): m for m in results.measurements}
+    for what in ("knn", "rankme", "representation_std", "positive_cosine"):
+        for layer in ("h", "z"):
+            before, after = (found[what, layer, when] for when in ("before", "after"))
+            assert np.isfinite([before.value, after.value]).all()
+            assert before.protocol == after.protocol
+    assert found["knn", "h", "before"].protocol["bank"] == 64
+    assert found["rankme", "z", "after"].value != found["rankme", "z", "before"].value
+    assert str(folder.parent) not in (folder / "results.json").read_text()
+
+
+def test_its_adapter_gives_the_numbers_of_the_results(folder):
+    model = hfproj.from_pretrained(folder)
+    test = hfproj.load_image_dataset("digits", split="test", limit=64)
+    features = hfproj.extract_features(model, test)
+    stored = {(m.name, m.layer, m.when): m.value for m in hfproj.Results.load(folder).measurements}
+    assert hfproj.diagnostics.rankme(features.z) == pytest.approx(stored["rankme", "z", "after"], rel=1e-4)
+    head = hfproj.load_head(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(head(features.h), features.z)
+    final, last = load_peft_weights(str(folder)), load_peft_weights(str(folder / "checkpoint-2"))
+    assert final.keys() == last.keys()
+    assert all(torch.equal(final[name], last[name]) for name in final)
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory):
+    """A parquet file with a column that is no image."""
+    file = tmp_path_factory.mktemp("wrong") / "train.parquet"
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(str(file))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--backbone no/such", "No backbone could be loaded from 'no/such'"),
+        ("--dataset no/such/place", "no file or folder 'no/such/place'"),
+        ("--head mpl", "Unknown head 'mpl'. Did you mean 'mlp'?"),
+        ("--dataset WRONG --image_column text --holdout 1", "Column 'text'"),
+        ("--push_to_hub", "--push_to_hub is not available yet"),
+        ("--push_to_hub me/mine", "--push_to_hub is not available yet"),
+        ("--no_such_flag 3", "Unknown arguments: --no_such_flag 3"),
+        ("--trainable 2", "backbone_adapter has nothing to add"),
+        ("--train_limit 8", "fewer than one batch"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, wrong, flags, message, capsys):
+    line = [wrong if flag == "WRONG" else flag for flag in flags.split()]
+    with pytest.raises(SystemExit) as end:
+        run("simclr_vit", *SMALL, "--output_dir", tmp_path, *line)
+    assert end.value.code == 2
+    *bars, last = capsys.readouterr().err.splitlines()  # progress of loading may come before
+    assert last.startswith("error: ")
+    assert message in last
+    assert not any("Traceback" in line or line.startswith("error:") for line in bars)
+
+
+def test_last_blocks_without_lora(tmp_path):
+    run("simclr_vit", *SMALL, "--lora_r", 0, "--trainable", 2, "--output_dir", tmp_path, "--max_steps", 1)
+    names = load_peft_weights(str(tmp_path))
+    assert any(".hfproj.backbone." in name for name in names)
+    assert not any("lora" in name for name in names)
+
+
+def test_accelerate_loop(capsys):
+    assert len((RECIPES / "accelerate_loop.py").read_text().splitlines()) < 80
+    run("accelerate_loop", "--epochs", 1, "--limit", 64, "--batch_size", 32)
+    *steps, result = capsys.readouterr().out.splitlines()
+    assert len(steps) == 2
+    assert result.startswith("20-NN accuracy of h: 0.")
