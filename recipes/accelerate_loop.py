@@ -1,7 +1,7 @@
 """SimCLR on digits in a loop of one's own: `accelerate` moves and synchronises, heads and objective come from hfproj.
 
     accelerate launch recipes/accelerate_loop.py
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/accelerate_loop.py --batch_size 128
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/accelerate_loop.py --batch_size 64
 
 `recipes/simclr_vit.py` does the same with `ProjectionTrainer`, which adds schedules, checkpoints, logs and cards.
 """
@@ -25,7 +25,7 @@ from hfproj import cli
 def main() -> None:
     parser = argparse.ArgumentParser(description="SimCLR on digits with a bare accelerate loop.")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch_size", type=int, default=256, help="Images per process and step.")
+    parser.add_argument("--batch_size", type=int, default=128, help="Images per process and step.")
     parser.add_argument("--limit", type=int, help="Take this many training and test images.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

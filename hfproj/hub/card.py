@@ -125,13 +125,13 @@ def _sentence(results: Results) -> str:
         f"[{_hub_base(results)}](https://huggingface.co/{_hub_base(results)})" if _hub_base(results) else f"`{shown}`"
     )
     inner = adapter.get("backbone_adapter") or {}
-    beside = f", trained together with a {inner['peft_type']} adapter" if inner.get("peft_type") else ""
+    beside = f" together with a {inner['peft_type']} adapter" if inner.get("peft_type") else ""
     text = (
         f"A projection head (`{adapter.get('head', 'head')}`, z of width {adapter['out_dim']})"
         if adapter.get("out_dim")
         else f"A projection head (`{adapter.get('head', 'head')}`)"
     )
-    text += f" as a PEFT adapter on {link}{beside}, trained with self-supervision."
+    text += f" as a PEFT adapter on {link}, trained by self-supervision{beside}."
     if base.split("/")[-1] == _EMBEDDED:
         text += (
             "\n\nThe backbone `vit_nano` ships with hfproj: its weights are Apache-2.0, its training images come from "

@@ -43,13 +43,14 @@ TRIALS = {
     "learning rate 3e-3": {"learning_rate": 3e-3},
     "temperature 0.1": {"temperature": 0.1},
     "temperature 0.5": {"temperature": 0.5},
+    "strong augmentation": {"crop_scale": 0.08, "color_jitter": 1.0},
     "mild augmentation": {"crop_scale": 0.5, "color_jitter": 0.0, "grayscale": 0.0},
     "LoRA rank 32": {"lora_r": 32},
     "head depth 3, width 1024": {"head_depth": 3, "hidden_dim": 1024},
     "no patch dropout": {"patch_dropout": 0.0},
 }
 CHOSEN: dict[str, dict] = {"cifar10": {}, "fashion_mnist": {}}
-FINAL = {"max_steps": 150, "test_limit": 4000}
+FINAL = {"max_steps": 100, "test_limit": 4000}
 SEEDS = (0, 1, 2)
 CONTROLS = {
     "simclr": {},
