@@ -21,7 +21,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 # torch 2.14 renamed it and deprecates the old name.
-_all_gather_into = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_all_gather_into: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 
 
 def _initialised() -> bool:

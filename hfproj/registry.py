@@ -54,10 +54,9 @@ class Registry:
             UsageError: no entry has this name, or it has no such option.
         """
         cls = self.get(name)
-        parameters = inspect.signature(cls.__init__).parameters
+        parameters = inspect.signature(cls).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            known = [p for p in parameters if p != "self"]
             for option in options:
-                if option not in known:
-                    raise unknown(f"option of {self.kind} {name!r}:", option, known)
+                if option not in parameters:
+                    raise unknown(f"option of {self.kind} {name!r}:", option, parameters)
         return cls(**options)

@@ -123,7 +123,8 @@ def main() -> None:
         eval_dataset=test if args.eval_strategy != "no" else None,
         data_collator=views,
     )
-    model.print_trainable_parameters()
+    if trainer.is_world_process_zero():
+        model.print_trainable_parameters()
 
     def measure(when: str) -> hfproj.Results:
         probes = [hfproj.KNNProbe(k=recipe.knn_k)] if labelled else []

@@ -50,8 +50,8 @@ def extract_features(
     set. The global random state is left alone, so that measuring in the middle of a training run does not change it.
 
     Args:
-        model: Called with the batch's `pixel_values` or, where the batch holds "inputs", with that mapping; returns an object with
-            `representation` and `projection`.
+        model: Called with the batch's `pixel_values` or, where the batch holds "inputs", with that mapping; returns an
+            object with `representation` and `projection`.
         dataset: With a length and integer indices; 🤗 datasets are read a batch at a time.
         batch_size: Items a forward pass, on each process.
         collator: Makes a batch `{"pixel_values" or "inputs", "labels"?, "index"?}` of a list of items. Default:

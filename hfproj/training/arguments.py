@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
@@ -51,6 +52,8 @@ class ProjectionTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
         if self.push_to_hub or self.hub_model_id is not None or self.hub_strategy != HubStrategy.EVERY_SAVE:
             raise UsageError(PUSHING)
         if not 0 <= self.patch_dropout < 1:
@@ -71,5 +74,5 @@ class ProjectionTrainingArguments(TrainingArguments):
         """Return the values that differ from the defaults of `transformers`, for `hfproj.Results.config`."""
         usual = TrainingArguments(output_dir=self.output_dir).to_dict()
         left_out = {"output_dir", "logging_dir", "disable_tqdm", "report_to", "run_name", "seed"}
-        left_out |= {"resume_from_checkpoint"}  # a path of this machine
+        left_out |= {"resume_from_checkpoint", "dataloader_pin_memory"}  # they describe this machine
         return {n: v for n, v in self.to_dict().items() if n not in left_out and v != usual.get(n)}

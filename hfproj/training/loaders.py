@@ -35,7 +35,7 @@ def eval_views_loader(dataset: Any, collator: Callable, args: ProjectionTraining
     starts = range(rank * size, len(dataset) - (world - rank) * size + 1, world * size)
     return DataLoader(
         IndexedDataset(dataset),
-        batch_sampler=[range(start, start + size) for start in starts],
+        batch_sampler=[list(range(start, start + size)) for start in starts],
         collate_fn=collator,
         num_workers=args.dataloader_num_workers,
         generator=torch.Generator(),  # else the loader advances the global one, and measuring would change the run

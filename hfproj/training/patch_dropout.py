@@ -82,8 +82,8 @@ class PatchDropout:
         streams = range(_STREAM + first, _STREAM + self._view)
         noise = np.concatenate([uniforms(patches, seed=self.seed, epoch=epoch, index=index, view=v) for v in streams])
         chosen = np.sort(np.argpartition(noise, keep - 1, axis=1)[:, :keep], axis=1) + self.prefix_tokens
-        chosen = torch.from_numpy(chosen).to(output.device)
-        kept = output.gather(1, chosen.unsqueeze(-1).expand(-1, -1, output.shape[-1]))
+        rows = torch.from_numpy(chosen).to(output.device).unsqueeze(-1)
+        kept = output.gather(1, rows.expand(-1, -1, output.shape[-1]))
         return torch.cat([output[:, : self.prefix_tokens], kept], dim=1)
 
     def _refusal(self, reason: str) -> UsageError:

@@ -58,8 +58,8 @@ def forward_views(model: nn.Module, views: Sequence[Any]) -> ViewOutputs:
         start = stop
 
     def gathered(name: str) -> Any:
-        rows = [p.get(name) for p in parts]
-        if any(r is None for r in rows):
+        rows = [p[name] for p in parts if name in p]
+        if not rows:
             return None
         return torch.stack(rows) if len({r.shape for r in rows}) == 1 else rows
 

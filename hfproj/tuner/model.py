@@ -31,6 +31,7 @@ from hfproj.backbones import (
     source_of,
 )
 from hfproj.errors import AdapterFileError, UsageError
+from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.config import ProjectionHeadConfig, plain
 from hfproj.tuner.layer import CHILD, ProjectionLayer, install_hooks, remove_hooks
 
@@ -49,10 +50,7 @@ class ProjectionHeadModel(BaseTuner):
     uses_shared_state = True
 
     def _pre_injection_hook(self, model: nn.Module, config: ProjectionHeadConfig, adapter_name: str) -> None:
-        self._trained_names: dict[str, list[str]] = {}  # adapter → backbone tensors that belong to it
-        self._waiting: dict[str, dict[str, Tensor]] = {}  # adapter → their values while it is not in use
-        self._originals: dict[str, Tensor] = {}
-        self._in_use: str | None = None  # adapter whose backbone tensors are in the modules
+        self.backbone_tensors = BackboneTensors()
         self._frozen = False  # whether the active adapter was asked for without gradients
 
     def inject_adapter(
@@ -104,8 +102,7 @@ class ProjectionHeadModel(BaseTuner):
         model.add_module(CHILD, layer)
         self.peft_config[adapter_name] = config
         install_hooks(model, layer)
-        self._trained_names[adapter_name] = names
-        self._keep_originals(model, config, names)
+        self.backbone_tensors.add(model, adapter_name, names, keep_original=config.keep_original)
         self._mark_only_adapters_as_trainable(model)
         if disabled:  # the PEFT layers that are new don't know it yet
             super()._enable_adapter_layers(False)
@@ -228,45 +225,13 @@ class ProjectionHeadModel(BaseTuner):
         inner.base_model_name_or_path = None
         return inner
 
-    # --- trained tensors of the backbone ---
-
-    def _keep_originals(self, model: nn.Module, config: ProjectionHeadConfig, names: list[str]) -> None:
-        if names and not config.keep_original:
-            warnings.warn(
-                "keep_original=False: the originals of the trained backbone tensors are given up, so that disabling or "
-                "unloading this adapter leaves the trained backbone in place.",
-                stacklevel=4,
-            )
-            return
-        tensors = bare_tensors(model)
-        for name in names:
-            if name not in self._originals:  # a name that another adapter trains was kept before it changed
-                self._originals[name] = tensors[name].detach().to("cpu", copy=True)
-
-    @torch.no_grad()
-    def _use_backbone_of(self, adapter: str | None) -> None:
-        """Put the backbone tensors of `adapter` (None: the originals) into the modules."""
-        if adapter is not None and not self._trained_names.get(adapter):
-            adapter = None
-        if adapter == self._in_use:
-            return
-        tensors = bare_tensors(self.model)
-        if self._in_use is not None:
-            leaving = self._trained_names[self._in_use]
-            self._waiting[self._in_use] = {n: tensors[n].detach().to("cpu", copy=True) for n in leaving}
-            for name in leaving:
-                if name in self._originals:
-                    tensors[name].copy_(self._originals[name])
-        if adapter is not None:
-            for name, value in self._waiting.pop(adapter, {}).items():
-                tensors[name].copy_(value)
-        self._in_use = adapter
+    # --- what follows from the active adapter ---
 
     def _update(self) -> None:
         """Bring the backbone's values, trainability and BatchNorm modes in line with the adapter that is active now."""
         layer: ProjectionLayer = getattr(self.model, CHILD)
         active = layer.active_name  # None while disabled
-        self._use_backbone_of(active)
+        self.backbone_tensors.use(self.model, active)
         trained = self._trained_now()
         for name, tensor in bare_tensors(self.model).items():
             if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
@@ -277,7 +242,8 @@ class ProjectionHeadModel(BaseTuner):
 
     def _trained_now(self) -> set[str]:
         """Return the names of the backbone's own tensors that training changes now."""
-        return set() if self._frozen else set(self._trained_names.get(self._in_use, ()))
+        tensors = self.backbone_tensors
+        return set() if self._frozen or tensors.in_use is None else set(tensors.names[tensors.in_use])
 
     def _freeze_parts_of(self, active: str, layer: ProjectionLayer) -> None:
         """Freeze what PEFT unfroze against the config: all (inference), the backbone's layers, or those h ignores."""
@@ -340,15 +306,12 @@ class ProjectionHeadModel(BaseTuner):
                 )
             self.set_adapter(others[:1], inference_mode=self._frozen)
         super().delete_adapter(adapter_name)
-        self._trained_names.pop(adapter_name, None)
-        self._waiting.pop(adapter_name, None)
-        needed = {name for names in self._trained_names.values() for name in names}
-        self._originals = {name: value for name, value in self._originals.items() if name in needed}
+        self.backbone_tensors.forget(adapter_name)
         install_hooks(self.model, getattr(self.model, CHILD))
 
     def unload(self) -> nn.Module:
         """Return the bare backbone, bit for bit as it was before any head was attached."""
-        self._use_backbone_of(None)
+        self.backbone_tensors.use(self.model, None)
         backbone = super().unload()
         remove_hooks(getattr(backbone, CHILD))
         delattr(backbone, CHILD)
@@ -382,13 +345,11 @@ class ProjectionHeadModel(BaseTuner):
         chosen = selector._get_adapter_state_dict(
             model, config if inner is None else inner, adapter_name, own | state_dict, unwanted_adapter_names
         )
-        names = tuner._trained_names.get(adapter_name, [])
-        if tuner._in_use == adapter_name:
+        values = tuner.backbone_tensors.values(tuner.model, adapter_name)
+        if tuner.backbone_tensors.in_use == adapter_name:  # a state dict that was passed in may hold gathered shards
             given = {k.removeprefix("base_model.model.").replace(".base_layer.", "."): v for k, v in state_dict.items()}
-            values = bare_tensors(tuner.model) | given
-        else:
-            values = tuner._originals | tuner._waiting.get(adapter_name, {})
-        return chosen | {f"base_model.model{_BACKBONE}{name}": values[name].detach() for name in names}
+            values = {name: given.get(name, value) for name, value in values.items()}
+        return chosen | {f"base_model.model{_BACKBONE}{name}": value.detach() for name, value in values.items()}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -413,7 +374,7 @@ class ProjectionHeadModel(BaseTuner):
         else:
             mapped |= rest
         tuner._check_saved(adapter_name, config, mapped, saved_backbone)
-        tuner._load_backbone(adapter_name, saved_backbone)
+        tuner.backbone_tensors.load(tuner.model, adapter_name, saved_backbone)
         return mapped
 
     def _check_saved(self, adapter: str, config: Any, mapped: dict[str, Tensor], backbone: dict[str, Tensor]) -> None:
@@ -421,8 +382,8 @@ class ProjectionHeadModel(BaseTuner):
         head = f"base_model.model.{CHILD}.projection_head_modules.{adapter}."
         there = {n: t.shape for n, t in self._own_tensors(adapter).items()}
         expected = {f"base_model.model.{n}": s for n, s in there.items()}
-        live = bare_tensors(self.model)
-        expected |= {f"base_model.model{_BACKBONE}{n}": live[n].shape for n in self._trained_names.get(adapter, ())}
+        trained = self.backbone_tensors.values(self.model, adapter)
+        expected |= {f"base_model.model{_BACKBONE}{n}": t.shape for n, t in trained.items()}
         came = {n: t.shape for n, t in mapped.items()}
         came |= {f"base_model.model{_BACKBONE}{n}": t.shape for n, t in backbone.items()}
         problems = [f"missing {n}" for n in expected if n not in came]
@@ -451,14 +412,3 @@ class ProjectionHeadModel(BaseTuner):
                 if not name.startswith("base_layer.") and name.split(".")[1:2] == [adapter]:  # container.adapter.…
                     found[f"{module_name}.{name}"] = tensor
         return found
-
-    @torch.no_grad()
-    def _load_backbone(self, adapter: str, values: dict[str, Tensor]) -> None:
-        if not values:
-            return
-        if self._in_use == adapter:
-            tensors = bare_tensors(self.model)
-            for name, value in values.items():
-                tensors[name].copy_(value)
-        else:
-            self._waiting[adapter] = {n: v.detach().to("cpu", copy=True) for n, v in values.items()}

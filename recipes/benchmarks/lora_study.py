@@ -49,7 +49,10 @@ TRIALS = {
     "head depth 3, width 1024": {"head_depth": 3, "hidden_dim": 1024},
     "no patch dropout": {"patch_dropout": 0.0},
 }
-CHOSEN: dict[str, dict] = {"cifar10": {}, "fashion_mnist": {}}
+CHOSEN: dict[str, dict] = {
+    "cifar10": {"learning_rate": 3e-4, **TRIALS["strong augmentation"]},
+    "fashion_mnist": TRIALS["strong augmentation"],
+}
 FINAL = {"max_steps": 100, "test_limit": 4000}
 SEEDS = (0, 1, 2)
 CONTROLS = {

@@ -161,7 +161,7 @@ def test_deleting_the_active_full_adapter_restores_the_backbone():
     assert_same_tensors(dict(bare_tensors(model.get_base_model())), dict(expected))
     assert model.active_adapter == "b"
     assert not any("default" in n for n in model.state_dict())
-    assert model.base_model._originals == {}
+    assert model.base_model.backbone_tensors.originals == {}
     assert not any(p.requires_grad for n, p in model.named_parameters() if ".hfproj." not in n)
     assert model.eval()(**inputs).projection.shape == (4, 6)
 
@@ -169,7 +169,7 @@ def test_deleting_the_active_full_adapter_restores_the_backbone():
 def test_without_originals_the_trained_backbone_stays():
     with pytest.warns(UserWarning, match="keep_original=False"):
         model = attach("vit", "full", keep_original=False)
-    assert model.base_model._originals == {}
+    assert model.base_model.backbone_tensors.originals == {}
     train_steps(model, "vit")
     trained = {n: t.clone() for n, t in bare_tensors(model.get_base_model()).items()}
     with model.disable_adapter():
@@ -217,7 +217,7 @@ def test_parts_behind_the_read_block_are_not_trained(name):
     unread = set(bare_tensors(model.get_base_model())) - trained
     assert unread
     assert {
-        n for n in bare_tensors(model.get_base_model()) if n in model.base_model._trained_names["default"]
+        n for n in bare_tensors(model.get_base_model()) if n in model.base_model.backbone_tensors.names["default"]
     } == trained
     out = model(**make_inputs(name)).projection
     out.square().sum().backward()

@@ -1,39 +1,20 @@
-"""Backbones: loading them, where their representation is read, how it is pooled, and how images are prepared for them.
-
-Three families are known: `transformers` models (vision and text), `timm` models, and plain ``nn.Module``s whose output
-is a tensor ``[batch, dim]``, ``[batch, tokens, dim]`` or ``[batch, dim, height, width]``.
-"""
+"""Where a representation leaves its backbone, how it is pooled, and which of the backbone's tensors it depends on."""
 
 import dataclasses
 import inspect
 import json
-import warnings
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from hfproj.backbones.loading import files_of, library_of, timm_part_of
 from hfproj.errors import UsageError, unknown
 
 POOLINGS = ("cls", "mean", "cls_mean", "max", "pooler")
-EMBEDDED = "vit_nano"
-_IMAGENET_HALF = (0.5, 0.5, 0.5)
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers in a preprocessor_config.json
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagePreprocessing:
-    """How a backbone wants its images: square side in pixels, mean and std per channel of values in [0, 1]."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +38,6 @@ class ReadPoint:
     in_dim: int
 
 
-def library_of(backbone: nn.Module) -> str:
-    """Return ``"transformers"``, ``"timm"`` or ``"torch"``."""
-    if hasattr(backbone, "config") and hasattr(backbone.config, "model_type"):
-        return "transformers"
-    return "timm" if type(backbone).__module__.startswith("timm.") else "torch"
-
-
-def _timm_part(backbone: nn.Module) -> tuple[str, nn.Module] | None:
-    """Return (prefix of its names, timm model) for a timm model, bare or inside transformers' wrapper."""
-    if library_of(backbone) == "timm":
-        return "", backbone
-    if type(backbone).__name__ == "TimmWrapperModel":
-        return "timm_model.", backbone.timm_model
-    return None
-
-
 def blocks_of(backbone: nn.Module) -> list[str]:
     """Return the names of the backbone's blocks, first to last: transformer layers, or the stages of a CNN.
 
@@ -82,7 +47,7 @@ def blocks_of(backbone: nn.Module) -> list[str]:
     Raises:
         UsageError: no such container exists.
     """
-    timm_part = _timm_part(backbone)
+    timm_part = timm_part_of(backbone)
     prefix, root = timm_part or ("", backbone)
     numbered = [n for n, _ in root.named_children() if n.startswith("layer") and n[5:].isdigit()]
     if len(numbered) >= 2:
@@ -114,7 +79,7 @@ def _block_name(backbone: nn.Module, layer: int) -> str:
 
 def _prefix_tokens(backbone: nn.Module) -> tuple[int, bool]:
     """Return (tokens before the patches, whether the first of them is a class token)."""
-    timm_part = _timm_part(backbone)
+    timm_part = timm_part_of(backbone)
     if timm_part:
         model = timm_part[1]
         return int(getattr(model, "num_prefix_tokens", 0)), getattr(model, "cls_token", None) is not None
@@ -129,7 +94,7 @@ def _prefix_tokens(backbone: nn.Module) -> tuple[int, bool]:
 
 
 def _width(backbone: nn.Module) -> int | None:
-    timm_part = _timm_part(backbone)
+    timm_part = timm_part_of(backbone)
     if timm_part:
         return int(timm_part[1].num_features)
     config = getattr(backbone, "config", None)
@@ -157,7 +122,7 @@ def _checkpoint_lacks(backbone: nn.Module, part: str) -> bool:
     from safetensors import safe_open
     from transformers.utils import cached_file
 
-    source = _files_of(backbone)
+    source = files_of(backbone)
     if source is None:
         return False
     names: list[str] = []
@@ -202,7 +167,7 @@ def resolve_read_point(
     prefix, has_cls = _prefix_tokens(backbone)
     has_cls = has_cls or text
     width = _width(backbone)
-    timm_part = _timm_part(backbone)
+    timm_part = timm_part_of(backbone)
     module: str | None = None
     side = "output"
 
@@ -247,7 +212,7 @@ def resolve_read_point(
 
 def _check_pooler(backbone: nn.Module) -> None:
     kind, cure = type(backbone).__name__, "use pooling='cls' or 'mean'"
-    timm_part = _timm_part(backbone)
+    timm_part = timm_part_of(backbone)
     if timm_part:
         if getattr(timm_part[1], "num_classes", 0):
             raise UsageError(
@@ -303,7 +268,7 @@ def feeds_representation(backbone: nn.Module, point: ReadPoint) -> list[str]:
         if type(backbone).__name__.startswith("CLIP"):
             drop |= {"post_layernorm"}
     else:
-        timm_part = _timm_part(backbone)
+        timm_part = timm_part_of(backbone)
         classifier = timm_part and (getattr(timm_part[1], "pretrained_cfg", None) or {}).get("classifier")
         drop |= {classifier} if isinstance(classifier, str) else set()
     names = [n for n in names if not drop & set(n.split("."))]
@@ -402,7 +367,7 @@ def fit_image_size(backbone: nn.Module, size: tuple[int, int]) -> bool:
     Raises:
         UsageError: a `timm` model made for one size only gets another.
     """
-    timm_part = _timm_part(backbone)
+    timm_part = timm_part_of(backbone)
     if timm_part:
         embed = getattr(timm_part[1], "patch_embed", None)
         wanted = getattr(embed, "img_size", None)
@@ -417,176 +382,3 @@ def fit_image_size(backbone: nn.Module, size: tuple[int, int]) -> bool:
     if wanted is None or tuple(wanted) == size:
         return False
     return "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
-
-
-def embedded_folder() -> Path:
-    """Return the folder of the small pretrained ViT that ships with the package."""
-    return Path(str(resources.files("hfproj"))) / "assets" / EMBEDDED
-
-
-def load_backbone(name: str, *, library: str | None = None, revision: str | None = None, **kwargs: Any) -> nn.Module:
-    """Load a pretrained backbone and note on it where it came from, so that an adapter can be loaded with it again.
-
-    Args:
-        name: ``"vit_nano"`` (ships with the package), a Hub id, a folder with a `transformers` model, or a timm model
-            (``"timm/vit_small_patch16_224.augreg_in1k"`` from the Hub, or a bare timm name with ``library="timm"``).
-        library: ``"transformers"`` or ``"timm"``; None decides by `name`.
-        revision: A branch, tag or commit of the Hub repository.
-        **kwargs: Passed to ``from_pretrained`` or ``timm.create_model`` (``img_size=…``, ``pretrained=False``); plain
-            JSON values only, since they are stored with the adapter.
-
-    Raises:
-        UsageError: nothing can be loaded under this name.
-    """
-    if library not in (None, "transformers", "timm"):
-        raise unknown("backbone library", library, ("transformers", "timm"))
-    if "trust_remote_code" in kwargs:
-        raise UsageError("trust_remote_code is not supported: code from a repository is never run.")
-    if library is None:
-        library = "timm" if name.startswith("timm/") or name.startswith("hf-hub:timm/") else "transformers"
-    load = _load_timm if library == "timm" else _load_transformers
-    backbone = load(name, revision, dict(kwargs))
-    source = {"library": library, "id": name, "kwargs": dict(kwargs)}
-    if revision is not None:
-        source["revision"] = revision
-    backbone.__dict__["hfproj_source"] = source
-    return backbone
-
-
-def _load_transformers(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Module:
-    from transformers import AutoConfig, AutoModel, CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
-
-    towers = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel, "siglip2": Siglip2VisionModel}
-    embedded = name == EMBEDDED and not Path(name).is_dir()
-    source = str(embedded_folder()) if embedded else name
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        cls = towers.get(config.model_type)
-        if cls is None:
-            from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
-            target = MODEL_MAPPING[type(config)]
-            cls = AutoModel
-            if "add_pooling_layer" in inspect.signature(target.__init__).parameters:
-                kwargs.setdefault("add_pooling_layer", False)  # else ViTs get a pooler with random weights
-        backbone = cls.from_pretrained(source, revision=revision, use_safetensors=True, **kwargs)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"No backbone could be loaded from {name!r}; expected 'vit_nano', the id of a Hub model with safetensors, "
-            "a folder with config.json and model.safetensors, or a timm name such as 'timm/resnet18.a1_in1k'. "
-            f"({reason})"
-        ) from error
-    if embedded:
-        backbone.name_or_path = backbone.config._name_or_path = ""  # a path of this installation says nothing elsewhere
-    return backbone
-
-
-def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Module:
-    import timm
-
-    bare = name.removeprefix("hf-hub:").removeprefix("timm/")
-    if revision is not None:
-        bare = f"hf-hub:timm/{bare}@{revision}"
-    kwargs = {"pretrained": True, "num_classes": 0, **kwargs}
-    try:
-        return timm.create_model(bare, **kwargs)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        known = timm.list_models()
-        if bare.split(".")[0] not in known and revision is None:
-            raise unknown("timm backbone", bare.split(".")[0], known[:0] or _near(bare, known)) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"The weights of timm model {name!r} could not be loaded; check the name and the connection, or "
-            f"use a folder or 'vit_nano'. ({reason})"
-        ) from error
-
-
-def _near(name: str, known: list[str]) -> list[str]:
-    import difflib
-
-    return difflib.get_close_matches(name, known, n=5, cutoff=0.4) or ["see timm.list_models()"]
-
-
-def source_of(backbone: nn.Module) -> dict[str, Any] | None:
-    """Return ``{"library", "id", "kwargs"}`` that loads `backbone` again, or None where that is unknown."""
-    if "hfproj_source" in backbone.__dict__:
-        return backbone.__dict__["hfproj_source"]
-    library = library_of(backbone)
-    if library == "transformers" and getattr(backbone, "name_or_path", ""):
-        kwargs = {}
-        if getattr(backbone, "pooler", False) is None:
-            kwargs["add_pooling_layer"] = False
-        return {"library": library, "id": backbone.name_or_path, "kwargs": kwargs}
-    if library == "timm":
-        config = getattr(backbone, "pretrained_cfg", None) or {}
-        name = config.get("architecture")
-        if name:
-            tag = f".{config['tag']}" if config.get("tag") else ""
-            return {"library": library, "id": f"timm/{name}{tag}", "kwargs": {"num_classes": backbone.num_classes}}
-    return None
-
-
-def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
-    """Return the image size, mean and std that `model`'s backbone was trained with.
-
-    They come from a `transformers` checkpoint's ``preprocessor_config.json`` or from timm's configuration. Where
-    neither exists (a backbone made from a config) it is the config's size and mean = std = 0.5, with a warning.
-
-    Raises:
-        UsageError: the image size is unknown.
-    """
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
-    timm_part = _timm_part(backbone)
-    if timm_part:
-        from timm.data import resolve_model_data_config
-
-        data = resolve_model_data_config(timm_part[1])
-        # the size this very model was made for (img_size=…) goes before the one its weights were trained with
-        size = getattr(getattr(timm_part[1], "patch_embed", None), "img_size", None) or data["input_size"][1:]
-        return ImagePreprocessing(size[-1], tuple(data["mean"]), tuple(data["std"]), data["interpolation"])
-    source = _files_of(backbone)
-    found = _read_processor(source) if source else None
-    size = getattr(getattr(backbone, "config", None), "image_size", None)
-    size = size[-1] if isinstance(size, list | tuple) else size
-    if found:
-        wanted = found.get("crop_size") if found.get("do_center_crop", False) else found.get("size")
-        if isinstance(wanted, dict):
-            wanted = wanted.get("height") or wanted.get("shortest_edge")
-        mean, std = found.get("image_mean") or _IMAGENET_HALF, found.get("image_std") or _IMAGENET_HALF
-        resample = _RESAMPLE.get(found.get("resample"), "bicubic")
-        return ImagePreprocessing(int(wanted or size), tuple(mean), tuple(std), resample)
-    if not size:
-        raise UsageError(
-            f"The image size of {type(backbone).__name__} is unknown; pass size=, mean= and std= to the "
-            "collator instead of for_model."
-        )
-    warnings.warn(
-        f"{type(backbone).__name__} has no preprocessor_config.json: images are normalised with mean = std = 0.5; "
-        "pass mean= and std= if it was trained with others.",
-        stacklevel=2,
-    )
-    return ImagePreprocessing(int(size), _IMAGENET_HALF, _IMAGENET_HALF)
-
-
-def _files_of(backbone: nn.Module) -> str | None:
-    """Return the folder or Hub id of a transformers model's files."""
-    name = (source_of(backbone) or {}).get("id")
-    return str(embedded_folder()) if name == EMBEDDED else name
-
-
-def _read_processor(source: str) -> dict[str, Any] | None:
-    from transformers.utils import cached_file
-
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        try:
-            file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        except (OSError, ValueError):
-            return None
-        if file:
-            found = json.loads(Path(file).read_text())
-            return found.get("image_processor", found)
-    return None

@@ -1,0 +1,143 @@
+"""Loading a backbone by name, and telling where a backbone came from."""
+
+import inspect
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from hfproj.errors import UsageError, unknown
+
+EMBEDDED = "vit_nano"
+
+
+def library_of(backbone: nn.Module) -> str:
+    """Return ``"transformers"``, ``"timm"`` or ``"torch"``."""
+    if hasattr(backbone, "config") and hasattr(backbone.config, "model_type"):
+        return "transformers"
+    return "timm" if type(backbone).__module__.startswith("timm.") else "torch"
+
+
+def timm_part_of(backbone: nn.Module) -> tuple[str, nn.Module] | None:
+    """Return (prefix of its names, timm model) for a timm model, bare or inside transformers' wrapper."""
+    if library_of(backbone) == "timm":
+        return "", backbone
+    if type(backbone).__name__ == "TimmWrapperModel":
+        return "timm_model.", backbone.timm_model
+    return None
+
+
+def embedded_folder() -> Path:
+    """Return the folder of the small pretrained ViT that ships with the package."""
+    return Path(str(resources.files("hfproj"))) / "assets" / EMBEDDED
+
+
+def load_backbone(name: str, *, library: str | None = None, revision: str | None = None, **kwargs: Any) -> nn.Module:
+    """Load a pretrained backbone and note on it where it came from, so that an adapter can be loaded with it again.
+
+    Args:
+        name: ``"vit_nano"`` (ships with the package), a Hub id, a folder with a `transformers` model, or a timm model
+            (``"timm/vit_small_patch16_224.augreg_in1k"`` from the Hub, or a bare timm name with ``library="timm"``).
+        library: ``"transformers"`` or ``"timm"``; None decides by `name`.
+        revision: A branch, tag or commit of the Hub repository.
+        **kwargs: Passed to ``from_pretrained`` or ``timm.create_model`` (``img_size=…``, ``pretrained=False``); plain
+            JSON values only, since they are stored with the adapter.
+
+    Raises:
+        UsageError: nothing can be loaded under this name.
+    """
+    if library not in (None, "transformers", "timm"):
+        raise unknown("backbone library", library, ("transformers", "timm"))
+    if "trust_remote_code" in kwargs:
+        raise UsageError("trust_remote_code is not supported: code from a repository is never run.")
+    if library is None:
+        library = "timm" if name.startswith("timm/") or name.startswith("hf-hub:timm/") else "transformers"
+    load = _load_timm if library == "timm" else _load_transformers
+    backbone = load(name, revision, dict(kwargs))
+    source = {"library": library, "id": name, "kwargs": dict(kwargs)}
+    if revision is not None:
+        source["revision"] = revision
+    backbone.__dict__["hfproj_source"] = source
+    return backbone
+
+
+def _load_transformers(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModel, CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
+
+    towers = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel, "siglip2": Siglip2VisionModel}
+    embedded = name == EMBEDDED and not Path(name).is_dir()
+    source = str(embedded_folder()) if embedded else name
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        cls = towers.get(config.model_type)
+        if cls is None:
+            from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+            target = MODEL_MAPPING[type(config)]
+            cls = AutoModel
+            if "add_pooling_layer" in inspect.signature(target.__init__).parameters:
+                kwargs.setdefault("add_pooling_layer", False)  # else ViTs get a pooler with random weights
+        backbone = cls.from_pretrained(source, revision=revision, use_safetensors=True, **kwargs)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"No backbone could be loaded from {name!r}; expected 'vit_nano', the id of a Hub model with safetensors, "
+            "a folder with config.json and model.safetensors, or a timm name such as 'timm/resnet18.a1_in1k'. "
+            f"({reason})"
+        ) from error
+    if embedded:
+        backbone.name_or_path = backbone.config._name_or_path = ""  # a path of this installation says nothing elsewhere
+    return backbone
+
+
+def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Module:
+    import timm
+
+    bare = name.removeprefix("hf-hub:").removeprefix("timm/")
+    if revision is not None:
+        bare = f"hf-hub:timm/{bare}@{revision}"
+    kwargs = {"pretrained": True, "num_classes": 0, **kwargs}
+    try:
+        return timm.create_model(bare, **kwargs)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        known = timm.list_models()
+        if bare.split(".")[0] not in known and revision is None:
+            raise unknown("timm backbone", bare.split(".")[0], known[:0] or _near(bare, known)) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"The weights of timm model {name!r} could not be loaded; check the name and the connection, or "
+            f"use a folder or 'vit_nano'. ({reason})"
+        ) from error
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, known, n=5, cutoff=0.4) or ["see timm.list_models()"]
+
+
+def source_of(backbone: nn.Module) -> dict[str, Any] | None:
+    """Return ``{"library", "id", "kwargs"}`` that loads `backbone` again, or None where that is unknown."""
+    if "hfproj_source" in backbone.__dict__:
+        return backbone.__dict__["hfproj_source"]
+    library = library_of(backbone)
+    if library == "transformers" and getattr(backbone, "name_or_path", ""):
+        kwargs = {}
+        if getattr(backbone, "pooler", False) is None:
+            kwargs["add_pooling_layer"] = False
+        return {"library": library, "id": backbone.name_or_path, "kwargs": kwargs}
+    if library == "timm":
+        config = getattr(backbone, "pretrained_cfg", None) or {}
+        name = config.get("architecture")
+        if name:
+            tag = f".{config['tag']}" if config.get("tag") else ""
+            return {"library": library, "id": f"timm/{name}{tag}", "kwargs": {"num_classes": backbone.num_classes}}
+    return None
+
+
+def files_of(backbone: nn.Module) -> str | None:
+    """Return the folder or Hub id of a transformers model's files."""
+    name = (source_of(backbone) or {}).get("id")
+    return str(embedded_folder()) if name == EMBEDDED else name

@@ -1,0 +1,89 @@
+"""Tensors of the backbone itself that belong to adapters (``trainable="full"`` or a number of blocks).
+
+The tensors in use are always the backbone's own parameters and buffers. Those of adapters that are not in use, and the
+originals, wait on the CPU; switching copies values in place, so that optimizers and DDP keep their parameters.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from hfproj.backbones import bare_tensors
+
+
+class BackboneTensors:
+    """Which backbone tensors each adapter trains, and their values while it is not in use.
+
+    Attributes:
+        names: adapter → names (as in `hfproj.backbones.bare_tensors`) of the tensors that are its own.
+        originals: The values before any adapter was trained.
+        in_use: Adapter whose values are in the backbone; None for the originals.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {}
+        self.originals: dict[str, Tensor] = {}
+        self.in_use: str | None = None
+        self._waiting: dict[str, dict[str, Tensor]] = {}
+
+    def add(self, backbone: nn.Module, adapter: str, names: list[str], *, keep_original: bool) -> None:
+        """Give the tensors `names` to `adapter`."""
+        self.names[adapter] = names
+        if names and not keep_original:
+            warnings.warn(
+                "keep_original=False: the originals of the trained backbone tensors are given up, so that disabling or "
+                "unloading this adapter leaves the trained backbone in place.",
+                stacklevel=5,
+            )
+            return
+        tensors = bare_tensors(backbone)
+        for name in names:
+            if name not in self.originals:  # a name that another adapter trains was kept before it changed
+                self.originals[name] = tensors[name].detach().to("cpu", copy=True)
+
+    @torch.no_grad()
+    def use(self, backbone: nn.Module, adapter: str | None) -> None:
+        """Put the values of `adapter` (None: the originals) into the backbone."""
+        if adapter is not None and not self.names.get(adapter):
+            adapter = None
+        if adapter == self.in_use:
+            return
+        tensors = bare_tensors(backbone)
+        if self.in_use is not None:
+            leaving = self.names[self.in_use]
+            self._waiting[self.in_use] = {n: tensors[n].detach().to("cpu", copy=True) for n in leaving}
+            for name in leaving:
+                if name in self.originals:
+                    tensors[name].copy_(self.originals[name])
+        if adapter is not None:
+            for name, value in self._waiting.pop(adapter, {}).items():
+                tensors[name].copy_(value)
+        self.in_use = adapter
+
+    def values(self, backbone: nn.Module, adapter: str) -> dict[str, Tensor]:
+        """Return the current values of the tensors of `adapter`, in use or not."""
+        if self.in_use == adapter:
+            found = bare_tensors(backbone)
+        else:
+            found = self.originals | self._waiting.get(adapter, {})
+        return {name: found[name] for name in self.names.get(adapter, ())}
+
+    @torch.no_grad()
+    def load(self, backbone: nn.Module, adapter: str, values: dict[str, Tensor]) -> None:
+        """Set the values of the tensors of `adapter`."""
+        if not values:
+            return
+        if self.in_use == adapter:
+            tensors = bare_tensors(backbone)
+            for name, value in values.items():
+                tensors[name].copy_(value)
+        else:
+            self._waiting[adapter] = {n: v.detach().to("cpu", copy=True) for n, v in values.items()}
+
+    def forget(self, adapter: str) -> None:
+        """Drop an adapter that is not in use, and the originals that no other adapter needs."""
+        self.names.pop(adapter, None)
+        self._waiting.pop(adapter, None)
+        needed = {name for names in self.names.values() for name in names}
+        self.originals = {name: value for name, value in self.originals.items() if name in needed}
