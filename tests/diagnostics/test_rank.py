@@ -38,7 +38,7 @@ def test_rank_one_is_one(dim, dtype):
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0, 4.0])
-@pytest.mark.parametrize(("rows", "dim"), [(300, 40), (40, 300), (64, 64), (700, 256)])
+@pytest.mark.parametrize(("rows", "dim"), [(300, 40), (40, 300), (64, 64), (300, 128)])
 def test_rankme_is_the_definition_within_a_thousandth(rows, dim, power):
     for offset in (0.0, 5.0):
         f = decaying(rows, dim, power) + offset
