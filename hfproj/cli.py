@@ -1,5 +1,6 @@
 """What recipes and commands share: errors that a user can act on end the program in one line."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -30,11 +31,21 @@ def parse(*classes: type) -> tuple[Any, ...]:
 
 def run(main: Callable[[], None]) -> None:
     """Run `main`; on an error of the user's end with exit status 2 and one line instead of a traceback."""
+    _use_all_cores()
     try:
         main()
     except HfprojError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _use_all_cores() -> None:
+    """Give a single process on the CPU all its cores: ``accelerate launch`` leaves it one unless told otherwise."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # without a launcher, OMP_NUM_THREADS is the user's own
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        import torch
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _one_line(error: HfprojError) -> str:
