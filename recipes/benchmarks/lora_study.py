@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hfproj import Results
 from hfproj.probes import paired_interval
-from hfproj.results import write_atomic
+from hfproj.results import installed_versions, write_atomic
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/lora_study")
@@ -112,13 +112,15 @@ def table() -> None:
             found = [Results.load(f) for f in folders if (f / "results.json").is_file()]
             if found:
                 finals.append(summary(name, control, found))
-    OUT.parent.mkdir(exist_ok=True)
     content = {
         "tune": tuned,
         "final": finals,
+        "common": COMMON,
         "base": BASE,
+        "tune_settings": TUNE,
+        "final_settings": FINAL,
         "chosen": CHOSEN,
-        "versions": found[0].versions if finals else {},
+        "versions": installed_versions(),
     }
     write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
     write_atomic(OUT.with_suffix(".md"), markdown(content).encode())
@@ -144,7 +146,9 @@ def markdown(content: dict) -> str:
         "Written by `recipes/benchmarks/lora_study.py table`.",
         "",
     ]
-    lines += ["## Tuning: one seed, scored on 2,000 images held out of train", ""]
+    lines += [f"Base: {settings({**COMMON, **BASE})}. Tuning: {settings(TUNE)}. Final: {settings(FINAL)}.", ""]
+    lines += [f"Chosen for the final runs of {name}: {settings(change)}." for name, change in CHOSEN.items()]
+    lines += ["", "## Tuning: one seed, scored on 2,000 images held out of train", ""]
     lines += [
         "| data | trial | 20-NN h before | after | gain | 20-NN z after | seconds |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -159,16 +163,23 @@ def markdown(content: dict) -> str:
     lines += [
         "| data | run | 20-NN h before | after | gain of h | 20-NN z after | RankMe h before → after | RankMe z after |"
     ]
-    lines += ["|---|---|---:|---:|---|---:|---:|---:|"]
+    lines += ["|---|---|---:|---:|---:|---|---:|---:|---:|"]
     for r in content["final"]:
         h, z, g = r["knn_h"], r["knn_z"], r["gain_h"]
         rank = r["rankme_h"]
         lines.append(
-            f"| {r['dataset']} | {r['run']} | {mean_std(h['before'])} | {mean_std(h['after'])} | {g['mean']:+.4f} "
+            f"| {r['dataset']} | {r['run']} | {r['seeds']} | {mean_std(h['before'])} | {mean_std(h['after'])} | {g['mean']:+.4f} "
             f"[{g['low']:+.4f}, {g['high']:+.4f}] | {mean_std(z['after'])} "
             f"| {mean_std(rank['before'], 1)} → {mean_std(rank['after'], 1)} | {mean_std(r['rankme_z']['after'], 1)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def settings(options: dict) -> str:
+    """Return options as text."""
+    return ", ".join(
+        f"{name} {value}" for name, value in options.items() if name not in ("disable_tqdm", "logging_steps")
+    )
 
 
 def mean_std(values: list[float], digits: int = 4) -> str:
