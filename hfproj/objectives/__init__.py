@@ -2,8 +2,7 @@
 
     objective(z, *, labels=None, target=None, prediction=None, scores=None, index=None, step=None) -> ObjectiveOutput
 
-with projections ``z: [views, batch, dim]``. Class attributes say what an objective needs: ``views = (fewest, most or
-None)`` and ``needs``, the names of the keyword arguments that it cannot do without.
+with projections ``z: [views, batch, dim]``; :mod:`hfproj.objectives.base` says what the rest is.
 """
 
 from typing import Any

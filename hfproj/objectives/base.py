@@ -1,11 +1,51 @@
-"""What an objective is given beside tensors, and what it returns."""
+"""What an objective is given beside tensors, what it returns, and the checks that all of them share.
+
+An objective is an ``nn.Module`` without parameters, called as ``objective(z, **given)`` with projections
+``z: [views, batch, dim]`` and, by keyword, what else there is; it ignores what it has no use for:
+
+| keyword | what | shape |
+|---|---|---|
+| ``labels`` | class of each image | ``[batch]`` |
+| ``index`` | number of each image in the data set | ``[batch]`` |
+| ``prediction`` | p, of the adapter's predictor | ``[views, batch, dim]`` |
+| ``scores`` | cosines of z with the prototypes, times their lengths if learned | ``[views, batch, K]`` |
+| ``target`` | z̄ (or its scores) of the moving-average copy, without a gradient | ``[target views, batch, dim]`` |
+| ``scales`` | the adapter's learnable scalars, by name | dict of scalars |
+| ``step`` | `Step` | |
+
+Class attributes (or attributes of the instance) tell the trainer what to prepare:
+
+* ``views = (fewest, most or None)`` and ``needs``, the keywords that it can't do without;
+* ``target_of = "projection"`` or ``"scores"``, ``target_views`` (the copy sees the first so many views; None: all) and
+  ``ema_momentum = (start, end)``, which a cosine joins, where ``"target"`` is needed;
+* ``scales``: name → initial value, where ``"scales"`` are needed;
+* ``on_epoch_start(step)``, if there is such a method, is called before each epoch;
+* ``frozen(step)``, if there is such a method, returns which of ``"head"``, ``"predictor"``, ``"prototypes"`` get no
+  gradient in this step.
+
+Rows of other processes belong to the batch: see :mod:`hfproj.distributed`.
+"""
 
 import dataclasses
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hfproj import distributed
+from hfproj.errors import UsageError
+from hfproj.typing import Views
+
+_CURES = {
+    "labels": "use a data set with a label column, and pass labels=…",
+    "index": "return 'index' from the collator (hfproj.ImageViews does), and pass index=…",
+    "prediction": "give the config a predictor, ProjectionHeadConfig(predictor={'head': 'mlp'}), and pass prediction=…",
+    "scores": "give the config prototypes, ProjectionHeadConfig(prototypes=300), and pass scores=…",
+    "target": "hfproj.ProjectionTrainer keeps a moving-average copy; elsewhere pass its projections as target=…",
+    "scales": "give the config the objective's scales, ProjectionHeadConfig(scales={name: value}), and pass scales=…",
+    "step": "pass step=Step.at(seed, global_step, epoch), the same on all processes",
+}
 
 
 class ObjectiveOutput(NamedTuple):
@@ -42,3 +82,73 @@ class Step:
         digest = hashlib.blake2b(f"{seed}:{global_step}".encode(), digest_size=4).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
         return cls(global_step, epoch, generator)
+
+
+def generator_of(step: Step | None) -> torch.Generator | None:
+    """Return the step's generator, or None (torch's own) without a step on one process.
+
+    Raises:
+        UsageError: there is no step on several processes, whose own generators would differ.
+    """
+    if step is None and distributed.world_size() > 1:
+        raise UsageError(f"Random choices must agree over processes: {_CURES['step']}.")
+    return None if step is None else step.generator
+
+
+def check_views(objective: nn.Module, count: int) -> None:
+    """Refuse a batch with fewer or more views of each image than the objective takes.
+
+    Raises:
+        UsageError: so it is.
+    """
+    fewest, most = getattr(objective, "views", (1, None))
+    if count < fewest or (most is not None and count > most):
+        wanted = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
+        raise UsageError(
+            f"{type(objective).__name__} needs {wanted} views of each image and the batch has {count}; set "
+            f"num_views={fewest} in the collator (hfproj.ImageViews)."
+        )
+
+
+def check_needs(objective: nn.Module, given: dict[str, Any]) -> None:
+    """Refuse a call that lacks something the objective can't do without.
+
+    Raises:
+        UsageError: so it does.
+    """
+    for name in sorted(getattr(objective, "needs", ())):
+        if given.get(name) is None:
+            raise UsageError(f"{type(objective).__name__} needs {name!r}, and there is none: {_CURES[name]}.")
+
+
+def check_call(objective: nn.Module, z: Any, **given: Any) -> None:
+    """Refuse projections of another shape, too few or too many views, and a lack of what the objective needs.
+
+    Raises:
+        UsageError: so it is.
+
+    Example:
+        >>> class Pairs(nn.Module):
+        ...     views = (2, 2)
+        >>> check_call(Pairs(), torch.zeros(2, 4, 8))
+    """
+    if not isinstance(z, Tensor) or z.ndim != 3:
+        came = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise UsageError(
+            f"{type(objective).__name__} takes projections z of shape [views, batch, dim], got {came}. Make views of "
+            "every image in the data collator and stack their projections: torch.stack([z_a, z_b])."
+        )
+    check_views(objective, z.shape[0])
+    check_needs(objective, given)
+
+
+def gather_views(z: Views) -> Views:
+    """Return ``[views, batch, dim]`` with the images of all processes, differentiable; see `distributed.gather_rows`.
+
+    Example:
+        >>> gather_views(torch.zeros(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
+    """
+    if distributed.world_size() == 1:
+        return z
+    return distributed.gather_rows(z.transpose(0, 1).contiguous()).transpose(0, 1)

@@ -13,14 +13,15 @@ Deviations:
     solo-learn puts their sum inside the logarithm.
 """
 
-import torch
-from torch import Tensor, nn
+from typing import Any
 
-from hfproj import distributed
+import torch
+from torch import nn
+
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import check_images, tiled_nt_xent
 from hfproj.functional.rows import full_precision, unit_rows
-from hfproj.objectives.base import ObjectiveOutput, Step
+from hfproj.objectives.base import ObjectiveOutput, check_call, gather_views
 from hfproj.typing import Scalar, Views
 
 
@@ -76,45 +77,25 @@ class NTXent(nn.Module):
             raise UsageError(f"tile_rows must be at least 1, or None for no tiles, got {tile_rows}.")
         self.temperature, self.gather, self.tile_rows = temperature, gather, tile_rows
 
-    def forward(
-        self,
-        z: Views,
-        *,
-        labels: Tensor | None = None,
-        target: Tensor | None = None,
-        prediction: Tensor | None = None,
-        scores: Tensor | None = None,
-        index: Tensor | None = None,
-        step: Step | None = None,
-    ) -> ObjectiveOutput:
+    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
         """Return the loss and ``positive_cosine``, the mean cosine between views of an image.
 
         Args:
             z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
                 different sizes.
-            labels: Unused, like all that follow: every objective takes them.
-            target: Unused.
-            prediction: Unused.
-            scores: Unused.
-            index: Unused.
-            step: Unused.
+            given: Unused.
 
         Raises:
             UsageError: fewer than two views, or one image over all processes.
         """
-        if z.ndim != 3 or z.shape[0] < 2:
-            raise UsageError(
-                f"NT-Xent compares two or more views of each image: z of shape [views, batch, dim] with views >= 2, "
-                f"got {list(z.shape)}. Make two views of every image in the data collator and stack their projections: "
-                "torch.stack([z_a, z_b])."
-            )
+        check_call(self, z, **given)
         if self.tile_rows is not None:
             loss, cosine = tiled_nt_xent(
                 unit_rows(z), temperature=self.temperature, tile_rows=self.tile_rows, gather=self.gather
             )
             return ObjectiveOutput(loss, {"positive_cosine": cosine})
         if self.gather:
-            z = distributed.gather_rows(z.transpose(0, 1)).transpose(0, 1)
+            z = gather_views(z)
         check_images(z.shape[1])
         return ObjectiveOutput(
             nt_xent_loss(z, temperature=self.temperature), {"positive_cosine": _positive_cosine(z.detach())}

@@ -1,12 +1,16 @@
-"""Regularizers: scalar terms beside an objective, ``regularizer(model, h, z)``; h and z are ``[views, batch, dim]``."""
+"""Regularizers: scalar terms beside an objective, ``regularizer(model, h, z)``; h and z are ``[views, batch, dim]``.
+
+:mod:`hfproj.regularizers.base` says what else they may do.
+"""
 
 from typing import Any
 
 from torch import nn
 
 from hfproj.registry import Registry
+from hfproj.regularizers.base import Weighted
 
-__all__ = ["REGULARIZERS", "create_regularizer", "list_regularizers", "register_regularizer"]
+__all__ = ["REGULARIZERS", "Weighted", "create_regularizer", "list_regularizers", "register_regularizer"]
 
 REGULARIZERS = Registry("regularizer", {})
 
@@ -36,3 +40,23 @@ def register_regularizer(name: str, cls: type, line: str = "") -> None:
         UsageError: the name is taken.
     """
     REGULARIZERS.register(name, cls, line)
+
+
+def weighted(name: str, value: float | dict[str, Any] | nn.Module | Weighted) -> Weighted:
+    """Return the regularizer that `value` describes, with its weight.
+
+    Args:
+        name: One of `list_regularizers`, unless `value` is a regularizer itself.
+        value: Its weight; or a dict of its options and ``weight``, ``schedule`` and ``end_weight``; or a regularizer.
+
+    Raises:
+        UsageError: no regularizer has this name, or it has no such option.
+    """
+    if isinstance(value, Weighted):
+        return value
+    if isinstance(value, nn.Module):
+        return Weighted(value)
+    options = dict(value) if isinstance(value, dict) else {"weight": value}
+    own = {k: options.pop(k) for k in ("weight", "schedule", "end_weight") if k in options}
+    own |= {k: float(v) for k, v in own.items() if k != "schedule"}
+    return Weighted(create_regularizer(name, **options), **own)

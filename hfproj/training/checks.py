@@ -3,7 +3,6 @@
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
 from torch.utils.data import IterableDataset
 from transformers.training_args import ParallelMode
 
@@ -18,13 +17,6 @@ _REPLACED = {
     "compute_metrics": "measure with hfproj.evaluate, or in a TrainerCallback",
     "preprocess_logits_for_metrics": "measure with hfproj.evaluate",
     "model_init": "pass the model itself",
-}
-_CURES = {
-    "labels": "use a data set with a label column",
-    "index": "return 'index' from the collator (hfproj.ImageViews does)",
-    "prediction": "give the config a predictor: ProjectionHeadConfig(predictor={'head': 'mlp'})",
-    "scores": "give the config prototypes: ProjectionHeadConfig(prototypes=300)",
-    "target": "targets from a moving average of the model are not available yet",
 }
 
 
@@ -91,21 +83,3 @@ def check_eval_dataset(dataset: Any) -> None:
                 f"The eval data set is a stream ({type(part).__name__}); evaluation needs a length. Take its first "
                 "items with list(itertools.islice(stream, 1000))."
             )
-
-
-def check_views(objective: nn.Module, count: int) -> None:
-    """Refuse a batch with fewer or more views of each image than the objective takes."""
-    fewest, most = getattr(objective, "views", (1, None))
-    if count < fewest or (most is not None and count > most):
-        wanted = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
-        raise UsageError(
-            f"{type(objective).__name__} needs {wanted} views of each image and the batch has {count}; set "
-            f"num_views={fewest} in the collator (hfproj.ImageViews)."
-        )
-
-
-def check_needs(objective: nn.Module, given: dict[str, Any]) -> None:
-    """Refuse a batch or a model that lacks something the objective can't do without."""
-    for name in sorted(getattr(objective, "needs", ())):
-        if given.get(name) is None:
-            raise UsageError(f"{type(objective).__name__} needs {name!r}, and there is none: {_CURES[name]}.")

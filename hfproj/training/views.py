@@ -16,6 +16,7 @@ class ViewOutputs(NamedTuple):
     z: Any
     prediction: Any
     scores: Any
+    scales: Any = None
 
 
 def _signature(view: Any) -> tuple:
@@ -63,4 +64,5 @@ def forward_views(model: nn.Module, views: Sequence[Any]) -> ViewOutputs:
             return None
         return torch.stack(rows) if len({r.shape for r in rows}) == 1 else rows
 
-    return ViewOutputs(*(gathered(n) for n in ("representation", "projection", "prediction", "scores")))
+    outputs = (gathered(n) for n in ("representation", "projection", "prediction", "scores"))
+    return ViewOutputs(*outputs, scales=getattr(out, "scales", None))

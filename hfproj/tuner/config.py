@@ -40,7 +40,9 @@ class ProjectionHeadConfig(PeftConfig):
         head_options: Keyword arguments of that head, without `in_dim` and `out_dim`.
         out_dim: Width of the projection z; None takes the head's own default.
         predictor: None, or ``{"head": name, **options}``: a second head from z to the prediction p (BYOL, SimSiam).
-        prototypes: None, or the number of unit-norm prototypes that z is scored against (SwAV, DINO).
+        prototypes: None, or the number of prototypes that z is scored against by cosine (SwAV, DINO); a dict
+            ``{"count": n, "learn_norm": True}`` multiplies each score by a learned length.
+        scales: None, or name → initial value of learnable scalars that the objective asks for (SigLIP).
         backbone_adapter: None, or the config of any other PEFT method for the backbone (``LoraConfig(r=8)``). Without
             `target_modules` it reaches every linear layer (for a CNN: every ungrouped convolution; for LN tuning: every
             norm) that the representation depends on.
@@ -49,6 +51,8 @@ class ProjectionHeadConfig(PeftConfig):
         pooling: ``"cls"``, ``"mean"``, ``"cls_mean"``, ``"max"`` or ``"pooler"``; None takes ``"cls"`` where there is a
             class token, else ``"mean"``.
         layer: -1 for the backbone's final output, or the index of the block whose raw output is the representation.
+        objective: ``{"name", **options}`` of the objective that it was trained on; the trainer fills it in.
+        regularizers: name → ``{"weight", **options}`` of the regularizers; the trainer fills it in.
         in_dim: Width of the representation; inferred unless the backbone is an unknown module.
         backbone: Where the backbone came from, ``{"library", "id", "kwargs"}``; filled in when known.
         keep_original: Keep the original of every trained backbone tensor on the CPU, so that disabling and unloading
@@ -62,7 +66,10 @@ class ProjectionHeadConfig(PeftConfig):
     head_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the head."})
     out_dim: int | None = field(default=None, metadata={"help": "Width of the projection."})
     predictor: str | dict[str, Any] | None = field(default=None, metadata={"help": "Head from z to the prediction."})
-    prototypes: int | None = field(default=None, metadata={"help": "Number of prototypes."})
+    prototypes: int | dict[str, Any] | None = field(default=None, metadata={"help": "Number of prototypes."})
+    scales: dict[str, float] | None = field(default=None, metadata={"help": "Learnable scalars of the objective."})
+    objective: dict[str, Any] | None = field(default=None, metadata={"help": "What it was trained on."})
+    regularizers: dict[str, Any] | None = field(default=None, metadata={"help": "What was added to the objective."})
     backbone_adapter: PeftConfig | dict[str, Any] | None = field(
         default=None, metadata={"help": "PEFT config for the backbone."}
     )
@@ -86,8 +93,7 @@ class ProjectionHeadConfig(PeftConfig):
             raise UsageError(
                 "predictor: expected {'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}."
             )
-        if self.prototypes is not None and (not isinstance(self.prototypes, int) or self.prototypes < 2):
-            raise UsageError(f"prototypes={self.prototypes!r}: expected None or a number of at least 2.")
+        self._check_prototypes()
         if isinstance(self.backbone_adapter, PeftConfig):
             self.backbone_adapter = plain(self.backbone_adapter.to_dict())
         if self.backbone_adapter is not None:
@@ -99,6 +105,17 @@ class ProjectionHeadConfig(PeftConfig):
             raise UsageError(
                 f"trainable={self.trainable!r} trains the backbone's own weights, so backbone_adapter has nothing to "
                 "add; drop one of the two."
+            )
+
+    def _check_prototypes(self) -> None:
+        if self.prototypes is None:
+            return
+        options = self.prototypes if isinstance(self.prototypes, dict) else {"count": self.prototypes}
+        count = options.get("count")
+        if not isinstance(count, int) or count < 2 or set(options) - {"count", "learn_norm"}:
+            raise UsageError(
+                f"prototypes={self.prototypes!r}: expected None, a number of at least 2, or "
+                "{'count': number, 'learn_norm': bool}."
             )
 
     @property

@@ -31,6 +31,7 @@ class ProjectionOutput(ModelOutput):
         projection: z ``[batch, out_dim]``.
         prediction: p ``[batch, out_dim]``, where the adapter has a predictor.
         scores: ``[batch, prototypes]``, cosines of z with each prototype, where the adapter has prototypes.
+        scales: name → learnable scalar, where the adapter has such.
         backbone_output: What the bare backbone returned.
     """
 
@@ -38,22 +39,25 @@ class ProjectionOutput(ModelOutput):
     projection: Tensor | None = None
     prediction: Tensor | None = None
     scores: Tensor | None = None
+    scales: dict[str, Tensor] | None = None
     backbone_output: Any = None
 
 
 class Prototypes(nn.Module):
-    """Cosines of z ``[..., dim]`` with `count` learnable prototypes."""
+    """Cosines of z ``[..., dim]`` with `count` learnable prototypes, times their lengths if `learn_norm`."""
 
-    def __init__(self, dim: int, count: int):
+    def __init__(self, dim: int, count: int, learn_norm: bool = False):
         super().__init__()
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(count, dim)))
+        self.register_parameter("length", nn.Parameter(torch.ones(count)) if learn_norm else None)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return scores ``[..., count]`` in [-1, 1]."""
+        """Return scores ``[..., count]``, in [-1, 1] with lengths of 1."""
         with torch.autocast(z.device.type, enabled=False):
             dtype = torch.promote_types(z.dtype, torch.float32)
             unit = nn.functional.normalize(z.to(dtype), dim=-1)
-            return unit @ nn.functional.normalize(self.weight.to(dtype), dim=-1).mT
+            scores = unit @ nn.functional.normalize(self.weight.to(dtype), dim=-1).mT
+            return scores if self.length is None else scores * self.length.to(dtype)
 
 
 class HeadModules(nn.Module):
@@ -70,7 +74,10 @@ class HeadModules(nn.Module):
             kwargs = {"out_dim": self.head.out_dim, **config.predictor}
             self.predictor = create_head(kwargs.pop("head"), in_dim=self.head.out_dim, **kwargs)
         if config.prototypes is not None:
-            self.prototypes = Prototypes(self.head.out_dim, config.prototypes)
+            options = config.prototypes if isinstance(config.prototypes, dict) else {"count": config.prototypes}
+            self.prototypes = Prototypes(self.head.out_dim, **options)
+        scales = {name: nn.Parameter(torch.tensor(float(value))) for name, value in (config.scales or {}).items()}
+        self.scales = nn.ParameterDict(scales)
 
     def forward(self, h: Tensor) -> dict[str, Tensor]:
         """Return z, and p and scores where there are such modules; h is ``[batch, dim]`` or ``[views, batch, dim]``."""
@@ -172,7 +179,9 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
                     f"num_views={self.num_views}, but the batch has {h.shape[0]} rows, which it does not divide."
                 )
             rows = h.reshape(self.num_views, -1, h.shape[-1])
-        return ProjectionOutput(representation=h, **self.projection_head_modules[name](rows), backbone_output=output)
+        modules = self.projection_head_modules[name]
+        scales = dict(modules.scales) or None
+        return ProjectionOutput(representation=h, **modules(rows), scales=scales, backbone_output=output)
 
 
 def _attention_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:

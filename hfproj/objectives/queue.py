@@ -1,0 +1,72 @@
+"""A first-in first-out memory of rows, the same on all processes: MoCo's keys, NNCLR's support set, SwAV's queue."""
+
+import torch
+from torch import Tensor, nn
+
+from hfproj.errors import UsageError
+from hfproj.functional.rows import unit_rows
+
+
+class Queue(nn.Module):
+    """The newest `size` rows of width `dim`, as buffers ``rows [size, dim]``, ``pointer`` and ``filled``.
+
+    It starts with random unit rows from a generator of its own: the same on all processes and in every run.
+
+    Args:
+        size: Number of rows kept.
+        dim: Their width.
+        seed: Of the first rows.
+
+    Raises:
+        UsageError: `size` or `dim` is below 1.
+
+    Example:
+        >>> queue = Queue(4, 2)
+        >>> queue.push(torch.ones(3, 2))
+        >>> queue.rows[:3].tolist(), queue.filled.item()
+        ([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], 3)
+    """
+
+    rows: Tensor
+    pointer: Tensor
+    filled: Tensor
+
+    def __init__(self, size: int, dim: int, *, seed: int = 0):
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise UsageError(f"A queue needs a size and a width of at least 1, got size={size}, dim={dim}.")
+        rows = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("rows", unit_rows(rows))
+        self.register_buffer("pointer", torch.tensor(0))
+        self.register_buffer("filled", torch.tensor(0))
+
+    def check(self, batch: int, dim: int) -> None:
+        """Refuse rows of another width, and a first batch of which the queue holds no whole number.
+
+        Later batches, such as the last of an epoch, may have any size up to that of the queue.
+
+        Raises:
+            UsageError: so it is.
+        """
+        size, width = self.rows.shape
+        if dim != width:
+            raise UsageError(f"The queue holds rows of {width} dimensions and z has {dim}: pass out_dim={dim}.")
+        if batch > size or (self.filled == 0 and size % batch):
+            raise UsageError(
+                f"A queue of {size} rows holds no whole number of batches of {batch} (over all processes); take "
+                f"queue_size={max(size // batch, 1) * batch} or another batch size."
+            )
+
+    @torch.no_grad()
+    def push(self, rows: Tensor) -> None:
+        """Replace the oldest rows; `rows` must be the same on all processes (gathered)."""
+        size = len(self.rows)
+        rows = rows.detach()[-size:].to(self.rows.dtype)
+        where = (self.pointer + torch.arange(len(rows), device=rows.device)) % size
+        self.rows[where] = rows
+        self.pointer.copy_((self.pointer + len(rows)) % size)
+        self.filled.copy_((self.filled + len(rows)).clamp(max=size))
+
+    def oldest_first(self) -> Tensor:
+        """Return the rows in the order in which they came."""
+        return self.rows.roll(-int(self.pointer), 0)
