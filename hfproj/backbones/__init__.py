@@ -4,6 +4,7 @@ Three families are known: `transformers` models (vision and text), `timm` models
 is a tensor ``[batch, dim]``, ``[batch, tokens, dim]`` or ``[batch, dim, height, width]``.
 """
 
+from hfproj.backbones.features import FeatureBackbone
 from hfproj.backbones.loading import EMBEDDED, embedded_folder, library_of, load_backbone, source_of
 from hfproj.backbones.preprocessing import ImagePreprocessing, image_preprocessing
 from hfproj.backbones.reading import (
@@ -21,6 +22,7 @@ from hfproj.backbones.reading import (
 __all__ = [
     "EMBEDDED",
     "POOLINGS",
+    "FeatureBackbone",
     "ImagePreprocessing",
     "ReadPoint",
     "bare_tensors",

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from hfproj.backbones.features import FeatureBackbone
 from hfproj.backbones.loading import files_of, library_of, timm_part_of
 from hfproj.errors import UsageError, unknown
 
@@ -160,6 +161,9 @@ def resolve_read_point(
     Raises:
         UsageError: the combination can't work for this backbone.
     """
+    if isinstance(backbone, FeatureBackbone):
+        backbone.check(pooling, layer)
+        return ReadPoint(backbone.pooling, None, "output", prefix_tokens=0, text=False, in_dim=backbone.in_dim)
     if pooling is not None and pooling not in POOLINGS:
         raise unknown("pooling", pooling, POOLINGS)
     kind = type(backbone).__name__

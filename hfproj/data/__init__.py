@@ -8,11 +8,15 @@ from typing import Any
 
 _PUBLIC = {
     "Augmentation": "augment",
+    "CachedFeatures": "cache",
     "EpochSampler": "indexing",
+    "EvalFeatures": "cache",
     "EvalImages": "images",
+    "FeatureViews": "cache",
     "ImageViews": "images",
     "IndexedDataset": "indexing",
     "StreamDataset": "indexing",
+    "cache_features": "cache",
     "load_image_dataset": "datasets",
     "split_off": "datasets",
     "to_rgb_tensor": "images",

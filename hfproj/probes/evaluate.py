@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Subset
 
 from hfproj.diagnostics import covariance_spectrum, positive_cosine, rankme, representation_std
 from hfproj.errors import UsageError
-from hfproj.probes.features import evaluating, extract_features, forward
+from hfproj.functional.modes import evaluating
+from hfproj.probes.features import extract_features, forward
 from hfproj.probes.knn import KNNProbe
 from hfproj.results import Measurement, Results, pack_outcomes, portable
 

@@ -1,7 +1,6 @@
 """h and z of a whole data set, in its order, on the CPU, on every process."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from hfproj.distributed import gather_rows, rank, world_size
 from hfproj.errors import UsageError
+from hfproj.functional.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,6 @@ def extract_features(
         with torch.no_grad():
             whole = {key: gather_rows(tensor.to(device)).cpu() for key, tensor in whole.items()}
     return Features(h=whole["h"], z=whole["z"], labels=whole.get("labels"), index=whole["index"])
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and give each its own flag back at the end, also after an error."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def forward(model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Any:

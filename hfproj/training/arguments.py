@@ -25,6 +25,14 @@ class ProjectionTrainingArguments(TrainingArguments):
 
     Args:
         head_learning_rate: Learning rate of head, predictor and prototypes; None takes `learning_rate`.
+        fixed_predictor_rate: The schedule leaves the predictor's learning rate alone (SimSiam).
+        lars: Train with LARS (timm's, momentum 0.9) instead of `optim`. Made for heads and whole backbones: the second
+            factor of a LoRA starts at zero, where LARS does not adapt.
+        lars_trust_coefficient: η_t of LARS: 0.001 in MoCo v3 and VICReg, 0.02 in solo-learn's CIFAR runs.
+        lars_clip: LARS adapts to at most the learning rate (solo-learn's CIFAR runs).
+        ema_momentum: Momentum of the moving-average copy at the start, in [0, 1], for objectives that need one; None
+            takes the objective's.
+        ema_momentum_end: At the end of training, along a cosine; None takes the objective's.
         patch_dropout: Share of the image patches, in [0, 1), that a ViT does not see in a training step; which ones
             depends on (seed, epoch, image, view) only.
         eval_knn_k: Neighbours of the online k-NN.
@@ -45,6 +53,12 @@ class ProjectionTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "DDP: look for unused parameters."}
     )
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
+    fixed_predictor_rate: bool = field(default=False, metadata={"help": "No schedule for the predictor's rate."})
+    lars: bool = field(default=False, metadata={"help": "Train with LARS instead of optim."})
+    lars_trust_coefficient: float = field(default=0.001, metadata={"help": "Trust coefficient of LARS."})
+    lars_clip: bool = field(default=False, metadata={"help": "LARS adapts to at most the learning rate."})
+    ema_momentum: float | None = field(default=None, metadata={"help": "Momentum of the moving-average copy."})
+    ema_momentum_end: float | None = field(default=None, metadata={"help": "The same at the end of training."})
     patch_dropout: float = field(default=0.0, metadata={"help": "Share of patches hidden from a ViT in training."})
     eval_knn_k: int = field(default=20, metadata={"help": "Neighbours of the online k-NN."})
     eval_knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the online k-NN."})
@@ -60,6 +74,11 @@ class ProjectionTrainingArguments(TrainingArguments):
             raise UsageError(f"patch_dropout={self.patch_dropout}: expected a share in [0, 1), for example 0.5.")
         if self.head_learning_rate is not None and self.head_learning_rate < 0:
             raise UsageError(f"head_learning_rate={self.head_learning_rate}: expected 0 or more, or None.")
+        for name in ("ema_momentum", "ema_momentum_end"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name}={getattr(self, name)}: expected a number in [0, 1], for example 0.996.")
+        if not self.lars_trust_coefficient > 0:
+            raise UsageError(f"lars_trust_coefficient={self.lars_trust_coefficient}: expected a number above 0.")
         if self.eval_knn_k < 1 or not self.eval_knn_temperature > 0:
             raise UsageError(
                 f"eval_knn_k={self.eval_knn_k}, eval_knn_temperature={self.eval_knn_temperature}: expected at least 1 "

@@ -1,10 +1,12 @@
-"""Groups of parameters: head and backbone, each with and without weight decay."""
+"""Groups of parameters: head and backbone, each with and without weight decay; LARS on them."""
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from hfproj.errors import UsageError
+from hfproj.training.steps import FIXED_RATE
 from hfproj.tuner.layer import CHILD
 
 _MATRIX = 2  # biases, norms and scales have fewer dimensions …
@@ -14,30 +16,55 @@ _NO_DECAY = ("lora_magnitude_vector", "ia3_l", "cls_token", "mask_token", "reg_t
 
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, head_learning_rate: float | None = None
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    head_learning_rate: float | None = None,
+    fixed_predictor_rate: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters of `model` in up to four groups.
+    """Return the trainable parameters of `model` in up to six groups: backbone, head and predictor, with and without.
 
     Args:
         model: A model with a projection head.
         weight_decay: Of matrices; biases, norms, scales and tokens have none.
         head_learning_rate: Of the head's groups; None leaves it to the optimizer.
+        fixed_predictor_rate: Whether the schedule leaves the predictor's learning rate alone.
 
     Raises:
         UsageError: nothing is trainable.
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        in_head = CHILD in name.split(".")
+        path = name.split(".")
+        place = "head" if CHILD in path else "backbone"
+        if fixed_predictor_rate and place == "head" and "predictor" in path:
+            place = "predictor"
         decays = parameter.ndim >= _MATRIX and not any(part in name for part in _NO_DECAY)
-        if (in_head, decays) not in groups:
+        if (place, decays) not in groups:
             group: dict[str, Any] = {"params": [], "weight_decay": weight_decay if decays else 0.0}
-            if in_head and head_learning_rate is not None:
+            if place != "backbone" and head_learning_rate is not None:
                 group["lr"] = head_learning_rate
-            groups[in_head, decays] = group
-        groups[in_head, decays]["params"].append(parameter)
+            if place == "predictor":
+                group[FIXED_RATE] = True
+            groups[place, decays] = group
+        groups[place, decays]["params"].append(parameter)
     if not groups:
         raise UsageError("No parameter is trainable: the adapter was loaded frozen; load it with is_trainable=True.")
     return list(groups.values())
+
+
+def lars(
+    groups: list[dict[str, Any]], learning_rate: float, trust_coefficient: float, *, clip: bool
+) -> torch.optim.Optimizer:
+    """Return timm's LARS with momentum 0.9; only matrices are adapted (and decay), as in SimCLR and solo-learn.
+
+    References:
+        You, Gitman, Ginsburg 2017, arXiv 1708.03888; `clip`, at most the learning rate itself: NVIDIA's LARC.
+    """
+    from timm.optim import Lars
+
+    for group in groups:
+        group["always_adapt"] = any(p.ndim >= _MATRIX for p in group["params"])
+    return Lars(groups, lr=learning_rate, momentum=0.9, trust_coeff=trust_coefficient, trust_clip=clip)

@@ -14,16 +14,13 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj.data.indexing import EpochSampler, StreamDataset
-from hfproj.diagnostics import rankme, representation_std
 from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
-from hfproj.objectives import create_objective
-from hfproj.objectives.base import Step
-from hfproj.probes import KNNProbe, extract_features
-from hfproj.probes.features import evaluating
-from hfproj.regularizers import create_regularizer
-from hfproj.training import checks
+from hfproj.objectives.base import Step, check_needs, check_views
+from hfproj.regularizers import weighted
+from hfproj.training import checks, evaluation, methods
 from hfproj.training.arguments import PUSHING, ProjectionTrainingArguments
 from hfproj.training.checkpoints import (
     checkpoint_to_resume,
@@ -32,10 +29,12 @@ from hfproj.training.checkpoints import (
     replacing,
     save_buffers,
 )
-from hfproj.training.loaders import eval_views_loader, stream_loader
-from hfproj.training.optimizer import parameter_groups
+from hfproj.training.ema import EMA
+from hfproj.training.loaders import stream_loader
+from hfproj.training.optimizer import lars, parameter_groups
 from hfproj.training.patch_dropout import PatchDropout
-from hfproj.training.representation import describe, positive_cosines
+from hfproj.training.representation import describe
+from hfproj.training.steps import AroundSteps
 from hfproj.training.views import forward_views
 from hfproj.tuner.layer import CHILD
 
@@ -46,8 +45,10 @@ class ProjectionTrainer(Trainer):
     Args:
         model: A ``PeftModel`` with a projection head.
         args: `ProjectionTrainingArguments`.
-        objective: An objective, or the name of one.
-        regularizers: name → weight, or name → regularizer module with weight 1.
+        objective: An objective; or the name of one, or ``{"name": name, **options}``, which gets the options that model
+            and data decide (``out_dim``, ``num_images``, ``prototypes``) by itself.
+        regularizers: name → weight; or → a dict of ``weight``, ``schedule``, ``end_weight`` and options; or → a
+            regularizer module, with weight 1.
         train_dataset: Images: a map-style data set (wrapped in `IndexedDataset`) or a stream (`StreamDataset`).
         eval_dataset: Held-out images, with a length, for the online k-NN (where they have labels), RankMe, std, loss
             and positive-pair cosine; or a dict of such.
@@ -67,8 +68,8 @@ class ProjectionTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments | None = None,
         *,
-        objective: nn.Module | str = "nt_xent",
-        regularizers: Mapping[str, float | nn.Module] | None = None,
+        objective: nn.Module | str | Mapping[str, Any] = "nt_xent",
+        regularizers: Mapping[str, Any] | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         bank_dataset: Any = None,
@@ -86,11 +87,9 @@ class ProjectionTrainer(Trainer):
             from hfproj.data.images import ImageViews
 
             data_collator = ImageViews.for_model(model, seed=args.seed)
-        self.objective = create_objective(objective) if isinstance(objective, str) else objective
-        self.regularizers = {
-            name: (create_regularizer(name), float(value)) if not isinstance(value, nn.Module) else (value, 1.0)
-            for name, value in (regularizers or {}).items()
-        }
+        self.objective = methods.make_objective(objective, model, train_dataset)
+        self.regularizers = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
+        methods.prepare_model(model, self.objective, self.regularizers)
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
         train_dataset = checks.indexed(train_dataset)
         if isinstance(train_dataset, StreamDataset):
@@ -102,8 +101,10 @@ class ProjectionTrainer(Trainer):
         # model's forward takes **kwargs and the batch may hold labels.
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
-        for module in (self.objective, *(regularizer for regularizer, _ in self.regularizers.values())):
+        for module in (self.objective, *(regularizer.module for regularizer in self.regularizers.values())):
             module.to(self.args.device)
+        self.ema: EMA | None = None  # made when training starts
+        self.add_callback(AroundSteps(self))
         self._train_sampler: EpochSampler | None = None
         self._epoch = 0
         self._terms: dict[str, list[Tensor]] = {}
@@ -135,7 +136,7 @@ class ProjectionTrainer(Trainer):
             self.train_dataset.set_epoch(self._epoch)
             kwargs["model"].zero_grad()  # batches at the end of the stream that were too few for a step
         if hasattr(self.objective, "on_epoch_start"):
-            self.objective.on_epoch_start(self._epoch)
+            self.objective.on_epoch_start(self.step())
         super()._run_epoch(*args, **kwargs)
         if self.state.global_step == 0:
             raise UsageError(
@@ -159,6 +160,7 @@ class ProjectionTrainer(Trainer):
                 )
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self._terms, self._last = {}, {}
+        self._make_ema()
         if self._patch_dropout is not None:
             self._patch_dropout.attach()
         try:
@@ -184,29 +186,32 @@ class ProjectionTrainer(Trainer):
                 "The collator returned no 'views'; use hfproj.ImageViews.for_model(model), or return "
                 "{'views': [tensor or dict, …], 'index': …}."
             )
-        checks.check_views(self.objective, len(views))
+        check_views(self.objective, len(views))
         with ExitStack() as stack:
             if self._patch_dropout is not None and model.training:
                 if inputs.get("index") is None:
                     raise UsageError("patch_dropout needs 'index' from the collator; hfproj.ImageViews gives it.")
                 stack.enter_context(self._patch_dropout.using(inputs["index"], self._epoch))
             out = forward_views(model, views)
+        step = self.step()
         given = {
             "labels": inputs.get("labels"),
             "index": inputs.get("index"),
             "prediction": out.prediction,
             "scores": out.scores,
+            "scales": out.scales,
+            "target": self._targets(views),
+            "step": step,
         }
-        checks.check_needs(self.objective, given)
-        step = Step.at(self.args.seed, self.state.global_step, float(self.state.epoch or 0), self.args.device)
-        loss, terms = self.objective(out.z, step=step, **given)
+        check_needs(self.objective, given)
+        loss, terms = self.objective(out.z, **given)
         terms = dict(terms)
         if self.regularizers:
             terms["objective"] = loss.detach()
-        for name, (regularizer, weight) in self.regularizers.items():
-            value = regularizer(self.accelerator.unwrap_model(model), out.h, out.z)
+        for name, regularizer in self.regularizers.items():
+            value = regularizer.module(self.bare_model(), out.h, out.z, step=step)
             terms[name] = value.detach()
-            loss = loss + weight * value
+            loss = loss + regularizer.at(self.progress()) * value
         if not torch.isfinite(loss):
             raise self._non_finite("loss", loss.item())
         if model.training:
@@ -214,6 +219,39 @@ class ProjectionTrainer(Trainer):
                 self._terms.setdefault(name, []).append(value.detach())
             self._last = {"h": _detached(out.h), "z": _detached(out.z)}
         return (loss, out) if return_outputs else loss
+
+    def step(self) -> Step:
+        """Return where training stands, with this step's generator."""
+        return Step.at(self.args.seed, self.state.global_step, float(self.state.epoch or 0), self.args.device)
+
+    def progress(self) -> float:
+        """Return the share of the training that is done, in [0, 1]."""
+        return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
+
+    def bare_model(self) -> nn.Module:
+        """Return the model without the wrappers of distributed training."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def _make_ema(self) -> None:
+        if "target" not in getattr(self.objective, "needs", ()) or self.ema is not None:
+            return
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise UsageError(
+                f"{type(self.objective).__name__} needs a moving-average copy of the model, which is not available "
+                "under FSDP and DeepSpeed: they split its parameters. Train with DDP (accelerate launch)."
+            )
+        chosen = (self.args.ema_momentum, self.args.ema_momentum_end)
+        momentum = [c if c is not None else own for c, own in zip(chosen, self.objective.ema_momentum)]
+        self.ema = EMA(self.bare_model(), momentum)
+
+    def _targets(self, views: Any) -> Any:
+        objective = self.objective
+        if "target" not in getattr(objective, "needs", ()):
+            return None
+        self._make_ema()  # for an evaluation before training
+        with self.accelerator.autocast():
+            output = getattr(objective, "target_of", "projection")
+            return self.ema.targets(views, output, getattr(objective, "target_views", None))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Before the optimizer step: a finite loss may have an infinite gradient; the next checkpoint would hold NaN.
@@ -249,7 +287,13 @@ class ProjectionTrainer(Trainer):
             model if model is not None else self.model,
             weight_decay=self.args.weight_decay,
             head_learning_rate=self.args.head_learning_rate,
+            fixed_predictor_rate=self.args.fixed_predictor_rate,
         )
+        if self.args.lars:
+            self.optimizer = lars(
+                groups, self.args.learning_rate, self.args.lars_trust_coefficient, clip=self.args.lars_clip
+            )
+            return self.optimizer
         cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
         if is_optimizer_factory(cls) or {"params", "model", "optimizer_dict"} & set(kwargs):
             return super().create_optimizer(model)  # optimizers of transformers that make their own groups
@@ -264,6 +308,10 @@ class ProjectionTrainer(Trainer):
             logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()}
             if self.args.log_representation:
                 logs |= describe(self._last)
+            for name, regularizer in self.regularizers.items():
+                if hasattr(regularizer.module, "report"):
+                    found = regularizer.module.report(self.bare_model())
+                    logs |= {f"{name}_{key}": float(value) for key, value in found.items()}
             self._terms = {}
         super().log(logs, start_time)
 
@@ -290,55 +338,12 @@ class ProjectionTrainer(Trainer):
             raise UsageError("There is no eval_dataset; pass one to ProjectionTrainer or to evaluate().")
         checks.check_eval_dataset(dataset)
         start = time.time()
-        found = {**self._probe(dataset), **self._evaluate_views(dataset)}
+        found = {**evaluation.probe(self, dataset), **evaluation.evaluate_views(self, dataset)}
         metrics = {f"{metric_key_prefix}_{n}": v for n, v in found.items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - start, 4)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _features(self, dataset: Any) -> Any:
-        return extract_features(
-            self.model,
-            dataset,
-            batch_size=self.args.per_device_eval_batch_size,
-            collator=self.eval_collator,
-            device=self.args.device,
-            num_workers=self.args.dataloader_num_workers,
-        )
-
-    def _probe(self, dataset: Any) -> dict[str, float]:
-        test = self._features(dataset)
-        bank = self._features(self.bank_dataset) if self.bank_dataset is not None else None
-        metrics: dict[str, float] = {}
-        for layer in ("h", "z"):
-            f = getattr(test, layer)
-            if test.labels is not None:
-                probe = KNNProbe(k=self.args.eval_knn_k, temperature=self.args.eval_knn_temperature)
-                if bank is None:
-                    metrics[f"knn_{layer}"] = probe.fit(f, test.labels).score_leave_one_out()
-                else:
-                    metrics[f"knn_{layer}"] = probe.fit(getattr(bank, layer), bank.labels).score(f, test.labels)
-            metrics[f"rankme_{layer}"] = rankme(f)
-            metrics[f"std_{layer}"] = representation_std(f)
-        return metrics
-
-    @torch.no_grad()
-    def _evaluate_views(self, dataset: Any) -> dict[str, float]:
-        loader = eval_views_loader(dataset, self.data_collator, self.args)
-        if loader is None:
-            return {}
-        sums: dict[str, list[float]] = {}
-        modules = [regularizer for regularizer, _ in self.regularizers.values()]
-        with ExitStack() as stack:
-            for module in (self.model, self.objective, *modules):  # objectives update their buffers in training only
-                stack.enter_context(evaluating(module))
-            for batch in loader:
-                loss, out = self.compute_loss(self.model, self._prepare_inputs(batch), return_outputs=True)
-                found = {"loss": loss.item(), **positive_cosines({"h": out.h, "z": out.z})}
-                for name, value in found.items():
-                    sums.setdefault(name, []).append(value)
-        return {n: sum(v) / len(v) for n, v in sums.items()}
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: there is nothing to predict; features come from `hfproj.extract_features`.
@@ -358,6 +363,8 @@ class ProjectionTrainer(Trainer):
         with replacing(folder) as part:
             super()._save(str(part), state_dict)
             save_buffers(self.objective, part)
+            if self.ema is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
+                self.ema.save(part)
             (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and folders are shared
             if (folder / "README.md").exists():
                 (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
@@ -370,6 +377,8 @@ class ProjectionTrainer(Trainer):
                 f"{resume_from_checkpoint} holds a damaged adapter ({error}); resume from another checkpoint."
             ) from error
         load_buffers(self.objective, Path(resume_from_checkpoint))
+        if self.ema is not None:
+            self.ema.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:

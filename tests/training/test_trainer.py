@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 import hfproj
 from hfproj.data import StreamDataset
 from hfproj.objectives.nt_xent import nt_xent_loss
+from hfproj.regularizers import Weighted
 from hfproj.training.optimizer import parameter_groups
 
 
@@ -70,15 +71,16 @@ def test_accumulated_steps_average_the_losses(tmp_path, labels):
 class Spread(nn.Module):
     """A toy regularizer."""
 
-    def forward(self, model, h, z):
+    def forward(self, model, h, z, step=None):
         assert isinstance(model, PeftModel)
+        assert step.global_step == 0
         assert h.shape[:2] == z.shape[:2] == (2, 4)
         return (z.square().mean() - 1).square() + 3
 
 
-def test_regularizers_are_added_by_weight_and_logged_by_value(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfproj.training.trainer.create_regularizer", lambda name: Spread())
-    run = trainer(tmp_path, max_steps=1, extra={"regularizers": {"spread": 0.5, "module": Spread()}})
+def test_regularizers_are_added_by_weight_and_logged_by_value(tmp_path):
+    regularizers = {"spread": Weighted(Spread(), 0.5), "module": Spread()}
+    run = trainer(tmp_path, max_steps=1, extra={"regularizers": regularizers})
     run.train()
     assert last(run, "spread") == last(run, "module") >= 3
     assert last(run, "loss") == pytest.approx(last(run, "objective") + 1.5 * last(run, "spread"), rel=1e-5)
@@ -365,7 +367,7 @@ def test_evaluation_changes_nothing(tmp_path):
 def test_best_checkpoint_and_early_stopping(tmp_path, name, monkeypatch):
     """k-NN is best after step 2, then falls: training stops at step 4 and the weights of step 2 come back."""
     scores = iter([0.2, 0.9, 0.5, 0.4, 0.3])
-    monkeypatch.setattr(hfproj.ProjectionTrainer, "_probe", lambda self, dataset: {"knn_h": next(scores)})
+    monkeypatch.setattr("hfproj.training.evaluation.probe", lambda trainer, dataset: {"knn_h": next(scores)})
     model, objective = head_model(name=name), Counting()
     kept = Kept(name, objective)
     run = trainer(

@@ -1,0 +1,64 @@
+"""A stand-in for a frozen backbone whose representations are cached: heads train on the cache."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfproj.errors import UsageError
+
+
+class FeatureBackbone(nn.Module):
+    """Takes representations h and returns them, so that a head can be attached to cached features.
+
+    An adapter trained on it has the width, the pooling, the layer and the source of the real backbone in its config:
+    saved, it loads onto the real backbone like any other.
+
+    Args:
+        in_dim: Width of the representation.
+        pooling: How the real backbone was pooled.
+        layer: Which of its blocks was read; -1 for its final output.
+        source: ``{"library", "id", "kwargs"}`` of the real backbone, if known.
+
+    Example:
+        >>> import torch
+        >>> FeatureBackbone(4)(torch.ones(2, 4)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self, in_dim: int, *, pooling: str = "cls", layer: int = -1, source: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.in_dim, self.pooling, self.layer = in_dim, pooling, layer
+        self.__dict__["hfproj_source"] = source
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "FeatureBackbone":
+        """Return the stand-in for the backbone of `model`, a ``PeftModel`` with an active head.
+
+        Raises:
+            UsageError: the adapter changes the backbone, so that its representations can't be cached.
+        """
+        config = model.peft_config[model.active_adapter]
+        if config.trains_backbone or (config.backbone_adapter and config.trainable != "head"):
+            raise UsageError(
+                "The adapter trains the backbone too, so its representations change with every step and can't be "
+                "cached; attach a head with trainable='head' and no backbone_adapter."
+            )
+        return cls(config.in_dim, pooling=config.pooling, layer=config.layer, source=config.backbone)
+
+    def check(self, pooling: str | None, layer: int) -> None:
+        """Refuse another pooling or layer than the features have.
+
+        Raises:
+            UsageError: so it is.
+        """
+        if pooling not in (None, self.pooling) or layer != self.layer:
+            raise UsageError(
+                f"The cached features are those of pooling={self.pooling!r}, layer={self.layer}; pass these to "
+                f"ProjectionHeadConfig instead of pooling={pooling!r}, layer={layer}, or cache other features."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x

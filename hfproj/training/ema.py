@@ -1,0 +1,102 @@
+"""The moving-average copy (momentum encoder, teacher) that MoCo, BYOL, DINO and others compare with.
+
+After each optimizer step, θ̄ ← m θ̄ + (1 − m) θ for the trained parameters, where m goes from `start` to `end` along
+
+    m_t = end − (end − start) (1 + cos(π t / T)) / 2.
+
+BatchNorm statistics are the copy's own, from its own forward passes. What is frozen is shared, not copied.
+
+References:
+    He et al. 2020, arXiv 1911.05722, eq. 2; Grill et al. 2020, arXiv 2006.07733, section 3.2; facebookresearch/dino.
+
+Deviations:
+    MoCo v3 updates at the start of the next forward pass: the same up to one step of the schedule.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hfproj.errors import AdapterFileError, UsageError
+from hfproj.training.views import forward_views
+from hfproj.tuner.backbone_tensors import BackboneTensors
+
+EMA_FILE = "ema.safetensors"
+
+
+class EMA:
+    """A copy of a model with a head that follows it.
+
+    Args:
+        model: A ``PeftModel``; its frozen parameters are shared with the copy.
+        momentum: m of the first and of the last step, in [0, 1].
+
+    Raises:
+        UsageError: a momentum out of its range.
+    """
+
+    def __init__(self, model: nn.Module, momentum: Sequence[float]):
+        start, end = momentum
+        if not (0 <= start <= 1 and 0 <= end <= 1):
+            raise UsageError(f"The momentum of the moving average must lie in [0, 1], got {start} to {end}.")
+        self.start, self.end = start, end
+        shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+        for module in model.modules():  # values that wait on the CPU: the copy never switches adapters
+            shared |= {id(v): v for v in vars(module).values() if isinstance(v, BackboneTensors)}
+        # It keeps requires_grad, by which a backbone's BatchNorm knows that it is trained; its passes have no gradient.
+        self.module = copy.deepcopy(model, shared)
+        self.module.train()
+
+    def momentum(self, progress: float) -> float:
+        """Return m at `progress` in [0, 1] of the training."""
+        return self.end - (self.end - self.start) * (1 + math.cos(math.pi * progress)) / 2
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, progress: float) -> None:
+        """Move the copy towards `model`."""
+        m = self.momentum(progress)
+        for copied, parameter in zip(self.module.parameters(), model.parameters(), strict=True):
+            if copied is not parameter:
+                copied.lerp_(parameter.to(copied.dtype), 1 - m)
+
+    @torch.no_grad()
+    def targets(self, views: Sequence[Any], output: str, count: int | None) -> Any:
+        """Return ``"projection"`` or ``"scores"`` ``[views, batch, dim]`` of the first `count` views (None: of all)."""
+        out = forward_views(self.module, views[:count])
+        return out.scores if output == "scores" else out.z
+
+    def _own(self) -> dict[str, Tensor]:
+        """Return what is not shared: trained parameters and all buffers."""
+        tensors = self.module.state_dict(keep_vars=True)
+        return {n: t for n, t in tensors.items() if not isinstance(t, nn.Parameter) or t.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """Write the copy into `folder`."""
+        tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in self._own().items()}
+        save_file(tensors, folder / EMA_FILE, metadata={"format": "pt"})
+
+    def load(self, folder: Path) -> None:
+        """Read the copy from `folder`.
+
+        Raises:
+            AdapterFileError: there is none, or that of another adapter.
+        """
+        try:
+            saved, own = load_file(folder / EMA_FILE), self._own()
+            if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in own.items()}:
+                raise ValueError("its tensors are those of another adapter")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise AdapterFileError(
+                f"{folder} holds no moving average of this model in {EMA_FILE} ({error}); resume with the objective "
+                "and adapter that the checkpoint was written with, or start without resume_from_checkpoint."
+            ) from error
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])

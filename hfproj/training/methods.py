@@ -1,0 +1,66 @@
+"""Fits an objective and regularizers to a model: options that model and data decide, parts that must be there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from hfproj.data.indexing import StreamDataset
+from hfproj.errors import UsageError
+from hfproj.objectives import OBJECTIVES, create_objective
+from hfproj.objectives.base import check_needs
+from hfproj.regularizers import Weighted
+from hfproj.training.checks import is_stream
+from hfproj.tuner.layer import CHILD, HeadModules
+
+# Parts of an adapter that only some objectives use, with the keyword that says so.
+_PARTS = {"predictor": "prediction", "prototypes": "scores", "scales": "scales"}
+
+
+def active_modules(model: nn.Module) -> HeadModules:
+    """Return the active adapter's head with its predictor, prototypes and scales."""
+    layer = getattr(model.get_base_model(), CHILD)
+    return layer.projection_head_modules[layer.active_name]
+
+
+def make_objective(given: nn.Module | str | Mapping[str, Any], model: nn.Module, dataset: Any) -> nn.Module:
+    """Return the objective that `given` describes, with the options that the model and the data set decide.
+
+    Raises:
+        UsageError: no objective has this name, or it has no such option.
+    """
+    if isinstance(given, nn.Module):
+        return given
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    name = options.pop("name")
+    modules = active_modules(model)
+    known: dict[str, Any] = {"out_dim": modules.head.out_dim}
+    if modules.prototypes is not None:
+        known["prototypes"] = len(modules.prototypes.weight)
+    if dataset is not None and not is_stream(dataset) and not isinstance(dataset, StreamDataset):
+        known["num_images"] = len(dataset)
+    wanted = OBJECTIVES.options(name)
+    return create_objective(name, **{n: v for n, v in known.items() if n in wanted}, **options)
+
+
+def prepare_model(model: nn.Module, objective: nn.Module, regularizers: Mapping[str, Weighted]) -> None:
+    """Check that the adapter has what the objective needs, freeze what it does not use, and note both in the config.
+
+    Raises:
+        UsageError: the adapter lacks a predictor, prototypes or scales.
+    """
+    modules, needs = active_modules(model), getattr(objective, "needs", frozenset())
+    kind = type(objective).__name__
+    for part, keyword in (("predictor", "prediction"), ("prototypes", "scores")):
+        if getattr(modules, part) is None:
+            check_needs(objective, {name: name for name in needs if name != keyword})
+    missing = {n: v for n, v in getattr(objective, "scales", {}).items() if n not in modules.scales}
+    if "scales" in needs and missing:
+        raise UsageError(f"{kind} needs learnable scales: ProjectionHeadConfig(scales={missing}).")
+    for part, keyword in _PARTS.items():  # without a gradient DDP would wait for one
+        module = getattr(modules, part)
+        if module is not None and keyword not in needs:
+            module.requires_grad_(False)
+    config = model.peft_config[getattr(model.get_base_model(), CHILD).active_name]
+    config.objective = getattr(objective, "created", None)
+    config.regularizers = {name: regularizer.describe() for name, regularizer in regularizers.items()} or None
