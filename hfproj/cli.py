@@ -1,5 +1,7 @@
-"""What recipes and commands share: errors that a user can act on end the program in one line."""
+"""What recipes and commands share: options as text, errors that a user can act on end the program in one line."""
 
+import argparse
+import json
 import os
 import re
 import sys
@@ -9,8 +11,12 @@ from typing import Any
 from hfproj.errors import HfprojError, UsageError
 
 
-def parse(*classes: type) -> tuple[Any, ...]:
+def parse(*classes: type, defaults: Callable[[list[str]], dict[str, Any]] | None = None) -> tuple[Any, ...]:
     """Return an instance of each dataclass from the command line, see ``transformers.HfArgumentParser``.
+
+    Args:
+        classes: Dataclasses of flags.
+        defaults: Given the arguments, returns values for flags that are not given (those of a preset).
 
     Raises:
         UsageError: a flag is unknown, or a value is refused by its dataclass.
@@ -19,6 +25,8 @@ def parse(*classes: type) -> tuple[Any, ...]:
 
     parser = HfArgumentParser(classes)
     try:
+        if defaults is not None:
+            parser.set_defaults(**defaults(sys.argv[1:]))
         *found, left = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     except HfprojError:
         raise
@@ -27,6 +35,113 @@ def parse(*classes: type) -> tuple[Any, ...]:
     if left:
         raise UsageError(f"Unknown arguments: {' '.join(left)}. See --help.")
     return tuple(found)
+
+
+def preset_flags(arguments: list[str]) -> dict[str, Any]:
+    """Return the flags of the recipes that ``--preset NAME`` among `arguments` stands for; none without it.
+
+    Options that have a flag of their own (the temperature of NT-Xent, the width of an MLP, the crops) become its value,
+    so that giving the flag replaces them. With another ``--objective`` or ``--head`` than the preset's, the options of
+    the preset's own are left out.
+
+    Raises:
+        UsageError: no preset has this name.
+
+    Example:
+        >>> preset_flags(["--preset", "werank_last_layer"])["regularizers"]
+        '{"werank": {"weight": 1.0, "layers": "last", "squared": true, "side": "WWt"}}'
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--preset", "--objective", "--head"):
+        parser.add_argument(flag)
+    given = parser.parse_known_args(arguments)[0]
+    if given.preset is None:
+        return {}
+    from hfproj.presets import get_preset
+
+    preset = get_preset(given.preset)
+    flags: dict[str, Any] = {"patch_dropout": 0.0, "regularizers": json.dumps(preset.regularizers)}
+    if given.objective in (None, preset.objective["name"]):
+        flags |= _objective_flags(preset)
+    if given.head in (None, preset.head):
+        flags |= _head_flags(preset)
+    return flags | _view_flags(preset.views) | preset.training
+
+
+def _objective_flags(preset: Any) -> dict[str, Any]:
+    objective = dict(preset.objective)
+    flags = {
+        "objective": objective.pop("name"),
+        "predictor": json.dumps(preset.predictor) if preset.predictor else None,
+        "prototypes": json.dumps(preset.prototypes) if preset.prototypes else None,
+    }
+    if flags["objective"] == "nt_xent" and "temperature" in objective:
+        flags["temperature"] = objective.pop("temperature")
+    return flags | {"objective_options": json.dumps(objective)}
+
+
+def _head_flags(preset: Any) -> dict[str, Any]:
+    from hfproj.heads import HEADS
+
+    options = dict(preset.head_options)
+    flags = {"head": preset.head, "out_dim": preset.out_dim}
+    if preset.head == "mlp":
+        default = HEADS.options("mlp")
+        flags["hidden_dim"] = options.pop("hidden_dim", default["hidden_dim"].default)
+        flags["head_depth"] = options.pop("depth", default["depth"].default)
+    return flags | {"head_options": json.dumps(options)}
+
+
+def _view_flags(views: dict[str, Any]) -> dict[str, Any]:
+    from hfproj.data.augment import Augmentation
+
+    views, default = dict(views), Augmentation()
+    flags = {
+        "color_jitter": views.pop("color_jitter_strength", default.color_jitter_strength),
+        "grayscale": views.pop("grayscale_probability", default.grayscale_probability),
+        "rotation": views.pop("rotation_degrees", default.rotation_degrees),
+    }
+    low, high = views.get("scale", default.scale)
+    if high == 1:
+        views.pop("scale", None)
+        flags["crop_scale"] = low
+    return flags | {"views": json.dumps(views)}
+
+
+def options(text: str | None) -> dict[str, Any]:
+    """Return the options in `text`: JSON in braces, or ``name=value`` pairs with commas between them.
+
+    A name with dots makes a dict in the dict: ``werank.weight=0.1``.
+
+    Raises:
+        UsageError: text that is neither.
+
+    Example:
+        >>> options("temperature=0.2,gather=false,werank.layers=head")
+        {'temperature': 0.2, 'gather': False, 'werank': {'layers': 'head'}}
+    """
+    text = (text or "").strip()
+    if text.startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{text!r} is no JSON: {error}.") from error
+    found: dict[str, Any] = {}
+    for pair in re.split(r",(?![^\[]*\])", text) if text else []:  # no comma inside a list
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"{pair!r}: expected name=value pairs with commas between them, or JSON in braces.")
+        *path, last = name.strip().split(".")
+        place = found
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"{name.strip()!r}: {part!r} has a value already, so it can't hold options.")
+        try:
+            place[last] = json.loads(value)
+        except json.JSONDecodeError:
+            place[last] = value.strip()
+    return found
 
 
 def run(main: Callable[[], None]) -> None:

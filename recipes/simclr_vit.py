@@ -1,7 +1,10 @@
-"""SimCLR on a pretrained backbone: a projection head and a LoRA, trained on unlabelled images, probed before and after.
+"""A projection head and a LoRA on a pretrained backbone, trained on unlabelled images, probed before and after: SimCLR,
+or any other objective.
 
     accelerate launch recipes/simclr_vit.py                        # vit_nano on handwritten digits: no network needed
     accelerate launch recipes/simclr_vit.py --backbone facebook/dinov2-small --dataset uoft-cs/cifar10
+    accelerate launch recipes/simclr_vit.py --objective vicreg --regularizers werank=0.01
+    accelerate launch recipes/simclr_vit.py --preset byol_cifar --lars false --learning_rate 1e-3 --num_train_epochs 12
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py    # 2 CPU processes
 
 Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds
@@ -9,6 +12,7 @@ the adapter, results.json (every number with its protocol), spectrum.png and a c
 TrainingArguments are flags too (--num_train_epochs, --per_device_train_batch_size, --learning_rate, --report_to …).
 """
 
+import json
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
@@ -39,14 +43,24 @@ class Recipe:
     train_limit: int | None = field(default=None, metadata={"help": "Take this many random training images."})
     test_limit: int | None = field(default=None, metadata={"help": "Take this many random test images."})
     holdout: int = field(default=0, metadata={"help": "Score on this many images held out of train, not on test."})
-    head: str = field(default="mlp", metadata={"help": "identity, linear, mlp."})
+    preset: str | None = field(default=None, metadata={"help": "Settings of a paper, see hfproj.list_presets()."})
+    head: str = field(default="mlp", metadata={"help": "Name of the head, see hfproj.list_heads()."})
+    head_options: str | None = field(default=None, metadata={"help": "depth=3,norm=null … or JSON."})
     head_depth: int = field(default=2, metadata={"help": "Linear layers of an mlp head."})
     hidden_dim: int = field(default=512, metadata={"help": "Hidden width of an mlp head."})
-    out_dim: int = field(default=128, metadata={"help": "Width of the projection."})
+    out_dim: int | None = field(default=128, metadata={"help": "Width of the projection."})
+    predictor: str | None = field(default=None, metadata={"help": "head=mlp,hidden_dim=256 …, for BYOL and others."})
+    prototypes: str | None = field(default=None, metadata={"help": "Number of prototypes, for SwAV and DINO."})
     pooling: str | None = field(default=None, metadata={"help": "cls, mean, cls_mean, max, pooler."})
     lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA on the backbone; 0 for none."})
     trainable: str = field(default="adapter", metadata={"help": "head, adapter, full, or a number of blocks."})
+    objective: str = field(default="nt_xent", metadata={"help": "Name of it, see hfproj.list_objectives()."})
+    objective_options: str | None = field(default=None, metadata={"help": "gather=false … or JSON."})
     temperature: float = field(default=0.2, metadata={"help": "Temperature of NT-Xent."})
+    regularizers: str | None = field(
+        default=None, metadata={"help": "werank=0.1,koleo.weight=0.1,koleo.on=z …, see hfproj.list_regularizers()."}
+    )
+    views: str | None = field(default=None, metadata={"help": "Further options of hfproj.ImageViews: num_views=4 …"})
     crop_scale: float = field(
         default=0.4, metadata={"help": "Smallest share of the image that a view shows; 1 for all."}
     )
@@ -76,7 +90,7 @@ class Training(hfproj.ProjectionTrainingArguments):
 
 
 def main() -> None:
-    recipe, args = cli.parse(Recipe, Training)
+    recipe, args = cli.parse(Recipe, Training, defaults=cli.preset_flags)
     if recipe.push_to_hub is not None:
         raise hfproj.UsageError("--push_to_hub is not available yet; upload the output folder yourself.")
 
@@ -93,32 +107,41 @@ def main() -> None:
     bank = split_off(train, recipe.bank_limit, seed=0)[1] if recipe.bank_limit else train
     labelled = "label" in train.column_names
 
+    objective = {"name": recipe.objective, **cli.options(recipe.objective_options)}
+    head_options = cli.options(recipe.head_options)
+    if recipe.objective == "nt_xent":
+        objective = {"temperature": recipe.temperature, **objective}
+    if recipe.head == "mlp":
+        head_options = {"hidden_dim": recipe.hidden_dim, "depth": recipe.head_depth, **head_options}
     set_seed(args.seed)  # the adapter's first values: the same in each run and on each process
     model = get_peft_model(
         hfproj.load_backbone(recipe.backbone),
-        hfproj.ProjectionHeadConfig(
+        hfproj.ProjectionHeadConfig.for_objective(
+            objective,
             head=recipe.head,
             out_dim=None if recipe.head == "identity" else recipe.out_dim,
-            head_options={"hidden_dim": recipe.hidden_dim, "depth": recipe.head_depth} if recipe.head == "mlp" else {},
+            head_options=head_options,
+            predictor=cli.options(recipe.predictor) or None,
+            prototypes=json.loads(recipe.prototypes) if recipe.prototypes else None,
             backbone_adapter=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_r) if recipe.lora_r else None,
             trainable=int(recipe.trainable) if recipe.trainable.isdigit() else recipe.trainable,
             pooling=recipe.pooling,
         ),
     )
     flip = recipe.flip if recipe.flip is not None else recipe.dataset != "digits"  # a mirrored digit is no digit
-    views = hfproj.ImageViews.for_model(
-        model,
-        seed=args.seed,
-        scale=(recipe.crop_scale, 1.0) if recipe.crop_scale < 1 else None,
-        flip_probability=0.5 if flip else 0.0,
-        color_jitter_strength=recipe.color_jitter,
-        grayscale_probability=recipe.grayscale,
-        rotation_degrees=recipe.rotation,
-    )
+    augmentation = {
+        "scale": (recipe.crop_scale, 1.0) if recipe.crop_scale < 1 else None,
+        "flip_probability": 0.5 if flip else 0.0,
+        "color_jitter_strength": recipe.color_jitter,
+        "grayscale_probability": recipe.grayscale,
+        "rotation_degrees": recipe.rotation,
+    }
+    views = hfproj.ImageViews.for_model(model, seed=args.seed, **{**augmentation, **cli.options(recipe.views)})
     trainer = hfproj.ProjectionTrainer(
         model,
         args,
-        objective=hfproj.create_objective("nt_xent", temperature=recipe.temperature),
+        objective=objective,
+        regularizers=cli.options(recipe.regularizers),
         train_dataset=train,
         eval_dataset=test if args.eval_strategy != "no" else None,
         data_collator=views,

@@ -1,5 +1,6 @@
 """Images to batches: `ImageViews` makes augmented views for training, `EvalImages` plain pixels for measuring."""
 
+import dataclasses
 import io
 import operator
 from collections.abc import Sequence
@@ -172,6 +173,35 @@ def _settings(model: Any, options: dict[str, Any], *names: str) -> dict[str, Any
     return {**{name: getattr(found, name) for name in names}, **options}
 
 
+def _for_each_view(augmentation: Augmentation | Sequence[Augmentation], name: str, views: int) -> list[Augmentation]:
+    augmentations = [augmentation] * views if isinstance(augmentation, Augmentation) else list(augmentation)
+    if len(augmentations) != views:
+        raise UsageError(f"{len(augmentations)} augmentations came for {name}={views}; give one for each view.")
+    return augmentations
+
+
+@torch.no_grad()
+def _try_size(model: Any, size: int) -> None:
+    """Refuse a size of local views that the backbone fails on: there is no other way to know for every architecture."""
+    from hfproj.backbones import fit_image_size
+
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    modes = {module: module.training for module in backbone.modules()}
+    like = next(p for p in backbone.parameters() if p.is_floating_point())
+    backbone.eval()
+    try:
+        options = {"interpolate_pos_encoding": True} if fit_image_size(backbone, (size, size)) else {}
+        backbone(like.new_zeros(1, 3, size, size), **options)
+    except Exception as error:
+        raise UsageError(
+            f"{type(backbone).__name__} takes no views of local_size={size} ({type(error).__name__}: {error}). Take "
+            "another local_size, a multiple of its patch size, or a backbone for images of any size."
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 class ImageViews(_Images):
     """Collator of augmented views: a list of items → ``{"views", "index", "labels"}``.
 
@@ -179,20 +209,29 @@ class ImageViews(_Images):
     ``labels``, int64 [batch], is there if all items have the label column. A view depends on (seed, epoch, index, view)
     alone: not on the batch, the worker, the rank or the number of threads.
 
+    With `local_views` it is multi-crop (SwAV, DINO): smaller views of smaller parts come after the `num_views` others,
+    as tensors [batch, 3, local_size, local_size]. The papers crop the others from at least 0.4 (DINO) or 0.14 (SwAV) of
+    the image: ``scale=(0.4, 1.0)``.
+
     Args:
         size: Side of the views in pixels.
         mean: Of each channel, subtracted (pixels in [0, 1]).
         std: Of each channel, divided by.
         num_views: Views of each image, at least 1.
+        local_views: Further views of `local_size`: 6 in SwAV, 8 in DINO. 0: none.
+        local_size: Their side in pixels, one that the backbone takes: 96 beside 224 in both papers.
+        local_scale: Share of the image's area that they are cropped from. (0.05, 0.4): DINO; (0.05, 0.14): SwAV.
         seed: Seed of the run.
         image_column: Entry of an item that holds the image.
         label_column: Entry that holds the class number; None for no labels.
-        augmentation: An `Augmentation`, or a list of one for each view (BYOL's two differ).
+        augmentation: An `Augmentation`, or a list of one for each of the `num_views` (BYOL's two differ).
+        local_augmentation: The same for the `local_views`; None: the first of the others with `local_scale`.
         options: Instead of `augmentation`, options of `Augmentation`.
 
     Raises:
-        UsageError: an unknown option, no view, or another number of augmentations than views; on call, items without
-            ``"index"``, without the image column, or with something there that is no image.
+        UsageError: an unknown option, no view, another number of augmentations than views, or local views without a
+            size (or a size without views); on call, items without ``"index"``, without the image column, or with
+            something there that is no image.
 
     Example:
         >>> collate = ImageViews(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, flip_probability=0)
@@ -208,10 +247,14 @@ class ImageViews(_Images):
         mean: Sequence[Number],
         std: Sequence[Number],
         num_views: int = 2,
+        local_views: int = 0,
+        local_size: int | None = None,
+        local_scale: tuple[Number, Number] = (0.05, 0.4),
         seed: int = 0,
         image_column: str = "image",
         label_column: str | None = "label",
         augmentation: Augmentation | Sequence[Augmentation] | None = None,
+        local_augmentation: Augmentation | Sequence[Augmentation] | None = None,
         **options: Any,
     ):
         super().__init__(size, mean, std, image_column, label_column)
@@ -222,22 +265,34 @@ class ImageViews(_Images):
                 raise unknown("option of ImageViews:", option, Augmentation.__dataclass_fields__)
         if augmentation is not None and options:
             raise UsageError(f"Give either augmentation=… or its options ({', '.join(options)}), not both.")
+        if (local_views, local_size) != (0, None) and (local_size is None or min(local_views, local_size) < 1):
+            raise UsageError(
+                "Local views need a number and a size, such as local_views=6, local_size=96 (0 and None for none); "
+                f"local_views={local_views} and local_size={local_size} came."
+            )
+        self.num_views, self.local_views, self.local_size = num_views, local_views, local_size
+        self.seed = seed
         if augmentation is None:
             augmentation = Augmentation(**options)
-        if isinstance(augmentation, Augmentation):
-            augmentation = [augmentation] * num_views
-        if len(augmentation) != num_views:
-            raise UsageError(
-                f"{len(augmentation)} augmentations came for num_views={num_views}; give one for each view."
-            )
-        self.num_views = num_views
-        self.seed = seed
-        self.augmentations = list(augmentation)
+        self.augmentations = _for_each_view(augmentation, "num_views", num_views)
+        self.sizes = [size] * num_views
+        if local_size is not None:
+            if local_augmentation is None:
+                local_augmentation = dataclasses.replace(self.augmentations[0], scale=local_scale)
+            self.augmentations += _for_each_view(local_augmentation, "local_views", local_views)
+            self.sizes += [local_size] * local_views
 
     @classmethod
     def for_model(cls, model: Any, **options: Any) -> "ImageViews":
-        """Return a collator with size, mean and std of the model's own preprocessing; `options` go to the class."""
-        return cls(**_settings(model, options, "size", "mean", "std"))
+        """Return a collator with size, mean and std of the model's own preprocessing; `options` go to the class.
+
+        Raises:
+            UsageError: as the class, or the backbone takes no images of `local_size`.
+        """
+        views = cls(**_settings(model, options, "size", "mean", "std"))
+        if views.local_size is not None:
+            _try_size(model, views.local_size)
+        return views
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         """Return the batch of `items`, dicts of `hfproj.IndexedDataset` or `hfproj.data.StreamDataset`."""
@@ -250,8 +305,8 @@ class ImageViews(_Images):
         index = [operator.index(item["index"]) for item in items]
         epoch = [operator.index(item.get("epoch", 0)) for item in items]
         views = [
-            self._normalize(augment(images, size=self.size, seed=self.seed, epoch=epoch, index=index, view=view))
-            for view, augment in enumerate(self.augmentations)
+            self._normalize(augment(images, size=size, seed=self.seed, epoch=epoch, index=index, view=view))
+            for view, (augment, size) in enumerate(zip(self.augmentations, self.sizes))
         ]
         return {"views": views, "index": torch.tensor(index, dtype=torch.int64), **self._labels(items)}
 

@@ -49,15 +49,19 @@ def tiled_nt_xent(
     return _TiledNTXent.apply(u, temperature, tile_rows, gather and distributed.world_size() > 1)
 
 
-def check_images(images: int) -> None:
+def check_images(images: int, method: str = "NT-Xent") -> None:
     """Pass if a batch has images to tell apart.
+
+    Args:
+        images: Number of images over all processes.
+        method: Who needs them, for the message.
 
     Raises:
         UsageError: it has fewer than two.
     """
     if images < 2:
         raise UsageError(
-            f"NT-Xent tells images of a batch apart and needs at least 2 of them, got {images} over all processes: "
+            f"{method} tells images of a batch apart and needs at least 2 of them, got {images} over all processes: "
             "use a larger batch, or drop the last incomplete batch."
         )
 

@@ -1,13 +1,15 @@
 """Projection heads: ``z = head(h)``, each an ``nn.Module`` with ``in_dim`` and ``out_dim``, made by name.
 
 A head takes ``h`` as ``[batch, in_dim]`` or ``[views, batch, in_dim]`` and keeps the leading dimensions. Its options
-are numbers, strings, booleans and lists of them, so that a configuration file can hold them.
+are numbers, strings, booleans, and lists and dicts of them, so that a configuration file can hold them. Heads of papers
+are names with options of such a class: :mod:`hfproj.heads.presets`.
 """
 
 from typing import Any
 
 from torch import nn
 
+from hfproj.heads.presets import PRESETS
 from hfproj.registry import Registry
 
 __all__ = ["HEADS", "create_head", "list_heads", "register_head"]
@@ -18,6 +20,22 @@ HEADS = Registry(
         "identity": ("hfproj.heads.identity:IdentityHead", "z = h: the objective acts on the representation itself"),
         "linear": ("hfproj.heads.linear:LinearHead", "one linear layer, optionally followed by a norm"),
         "mlp": ("hfproj.heads.mlp:MLPHead", "linear layers with norms and activations between them (SimCLR and most)"),
+        "reweight": ("hfproj.heads.reweight:ReweightHead", "fixed: entry i of h times kappa^-i, nothing to train"),
+        "symmetric_relu": (
+            "hfproj.heads.symmetric_relu:SymmetricReLUHead",
+            "two linear layers around a symmetric ReLU, the identity map at first",
+        ),
+        "subvector": ("hfproj.heads.subvector:SubvectorHead", "DirectCLR: the first d0 entries of h"),
+        "constant_subvector": (
+            "hfproj.heads.constant_subvector:ConstantSubvectorHead",
+            "the first d0 entries of h, and a constant in place of the others",
+        ),
+        "quantized": ("hfproj.heads.quantized:QuantizedHead", "another head, its output rounded to a few levels"),
+        "topk": (
+            "hfproj.heads.topk:TopKHead",
+            "sparse autoencoder that keeps the largest units, without a loss of its own",
+        ),
+        **PRESETS,
     },
 )
 

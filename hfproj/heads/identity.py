@@ -3,8 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.errors import UsageError
-from hfproj.heads.checks import check_input, check_positive
+from hfproj.heads.checks import check_input, check_kept_width
 
 
 class IdentityHead(nn.Module):
@@ -26,12 +25,7 @@ class IdentityHead(nn.Module):
 
     def __init__(self, *, in_dim: int, out_dim: int | None = None):
         super().__init__()
-        self.in_dim = self.out_dim = check_positive("in_dim", in_dim)
-        if out_dim not in (None, in_dim):
-            raise UsageError(
-                f"The identity head keeps the width: out_dim must be in_dim={in_dim}, got {out_dim}. "
-                "Leave out_dim away, or use the head 'linear' to change the width."
-            )
+        self.in_dim = self.out_dim = check_kept_width("The identity head", in_dim, out_dim)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:
         """Return h.

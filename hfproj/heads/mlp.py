@@ -1,21 +1,12 @@
 """The MLP head of SimCLR and most methods after it.
 
-    a_0 = h,    a_l = σ(norm(W_l a_{l−1} + b_l)) for l < depth,    z = last_norm(W_depth a_{depth−1} + b_depth),
+    a_0 = h,    a_l = σ(norm(W_l a_{l−1} + b_l)) for l < depth,    z = σ_last(last_norm(W_depth a_{depth−1} + b_depth)),
 
-so ``depth`` counts linear layers; depth 1 is a linear head. Papers differ in norm, bias and the last layer only:
-
-=====================  ===============================================================================================
-SimCLR v1/v2 (Google)  ``last_norm="batch", last_affine="scale", batch_statistics="joint"``, depth 2 or 3
-MoCo v2, SupCon        ``norm=None``
-SimSiam                ``depth=3, out_dim=2048, last_norm="batch", last_affine=False``
-MoCo v3                ``depth=3, hidden_dim=4096, out_dim=256, last_norm="batch", last_affine=False`` (ViT)
-Barlow Twins           ``depth=3, hidden_dim=8192, out_dim=8192, last_bias=False``
-VICReg                 the same with ``bias=True`` in the hidden layers
-=====================  ===============================================================================================
+so ``depth`` counts linear layers; depth 1 is a linear head. Papers differ in widths, norms, biases, initialisation and
+the last layer only: :mod:`hfproj.heads.presets` spells their heads out.
 
 References:
-    Chen et al. 2020, arXiv 2002.05709, section 2.1; google-research/simclr ``model_util.py`` (no linear bias, last norm
-    without a shift); facebookresearch/{simsiam, moco, moco-v3} ``builder.py``, barlowtwins ``main.py``.
+    Chen et al. 2020, arXiv 2002.05709, section 2.1.
 """
 
 from collections import OrderedDict
@@ -28,19 +19,19 @@ from torch import Tensor, nn
 from hfproj.errors import UsageError
 from hfproj.functional.rows import unit_rows
 from hfproj.heads.activations import create_activation
-from hfproj.heads.checks import check_input, check_positive
+from hfproj.heads.checks import check_choice, check_input, check_positive
 from hfproj.heads.norm import create_norm
 
 
 class MLPHead(nn.Module):
-    """Linear layers with norms and activations between them; torch's default initialisation.
+    """Linear layers with norms and activations between them.
 
     Modules are named ``hidden.0.linear``, ``hidden.0.norm``, …, ``last.linear``, ``last.norm``.
 
     Args:
         in_dim: Width of h.
-        out_dim: Width of z.
-        hidden_dim: Width of the hidden layers, or a list of ``depth - 1`` widths.
+        out_dim: Width of z; None: `in_dim`.
+        hidden_dim: Width of the hidden layers, or a list of ``depth - 1`` widths; None: `in_dim`.
         depth: Number of linear layers.
         activation: ``"relu"``, ``"gelu"``, … (:data:`hfproj.heads.activations.ACTIVATIONS`).
         norm: None, ``"batch"`` or ``"layer"``, before each activation.
@@ -48,6 +39,9 @@ class MLPHead(nn.Module):
         last_norm: None, ``"batch"`` or ``"layer"``, after the last linear layer.
         last_bias: Whether the last linear layer has a bias; None: unless a BatchNorm follows.
         last_affine: Of the last norm: True learns scale and shift, ``"scale"`` the scale alone, False neither.
+        last_activation: After the last layer and its norm.
+        init: Of the linear layers: ``"default"`` is torch's; ``"trunc_normal"`` draws weights from a normal
+            distribution with standard deviation 0.02, cut off at ±2, and sets biases to 0.
         l2_normalise: Whether rows of z have unit length; they are then float32 or better, under autocast too.
         batch_statistics: ``"per_view"`` or ``"joint"``, see :class:`hfproj.heads.norm.BatchNorm`.
 
@@ -64,8 +58,8 @@ class MLPHead(nn.Module):
         self,
         *,
         in_dim: int,
-        out_dim: int = 128,
-        hidden_dim: int | Sequence[int] = 2048,
+        out_dim: int | None = 128,
+        hidden_dim: int | Sequence[int] | None = 2048,
         depth: int = 2,
         activation: str = "relu",
         norm: str | None = "batch",
@@ -73,12 +67,17 @@ class MLPHead(nn.Module):
         last_norm: str | None = None,
         last_bias: bool | None = None,
         last_affine: bool | str = True,
+        last_activation: str = "identity",
+        init: str = "default",
         l2_normalise: bool = False,
         batch_statistics: str = "per_view",
     ):
         super().__init__()
-        self.in_dim, self.out_dim = check_positive("in_dim", in_dim), check_positive("out_dim", out_dim)
+        self.in_dim = check_positive("in_dim", in_dim)
+        self.out_dim = in_dim if out_dim is None else check_positive("out_dim", out_dim)
         self.l2_normalise = l2_normalise
+        check_choice("init", init, ("default", "trunc_normal"))
+        hidden_dim = in_dim if hidden_dim is None else hidden_dim
         widths = [in_dim, *_hidden_widths(hidden_dim, check_positive("depth", depth))]
         create_activation(activation), create_norm(norm, 1)  # a typing error shows even where depth=1 uses neither
 
@@ -93,7 +92,15 @@ class MLPHead(nn.Module):
 
         hidden = [block(a, b, bias, norm, True) for a, b in pairwise(widths)]
         self.hidden = nn.Sequential(*(nn.Sequential(b | {"act": create_activation(activation)}) for b in hidden))
-        self.last = nn.Sequential(block(widths[-1], out_dim, last_bias, last_norm, last_affine))
+        self.last = nn.Sequential(block(widths[-1], self.out_dim, last_bias, last_norm, last_affine))
+        if last_activation != "identity":
+            self.last.add_module("act", create_activation(last_activation))
+        if init == "trunc_normal":
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
         """Project h.

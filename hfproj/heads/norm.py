@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from hfproj import distributed
 from hfproj.errors import UsageError
+from hfproj.functional.moments import joint_moments
 from hfproj.heads.checks import check_choice, check_input, check_positive
 
 
@@ -143,27 +144,6 @@ class BatchNorm(nn.Module):
             f"{self.dim}, eps={self.eps}, momentum={self.momentum}, affine={self.affine!r}, "
             f"statistics={self.statistics!r}"
         )
-
-
-def joint_moments(
-    x: Float[Tensor, "groups rows dim"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, "groups dim"], Float[Tensor, "groups dim"]]:
-    """Return the number of rows per group, the mean and the biased variance, over the rows of all processes.
-
-    Example:
-        >>> n, mean, var = joint_moments(torch.tensor([[[1.0], [3.0]]]))
-        >>> n.item(), mean.item(), var.item()
-        (2.0, 2.0, 1.0)
-    """
-    rows, dim = x.shape[1:]
-    mean = x.sum(1) / max(rows, 1)  # a rank may hold no row
-    squares = (x - mean.unsqueeze(1)).square().sum(1)
-    shard = torch.cat([mean, squares, x.new_full((len(x), 1), rows)], dim=-1)
-    shards = distributed.gather_rows(shard.unsqueeze(0), counts=[1] * distributed.world_size())
-    means, squares, counts = shards.split([dim, dim, 1], dim=-1)
-    n = counts[:, 0, 0].sum()
-    mean = (counts * means).sum(0) / n
-    return n, mean, (squares + counts * (means - mean).square()).sum(0) / n
 
 
 def create_norm(

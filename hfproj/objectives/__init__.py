@@ -16,7 +16,35 @@ __all__ = ["OBJECTIVES", "create_objective", "list_objectives", "register_object
 OBJECTIVES = Registry(
     "objective",
     {
+        "deepcluster_v2": ("hfproj.objectives.deepcluster_v2:DeepClusterV2", "Predict the cluster of the epoch before"),
+        "dino": ("hfproj.objectives.dino:DINO", "Predict a teacher's distribution over prototypes, centred and sharp"),
+        "barlow_twins": ("hfproj.objectives.barlow_twins:BarlowTwins", "Correlate dimensions with themselves only"),
+        "byol": ("hfproj.objectives.byol:BYOL", "Predict a moving average's projection of the other view"),
+        "lejepa": ("hfproj.objectives.lejepa:LeJEPA", "Views meet at their mean, projections become Gaussian"),
+        "simsiam": ("hfproj.objectives.simsiam:SimSiam", "Predict the other view's projection, which is held still"),
+        "vicreg": ("hfproj.objectives.vicreg:VICReg", "Views agree, dimensions vary and do not covary"),
+        "w_mse": ("hfproj.objectives.w_mse:WMSE", "Views agree after whitening"),
+        "zero_cl": ("hfproj.objectives.zero_cl:ZeroCL", "Whitened views agree by features, images or both"),
         "nt_xent": ("hfproj.objectives.nt_xent:NTXent", "SimCLR: tell the views of an image from all other images"),
+        "grouped": ("hfproj.objectives.grouped:Grouped", "Sum another objective over random groups of dimensions"),
+        "info_nce": ("hfproj.objectives.info_nce:InfoNCE", "Find the other view of an image among that view's rows"),
+        "dcl": (
+            "hfproj.objectives.dcl:DCL",
+            "Decoupled contrastive learning: NT-Xent without its positive-negative coupling",
+        ),
+        "dclw": ("hfproj.objectives.dcl:DCL", "DCL with weaker pull on pairs that agree", {"weighted": True}),
+        "supcon": ("hfproj.objectives.supcon:SupCon", "Rows of the same class find each other; needs labels"),
+        "sigmoid": ("hfproj.objectives.sigmoid:SigmoidContrastive", "SigLIP: judge each pair of rows alone"),
+        "align_uniform": ("hfproj.objectives.align_uniform:AlignUniform", "Views close together, images spread evenly"),
+        "spectral": (
+            "hfproj.objectives.spectral:Spectral",
+            "Spectral contrastive loss, of rows that keep their lengths",
+        ),
+        "simcse": ("hfproj.objectives.simcse:SimCSE", "Sentences under dropout, with or without hard negatives"),
+        "moco": ("hfproj.objectives.moco:MoCo", "MoCo v2: find the copy's key of an image among a queue of keys"),
+        "moco_v3": ("hfproj.objectives.moco_v3:MoCoV3", "Predict the copy's view of an image among those of the batch"),
+        "nnclr": ("hfproj.objectives.nnclr:NNCLR", "Predict the nearest neighbour of another view in a queue"),
+        "swav": ("hfproj.objectives.swav:SwAV", "Predict the balanced prototype assignment of another view"),
     },
 )
 

@@ -9,6 +9,7 @@ An objective is an ``nn.Module`` without parameters, called as ``objective(z, **
 | ``index`` | number of each image in the data set | ``[batch]`` |
 | ``prediction`` | p, of the adapter's predictor | ``[views, batch, dim]`` |
 | ``scores`` | cosines of z with the prototypes, times their lengths if learned | ``[views, batch, K]`` |
+| ``prototypes`` | what unit z are multiplied with to give scores, without a gradient | ``[K, dim]`` |
 | ``target`` | z̄ (or its scores) of the moving-average copy, without a gradient | ``[target views, batch, dim]`` |
 | ``scales`` | the adapter's learnable scalars, by name | dict of scalars |
 | ``step`` | `Step` | |
@@ -33,15 +34,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.typing import Views
 
 _CURES = {
     "labels": "use a data set with a label column, and pass labels=…",
     "index": "return 'index' from the collator (hfproj.ImageViews does), and pass index=…",
     "prediction": "give the config a predictor, ProjectionHeadConfig(predictor={'head': 'mlp'}), and pass prediction=…",
     "scores": "give the config prototypes, ProjectionHeadConfig(prototypes=300), and pass scores=…",
+    "prototypes": "give the config prototypes, ProjectionHeadConfig(prototypes=300), and pass prototypes=…",
     "target": "hfproj.ProjectionTrainer keeps a moving-average copy; elsewhere pass its projections as target=…",
     "scales": "give the config the objective's scales, ProjectionHeadConfig(scales={name: value}), and pass scales=…",
     "step": "pass step=Step.at(seed, global_step, epoch), the same on all processes",
@@ -82,17 +82,6 @@ class Step:
         digest = hashlib.blake2b(f"{seed}:{global_step}".encode(), digest_size=4).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
         return cls(global_step, epoch, generator)
-
-
-def generator_of(step: Step | None) -> torch.Generator | None:
-    """Return the step's generator, or None (torch's own) without a step on one process.
-
-    Raises:
-        UsageError: there is no step on several processes, whose own generators would differ.
-    """
-    if step is None and distributed.world_size() > 1:
-        raise UsageError(f"Random choices must agree over processes: {_CURES['step']}.")
-    return None if step is None else step.generator
 
 
 def check_views(objective: nn.Module, count: int) -> None:
@@ -140,15 +129,3 @@ def check_call(objective: nn.Module, z: Any, **given: Any) -> None:
         )
     check_views(objective, z.shape[0])
     check_needs(objective, given)
-
-
-def gather_views(z: Views) -> Views:
-    """Return ``[views, batch, dim]`` with the images of all processes, differentiable; see `distributed.gather_rows`.
-
-    Example:
-        >>> gather_views(torch.zeros(2, 4, 8)).shape
-        torch.Size([2, 4, 8])
-    """
-    if distributed.world_size() == 1:
-        return z
-    return distributed.gather_rows(z.transpose(0, 1).contiguous()).transpose(0, 1)

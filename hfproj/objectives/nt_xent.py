@@ -21,7 +21,8 @@ from torch import nn
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import check_images, tiled_nt_xent
 from hfproj.functional.rows import full_precision, unit_rows
-from hfproj.objectives.base import ObjectiveOutput, check_call, gather_views
+from hfproj.functional.views import gather_views
+from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.typing import Scalar, Views
 
 

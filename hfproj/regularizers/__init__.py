@@ -12,7 +12,31 @@ from hfproj.regularizers.base import Weighted
 
 __all__ = ["REGULARIZERS", "Weighted", "create_regularizer", "list_regularizers", "register_regularizer"]
 
-REGULARIZERS = Registry("regularizer", {})
+REGULARIZERS = Registry(
+    "regularizer",
+    {
+        "bottleneck": ("hfproj.regularizers.bottleneck:Bottleneck", "matrix mutual information of h and z"),
+        "koleo": ("hfproj.regularizers.koleo:KoLeo", "pushes each row from its nearest neighbour (DINOv2)"),
+        "orthogonality": (
+            "hfproj.regularizers.orthogonality:Orthogonality",
+            "‖WWᵀ − I‖² of the last layer: singular values of 1",
+        ),
+        "sigreg": ("hfproj.regularizers.sigreg:SIGReg", "pulls features to N(0, I) along random directions (LeJEPA)"),
+        "sparse_head": (
+            "hfproj.regularizers.sparse_head:SparseHead",
+            "L2,1 norm that switches whole input features of the head off",
+        ),
+        "vicreg_terms": (
+            "hfproj.regularizers.vicreg_terms:VICRegTerms",
+            "variance and covariance terms of VICReg, on z or h",
+        ),
+        "wasserstein": (
+            "hfproj.regularizers.wasserstein:Wasserstein",
+            "Wasserstein distance of unit rows from uniform on the sphere",
+        ),
+        "werank": ("hfproj.regularizers.werank:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
+    },
+)
 
 
 def create_regularizer(name: str, **options: Any) -> nn.Module:
@@ -57,6 +81,6 @@ def weighted(name: str, value: float | dict[str, Any] | nn.Module | Weighted) ->
     if isinstance(value, nn.Module):
         return Weighted(value)
     options = dict(value) if isinstance(value, dict) else {"weight": value}
-    own = {k: options.pop(k) for k in ("weight", "schedule", "end_weight") if k in options}
+    own: dict[str, Any] = {k: options.pop(k) for k in ("weight", "schedule", "end_weight") if k in options}
     own |= {k: float(v) for k, v in own.items() if k != "schedule"}
     return Weighted(create_regularizer(name, **options), **own)

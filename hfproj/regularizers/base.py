@@ -11,10 +11,16 @@ rows. ``model`` is the ``PeftModel`` (or a bare head), never a moving-average co
 import math
 from typing import Any
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from hfproj.errors import UsageError, unknown
+from hfproj.functional.views import gather_views
+from hfproj.typing import Views
 
+Representations = Float[Tensor, "views batch in_dim"]
+Projections = Float[Tensor, "views batch out_dim"]
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -54,3 +60,63 @@ class Weighted:
         options = {k: v for k, v in getattr(self.module, "created", {}).items() if k != "name"}
         moving = {} if self.schedule == "constant" else {"schedule": self.schedule, "end_weight": self.end_weight}
         return {"weight": self.weight, **moving, **options}
+
+
+def features(on: str, h: Tensor, z: Tensor) -> Views:
+    """Return h or z, for regularizers that act on either.
+
+    Args:
+        on: ``"h"`` or ``"z"``.
+        h: Representations.
+        z: Projections.
+
+    Raises:
+        UsageError: another `on`, features of another shape, or h that carries no gradient while z does.
+
+    Example:
+        >>> features("z", torch.zeros(2, 4, 8), torch.zeros(2, 4, 3)).shape
+        torch.Size([2, 4, 3])
+    """
+    check_on(on)
+    x = check_views(on, h if on == "h" else z)
+    if on == "h" and torch.is_grad_enabled() and z.requires_grad and not h.requires_grad:
+        raise UsageError(
+            "This regularizer acts on h, which carries no gradient: the backbone is frozen. Use on='z', or train the "
+            "backbone (ProjectionHeadConfig(backbone_adapter=LoraConfig(r=8)) or trainable='full')."
+        )
+    return x
+
+
+def check_on(on: str) -> None:
+    """Refuse features that are neither h nor z.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if on not in ("h", "z"):
+        raise unknown("features: on =", on, ("h", "z"))
+
+
+def check_views(name: str, x: Any) -> Views:
+    """Return `x` if it is ``[views, batch, dim]``.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(x, Tensor) or x.ndim != 3:
+        came = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise UsageError(
+            f"A regularizer takes {name} of shape [views, batch, dim], got {came}. Stack the views: "
+            f"torch.stack([{name}_a, {name}_b])."
+        )
+    return x
+
+
+def joint(x: Views, gather: bool = True) -> Views:
+    """Return `x` with the images of all processes if `gather`, differentiable; else as it is.
+
+    Example:
+        >>> joint(torch.zeros(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
+    """
+    return gather_views(x) if gather else x

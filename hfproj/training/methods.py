@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
@@ -23,6 +24,13 @@ def active_modules(model: nn.Module) -> HeadModules:
     return layer.projection_head_modules[layer.active_name]
 
 
+@torch.no_grad()
+def prototype_vectors(model: nn.Module) -> Tensor | None:
+    """Return what unit z are multiplied with to give scores, ``[K, dim]``; None without prototypes."""
+    prototypes = active_modules(model).prototypes
+    return None if prototypes is None else prototypes.vectors()
+
+
 def make_objective(given: nn.Module | str | Mapping[str, Any], model: nn.Module, dataset: Any) -> nn.Module:
     """Return the objective that `given` describes, with the options that the model and the data set decide.
 
@@ -40,7 +48,7 @@ def make_objective(given: nn.Module | str | Mapping[str, Any], model: nn.Module,
     if dataset is not None and not is_stream(dataset) and not isinstance(dataset, StreamDataset):
         known["num_images"] = len(dataset)
     wanted = OBJECTIVES.options(name)
-    return create_objective(name, **{n: v for n, v in known.items() if n in wanted}, **options)
+    return create_objective(name, **{n: v for n, v in known.items() if n in wanted} | options)
 
 
 def prepare_model(model: nn.Module, objective: nn.Module, regularizers: Mapping[str, Weighted]) -> None:

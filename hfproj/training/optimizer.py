@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.training.steps import FIXED_RATE
+from hfproj.training.steps import FIXED_RATE, PART
 from hfproj.tuner.layer import CHILD
 
 _MATRIX = 2  # biases, norms and scales have fewer dimensions …
@@ -43,7 +43,7 @@ def parameter_groups(
             place = "predictor"
         decays = parameter.ndim >= _MATRIX and not any(part in name for part in _NO_DECAY)
         if (place, decays) not in groups:
-            group: dict[str, Any] = {"params": [], "weight_decay": weight_decay if decays else 0.0}
+            group: dict[str, Any] = {"params": [], "weight_decay": weight_decay if decays else 0.0, PART: place}
             if place != "backbone" and head_learning_rate is not None:
                 group["lr"] = head_learning_rate
             if place == "predictor":

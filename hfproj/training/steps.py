@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 from hfproj.tuner.layer import CHILD
 
 FIXED_RATE = "fixed_learning_rate"  # key of a parameter group that the schedule leaves alone
+PART = "part"  # key of a parameter group: "backbone", "head" or "predictor"
 
 
 class AroundSteps(TrainerCallback):
@@ -41,7 +42,8 @@ class AroundSteps(TrainerCallback):
         progress = trainer.progress()
         for regularizer in trainer.regularizers.values():
             if hasattr(regularizer.module, "after_step"):
-                rate = kwargs["optimizer"].param_groups[0]["lr"]
+                groups = kwargs["optimizer"].param_groups
+                rate = next((g["lr"] for g in groups if g.get(PART) == "head"), groups[0]["lr"])
                 regularizer.module.after_step(trainer.bare_model(), rate, regularizer.at(progress))
         if trainer.ema is not None:
             trainer.ema.update(trainer.bare_model(), progress)

@@ -199,6 +199,7 @@ class ProjectionTrainer(Trainer):
             "index": inputs.get("index"),
             "prediction": out.prediction,
             "scores": out.scores,
+            "prototypes": methods.prototype_vectors(self.bare_model()),
             "scales": out.scales,
             "target": self._targets(views),
             "step": step,

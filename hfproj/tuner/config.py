@@ -7,6 +7,7 @@ from peft import PeftConfig
 from peft.utils import PeftType
 
 from hfproj.errors import UsageError, unknown
+from hfproj.objectives import OBJECTIVES, create_objective
 
 # Initialisations that rewrite the backbone's own weights: the bare backbone would no longer be bit-equal.
 _REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")
@@ -106,6 +107,39 @@ class ProjectionHeadConfig(PeftConfig):
                 f"trainable={self.trainable!r} trains the backbone's own weights, so backbone_adapter has nothing to "
                 "add; drop one of the two."
             )
+
+    @classmethod
+    def for_objective(cls, objective: Any, **config: Any) -> "ProjectionHeadConfig":
+        """Return a config with the predictor, the prototypes and the scales that an objective needs.
+
+        Args:
+            objective: An objective, its name, or ``{"name": name, **options}``.
+            config: Values of the config. Without a `predictor` or `prototypes`, where the objective needs such: an MLP
+                with 512 hidden units, 300 prototypes.
+
+        Raises:
+            UsageError: no objective has this name, or a value of the config can't work.
+
+        Example:
+            >>> ProjectionHeadConfig.for_objective("byol").predictor
+            {'head': 'mlp', 'hidden_dim': 512}
+        """
+        if isinstance(objective, str):
+            objective = {"name": objective}
+        if isinstance(objective, dict):
+            options = {**objective}
+            name = options.pop("name")
+            if "num_images" in OBJECTIVES.options(name):
+                options.setdefault("num_images", 1)  # what is needed does not depend on it
+            objective = create_objective(name, **options)
+        needs = getattr(objective, "needs", frozenset())
+        if "prediction" in needs and config.get("predictor") is None:
+            config["predictor"] = {"head": "mlp", "hidden_dim": 512}
+        if "scores" in needs and config.get("prototypes") is None:
+            config["prototypes"] = 300
+        if "scales" in needs and config.get("scales") is None:
+            config["scales"] = dict(objective.scales)
+        return cls(**config)
 
     def _check_prototypes(self) -> None:
         if self.prototypes is None:

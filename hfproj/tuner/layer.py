@@ -51,13 +51,17 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(count, dim)))
         self.register_parameter("length", nn.Parameter(torch.ones(count)) if learn_norm else None)
 
+    def vectors(self) -> Tensor:
+        """Return ``[count, dim]``, what unit z are multiplied with: unit rows, times their lengths if learned."""
+        rows = nn.functional.normalize(self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)), dim=-1)
+        return rows if self.length is None else rows * self.length.to(rows.dtype)[:, None]
+
     def forward(self, z: Tensor) -> Tensor:
         """Return scores ``[..., count]``, in [-1, 1] with lengths of 1."""
         with torch.autocast(z.device.type, enabled=False):
-            dtype = torch.promote_types(z.dtype, torch.float32)
-            unit = nn.functional.normalize(z.to(dtype), dim=-1)
-            scores = unit @ nn.functional.normalize(self.weight.to(dtype), dim=-1).mT
-            return scores if self.length is None else scores * self.length.to(dtype)
+            vectors = self.vectors()
+            dtype = torch.promote_types(z.dtype, vectors.dtype)
+            return nn.functional.normalize(z.to(dtype), dim=-1) @ vectors.to(dtype).mT
 
 
 class HeadModules(nn.Module):

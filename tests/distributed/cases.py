@@ -6,6 +6,7 @@ Unless a test says otherwise, what a case returns on each of N processes equals 
 import torch
 from torch import nn
 
+from distributed.methods import METHODS
 from distributed.run import Processes
 from hfproj import distributed
 from hfproj.errors import UsageError
@@ -156,4 +157,5 @@ CASES = {
     "nt_xent tiled, joint statistics": training(NTXent(tile_rows=5), statistics="joint"),
     "nt_xent tiled, 3 views": training(NTXent(tile_rows=4), views=3),
     "nt_xent tiled, cold": training(NTXent(tile_rows=4, temperature=0.01)),
+    **METHODS,
 }

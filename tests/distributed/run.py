@@ -19,7 +19,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = 120  # seconds for all cases of one world size; a single collective gives up after half of it
+TIMEOUT = 300  # seconds for all cases of one world size; a single collective gives up after half of it
 
 SHARDS = {2: (5, 3), 3: (4, 3, 2)}  # rows per rank: uneven on purpose
 

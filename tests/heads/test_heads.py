@@ -9,10 +9,12 @@ from torch import nn
 from hfproj.errors import UsageError
 from hfproj.heads import create_head, list_heads
 from hfproj.heads.activations import ACTIVATIONS, create_activation
+from hfproj.heads.presets import PRESETS
 
 IN_DIM = 6
+SMALL = {"out_dim": 3, "hidden_dim": 8}
 
-# (name, options): a new head adds rows
+# (name, options): a new head adds rows; z has IN_DIM entries unless out_dim says otherwise
 HEADS = [
     ("identity", {}),
     ("identity", {"out_dim": IN_DIM}),
@@ -25,37 +27,52 @@ HEADS = [
     ("mlp", {"out_dim": 3, "hidden_dim": 8, "norm": None, "last_norm": "batch", "last_affine": False}),
     ("mlp", {"out_dim": 3, "hidden_dim": 8, "last_norm": "batch", "last_affine": "scale", "batch_statistics": "joint"}),
     ("mlp", {"out_dim": 3, "hidden_dim": 8, "last_norm": "layer", "l2_normalise": True}),
+    ("mlp", {"out_dim": None, "hidden_dim": None, "last_activation": "silu", "init": "trunc_normal"}),
+    ("reweight", {}),
+    ("reweight", {"kappa": 1.5, "out_dim": IN_DIM}),
+    ("symmetric_relu", {}),
+    ("subvector", {"out_dim": 3}),
+    ("subvector", {"d0": IN_DIM, "out_dim": IN_DIM}),
+    ("constant_subvector", {"d0": 4}),
+    ("constant_subvector", {"d0": 4, "constant": "inverse_sqrt", "evaluate": "full"}),
+    ("quantized", {"head": "linear", "out_dim": 3, "levels": 100}),
+    ("quantized", {"head_options": {"hidden_dim": 8}, "out_dim": 3, "levels": 101, "variant": "atanh"}),
+    ("topk", {"width": 16, "top_k": 16}),
+    ("topk", {"width": 16, "top_k": 5, "stem": "mlp", "stem_options": {"hidden_dim": 8}, "out_dim": 3}),
+    *((name, {} if name == "simcse" else SMALL) for name in PRESETS),
 ]
 every_head = pytest.mark.parametrize(("name", "options"), HEADS, ids=str)
 
 
 def test_table_has_every_head():
-    assert {name for name, _ in HEADS} >= {"identity", "linear", "mlp"} & list_heads().keys()
+    assert {name for name, _ in HEADS} == list_heads().keys()
 
 
 @every_head
 def test_shapes_widths_and_options(name, options):
     head = create_head(name, in_dim=IN_DIM, **json.loads(json.dumps(options)))
-    assert (head.in_dim, head.out_dim) == (IN_DIM, options.get("out_dim", IN_DIM))
+    assert (head.in_dim, head.out_dim) == (IN_DIM, options.get("out_dim") or IN_DIM)
     for shape in [(8,), (2, 8)]:
         assert head(torch.randn(*shape, IN_DIM)).shape == (*shape, head.out_dim)
 
 
 @every_head
 def test_views_together_equal_views_apart(name, options):
-    if options.get("batch_statistics") == "joint":
-        pytest.skip("statistics over both views are what it asks for")
     head = create_head(name, in_dim=IN_DIM, **options).double()
+    if any(getattr(module, "statistics", None) == "joint" for module in head.modules()):
+        pytest.skip("statistics over both views are what it asks for")
     h = torch.randn(2, 8, IN_DIM, dtype=torch.float64)
     torch.testing.assert_close(head(h), torch.stack([head(view) for view in h]), rtol=0, atol=1e-12)
 
 
 @every_head
 def test_gradcheck_in_training_and_evaluation(name, options):
+    if name == "quantized":
+        pytest.skip("its gradient is not that of its value, on purpose: see test_quantized")
     head = create_head(name, in_dim=IN_DIM, **options).double()
     h = torch.randn(2, 4, IN_DIM, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(head, h)
-    assert torch.autograd.gradcheck(head.eval(), h)
+    assert torch.autograd.gradcheck(head, h, fast_mode=True)
+    assert torch.autograd.gradcheck(head.eval(), h, fast_mode=True)
 
 
 @every_head
@@ -93,6 +110,35 @@ def test_other_inputs_are_refused(name, options, shape):
         ("mlp", {"last_affine": "shift"}, "affine"),
         ("mlp", {"batch_statistics": "all"}, "Available: joint, per_view"),
         ("mlp", {"width": 8}, "Unknown option of head 'mlp'"),
+        ("mlp", {"last_activation": "rellu"}, "Did you mean 'relu'"),
+        ("mlp", {"init": "normal"}, "Did you mean 'trunc_normal'"),
+        ("mlp", {"hidden_dim": None, "out_dim": 0}, "out_dim must be"),
+        ("reweight", {"kappa": 0.9}, "at least 1 .*got 0.9.*take 1/kappa"),
+        ("reweight", {"kappa": float("nan")}, "kappa"),
+        ("reweight", {"kappa": float("inf")}, "kappa"),
+        ("reweight", {"out_dim": 5}, "keeps the width: out_dim must be in_dim=6, got 5"),
+        ("symmetric_relu", {"out_dim": 5}, "keeps the width"),
+        ("subvector", {}, "d0 or as out_dim; got d0=None"),
+        ("subvector", {"d0": 3, "out_dim": 4}, "d0=3, out_dim=4"),
+        ("subvector", {"d0": 7}, "d0=7 entries .* representation of 6: choose d0 from 1 to 6"),
+        ("subvector", {"d0": 0}, "d0 must be a whole number of at least 1"),
+        ("constant_subvector", {"d0": 7}, "choose d0 from 1 to 6"),
+        ("constant_subvector", {"d0": 3, "out_dim": 3}, "keeps the width"),
+        ("constant_subvector", {"d0": 3, "constant": float("inf")}, "finite number or 'inverse_sqrt'"),
+        ("constant_subvector", {"d0": 3, "constant": "invers_sqrt"}, "Did you mean 'inverse_sqrt'"),
+        ("constant_subvector", {"d0": 3, "evaluate": "ful"}, "Did you mean 'full'"),
+        ("quantized", {"levels": 1}, "levels must be 2 to 1000 .*got 1; .*the inner head itself"),
+        ("quantized", {"levels": 1001}, "levels must be 2 to 1000"),
+        ("quantized", {"levels": 0}, "levels must be a whole number of at least 1"),
+        ("quantized", {"variant": "tanh"}, "Did you mean 'atanh'"),
+        ("quantized", {"head": "mpl"}, "Did you mean 'mlp'"),
+        ("quantized", {"head": "mlp", "head_options": {"width": 3}}, "Unknown option of head 'mlp'"),
+        ("quantized", {"head_options": {"out_dim": 4}, "out_dim": 3}, "give the width once"),
+        ("topk", {"top_k": 17, "width": 16}, "top_k=17 of width=16 .*from 1 to 16"),
+        ("topk", {"top_k": 0}, "top_k must be"),
+        ("topk", {"width": 0}, "width must be"),
+        ("topk", {"out_dim": 3}, "without a stem keeps the width"),
+        ("topk", {"stem_options": {"depth": 1}}, "name it: stem='mlp'"),
         ("mpl", {}, "Did you mean 'mlp'"),
     ],
 )

@@ -1,0 +1,159 @@
+"""VICReg's variance and covariance terms, and ‖aᵀb‖_F² by the smaller of two products, over the joint batch.
+
+With rows centred by the joint mean and the covariance C = ZᵀZ/(N−1),
+
+    v(z) = mean_j max(0, target − √(C_jj + ε)),        c(z) = (1/k) Σ_{i≠j} C_ij²,
+
+and Σ_ij (aᵀb)_ij² = ⟨aaᵀ, bbᵀ⟩: with fewer rows than dimensions the N×N Gram matrices are cheaper than the k×k product.
+Sum and gradient come out of the same products, and neither matrix is kept for the backward. Over processes the smaller
+thing travels too: rows are gathered in the first case, the k×k product is reduced in the second.
+
+References:
+    Bardes, Ponce, LeCun 2022, "VICReg", arXiv 2105.04906, eqs. 1 to 4; facebookresearch/vicreg ``main_vicreg.py``.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hfproj.distributed import all_reduce_sum, gather_rows, row_counts
+from hfproj.functional.moments import check_rows, joint_centred
+from hfproj.functional.rows import full_precision
+from hfproj.typing import Features, Scalar
+
+
+def variance_hinge(z: Features, *, eps: float = 1e-4, target: float = 1.0) -> Scalar:
+    """Return how far the standard deviations of the columns fall short of `target`, on average.
+
+    At a collapsed batch the value is target − √ε and the gradient is zero.
+
+    Args:
+        z: Rows of this process, in any floating-point type; computed in float32 or better.
+        eps: ε, added to the variance.
+        target: Standard deviation from which on a column is let alone.
+
+    Raises:
+        UsageError: fewer than two rows over all processes.
+
+    Example:
+        >>> round(variance_hinge(torch.ones(4, 8)).item(), 4)  # 1 - sqrt(1e-4)
+        0.99
+    """
+    n, _, variance = _centred(z)
+    return hinge(variance[0] * (n / (n - 1)), eps=eps, target=target)
+
+
+def covariance_penalty(z: Features) -> Scalar:
+    """Return the sum of squared covariances between different columns, per column.
+
+    Args:
+        z: Rows of this process, in any floating-point type; computed in float32 or better.
+
+    Raises:
+        UsageError: fewer than two rows over all processes.
+
+    Example:
+        >>> column = torch.tensor([[1.0], [1.0], [0.0], [-1.0], [-1.0]])  # variance 1
+        >>> covariance_penalty(column.expand(5, 3)).item()  # 3·2 covariances of 1, 3 columns
+        2.0
+    """
+    n, centred, variance = _centred(z)
+    return off_diagonal_energy(centred[0], variance[0], n)
+
+
+def hinge(variance: Float[Tensor, "*dims"], *, eps: float, target: float = 1.0) -> Scalar:
+    """Return the mean of max(0, target − √(variance + ε)); :func:`variance_hinge` of known variances.
+
+    Example:
+        >>> hinge(torch.tensor([0.25, 4.0]), eps=0.0).item()
+        0.25
+    """
+    return (target - (variance + eps).sqrt()).relu().mean()
+
+
+def off_diagonal_energy(centred: Features, variance: Float[Tensor, " dim"], n: Scalar) -> Scalar:
+    """Return :func:`covariance_penalty` of known moments.
+
+    Args:
+        centred: Rows of this process less the joint mean, float32 or float64.
+        variance: Joint variance, biased.
+        n: Rows of all processes.
+
+    Example:
+        >>> centred = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+        >>> off_diagonal_energy(centred, variance=torch.ones(2), n=torch.tensor(2.0)).round().item()
+        4.0
+    """
+    own = (n * variance).square().sum()
+    return (product_energy(centred) - own) / ((n - 1).square() * centred.shape[1])
+
+
+def _centred(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    moments = joint_centred(z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(0))
+    check_rows("The covariance of dimensions", len(z), moments[0])
+    return moments
+
+
+def product_energy(a: Features, b: Features | None = None) -> Scalar:
+    """Return ‖aᵀb‖_F² over the rows of all processes, by N×N or dim×dim matrices; differentiable any number of times.
+
+    Args:
+        a: Rows of this process, float32 or float64.
+        b: As many rows of the same width; None: `a` itself.
+
+    Example:
+        >>> a = torch.eye(3)
+        >>> product_energy(a, 2 * a).item(), product_energy(a[:, :2]).item()
+        (12.0, 2.0)
+    """
+    counts = row_counts(len(a), a.device)
+    # Multiplications with the gradient: 2n²d against 2nd² for one matrix, 4n²d against 3nd² for two.
+    by_rows = sum(counts) < a.shape[1] * (1 if b is None else 0.75)
+    return _ProductEnergy.apply(a, b, by_rows, counts)[0]
+
+
+def _energy_and_gradients(
+    a: Tensor, b: Tensor | None, by_rows: bool, counts: list[int]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ‖aᵀb‖_F² and half of its gradients in the local rows of a and b (of `a` if it is both: a quarter)."""
+    with full_precision(a):
+        if by_rows:
+            all_a = gather_rows(a, counts=counts)
+            gram_a = a @ all_a.T
+            if b is None:
+                return all_reduce_sum(gram_a.square().sum()), gram_a @ all_a, None
+            all_b = gather_rows(b, counts=counts)
+            gram_b = b @ all_b.T
+            value = all_reduce_sum((gram_a * gram_b).sum())
+            return value, gram_b @ all_a, gram_a @ all_b
+        product = all_reduce_sum(a.T @ (a if b is None else b))
+        # By columns: float32 loses digits in a norm over 10^7 entries, and the square would be another such matrix.
+        value = torch.linalg.vector_norm(product, dim=0).square().sum()
+        if b is None:
+            return value, a @ product, None
+        return value, b @ product.T, a @ product
+
+
+class _ProductEnergy(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor | None, by_rows: bool, counts: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        return _energy_and_gradients(a, b, by_rows, counts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        a, b, ctx.by_rows, ctx.counts = inputs
+        ctx.mark_non_differentiable(*(half for half in output[1:] if half is not None))
+        ctx.save_for_backward(a, b, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, None, None]:
+        a, b, *gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():  # what was saved has no derivative
+            gradients = _energy_and_gradients(a, b, ctx.by_rows, ctx.counts)[1:]
+        grad_a, grad_b = gradients
+        grad = all_reduce_sum(grad) * (4 if b is None else 2)
+        return grad * grad_a, None if grad_b is None else grad * grad_b, None, None

@@ -1,0 +1,224 @@
+"""DeepCluster-v2: each view of an image predicts the cluster that the image was in, in the epoch before.
+
+A bank keeps ẑ of every image from its large views. At the start of an epoch spherical k-means clusters it, once per
+"head" h with K_h clusters; centroids c_h and clusters a_h then stay for the epoch:
+
+    L = mean_h mean_n mean_v [ −log softmax(ẑ_vn c_hᵀ/τ)_{a_hn} ],
+
+over images n that have a cluster. The centroids are the prototypes: the adapter needs none.
+
+References:
+    Caron et al. 2020, "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", arXiv 2006.09882,
+    appendix; facebookresearch/swav ``main_deepclusterv2.py``; vturrisi/solo-learn (9187ea3)
+    ``methods/deepclusterv2.py``, ``losses/deepclusterv2.py``.
+
+Deviations:
+    The first epoch only fills the bank: its loss is 0 with a zero gradient, as in solo-learn (whose value is NaN
+    there). The official code fills it in an additional pass before training. Clusters without rows are filled anew,
+    see :mod:`hfproj.functional.kmeans`. The mean over images is that of the joint batch, not one of local means.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from hfproj import distributed
+from hfproj.errors import UsageError, unknown
+from hfproj.functional.cross_view import log_probabilities
+from hfproj.functional.kmeans import INITS, nearest_centroids, spherical_kmeans
+from hfproj.functional.rows import full_precision, unit_rows
+from hfproj.functional.views import gather_views
+from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.typing import Views
+
+UNASSIGNED = -1
+
+
+def cluster_entropy(
+    scores: Float[Tensor, "views batch clusters"], assignments: Int64[Tensor, " batch"], *, temperature: float = 0.1
+) -> Float[Tensor, " batch"]:
+    """Return the cross-entropy of each image with its cluster, a mean over views; 0 where it has none (-1).
+
+    Args:
+        scores: Cosines with the centroids, in any floating-point type; computed in float32 or better.
+        assignments: Number of each image's cluster, or -1.
+        temperature: τ.
+
+    Example:
+        >>> entropy = cluster_entropy(torch.zeros(2, 3, 8), torch.tensor([5, -1, 0]))
+        >>> (entropy / torch.tensor(8.0).log()).tolist()
+        [1.0, 0.0, 1.0]
+    """
+    log_p = log_probabilities(scores, temperature)
+    chosen = assignments.clamp_min(0).expand(len(scores), -1).unsqueeze(-1)
+    entropy = -log_p.gather(-1, chosen).squeeze(-1).mean(0)
+    return torch.where(assignments == UNASSIGNED, 0, entropy)
+
+
+class DeepClusterV2(nn.Module):
+    """DeepCluster-v2 over the joint batch of all processes.
+
+    Buffers: ``bank [assigned_views, num_images, out_dim]`` of this epoch's ẑ, with ``filled [num_images]``;
+    ``assignments [heads, num_images]`` and ``centroids [sum of prototypes, out_dim]`` of the last clustering, in
+    ``epoch``.
+
+    Args:
+        num_images: Number of images of the data set; `ProjectionTrainer` fills it in.
+        out_dim: Width of z; `ProjectionTrainer` fills it in.
+        prototypes: Number of clusters of each head, or one number for one head. (3000, 3000, 3000): ImageNet.
+        temperature: τ.
+        kmeans_iterations: Of spherical k-means.
+        kmeans_init: ``"random"`` or ``"k-means++"``.
+        assigned_views: Number of views, the first ones, that the bank keeps; head h clusters view h mod this.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> objective = DeepClusterV2(num_images=4, out_dim=2, prototypes=2)
+        >>> z, index = torch.eye(2).repeat(2, 2, 1), torch.arange(4)  # two directions, and two views alike
+        >>> objective(z, index=index).loss.item()  # no clusters yet
+        0.0
+        >>> objective.on_epoch_start(Step.at(seed=0, global_step=1, epoch=1.0))
+        >>> objective(z, index=index).loss.item() < 1e-4
+        True
+    """
+
+    needs = frozenset({"index"})
+    bank: Tensor
+    filled: Tensor
+    assignments: Tensor
+    centroids: Tensor
+    epoch: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_images: int,
+        out_dim: int = 128,
+        prototypes: int | Sequence[int] = (3000, 3000, 3000),
+        temperature: float = 0.1,
+        kmeans_iterations: int = 10,
+        kmeans_init: str = "random",
+        assigned_views: int = 2,
+    ):
+        super().__init__()
+        self.prototypes = [prototypes] if isinstance(prototypes, int) else list(prototypes)
+        if not self.prototypes or not 2 <= min(self.prototypes) <= max(self.prototypes) <= num_images:
+            raise UsageError(
+                f"prototypes are numbers of clusters, each from 2 to that of images ({num_images}), got {prototypes}."
+            )
+        if not 0 < temperature < math.inf:
+            raise UsageError(f"temperature must be a positive number (0.1 is usual), got {temperature}.")
+        for name, count in {"kmeans_iterations": kmeans_iterations, "assigned_views": assigned_views}.items():
+            if count < 1:
+                raise UsageError(f"{name} must be at least 1, got {count}.")
+        if kmeans_init not in INITS:
+            raise unknown("kmeans_init", kmeans_init, INITS)
+        self.temperature, self.assigned_views = temperature, assigned_views
+        self.kmeans_iterations, self.kmeans_init = kmeans_iterations, kmeans_init
+        self.views = (assigned_views, None)
+        self.register_buffer("bank", torch.zeros(assigned_views, num_images, out_dim))
+        self.register_buffer("filled", torch.zeros(num_images, dtype=torch.bool))
+        self.register_buffer("assignments", torch.full((len(self.prototypes), num_images), UNASSIGNED))
+        self.register_buffer("centroids", torch.zeros(sum(self.prototypes), out_dim))
+        self.register_buffer("epoch", torch.tensor(-1))
+
+    @torch.no_grad()
+    def on_epoch_start(self, step: Step) -> None:
+        """Cluster the bank and empty it: the same on all processes, by the step's generator.
+
+        Raises:
+            UsageError: the epoch before had fewer images than there are prototypes.
+        """
+        epoch = math.floor(step.epoch)
+        if epoch == self.epoch:
+            return  # training was resumed within this epoch, whose clusters are there, and whose bank is not complete
+        self.epoch.fill_(epoch)
+        images = self.filled.nonzero().flatten()
+        if not len(images):
+            return
+        self.assignments.fill_(UNASSIGNED)
+        for head, centroids in enumerate(self.centroids.split(self.prototypes)):
+            clusters = spherical_kmeans(
+                self.bank[head % self.assigned_views, images],
+                len(centroids),
+                iterations=self.kmeans_iterations,
+                init=self.kmeans_init,
+                generator=step.generator,
+            )
+            centroids.copy_(clusters.centroids)
+            self.assignments[head, images] = clusters.assignments
+        self.filled.zero_()
+
+    def forward(self, z: Views, *, index: Int64[Tensor, " batch"] | None = None, **given: Any) -> ObjectiveOutput:
+        """Return the loss, ``assigned`` (share of images with a cluster) and ``accuracy`` (of their predictions).
+
+        In training it writes ẑ of the assigned views into the bank. Outside it, where images are not those of the bank,
+        an image's cluster is the centroid nearest to its assigned view.
+
+        Args:
+            z: Projections.
+            index: Number of each image in the data set of `num_images`.
+            given: Unused.
+
+        Raises:
+            UsageError: there is no index, one that is out of range, or z has another width than the bank.
+        """
+        check_call(self, z, index=index, **given)
+        assert index is not None
+        self._check(z, index)
+        u = unit_rows(z)
+        centroids = self.centroids.to(u.dtype)
+        with full_precision(u):
+            scores = (u @ centroids.T).split(self.prototypes, -1)
+        clusters = self.assignments[:, index] if self.training else self._nearest(u.detach())
+        entropies, hits = [], []
+        for head_scores, cluster in zip(scores, clusters):
+            entropies.append(cluster_entropy(head_scores, cluster, temperature=self.temperature))
+            hits.append((head_scores.detach().argmax(-1) == cluster).to(u.dtype).mean(0))
+        known = (clusters[0] != UNASSIGNED).to(u.dtype)
+        per_image = torch.stack([torch.stack(entropies).mean(0), torch.stack(hits).mean(0), known], 1)
+        rows = distributed.gather_rows(per_image)
+        loss, accuracy, _ = rows.sum(0) / rows[:, 2].sum().clamp_min(1)
+        if self.training:
+            self._remember(u, index)
+        return ObjectiveOutput(loss, {"assigned": rows[:, 2].mean().detach(), "accuracy": accuracy.detach()})
+
+    def _check(self, z: Tensor, index: Tensor) -> None:
+        _, images, dim = self.bank.shape
+        if z.shape[-1] != dim:
+            raise UsageError(
+                f"The bank holds rows of {dim} dimensions and z has {z.shape[-1]}: pass out_dim={z.shape[-1]}."
+            )
+        if self.training and len(index) and not 0 <= index.min() <= index.max() < images:
+            raise UsageError(
+                f"The bank is for images 0 to {images - 1}, and numbers {index.min()} to {index.max()} came: pass "
+                "num_images=… of the training data set."
+            )
+
+    def _nearest(self, u: Tensor) -> Tensor:
+        heads = self.centroids.to(u.dtype).split(self.prototypes)
+        return torch.stack([nearest_centroids(u[h % self.assigned_views], c)[0] for h, c in enumerate(heads)])
+
+    @torch.no_grad()
+    def _remember(self, u: Tensor, index: Tensor) -> None:
+        index, rows = distributed.gather_rows(index), gather_views(u[: self.assigned_views].detach())
+        # Samplers fill up shards with images that came already; which of two writes to one place wins is not defined.
+        images, place = index.unique(return_inverse=True)
+        last = torch.zeros_like(images).scatter_reduce_(0, place, torch.arange(len(index), device=u.device), "amax")
+        self.bank[:, images] = rows[:, last].to(self.bank.dtype)
+        self.filled[images] = True
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        _, images, dim = self.bank.shape
+        return (
+            f"num_images={images}, out_dim={dim}, prototypes={self.prototypes}, temperature={self.temperature}, "
+            f"kmeans_iterations={self.kmeans_iterations}, kmeans_init={self.kmeans_init!r}, "
+            f"assigned_views={self.assigned_views}"
+        )

@@ -1,0 +1,206 @@
+"""DINO: the student's views predict the distribution over prototypes that a teacher gives the other large views.
+
+The teacher, a moving-average copy, sees the T large views only. With scores s of the student's V views, scores t̄ of the
+teacher's and a centre c,
+
+    P_i = softmax((t̄_i − c)/τ_t),   p_v = softmax(s_v/τ_s),
+    L = 1/(T(V−1)) Σ_i Σ_{v≠i} mean_n [ −Σ_j P_inj log p_vnj ],
+
+and after the loss c ← m c + (1 − m) mean(t̄), which keeps a prototype from taking everything.
+
+References:
+    Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers", arXiv 2104.14294, eqs. 1 to 4;
+    facebookresearch/dino ``main_dino.py`` (``DINOLoss``, ``cancel_gradients_last_layer``).
+
+Deviations:
+    The centre moves in training mode only, and processes count by their rows. The score of a prototype is its cosine
+    with z, times its length if learned: the official last layer does not learn the length either by default.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hfproj import distributed
+from hfproj.errors import UsageError
+from hfproj.functional.cross_view import cross_view_entropy, log_probabilities
+from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.typing import Scalar, Views
+
+
+def dino_loss(
+    scores: Float[Tensor, "views batch prototypes"],
+    target: Float[Tensor, "target_views batch prototypes"],
+    center: Float[Tensor, " prototypes"],
+    *,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> Scalar:
+    """Return DINO's loss of one batch.
+
+    Args:
+        scores: s, of all views, in any floating-point type; computed in float32 or better.
+        target: t̄, of the first views, by the teacher; it gets no gradient.
+        center: c.
+        student_temperature: τ_s.
+        teacher_temperature: τ_t.
+
+    Example:
+        >>> scores = torch.zeros(4, 8, 16)
+        >>> bool(dino_loss(scores, scores[:2], torch.zeros(16)).isclose(torch.tensor(16.0).log()))
+        True
+    """
+    p = teacher_probabilities(target, center, teacher_temperature)
+    return cross_view_entropy(p, log_probabilities(scores, student_temperature)).mean()
+
+
+def teacher_probabilities(
+    target: Float[Tensor, "*rows prototypes"], center: Float[Tensor, " prototypes"], temperature: float
+) -> Float[Tensor, "*rows prototypes"]:
+    """Return softmax((t̄ − c)/τ_t) in float32 or better, without a gradient.
+
+    Example:
+        >>> center = torch.tensor([3.0, -1.0])
+        >>> teacher_probabilities(center.repeat(1, 1), center, 0.04).tolist()
+        [[0.5, 0.5]]
+    """
+    target = target.detach()
+    centered = target.to(torch.promote_types(target.dtype, torch.float32)) - center
+    return (centered / temperature).softmax(-1)
+
+
+class DINO(nn.Module):
+    """DINO over the joint batch of all processes, with the centre as a buffer ``center [prototypes]``.
+
+    Args:
+        prototypes: Number of the adapter's prototypes; `ProjectionTrainer` fills it in. 65536: the paper, for ImageNet.
+        student_temperature: τ_s.
+        teacher_temperature: τ_t after the warm-up. 0.07: the official recipes; their script's default is 0.04.
+        warmup_teacher_temperature: τ_t in the first epoch; it rises epoch by epoch.
+        warmup_epochs: Epochs until τ_t has risen. 0: no warm-up.
+        center_momentum: m.
+        freeze_prototypes_epochs: Epochs at the beginning in which the prototypes are not trained.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> objective = DINO(prototypes=5)
+        >>> scores = torch.randn(4, 8, 5)
+        >>> loss, terms = objective(torch.randn(4, 8, 3), scores=scores, target=scores[:2])
+        >>> sorted(terms), torch.equal(objective.center, 0.1 * scores[:2].mean((0, 1)))
+        (['kl', 'teacher_entropy'], True)
+    """
+
+    views = (2, None)
+    needs = frozenset({"scores", "target"})
+    target_of = "scores"
+    target_views = 2
+    ema_momentum = (0.996, 1.0)
+    center: Tensor
+
+    def __init__(
+        self,
+        *,
+        prototypes: int = 65536,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.07,
+        warmup_teacher_temperature: float = 0.04,
+        warmup_epochs: int = 30,
+        center_momentum: float = 0.9,
+        freeze_prototypes_epochs: float = 1.0,
+    ):
+        super().__init__()
+        temperatures = {
+            "student_temperature": student_temperature,
+            "teacher_temperature": teacher_temperature,
+            "warmup_teacher_temperature": warmup_teacher_temperature,
+        }
+        for name, value in temperatures.items():
+            if not 0 < value < math.inf:
+                raise UsageError(f"{name} must be a positive number (0.04 to 0.1 is usual), got {value}.")
+        if prototypes < 2:
+            raise UsageError(f"DINO needs at least 2 prototypes, got prototypes={prototypes}.")
+        if not 0 <= center_momentum <= 1:
+            raise UsageError(f"center_momentum must lie in [0, 1], got {center_momentum}.")
+        if warmup_epochs < 0 or freeze_prototypes_epochs < 0:
+            raise UsageError(
+                f"Numbers of epochs are at least 0, got warmup_epochs={warmup_epochs} and "
+                f"freeze_prototypes_epochs={freeze_prototypes_epochs}."
+            )
+        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
+        self.warmup_teacher_temperature, self.warmup_epochs = warmup_teacher_temperature, warmup_epochs
+        self.center_momentum, self.freeze_prototypes_epochs = center_momentum, freeze_prototypes_epochs
+        self.register_buffer("center", torch.zeros(prototypes))
+
+    def teacher_temperature_at(self, step: Step | None) -> float:
+        """Return τ_t in the step's epoch; without a step that after the warm-up.
+
+        Example:
+            >>> DINO(prototypes=5).teacher_temperature_at(Step.at(0, 0, 0.9))
+            0.04
+        """
+        epoch = math.inf if step is None else math.floor(step.epoch)
+        if epoch >= self.warmup_epochs:
+            return self.teacher_temperature
+        progress = epoch / max(self.warmup_epochs - 1, 1)  # the last epoch of the warm-up has the full temperature
+        return self.warmup_teacher_temperature + progress * (self.teacher_temperature - self.warmup_teacher_temperature)
+
+    def frozen(self, step: Step) -> set[str]:
+        """Return the parts of the adapter that get no gradient in this step."""
+        return {"prototypes"} if step.epoch < self.freeze_prototypes_epochs else set()
+
+    def forward(
+        self,
+        z: Views,
+        *,
+        scores: Float[Tensor, "views batch prototypes"] | None = None,
+        target: Float[Tensor, "target_views batch prototypes"] | None = None,
+        step: Step | None = None,
+        **given: Any,
+    ) -> ObjectiveOutput:
+        """Return the loss, ``teacher_entropy`` in nats and ``kl``, the loss minus it; in training, move the centre.
+
+        Args:
+            z: Projections of at least two views; only `scores` enter the loss.
+            scores: s, of all views.
+            target: t̄, of the first views, by the moving-average copy.
+            step: Where training stands; None: after the warm-up of τ_t.
+            given: Unused.
+
+        Raises:
+            UsageError: something is missing, or the number of prototypes is not that of the objective.
+        """
+        check_call(self, z, scores=scores, target=target, step=step, **given)
+        assert scores is not None
+        assert target is not None
+        if scores.shape[-1] != len(self.center):
+            raise UsageError(
+                f"The scores are of {scores.shape[-1]} prototypes and DINO was made for {len(self.center)}: pass "
+                f"prototypes={scores.shape[-1]}."
+            )
+        p = teacher_probabilities(target, self.center, self.teacher_temperature_at(step))
+        loss = cross_view_entropy(p, log_probabilities(scores, self.student_temperature))
+        entropy = torch.special.entr(p).sum(-1).mean(0)
+        rows = distributed.gather_rows(torch.stack([loss, entropy], 1))
+        loss, entropy = rows.mean(0)
+        if self.training:
+            self._move_center(target, len(rows))
+        return ObjectiveOutput(loss, {"teacher_entropy": entropy.detach(), "kl": (loss - entropy).detach()})
+
+    @torch.no_grad()
+    def _move_center(self, target: Tensor, images: int) -> None:
+        total = distributed.all_reduce_sum(target.sum((0, 1), dtype=self.center.dtype))
+        self.center.lerp_(total / (len(target) * images), 1 - self.center_momentum)
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return (
+            f"prototypes={len(self.center)}, student_temperature={self.student_temperature}, "
+            f"teacher_temperature={self.teacher_temperature}, "
+            f"warmup_teacher_temperature={self.warmup_teacher_temperature}, warmup_epochs={self.warmup_epochs}, "
+            f"center_momentum={self.center_momentum}, freeze_prototypes_epochs={self.freeze_prototypes_epochs}"
+        )

@@ -1,0 +1,112 @@
+"""SimCSE: a sentence finds its second reading among those of other sentences, and, supervised, among hard negatives.
+
+The two views are two passes of the same sentence under dropout (so dropout must be on), or a pair such as premise and
+entailment; a third view z_n, if asked for, is a hard negative such as the contradiction. With unit rows ẑ,
+
+    L = mean_i [ −⟨ẑ_a,i, ẑ_b,i⟩/τ + log Σ_j ( exp(⟨ẑ_a,i, ẑ_b,j⟩/τ) + exp(⟨ẑ_a,i, ẑ_n,j⟩/τ + w·[i = j]) ) ],
+
+in one direction: the rows of view a are the anchors.
+
+References:
+    Gao et al. 2021, "SimCSE: Simple Contrastive Learning of Sentence Embeddings", arXiv 2104.08821, eq. 4, 5 and
+    appendix on hard-negative weights; princeton-nlp/SimCSE (206d7ae) ``simcse/models.py``.
+
+Deviations:
+    Over processes the gradient is that of the joint batch; the official code keeps that of the local shard, which is
+    1/processes of it after the mean over processes. No masked-language term.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfproj.errors import UsageError
+from hfproj.functional.contrastive import check_images
+from hfproj.functional.matching import cosine_logits, positive_cosine
+from hfproj.functional.views import gather_views
+from hfproj.objectives.base import ObjectiveOutput, check_call
+from hfproj.objectives.checks import check_temperature
+from hfproj.typing import Scalar, Views
+
+
+def simcse_loss(z: Views, *, temperature: float = 0.05, hard_negative_weight: float = 0.0) -> Scalar:
+    """Return SimCSE's loss of one batch.
+
+    Args:
+        z: Projections of two views, or three with the hard negatives last; computed in float32 or better.
+        temperature: τ.
+        hard_negative_weight: w, added to the logit of each anchor's own hard negative.
+
+    Example:
+        >>> bool(simcse_loss(torch.ones(3, 4, 8)).isclose(torch.tensor(8.0).log()))  # 4 positives, 4 hard negatives
+        True
+    """
+    logits = cosine_logits(z[0], z[1:].flatten(0, 1), temperature=temperature)
+    batch = len(logits)
+    own = torch.eye(batch, dtype=logits.dtype, device=z.device)
+    if len(z) == 3:
+        logits = logits + hard_negative_weight * torch.cat([torch.zeros_like(own), own], 1)
+    return (logits.logsumexp(1) - logits.diagonal()).mean()
+
+
+class SimCSE(nn.Module):
+    """SimCSE over the joint batch of all processes.
+
+    Args:
+        temperature: τ. 0.05: the paper.
+        hard_negatives: Whether the last of three views is a hard negative of each sentence; else there are two views.
+        hard_negative_weight: w, the log of how many times an anchor's own hard negative counts. 0: the official
+            script's default, no preference.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> loss, terms = SimCSE(temperature=1.0)(torch.eye(4).expand(2, 4, 4))
+        >>> bool(loss.isclose((torch.e + torch.tensor(3.0)).log() - 1)), terms["positive_cosine"].item()
+        (True, 1.0)
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, *, temperature: float = 0.05, hard_negatives: bool = False, hard_negative_weight: float = 0.0):
+        super().__init__()
+        self.temperature, self.hard_negatives = check_temperature(temperature), hard_negatives
+        if not math.isfinite(hard_negative_weight):
+            raise UsageError(f"hard_negative_weight must be a finite number, got {hard_negative_weight}.")
+        if hard_negative_weight and not hard_negatives:
+            raise UsageError(
+                f"hard_negative_weight={hard_negative_weight} has nothing to weigh: set hard_negatives=True and give "
+                "each sentence its hard negative as a third view."
+            )
+        self.hard_negative_weight = hard_negative_weight
+        self.views = (3, 3) if hard_negatives else (2, 2)
+
+    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
+        """Return the loss, ``positive_cosine`` of the first two views and, if there are any, ``hard_negative_cosine``.
+
+        Args:
+            z: Projections of two views, or three; rows of a view in the same order. Processes may hold batches of
+                different sizes.
+            given: Unused.
+
+        Raises:
+            UsageError: another number of views, or one sentence over all processes.
+        """
+        check_call(self, z, **given)
+        z = gather_views(z)
+        check_images(z.shape[1], "SimCSE")
+        loss = simcse_loss(z, temperature=self.temperature, hard_negative_weight=self.hard_negative_weight)
+        terms = {"positive_cosine": positive_cosine(z[:2])}
+        if self.hard_negatives:
+            terms["hard_negative_cosine"] = positive_cosine(z[::2])
+        return ObjectiveOutput(loss, terms)
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return (
+            f"temperature={self.temperature}, hard_negatives={self.hard_negatives}, "
+            f"hard_negative_weight={self.hard_negative_weight}"
+        )

@@ -1,0 +1,129 @@
+"""Supervised contrastive learning: rows of the same class find each other among all other rows.
+
+With unit rows ẑ of all views, S = ẐẐᵀ/τ and P(i) the other rows of row i's class,
+
+    L = (τ/τ_base) · mean_i −(1/|P(i)|) Σ_{p ∈ P(i)} log( exp S_ip / Σ_{j≠i} exp S_ij ),
+
+where a row without another of its class contributes 0.
+
+References:
+    Khosla et al. 2020, "Supervised Contrastive Learning", arXiv 2004.11362, eq. 2 (L_out); HobbitLong/SupContrast
+    ``losses.py``; Xue et al. 2024, arXiv 2403.11391, jiayini1119/projection-head-experiments (a145e06)
+    ``loss/supcon_loss.py`` (one view, temperature 0.5).
+
+Deviations:
+    No factor τ/τ_base unless asked for: SupContrast has τ_base = 0.07 whatever τ is. It adds 1e-9 below the logarithm,
+    and its older versions divide by zero for a row that is alone in its class.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from hfproj import distributed
+from hfproj.errors import UsageError, unknown
+from hfproj.functional.contrastive import check_images
+from hfproj.functional.matching import cosine_logits
+from hfproj.functional.views import gather_views
+from hfproj.objectives.base import ObjectiveOutput, check_call
+from hfproj.objectives.checks import check_positive, check_temperature
+from hfproj.typing import Scalar, Views
+
+REDUCTIONS = ("all", "valid")
+
+
+def supcon_loss(
+    z: Views, labels: Int[Tensor, " batch"], *, temperature: float = 0.07, reduction: str = "all"
+) -> tuple[Scalar, Scalar]:
+    """Return the loss of one batch without the factor τ/τ_base, and the mean cosine of positives without a gradient.
+
+    Args:
+        z: Projections, in any floating-point type; computed in float32 or better.
+        labels: Class of each image.
+        temperature: τ.
+        reduction: Mean over ``"all"`` rows, or over the ``"valid"`` ones, which have another row of their class.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> loss, cosine = supcon_loss(torch.ones(1, 4, 8), labels)  # collapsed: one of 3 others
+        >>> torch.allclose(loss, torch.tensor(3.0).log()), torch.allclose(cosine, torch.tensor(1.0))
+        (True, True)
+    """
+    rows = z.flatten(0, 1)
+    label = labels.repeat(len(z))
+    itself = torch.eye(len(rows), dtype=torch.bool, device=z.device)
+    positive = (label[:, None] == label) & ~itself
+    count = positive.sum(1)
+
+    similarity = cosine_logits(rows, rows, temperature=temperature)
+    lse = similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    losses = ((lse - similarity) * positive).sum(1) / count.clamp(min=1)
+    rows_counted = len(rows) if reduction == "all" else (count > 0).sum().clamp(min=1)
+    cosine = (similarity.detach() * positive).sum() * temperature / count.sum().clamp(min=1)
+    return losses.sum() / rows_counted, cosine
+
+
+class SupCon(nn.Module):
+    """Supervised contrastive loss over the joint batch of all processes, for one view of each image or more.
+
+    With two views and all labels different it is NT-Xent.
+
+    Args:
+        temperature: τ. 0.07: SupContrast's code; 0.1: the paper; 0.5: Xue et al. 2024.
+        base_temperature: τ_base. 0.07: SupContrast; None: equal to τ, no factor.
+        reduction: Mean over ``"all"`` rows (SupContrast) or over the ``"valid"`` ones, which have another row of their
+            class.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> z, labels = torch.eye(4).repeat(1, 2, 1), torch.arange(4).repeat(2)
+        >>> loss, terms = SupCon(temperature=1.0)(z, labels=labels)
+        >>> bool(loss.isclose((torch.e + torch.tensor(6.0)).log() - 1)), terms["positive_cosine"].item()
+        (True, 1.0)
+    """
+
+    views = (1, None)
+    needs = frozenset({"labels"})
+
+    def __init__(self, *, temperature: float = 0.07, base_temperature: float | None = None, reduction: str = "all"):
+        super().__init__()
+        self.temperature = check_temperature(temperature)
+        self.base_temperature = None
+        if base_temperature is not None:
+            self.base_temperature = check_positive("base_temperature", base_temperature, usual="0.07")
+        if reduction not in REDUCTIONS:
+            raise unknown("reduction", reduction, REDUCTIONS)
+        self.reduction = reduction
+
+    def forward(self, z: Views, *, labels: Tensor | None = None, **given: Any) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine between rows of a class.
+
+        Args:
+            z: Projections. Processes may hold batches of different sizes.
+            labels: Class of each image, whole numbers ``[batch]``.
+            given: Unused.
+
+        Raises:
+            UsageError: no labels, or not one for each image, or one image over all processes.
+        """
+        check_call(self, z, labels=labels, **given)
+        assert labels is not None  # just checked
+        if labels.shape != z.shape[1:2] or labels.is_floating_point():
+            raise UsageError(
+                f"SupCon needs one whole number for each of the {z.shape[1]} images as labels, got {labels.dtype} of "
+                f"shape {list(labels.shape)}."
+            )
+        z, labels = gather_views(z), distributed.gather_rows(labels.to(z.device, torch.int64))
+        check_images(z.shape[1], "SupCon")
+        loss, cosine = supcon_loss(z, labels, temperature=self.temperature, reduction=self.reduction)
+        if self.base_temperature is not None:
+            loss = loss * (self.temperature / self.base_temperature)
+        return ObjectiveOutput(loss, {"positive_cosine": cosine})
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return f"temperature={self.temperature}, base_temperature={self.base_temperature}, reduction={self.reduction!r}"

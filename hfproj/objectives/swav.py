@@ -1,0 +1,173 @@
+"""SwAV: each view of an image predicts the code, an assignment to prototypes, that another view of it got.
+
+With scores S of all V views (cosines with the prototypes) and codes Q_i of the first A of them, by Sinkhorn over the
+joint batch so that all prototypes are used alike (:mod:`hfproj.functional.sinkhorn`),
+
+    L = 1/A Σ_{i≤A} 1/(V−1) Σ_{v≠i} mean_n [ −Σ_j Q_inj log softmax(S_vn/τ)_j ].
+
+For a batch with few rows per prototype, a queue of ẑ of past batches for each of the A views takes part in Sinkhorn,
+scored with the prototypes of now; its rows get no loss.
+
+References:
+    Caron et al. 2020, "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", arXiv 2006.09882,
+    eqs. 1 to 4; facebookresearch/swav ``main_swav.py``; vturrisi/solo-learn (9187ea3) ``losses/swav.py``.
+
+Deviations:
+    One queue for all processes, where the official code has one on each; processes count by their rows.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hfproj import distributed
+from hfproj.errors import UsageError
+from hfproj.functional.cross_view import cross_view_entropy, log_probabilities
+from hfproj.functional.rows import full_precision, unit_rows
+from hfproj.functional.sinkhorn import sinkhorn
+from hfproj.functional.views import gather_views
+from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.objectives.queue import Queue
+from hfproj.typing import Scalar, Views
+
+
+def swav_loss(
+    scores: Float[Tensor, "views batch prototypes"],
+    codes: Float[Tensor, "assigned batch prototypes"],
+    *,
+    temperature: float = 0.1,
+) -> Scalar:
+    """Return SwAV's loss of one batch.
+
+    Args:
+        scores: S, of all views, in any floating-point type; computed in float32 or better.
+        codes: Q, of the first views.
+        temperature: τ.
+
+    Example:
+        >>> codes = sinkhorn(torch.eye(4)).repeat(2, 1, 1)
+        >>> bool(swav_loss(torch.zeros(3, 4, 4), codes).isclose(torch.tensor(4.0).log()))
+        True
+    """
+    return cross_view_entropy(codes, log_probabilities(scores, temperature)).mean()
+
+
+class SwAV(nn.Module):
+    """SwAV over the joint batch of all processes.
+
+    Args:
+        temperature: τ.
+        epsilon: ε of Sinkhorn.
+        sinkhorn_iterations: Its iterations.
+        assigned_views: Number of views, the first ones, that get codes: the large ones of a multi-crop batch.
+        queue_size: Rows of the queue of each assigned view, over all processes; a multiple of the joint batch. 0: no
+            queue, as official runs at a batch of 4096; 3840 is theirs at 256, and solo-learn's.
+        queue_start_epoch: Epoch in which the queue begins to fill; it is used once full. 15: official; 50: solo-learn.
+        out_dim: Width of z, for the queue; `ProjectionTrainer` fills it in.
+        freeze_prototypes_epochs: Epochs at the beginning in which the prototypes are not trained. 1: solo-learn's
+            default, and about the official 313 steps at a batch of 4096; 2 in solo-learn's CIFAR runs.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> scores = torch.nn.functional.normalize(torch.randn(2, 16, 6), dim=-1)
+        >>> loss, terms = SwAV()(torch.randn(2, 16, 3), scores=scores)
+        >>> sorted(terms)
+        ['code_entropy', 'kl']
+    """
+
+    queues: Any  # a ModuleList, for whose items mypy knows no methods
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        assigned_views: int = 2,
+        queue_size: int = 0,
+        queue_start_epoch: float = 15.0,
+        out_dim: int = 128,
+        freeze_prototypes_epochs: float = 1.0,
+    ):
+        super().__init__()
+        for name, value in {"temperature": temperature, "epsilon": epsilon}.items():
+            if not 0 < value < math.inf:
+                raise UsageError(f"{name} must be a positive number (0.05 to 0.1 is usual), got {value}.")
+        for name, count in {"sinkhorn_iterations": sinkhorn_iterations, "assigned_views": assigned_views}.items():
+            if count < 1:
+                raise UsageError(f"{name} must be at least 1, got {count}.")
+        if queue_size < 0 or queue_start_epoch < 0 or freeze_prototypes_epochs < 0:
+            raise UsageError(
+                f"Sizes and epochs are at least 0, got queue_size={queue_size}, queue_start_epoch={queue_start_epoch} "
+                f"and freeze_prototypes_epochs={freeze_prototypes_epochs}."
+            )
+        self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
+        self.assigned_views, self.queue_size, self.queue_start_epoch = assigned_views, queue_size, queue_start_epoch
+        self.freeze_prototypes_epochs = freeze_prototypes_epochs
+        self.views = (max(2, assigned_views), None)
+        self.needs = frozenset({"scores", "prototypes", "step"} if queue_size else {"scores"})
+        queues = (Queue(queue_size, out_dim, seed=view) for view in range(assigned_views if queue_size else 0))
+        self.queues = nn.ModuleList(queues)
+
+    def frozen(self, step: Step) -> set[str]:
+        """Return the parts of the adapter that get no gradient in this step."""
+        return {"prototypes"} if step.epoch < self.freeze_prototypes_epochs else set()
+
+    def forward(
+        self,
+        z: Views,
+        *,
+        scores: Float[Tensor, "views batch prototypes"] | None = None,
+        prototypes: Float[Tensor, "prototypes dim"] | None = None,
+        step: Step | None = None,
+        **given: Any,
+    ) -> ObjectiveOutput:
+        """Return the loss, ``code_entropy`` in nats and ``kl``, the loss minus it; in training, fill the queue.
+
+        Args:
+            z: Projections; only those of the assigned views are used, for the queue.
+            scores: S, of all views.
+            prototypes: What unit z are multiplied with to give scores: unit rows, times their lengths if learned.
+                Needed with a queue.
+            step: Where training stands. Needed with a queue.
+            given: Unused.
+
+        Raises:
+            UsageError: something is missing, or the queue holds no whole number of batches.
+        """
+        check_call(self, z, scores=scores, prototypes=prototypes, step=step, **given)
+        assert scores is not None
+        codes = torch.stack([self._codes(view, scores[view], prototypes) for view in range(self.assigned_views)])
+        if self.queue_size and self.training and step is not None and step.epoch >= self.queue_start_epoch:
+            self._push(z)
+        loss = cross_view_entropy(codes, log_probabilities(scores, self.temperature))
+        entropy = torch.special.entr(codes).sum(-1).mean(0)
+        loss, entropy = distributed.gather_rows(torch.stack([loss, entropy], 1)).mean(0)
+        return ObjectiveOutput(loss, {"code_entropy": entropy.detach(), "kl": (loss - entropy).detach()})
+
+    def _codes(self, view: int, scores: Tensor, prototypes: Tensor | None) -> Tensor:
+        queued = None
+        if prototypes is not None and self.queue_size and self.queues[view].filled == self.queue_size:
+            prototypes = prototypes.detach().to(torch.promote_types(prototypes.dtype, torch.float32))
+            with full_precision(prototypes):
+                queued = self.queues[view].rows.to(prototypes.dtype) @ prototypes.T
+        return sinkhorn(scores, epsilon=self.epsilon, iterations=self.sinkhorn_iterations, queue=queued)
+
+    @torch.no_grad()
+    def _push(self, z: Tensor) -> None:
+        for queue, rows in zip(self.queues, gather_views(unit_rows(z[: self.assigned_views]))):
+            queue.check(*rows.shape)
+            queue.push(rows)
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return (
+            f"temperature={self.temperature}, epsilon={self.epsilon}, sinkhorn_iterations={self.sinkhorn_iterations}, "
+            f"assigned_views={self.assigned_views}, queue_size={self.queue_size}, "
+            f"queue_start_epoch={self.queue_start_epoch}, freeze_prototypes_epochs={self.freeze_prototypes_epochs}"
+        )

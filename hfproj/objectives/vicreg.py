@@ -1,0 +1,133 @@
+"""VICReg: views agree (invariance), each dimension varies (variance), and no two dimensions covary (covariance).
+
+    L = λ·mean (z_a − z_b)² + μ·Var + ν·Cov,    Var = ½ (v(z_a) + v(z_b)),    Cov = c(z_a) + c(z_b),
+
+with v the hinge of :func:`hfproj.functional.covariance.variance_hinge` and c that of ``covariance_penalty``.
+
+References:
+    Bardes, Ponce, LeCun 2022, arXiv 2105.04906, eqs. 1 to 6; facebookresearch/vicreg ``main_vicreg.py``;
+    lightly-ai/lightly (e8d317fc) ``loss/vicreg_loss.py``; vturrisi/solo-learn (9187ea3) ``losses/vicreg.py``. More than
+    two views: facebookresearch/VICRegL ``main_vicregl.py``, ``global_loss``.
+
+Deviations:
+    The mean of the invariance term is that over all rows of all processes, also where shards differ in size. With more
+    than two views Cov is twice the mean over the views, so that two views are no special case; VICRegL takes the mean.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfproj.errors import UsageError, unknown
+from hfproj.functional.covariance import hinge, off_diagonal_energy
+from hfproj.functional.moments import check_rows, joint_centred, joint_mean
+from hfproj.objectives.base import ObjectiveOutput, check_call
+from hfproj.objectives.checks import check_positive
+from hfproj.typing import Scalar, Views
+
+_REDUCTIONS = {"mean": 1, "sum": 2}  # of two views
+
+
+def invariance(z: Views) -> Scalar:
+    """Return the mean squared difference of views, over the joint batch.
+
+    Pairs are (i, v) with i one of the first two views and v any other, as in multi-crop training.
+
+    Args:
+        z: Projections of at least two views, in any floating-point type; computed in float32 or better.
+
+    Example:
+        >>> invariance(torch.stack([torch.zeros(4, 8), torch.ones(4, 8)])).item()
+        1.0
+    """
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    targets = 1 if len(z) == 2 else 2  # of two views both pairs are the same
+    pairs = [(i, v) for i in range(targets) for v in range(len(z)) if v != i]
+    return joint_mean(torch.stack([(z[i] - z[v]).square().mean(-1) for i, v in pairs]))
+
+
+class VICReg(nn.Module):
+    """VICReg over the joint batch of all processes, for two or more views.
+
+    With more views, the first two are the large crops that all others are compared with; variance and covariance are of
+    every view. Time and memory grow with the smaller one of batch and projection.
+
+    Args:
+        invariance_weight: λ.
+        variance_weight: μ.
+        covariance_weight: ν. All three as in the paper: 25, 25, 1.
+        variance_reduction: ``"mean"``: Var is the mean over the views (paper, official code, lightly); ``"sum"``: the
+            sum over two views (solo-learn), twice as much.
+        eps: ε in the square root of the variance.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> loss, terms = VICReg()(torch.ones(2, 16, 8))  # collapsed: only the variance term is left
+        >>> round(loss.item(), 4)  # 25·(1 - sqrt(1e-4))
+        24.75
+    """
+
+    views = (2, None)
+    needs: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        invariance_weight: float = 25.0,
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+        variance_reduction: str = "mean",
+        eps: float = 1e-4,
+    ):
+        super().__init__()
+        weights = {
+            "invariance_weight": invariance_weight,
+            "variance_weight": variance_weight,
+            "covariance_weight": covariance_weight,
+        }
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise UsageError(f"{name} must be 0 or a positive number, got {weight}.")
+        if variance_reduction not in _REDUCTIONS:
+            raise unknown("variance_reduction", variance_reduction, _REDUCTIONS)
+        self.invariance_weight, self.variance_weight = invariance_weight, variance_weight
+        self.covariance_weight, self.variance_reduction = covariance_weight, variance_reduction
+        self.eps = check_positive("eps", eps, usual="1e-4")
+
+    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
+        """Return the loss, and its parts ``invariance``, ``variance`` and ``covariance`` before their weights.
+
+        Args:
+            z: Projections of at least two views. Processes may hold batches of different sizes.
+            given: Unused.
+
+        Raises:
+            UsageError: fewer than two views, or than two images over all processes.
+        """
+        check_call(self, z, **given)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        n, centred, variance = joint_centred(z)
+        check_rows("The covariance of dimensions", z.shape[1], n)
+        penalties = [off_diagonal_energy(*moments, n) for moments in zip(centred, variance)]
+        terms = {
+            "invariance": invariance(z),
+            "variance": _REDUCTIONS[self.variance_reduction] * hinge(variance * (n / (n - 1)), eps=self.eps),
+            "covariance": 2 * torch.stack(penalties).mean(),
+        }
+        loss = (
+            self.invariance_weight * terms["invariance"]
+            + self.variance_weight * terms["variance"]
+            + self.covariance_weight * terms["covariance"]
+        )
+        return ObjectiveOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return (
+            f"invariance_weight={self.invariance_weight}, variance_weight={self.variance_weight}, "
+            f"covariance_weight={self.covariance_weight}, variance_reduction={self.variance_reduction!r}, "
+            f"eps={self.eps}"
+        )

@@ -1,0 +1,132 @@
+"""W-MSE: views agree after each has been whitened, which rules out collapse without negatives or a target network.
+
+The batch is cut at random into sub-batches of `w_size` images, the same ones for all views. Of each, with its mean μ
+and covariance Σ (over w_size − 1),
+
+    z̃ = (z − μ) L⁻ᵀ,    (1 − ε)Σ + εI = LLᵀ,    L = mean over pairs of views of 2 − 2 cos(z̃_a, z̃_b),
+
+or the mean squared difference of entries. The cut is drawn anew `w_iter` times per step. The gradient flows through the
+whitening of all views.
+
+References:
+    Ermolov et al. 2021, "Whitening for Self-Supervised Representation Learning", arXiv 2007.06346;
+    htdt/self-supervised ``methods/w_mse.py``, ``methods/whitening.py``; lightly-ai/lightly (e8d317fc)
+    ``loss/wmse_loss.py``.
+
+Deviations:
+    Sub-batches are cut from the joint batch of all processes. A covariance that is singular within rounding is an
+    error; the official code stops with one of LAPACK's, or goes on with noise.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfproj.errors import UsageError
+from hfproj.functional.cosine import cross_view_cosines
+from hfproj.functional.views import gather_views, generator_of
+from hfproj.functional.whitening import cholesky_whiten
+from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.typing import Scalar, Views
+
+
+def w_mse_loss(z: Views, *, w_size: int, eps: float = 0.0, l2_normalise: bool = True) -> Scalar:
+    """Return W-MSE of one batch, cut into sub-batches in the order of its images.
+
+    Args:
+        z: Projections, in any floating-point type; computed in float32 or better.
+        w_size: Images per sub-batch; divides their number.
+        eps: ε, how much of the identity is mixed into a covariance.
+        l2_normalise: Whether to compare directions (2 − 2 cos) or entries (mean squared difference).
+
+    Raises:
+        UsageError: a covariance is singular.
+
+    Example:
+        >>> z = torch.randn(16, 3)
+        >>> bool(w_mse_loss(torch.stack([z, 2 * z + 1]), w_size=8).abs() < 1e-3)  # whitening undoes affine maps
+        True
+    """
+    z = cholesky_whiten(z.unflatten(1, (-1, w_size)), eps=eps).flatten(1, 2)
+    if l2_normalise:
+        return 2 - 2 * cross_view_cosines(z, z).mean()
+    return 2 * z.var(0).mean()  # twice the variance is the mean square over pairs
+
+
+class WMSE(nn.Module):
+    """W-MSE over the joint batch of all processes, for two or more views; all pairs of views count.
+
+    Args:
+        w_size: Images per sub-batch: at least twice out_dim, and the batch must be divisible by it. 128: solo-learn on
+            CIFAR; 256: lightly. None: the whole batch.
+        w_iter: Random cuts into sub-batches per step.
+        eps: ε, how much of the identity is mixed into a covariance. 0: all sources.
+        l2_normalise: Whether to compare directions (2 − 2 cos) or entries (mean squared difference).
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> z = torch.randn(16, 3)
+        >>> loss, terms = WMSE(w_size=8)(torch.stack([z, 2 * z + 1]))
+        >>> bool(loss.abs() < 1e-3)
+        True
+    """
+
+    views = (2, None)
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, *, w_size: int | None = 128, w_iter: int = 1, eps: float = 0.0, l2_normalise: bool = True):
+        super().__init__()
+        if w_size is not None and w_size < 2:
+            raise UsageError(f"w_size must be at least 2, or None for the whole batch, got {w_size}.")
+        if w_iter < 1:
+            raise UsageError(f"w_iter must be at least 1, got {w_iter}.")
+        if not 0 <= eps < 1:
+            raise UsageError(f"eps must be from 0 to below 1 (0 or 1e-3 is usual), got {eps}.")
+        self.w_size, self.w_iter, self.eps, self.l2_normalise = w_size, w_iter, eps, l2_normalise
+
+    def forward(self, z: Views, *, step: Step | None = None, **given: Any) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine of projections between views (not whitened).
+
+        Args:
+            z: Projections of at least two views. Processes may hold batches of different sizes.
+            step: Source of the random cuts; may be absent on one process.
+            given: Unused.
+
+        Raises:
+            UsageError: fewer than two views, a batch that can't be cut into sub-batches that are large enough, a
+                singular covariance, or no step on several processes.
+        """
+        check_call(self, z, step=step, **given)
+        z = gather_views(z)
+        images, out_dim = z.shape[1:]
+        w_size = images if self.w_size is None else self.w_size
+        _check_sizes(images, w_size, out_dim)
+        generator = generator_of(step)
+        device = z.device if generator is None else generator.device
+        losses = []
+        for _ in range(self.w_iter):
+            order = torch.randperm(images, generator=generator, device=device).to(z.device)
+            losses.append(w_mse_loss(z[:, order], w_size=w_size, eps=self.eps, l2_normalise=self.l2_normalise))
+        cosine = cross_view_cosines(z.detach(), z.detach()).mean()
+        return ObjectiveOutput(torch.stack(losses).mean(), {"positive_cosine": cosine})
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return f"w_size={self.w_size}, w_iter={self.w_iter}, eps={self.eps}, l2_normalise={self.l2_normalise}"
+
+
+def _check_sizes(images: int, w_size: int, out_dim: int) -> None:
+    if w_size < 2 * out_dim:
+        raise UsageError(
+            f"W-MSE whitens {out_dim} dimensions in sub-batches of at least twice as many images, got w_size={w_size}: "
+            f"take w_size={2 * out_dim} or more, or a head with out_dim={w_size // 2} or less."
+        )
+    if images % w_size or not images:
+        raise UsageError(
+            f"W-MSE cuts the batch into sub-batches of w_size={w_size} images, and {images} (over all processes) is no "
+            "multiple: take another batch size or w_size, and drop the last incomplete batch "
+            "(dataloader_drop_last=True)."
+        )

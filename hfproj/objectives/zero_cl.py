@@ -1,0 +1,143 @@
+"""Zero-CL: whitened views agree feature by feature (Zero-FCL), image by image (Zero-ICL), or both.
+
+Zero-FCL standardises each feature over the batch and whitens by ZCA, each view by a matrix T of its own, held still:
+
+    T = U diag((s + ε)^−½) Uᵀ for zᵀz/N = U diag(s) Uᵀ,    z̃ = z sg(T),    L_F = Σ_j ( (1/N) Σ_i z̃_a,ij z̃_b,ij − 1 )².
+
+Zero-ICL is the same with the roles of images and features exchanged. Variants of the two official scripts:
+
+| | standardised by | covariance over | shrunk to | ε |
+|---|---|---|---|---|
+| imagenet | σ + 1e-4, σ unbiased | N | – | 0.01 |
+| cifar | √(σ² + 1e-5), σ² biased | N − 1 | 0.9 Σ + 0.1 I | 1e-5 |
+
+References:
+    Zhang et al. 2022, "Zero-CL: Instance and Feature Decorrelation for Negative-Free Symmetric Contrastive Learning";
+    Sherrylone/Zero-CL (c8dbadd) ``ImageNet-100/main.py``, (0a7a84d) ``cifar/main.py``.
+
+Deviations:
+    Statistics and whitening matrices are those of the joint batch; the official ones are local, and their in-place
+    ``all_reduce`` gives 1/world_size of the gradient. The official CIFAR script does not whiten unless told to. The
+    official ImageNet script runs one mode at a time; ``"both"`` is the paper's sum.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hfproj.errors import UsageError, unknown
+from hfproj.functional.rows import full_precision
+from hfproj.functional.views import gather_views
+from hfproj.functional.whitening import zca_matrix
+from hfproj.objectives.base import ObjectiveOutput, check_call
+from hfproj.typing import Scalar, Views
+
+MODES = ("feature", "instance", "both")
+SHRINKAGE = {"imagenet": 0.0, "cifar": 0.1}
+EPS = {"imagenet": 0.01, "cifar": 1e-5}
+
+
+def zero_cl_loss(
+    z: Float[Tensor, "2 rows dim"],
+    *,
+    variant: str = "imagenet",
+    shrinkage: float | None = None,
+    eps: float | None = None,
+) -> Scalar:
+    """Return Zero-FCL of two views, or Zero-ICL if rows are features and columns images (``z.mT``).
+
+    Args:
+        z: Projections, in any floating-point type; computed in float32 or better.
+        variant: ``"imagenet"`` or ``"cifar"``.
+        shrinkage: Share of the identity in the covariance; None: the variant's.
+        eps: ε, added to its eigenvalues; None: the variant's.
+
+    Example:
+        >>> z = torch.randn(64, 4).expand(2, 64, 4)
+        >>> bool(zero_cl_loss(z, eps=1e-6) < 1e-4)  # identical views
+        True
+    """
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    shrinkage = SHRINKAGE[variant] if shrinkage is None else shrinkage
+    rows, dim = z.shape[1:]
+    z = _standardise(z, variant)
+    with full_precision(z):
+        covariance = z.mT @ z / (rows if variant == "imagenet" else rows - 1)
+        covariance = (1 - shrinkage) * covariance + shrinkage * torch.eye(dim, dtype=z.dtype, device=z.device)
+        a, b = z @ zca_matrix(covariance, eps=EPS[variant] if eps is None else eps)
+    return ((a * b).mean(0) - 1).square().sum()
+
+
+def _standardise(z: Tensor, variant: str) -> Tensor:
+    z = z - z.mean(1, keepdim=True)
+    if variant == "cifar":
+        return z * (z.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+    variance = z.square().sum(1, keepdim=True) / (z.shape[1] - 1)
+    # A constant column has no deviation to differentiate: clamped, its gradient is that of z/1e-4.
+    return z / (variance.clamp_min(torch.finfo(z.dtype).tiny).sqrt() + 1e-4)
+
+
+class ZeroCL(nn.Module):
+    """Zero-CL over the joint batch of all processes, for two views.
+
+    Each step decomposes an out_dim × out_dim (feature) or batch × batch (instance) matrix per view.
+
+    Args:
+        mode: ``"feature"``, ``"instance"`` or ``"both"``, their sum. ``"feature"``: both official scripts' default.
+            Instances need out_dim of the order of the batch.
+        variant: ``"imagenet"`` or ``"cifar"``, see above; the latter has the feature mode only.
+        eps: ε, added to the eigenvalues; None: the variant's (0.01; 1e-5).
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> z = torch.randn(64, 4).expand(2, 64, 4)
+        >>> bool(ZeroCL(eps=1e-6)(z).loss < 1e-4)  # identical views
+        True
+    """
+
+    views = (2, 2)
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, *, mode: str = "feature", variant: str = "imagenet", eps: float | None = None):
+        super().__init__()
+        if mode not in MODES:
+            raise unknown("mode", mode, MODES)
+        if variant not in EPS:
+            raise unknown("variant", variant, EPS)
+        if variant == "cifar" and mode != "feature":
+            raise UsageError(f"The CIFAR variant has mode='feature' only, got {mode!r}: take variant='imagenet'.")
+        if eps is not None and not 0 < eps < float("inf"):
+            raise UsageError(f"eps must be a positive number, or None for {EPS[variant]}, got {eps}.")
+        self.mode, self.variant, self.eps = mode, variant, eps
+
+    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
+        """Return the loss, and its parts ``feature`` and ``instance`` as far as the mode has them.
+
+        Args:
+            z: Projections of two views. Processes may hold batches of different sizes.
+            given: Unused.
+
+        Raises:
+            UsageError: not two views, or fewer than two images over all processes (dimensions, for instances).
+        """
+        check_call(self, z, **given)
+        z = gather_views(z)
+        images, out_dim = z.shape[1:]
+        if images < 2:
+            raise UsageError(f"Zero-CL needs at least 2 images, got {images} over all processes: use a larger batch.")
+        if out_dim < 2 and self.mode != "feature":
+            raise UsageError(f"mode={self.mode!r} standardises images over features: out_dim must be 2 or more.")
+        terms = {}
+        if self.mode != "instance":
+            terms["feature"] = zero_cl_loss(z, variant=self.variant, eps=self.eps)
+        if self.mode != "feature":
+            terms["instance"] = zero_cl_loss(z.mT, variant=self.variant, eps=self.eps)
+        return ObjectiveOutput(torch.stack([*terms.values()]).sum(), {n: term.detach() for n, term in terms.items()})
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return f"mode={self.mode!r}, variant={self.variant!r}, eps={self.eps}"

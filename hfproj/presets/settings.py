@@ -1,0 +1,66 @@
+"""Optimizers and augmentations that several published settings share.
+
+Numbers of epochs and shares are floats: `TrainingArguments` declares them so.
+"""
+
+from typing import Any
+
+Settings = dict[str, Any]
+
+NO_CLIPPING: Settings = {"max_grad_norm": 0.0}  # transformers clips at 1 unless told not to
+
+
+def training(epochs: float, batch: int, learning_rate: float, weight_decay: float, *, warmup_epochs: float = 10.0,
+             **others: Any) -> Settings:  # fmt: skip
+    """Return values of `ProjectionTrainingArguments`: AdamW with warm-up and a cosine to 0, if `others` say no more.
+
+    Args:
+        epochs: Number of epochs.
+        batch: Images in a batch of all processes.
+        learning_rate: At its peak, for that batch.
+        weight_decay: Of matrices.
+        warmup_epochs: Epochs in which the learning rate rises linearly.
+        others: Further values.
+    """
+    return {
+        **NO_CLIPPING,
+        "num_train_epochs": float(epochs),
+        "per_device_train_batch_size": batch,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup_steps": warmup_epochs / epochs,
+        **others,
+    }
+
+
+SGD: Settings = {"optim": "sgd", "optim_args": "momentum=0.9"}
+LARS: Settings = {"lars": True, "lars_trust_coefficient": 0.001}  # the official codes of SimCLR, MoCo v3, VICReg …
+SOLO_LARS: Settings = {"lars": True, "lars_trust_coefficient": 0.02, "lars_clip": True}  # solo-learn on CIFAR
+ZERO_CL_LARS: Settings = {"lars": True, "lars_trust_coefficient": 0.02}
+SIMCLR_LARS_100 = training(100.0, 4096, 4.8, 1e-6, **LARS)  # 0.3 · 4096/256
+
+# Ranges of the jitter that MoCo v2 and BYOL have, below SimCLR's.
+_WEAK: Settings = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+_WEAKER: Settings = {**_WEAK, "saturation": 0.2}
+
+MOCO_VIEWS: Settings = {"scale": (0.2, 1.0), **_WEAK, "blur_probability": 0.5}
+# Two augmentations that differ: blur 1 and 0.1, solarization 0 and 0.2. Each view has their mean here.
+BYOL_VIEWS: Settings = {**_WEAKER, "blur_probability": 0.55, "solarize_probability": 0.1}
+BYOL_VIEWS_NOTE = "Its two augmentations differ (blur 1 and 0.1, solarization 0 and 0.2); here both have the mean."
+
+# solo-learn's augmentations/{symmetric, symmetric_weak, asymmetric}.yaml for CIFAR
+SOLO_VIEWS: Settings = {"blur_probability": 0.5}
+SOLO_WEAK_VIEWS: Settings = {**_WEAK, "blur_probability": 0.5}
+SOLO_ASYMMETRIC_VIEWS: Settings = {**_WEAKER, "blur_probability": 0.0, "solarize_probability": 0.1}
+SOLO_ASYMMETRIC_NOTE = "Solarization: 0 in one view and 0.2 in the other there, 0.1 in both here."
+
+
+def only_crops(scale: tuple[float, float]) -> Settings:
+    """Return an augmentation by crops and flips alone."""
+    off = dict.fromkeys(("color_jitter_probability", "grayscale_probability", "blur_probability"), 0.0)
+    return {"scale": scale, **off}
+
+
+def multi_crop(number: int, scale: tuple[float, float], local_scale: tuple[float, float]) -> Settings:
+    """Return two large views and `number` small ones of 96 pixels, for images of 224."""
+    return {"scale": scale, "local_views": number, "local_size": 96, "local_scale": local_scale}

@@ -1,0 +1,67 @@
+"""Information bottleneck: the head is trained to carry less of the representation, by its matrix mutual information.
+
+    L = I_α(h; z) = S_α(K_h) + S_α(K_z) − S_α(K_h ∘ K_z)
+
+with K_h, K_z the cosine similarities of all n = V·N rows; a positive weight *minimises* it, and its gradient reaches
+encoder and head. It lies below the smaller of the two entropies and, unless α = 1, may be negative.
+
+References:
+    Ouyang et al. 2025, arXiv 2503.00507, section 4; PKU-ML/Projector_Theory (5c2e7d1) ``methods/simclr.py``: α = 2 in
+    all its configurations; weights are not published.
+
+Deviations:
+    Rows of all processes by default, ``gather=False`` for those of each process as in the official code; float32 or
+    better, where it trains in 16 bits; no NaN at α = 1, see `hfproj.functional.matrix_entropy`.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from hfproj.functional.matrix_entropy import check_alpha, matrix_mutual_information
+from hfproj.regularizers.base import Projections, Representations, check_views, joint
+from hfproj.typing import Scalar
+
+
+class Bottleneck(nn.Module):
+    """Matrix mutual information of h and z over all views of the joint batch, in nats.
+
+    Memory is O(rows²), rows = views · batch of all processes.
+
+    Args:
+        alpha: α, order of the entropies. 2 (the paper) needs no eigenvalues.
+        gather: Whether rows of other processes belong to the batch; if not, the value is that of the local batch.
+
+    Raises:
+        UsageError: alpha is not a positive finite number.
+
+    Example:
+        >>> import torch
+        >>> h = torch.eye(8).view(2, 4, 8)
+        >>> round(Bottleneck()(nn.Identity(), h, h).exp().item(), 4)  # z tells 8 orthogonal rows apart
+        8.0
+    """
+
+    def __init__(self, *, alpha: float = 2.0, gather: bool = True):
+        super().__init__()
+        check_alpha(alpha)
+        self.alpha, self.gather = alpha, gather
+
+    def forward(self, model: Any, h: Representations, z: Projections, *, step: Any = None) -> Scalar:
+        """Return I_α(h; z).
+
+        Args:
+            model: Unused.
+            h: Representations.
+            z: Projections of the same rows.
+            step: Unused.
+
+        Raises:
+            UsageError: h or z has another shape, or they have different numbers of rows.
+        """
+        h, z = (joint(check_views(n, x), self.gather).flatten(0, 1) for n, x in (("h", h), ("z", z)))
+        return matrix_mutual_information(h, z, alpha=self.alpha)
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return f"alpha={self.alpha}, gather={self.gather}"

@@ -1,0 +1,77 @@
+"""SIGReg beside another objective: features are pulled to N(0, I), as seen along random directions.
+
+    L = mean_v SIGReg(z_v),    each view by itself; see `hfproj.functional.sigreg` for the statistic.
+
+References:
+    Balestriero, LeCun 2025, "LeJEPA", arXiv 2511.08544; rbalestr-lab/lejepa ``MINIMAL.md``.
+
+Deviations:
+    None. LeJEPA itself, with its invariance term, is an objective.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfproj.errors import UsageError
+from hfproj.functional.rows import full_precision
+from hfproj.functional.sigreg import random_directions, sigreg
+from hfproj.functional.views import generator_of
+from hfproj.regularizers.base import Projections, Representations, check_on, features
+from hfproj.typing import Scalar
+
+
+class SIGReg(nn.Module):
+    """SIGReg of each view of the joint batch, averaged over views.
+
+    Features are not normalised: about 1.05 under N(0, I), 0.402 times the number of images if all are zero.
+
+    Args:
+        on: ``"z"`` or ``"h"``.
+        slices: Number of random directions, drawn anew in each step. 1024: LeJEPA's README, lightly; 256: its minimal
+            example.
+        knots: Number of frequencies. 17: LeJEPA.
+        t_max: Highest frequency. 3: LeJEPA.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> z = torch.zeros(2, 10, 4)
+        >>> round(SIGReg()(nn.Identity(), z, z).item(), 2)
+        4.02
+    """
+
+    def __init__(self, *, on: str = "z", slices: int = 1024, knots: int = 17, t_max: float = 3.0):
+        super().__init__()
+        check_on(on)
+        if slices < 1 or knots < 2 or not 0 < t_max < float("inf"):
+            raise UsageError(
+                f"SIGReg needs at least 1 slice, 2 knots and a positive t_max, got slices={slices}, knots={knots}, "
+                f"t_max={t_max}."
+            )
+        self.on, self.slices, self.knots, self.t_max = on, slices, knots, t_max
+
+    def forward(self, model: Any, h: Representations, z: Projections, *, step: Any = None) -> Scalar:
+        """Return the mean over views.
+
+        Args:
+            model: Unused.
+            h: Representations.
+            z: Projections.
+            step: Its generator draws the directions, the same on all processes; None: torch's own generator.
+
+        Raises:
+            UsageError: features of another shape, h of a frozen backbone with ``on="h"``, or no step on several
+                processes.
+        """
+        x = features(self.on, h, z)
+        directions = random_directions(x[0], self.slices, generator=generator_of(step))
+        with full_precision(x):
+            views = [sigreg(view, directions=directions, knots=self.knots, t_max=self.t_max) for view in x]
+        return torch.stack(views).mean()
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return f"on={self.on!r}, slices={self.slices}, knots={self.knots}, t_max={self.t_max}"

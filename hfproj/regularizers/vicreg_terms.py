@@ -1,0 +1,94 @@
+"""VICReg's variance and covariance terms beside another objective, on projections or on the representation.
+
+    L = μ · mean_v v(z_v) + ν · Σ_v c(z_v),
+
+v the hinge on each feature's standard deviation, c the squared covariances between features; see
+`hfproj.functional.covariance`.
+
+References:
+    Bardes, Ponce, LeCun 2022, "VICReg", arXiv 2105.04906, eqs. 1 to 4, 6; facebookresearch/vicreg ``main_vicreg.py``,
+    lightly-ai/lightly (e8d317fc) ``loss/vicreg_loss.py``.
+
+Deviations:
+    Without the invariance term: the objective beside it brings views together. ``variance_reduction="sum"`` is
+    solo-learn's, whose variance term is twice as large for two views.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfproj.errors import UsageError, unknown
+from hfproj.functional.covariance import covariance_penalty, variance_hinge
+from hfproj.regularizers.base import Projections, Representations, check_on, features
+from hfproj.typing import Scalar
+
+
+class VICRegTerms(nn.Module):
+    """Variance and covariance of each view of the joint batch.
+
+    Args:
+        on: ``"z"`` or ``"h"``.
+        variance_weight: μ. 25: VICReg.
+        covariance_weight: ν. 1: VICReg.
+        variance_reduction: ``"mean"`` over views (official, lightly) or ``"sum"`` (solo-learn).
+        target: Standard deviation from which on a feature is let alone. 1: VICReg.
+        eps: Added to the variance. 1e-4: VICReg.
+
+    Raises:
+        UsageError: an option that cannot work.
+
+    Example:
+        >>> z = torch.ones(2, 4, 8)  # collapsed: 25·(1 − √1e-4), no covariance
+        >>> round(VICRegTerms()(nn.Identity(), z, z).item(), 4)
+        24.75
+    """
+
+    def __init__(
+        self,
+        *,
+        on: str = "z",
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+        variance_reduction: str = "mean",
+        target: float = 1.0,
+        eps: float = 1e-4,
+    ):
+        super().__init__()
+        check_on(on)
+        if variance_reduction not in ("mean", "sum"):
+            raise unknown("variance_reduction", variance_reduction, ("mean", "sum"))
+        if not (math.isfinite(variance_weight) and math.isfinite(covariance_weight) and target > 0 and eps > 0):
+            raise UsageError(
+                "VICReg's terms need finite weights and positive target and eps, got "
+                f"variance_weight={variance_weight}, covariance_weight={covariance_weight}, target={target}, eps={eps}."
+            )
+        self.on, self.variance_weight, self.covariance_weight = on, variance_weight, covariance_weight
+        self.variance_reduction, self.target, self.eps = variance_reduction, target, eps
+
+    def forward(self, model: Any, h: Representations, z: Projections, *, step: Any = None) -> Scalar:
+        """Return the weighted sum of both terms.
+
+        Args:
+            model: Unused.
+            h: Representations.
+            z: Projections.
+            step: Unused.
+
+        Raises:
+            UsageError: features of another shape, h of a frozen backbone with ``on="h"``, or a batch of one image.
+        """
+        x = features(self.on, h, z)
+        variance = torch.stack([variance_hinge(view, eps=self.eps, target=self.target) for view in x])
+        covariance = torch.stack([covariance_penalty(view) for view in x])
+        variance = variance.mean() if self.variance_reduction == "mean" else variance.sum()
+        return self.variance_weight * variance + self.covariance_weight * covariance.sum()
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        return (
+            f"on={self.on!r}, variance_weight={self.variance_weight}, covariance_weight={self.covariance_weight}, "
+            f"variance_reduction={self.variance_reduction!r}, target={self.target}, eps={self.eps}"
+        )
