@@ -94,9 +94,11 @@ class LeJEPA(nn.Module):
             given: Unused.
 
         Raises:
-            UsageError: fewer than two views, or no step on several processes.
+            UsageError: fewer than two views or than `global_views`, or no step on several processes.
         """
         check_call(self, z, step=step, **given)
+        if self.global_views is not None and self.global_views > len(z):
+            raise UsageError(f"The centre is the mean of global_views={self.global_views} views, and z has {len(z)}.")
         invariance = distance_to_centre(z, global_views=self.global_views)
         directions = random_directions(z[0], self.slices, generator=generator_of(step))
         gaussianity = torch.stack(

@@ -54,7 +54,7 @@ CIFAR: dict[str, Preset] = {
     "barlow_twins_cifar": _solo(
         "Barlow Twins", "barlow", 0.3, 1e-4,
         objective={"name": "barlow_twins", "scale": 0.1}, head="barlow_twins",
-        head_options={"depth": 3, "hidden_dim": 2048}, out_dim=2048, views=SOLO_ASYMMETRIC_VIEWS,
+        head_options={"hidden_dim": 2048}, out_dim=2048, views=SOLO_ASYMMETRIC_VIEWS,
     ),
     "vicreg_cifar": _solo(
         "VICReg", "vicreg", 0.3, 1e-4,

@@ -134,8 +134,9 @@ _PAPER_2 = {
 # Paper 3: what the projector is replaced by × what is added.
 
 _PAPER_3_SOURCE = (
-    "OpenReview PD532fs8b1, first version, table 2: ResNet-18 on CIFAR, batch 128, SGD, temperature 0.2. It states no "
-    "epochs, learning rate, weight decay and augmentation: give them (num_train_epochs=…, learning_rate=…)."
+    "OpenReview PD532fs8b1, first version, table 2: ResNet-18 on CIFAR, batch 128, SGD, temperature 0.2. Epochs and "
+    "learning rate are not published: give them (num_train_epochs=…, learning_rate=…). Momentum 0.9, no weight decay "
+    "and SimCLR's augmentation are ours, and so are negatives from both views (info_nce has the other view's only)."
 )
 _PAPER_3_HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "simclr": ("SimCLR", "simclr_solo", {}),
@@ -174,7 +175,7 @@ def _paper_3(head: str, added: str) -> Preset:
         head=name,
         head_options=options,
         regularizers=regularizers,
-        training={**NO_CLIPPING, **SGD, "per_device_train_batch_size": 128},
+        training={**NO_CLIPPING, **SGD, "weight_decay": 0.0, "per_device_train_batch_size": 128},
     )
 
 

@@ -12,6 +12,7 @@ from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.objectives.base import check_needs
 from hfproj.regularizers import Weighted
 from hfproj.training.checks import is_stream
+from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
 
 # Parts of an adapter that only some objectives use, with the keyword that says so.
@@ -22,6 +23,11 @@ def active_modules(model: nn.Module) -> HeadModules:
     """Return the active adapter's head with its predictor, prototypes and scales."""
     layer = getattr(model.get_base_model(), CHILD)
     return layer.projection_head_modules[layer.active_name]
+
+
+def active_config(model: nn.Module) -> ProjectionHeadConfig:
+    """Return the active adapter's config."""
+    return model.peft_config[getattr(model.get_base_model(), CHILD).active_name]
 
 
 @torch.no_grad()
@@ -69,6 +75,6 @@ def prepare_model(model: nn.Module, objective: nn.Module, regularizers: Mapping[
         module = getattr(modules, part)
         if module is not None and keyword not in needs:
             module.requires_grad_(False)
-    config = model.peft_config[getattr(model.get_base_model(), CHILD).active_name]
+    config = active_config(model)
     config.objective = getattr(objective, "created", None)
     config.regularizers = {name: regularizer.describe() for name, regularizer in regularizers.items()} or None

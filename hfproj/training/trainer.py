@@ -46,7 +46,8 @@ class ProjectionTrainer(Trainer):
         model: A ``PeftModel`` with a projection head.
         args: `ProjectionTrainingArguments`.
         objective: An objective; or the name of one, or ``{"name": name, **options}``, which gets the options that model
-            and data decide (``out_dim``, ``num_images``, ``prototypes``) by itself.
+            and data decide (``out_dim``, ``num_images``, ``prototypes``) by itself. None: what the adapter was trained
+            on, if its config says so, with its regularizers unless others are given; else ``"nt_xent"``.
         regularizers: name → weight; or → a dict of ``weight``, ``schedule``, ``end_weight`` and options; or → a
             regularizer module, with weight 1.
         train_dataset: Images: a map-style data set (wrapped in `IndexedDataset`) or a stream (`StreamDataset`).
@@ -68,7 +69,7 @@ class ProjectionTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments | None = None,
         *,
-        objective: nn.Module | str | Mapping[str, Any] = "nt_xent",
+        objective: nn.Module | str | Mapping[str, Any] | None = None,
         regularizers: Mapping[str, Any] | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -87,6 +88,10 @@ class ProjectionTrainer(Trainer):
             from hfproj.data.images import ImageViews
 
             data_collator = ImageViews.for_model(model, seed=args.seed)
+        if objective is None:
+            config = methods.active_config(model)
+            objective = config.objective or "nt_xent"
+            regularizers = config.regularizers if regularizers is None else regularizers
         self.objective = methods.make_objective(objective, model, train_dataset)
         self.regularizers = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
         methods.prepare_model(model, self.objective, self.regularizers)

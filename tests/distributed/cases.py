@@ -10,6 +10,7 @@ from distributed.methods import METHODS
 from distributed.run import Processes
 from hfproj import distributed
 from hfproj.errors import UsageError
+from hfproj.functional.covariance import covariance_penalty, product_energy
 from hfproj.heads.mlp import MLPHead
 from hfproj.heads.norm import BatchNorm
 from hfproj.objectives.nt_xent import NTXent
@@ -138,7 +139,27 @@ def refused(function):
 ONE_ROW_HERE = {2: (7, 1), 3: (7, 1, 1)}
 NONE_HERE = {2: (8, 0), 3: (0, 4, 5)}
 
+
+def products(width: int):
+    """Value, gradient and Hessian-vector product of a norm of covariances, by N × N or D × D matrices."""
+
+    def case(processes: Processes):
+        x = torch.randn(2, processes.total, width, dtype=torch.float64)
+        direction = processes.rows(torch.randn_like(x), dim=1)
+        local = processes.rows(x, dim=1).clone().requires_grad_()
+        value = product_energy(local[0], local[1]) + covariance_penalty(local).sum()
+        (grad,) = torch.autograd.grad(value, local, create_graph=True)
+        grad = grad / distributed.world_size()
+        (hvp,) = torch.autograd.grad((grad * direction).sum(), local)
+        by_row = {"grad": grad, "hvp": hvp}
+        return {"value": value, **{n: _joint(t.transpose(0, 1)) for n, t in by_row.items()}}
+
+    return case
+
+
 CASES = {
+    "products of few rows": products(20),
+    "products of few dimensions": products(4),
     "gather": gather(),
     "gather, empty rank": gather(NONE_HERE),
     "reductions": reductions,

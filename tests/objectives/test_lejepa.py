@@ -102,6 +102,8 @@ def test_options_that_cannot_work(options, message):
         create_objective("lejepa", **options)
 
 
-def test_one_view_is_refused():
+def test_too_few_views_are_refused():
     with pytest.raises(UsageError, match="at least 2 views"):
         LeJEPA()(projections(1))
+    with pytest.raises(UsageError, match="global_views=3 views, and z has 2"):
+        LeJEPA(global_views=3)(projections())

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from objectives.cases import CASES, TRAINED_DIM
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from regularizers.cases import CASES as REGULARIZERS
 
 import hfproj
@@ -106,6 +106,39 @@ def test_every_objective_trains_a_head(cached, tmp_path, name):
         assert after[0] > before[0]
     assert after[1] > 1.5
     assert run.model.peft_config["default"].objective == {"name": case.name, **options}
+
+
+@torch.no_grad()
+def test_saved_adapters_say_what_they_were_trained_on(cached, tmp_path):
+    """Every objective with what its adapter needs, and a regularizer: saved, loaded, and trained further."""
+    data, backbone = cached
+    h = torch.randn(4, backbone.in_dim)
+    for name, case in CASES.items():
+        if not case.trained:
+            continue
+        options = case.options if case.training_options is None else case.training_options
+        config = hfproj.ProjectionHeadConfig.for_objective(
+            {"name": case.name, **options}, head=case.head, head_options=case.head_options, out_dim=TRAINED_DIM,
+            predictor=case.predictor, prototypes=case.prototypes,
+        )  # fmt: skip
+        model = get_peft_model(copy.deepcopy(backbone), config)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        args = hfproj.ProjectionTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+        given = {"train_dataset": data, "data_collator": hfproj.FeatureViews(case.views)}
+        if "out_dim" in options:
+            options = {**options, "out_dim": TRAINED_DIM}
+        objective = {"name": case.name, **options}
+        first = hfproj.ProjectionTrainer(model, args, objective=objective, regularizers={"orthogonality": 0.1}, **given)
+        first.save_model(str(tmp_path / name))
+        loaded = PeftModel.from_pretrained(copy.deepcopy(backbone), str(tmp_path / name), is_trainable=True)
+        expected, found = model.eval()(h), loaded.eval()(h)
+        for output in ("projection", "prediction", "scores"):
+            a, b = getattr(expected, output), getattr(found, output)
+            assert (a is None and b is None) or torch.equal(a, b)
+        again = hfproj.ProjectionTrainer(loaded, args, **given)
+        assert again.objective.created == first.objective.created
+        assert again.regularizers["orthogonality"].describe() == {"weight": 0.1}
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)

@@ -1,0 +1,75 @@
+"""docs: every registered name has its row, and the rows say what the code says."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import hfproj
+from hfproj.heads import HEADS
+from hfproj.heads.presets import PRESETS as PAPER_HEADS
+from hfproj.objectives import OBJECTIVES
+from hfproj.regularizers import REGULARIZERS
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+REGISTRIES = {"heads": HEADS, "objectives": OBJECTIVES, "regularizers": REGULARIZERS}
+
+
+def rows(file):
+    """Return the rows of a file's tables: registered name → cells by the heading of their column."""
+    found, headings = {}, []
+    for line in (DOCS / f"{file}.md").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("|"):
+            headings = []
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not headings:
+            headings = cells
+        elif not set(line) <= set("|-: "):
+            name = cells[0].strip("`")
+            assert name not in found, f"two rows for {name}"
+            assert len(cells) == len(headings), f"{name}: {len(cells)} cells in a table of {len(headings)} columns"
+            found[name] = dict(zip(headings, cells))
+    return found
+
+
+def names(cell):
+    return set(re.findall(r"`([^`]+)`", cell))
+
+
+@pytest.mark.parametrize("file", REGISTRIES)
+def test_every_registered_name_has_a_row(file):
+    described = {name for name in rows(file) if file != "objectives" or name in OBJECTIVES.list()}
+    assert described == set(REGISTRIES[file].list())
+
+
+@pytest.mark.parametrize("file", ["heads", "regularizers"])
+def test_rows_name_all_options(file):
+    registry = REGISTRIES[file]
+    for name, cells in rows(file).items():
+        if name not in PAPER_HEADS:
+            options = {n for n, p in registry.options(name).items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+            assert names(cells["options"]) == options - {"in_dim"}, name
+
+
+def test_rows_of_objectives_say_what_they_need():
+    for name, cells in rows("objectives").items():
+        if name not in OBJECTIVES.list():
+            continue  # of the table of costs
+        options = {"num_images": 3000} if "num_images" in OBJECTIVES.options(name) else {}
+        objective = hfproj.create_objective(name, **options)
+        assert names(cells["needs"]) == set(objective.needs), name
+        assert cells["copy"] == ("yes" if "target" in objective.needs else "no"), name
+        assert names(cells["head"]) <= set(HEADS.list()), name
+
+
+def test_widths_of_paper_heads():
+    """The first column of numbers in a row of layers, against the head that is made."""
+    for name, cells in rows("heads").items():
+        if name in PAPER_HEADS:
+            widths = re.split("–", re.match(r"\S+", cells["layers"]).group().strip(","))
+            head = hfproj.create_head(name, in_dim=5, **({"out_dim": 5} if "predictor" in name else {}))
+            made = [layer.linear for layer in [*head.hidden, head.last]]
+            expected = [5 if width in "dk" else int(width) for width in widths]
+            assert expected == [made[0].in_features, *(linear.out_features for linear in made)], name
