@@ -101,10 +101,10 @@ def _view_flags(views: dict[str, Any]) -> dict[str, Any]:
         "grayscale": views.pop("grayscale_probability", default.grayscale_probability),
         "rotation": views.pop("rotation_degrees", default.rotation_degrees),
     }
-    low, high = views.get("scale", default.scale)
-    if high == 1:
+    scale = views.get("scale", default.scale)
+    if scale is not None and scale[1] == 1:  # else it stays among the views, whose options come first
         views.pop("scale", None)
-        flags["crop_scale"] = low
+        flags["crop_scale"] = scale[0]
     return flags | {"views": json.dumps(views)}
 
 

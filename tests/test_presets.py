@@ -189,6 +189,7 @@ def test_a_step_of_training(name, tmp_path):
         "use_cpu": True,
         "disable_tqdm": True,
         "logging_steps": 1.0,
+        "log_representation": False,
     }
     run = hfproj.ProjectionTrainer(
         model,

@@ -211,7 +211,7 @@ _PAPER_4 = {
         training=training(200.0, 256, 0.3, 1e-4, **SOLO_LARS),
     ),
 }
-_BOTTLENECK = {
+_BOTTLENECK: dict[str, Any] = {
     "source": "λ is not published (0, off, in the official configurations); 0.1 is ours.",
     "regularizers": {"bottleneck": {"weight": 0.1, "alpha": 2.0}},
 }

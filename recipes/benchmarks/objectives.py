@@ -8,8 +8,9 @@
 ``features`` caches augmented views of the frozen backbone's representation once and trains heads on them; ``lora``
 trains head and LoRA on images; both score by weighted 20-NN on images of the test part, searched among training images.
 ``images`` times a step of every objective on images. Runs are kept below runs/objectives: finished ones are not run
-again. ``table`` writes recipes/benchmarks/results/objectives.json and .md; a difference from the plain objective counts
-where it is larger than one standard deviation over seeds (that of the difference), else it is "none". Time is CPU time.
+again. ``table`` writes recipes/benchmarks/results/objectives.json and .md, and the cost of a step into
+docs/objectives.md; a difference from the plain objective counts where it is larger than one standard deviation over
+seeds (that of the difference), else it is "none". Time is CPU time.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from hfproj.results import installed_versions, write_atomic
 
 RUNS = Path("runs/objectives")
 OUT = Path(__file__).resolve().parent / "results" / "objectives"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "objectives.md"
 SEEDS = (0, 1, 2)
 OUT_DIM = 64
 MLP = {"head": "mlp", "head_options": {"hidden_dim": 512}, "out_dim": OUT_DIM}
@@ -222,17 +224,34 @@ def table() -> None:
         lines += [f"## {title}", "", f"{settings}.", ""]
         lines += markdown(rows, layers)
     content["images"] = [json.loads(file.read_text()) for file in sorted((RUNS / "images").glob("*.json"))]
-    lines += ["## A step on images", "", f"{', '.join(f'{k} {v}' for k, v in IMAGES.items())}.", ""]
+    lines += ["## A step on images", "", *cost(content["images"])]
+    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_atomic(OUT.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
+    if content["images"]:
+        fill(DOCS, "cost", cost(content["images"]))
+    print("\n".join(lines))
+
+
+def cost(rows: list[dict]) -> list[str]:
+    """Return the table of what a step on images costs."""
+    lines = [f"vit_nano on the CPU: {', '.join(f'{k} {v}' for k, v in IMAGES.items())}.", ""]
     lines += ["| objective | CPU s / step | against nt_xent | loss, first and last |", "|---|---:|---:|---:|"]
-    plain = next((r["cpu_seconds_per_step"] for r in content["images"] if r["objective"] == "nt_xent"), None)
-    for row in sorted(content["images"], key=lambda r: list(OBJECTIVES).index(r["objective"])):
+    plain = next((r["cpu_seconds_per_step"] for r in rows if r["objective"] == "nt_xent"), None)
+    for row in sorted(rows, key=lambda r: list(OBJECTIVES).index(r["objective"])):
         seconds = row["cpu_seconds_per_step"]
         ratio = f"{seconds / plain:.2f}" if plain else ""
         first, *_, last = row["losses"]
         lines.append(f"| {row['objective']} | {seconds:.2f} | {ratio} | {first:.3f} → {last:.3f} |")
-    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
-    write_atomic(OUT.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
-    print("\n".join(lines))
+    return lines
+
+
+def fill(file: Path, name: str, lines: list[str]) -> None:
+    """Put `lines` between the markers `name` of a text."""
+    before, start, rest = file.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (start and end):
+        raise SystemExit(f"{file} has no place for it: <!-- {name} --> and <!-- /{name} -->, each on a line.")
+    write_atomic(file, (before + start + "\n".join(lines) + "\n" + end + after).encode())
 
 
 def markdown(rows: list[dict], layers: tuple[str, ...]) -> list[str]:

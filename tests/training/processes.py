@@ -7,6 +7,7 @@ import torch
 from accelerate import PartialState
 from small import Seen, adapter, head_model, images, plain, trainer, views
 
+import hfproj
 from hfproj import distributed
 from hfproj.data import StreamDataset
 
@@ -26,15 +27,21 @@ class Double:
         return batch
 
 
-def train(folder, *, dataset=None, resume=None, **options):
+def train(folder, *, dataset=None, resume=None, objective=None, config=None, collator=None, **options):
     """Train in float64 on joint batches of 8, two of them a step, 2 steps an epoch; return all that can differ."""
     world = distributed.world_size()
     run = trainer(
         folder,
-        head_model(prototypes=None).double(),
+        head_model(**(config or {})).double(),
         dataset if dataset is not None else images(35),
-        Double(views()),
-        extra={"eval_dataset": images(11, seed=1), "bank_dataset": images(9, seed=2), "eval_collator": Double(plain())},
+        Double(collator or views()),
+        extra={
+            # Its buffers in float64 too: the rounding of a centre may differ between numbers of processes.
+            "objective": objective and hfproj.create_objective(**objective).double(),
+            "eval_dataset": images(11, seed=1),
+            "bank_dataset": images(9, seed=2),
+            "eval_collator": Double(plain()),
+        },
         cls=Seen,
         **{
             "per_device_train_batch_size": 8 // world,
@@ -50,10 +57,15 @@ def train(folder, *, dataset=None, resume=None, **options):
             **options,
         },
     )
+    start = adapter(run.model)
     run.train(resume_from_checkpoint=resume)
     times = ("runtime", "second")
     log = [{n: v for n, v in e.items() if not any(t in n for t in times)} for e in run.state.log_history]
-    return {"weights": adapter(run.model), "seen": run.seen, "log": log, "start": adapter(head_model().double())}
+    weights = adapter(run.model)
+    if run.ema is not None:
+        weights |= {f"ema.{n}": t for n, t in adapter(run.ema.module).items()}
+        weights |= {f"objective.{n}": t for n, t in run.objective.state_dict().items()}
+    return {"weights": weights, "seen": run.seen, "log": log, "start": start}
 
 
 def cases(folder):
@@ -65,6 +77,13 @@ def cases(folder):
     results["workers"] = train(folder / "workers", dataloader_num_workers=2, eval_strategy="no")
     stream = StreamDataset(images(35))
     results["stream"] = train(folder / "stream", dataset=stream, max_steps=3, eval_strategy="no")
+    # A teacher, prototypes that are frozen at first, a centre, and views of two sizes: two forward passes a step.
+    crops = {"objective": {"name": "dino", "prototypes": 8}, "config": {"prototypes": 8}}
+    crops["collator"] = views(local_views=2, local_size=8)
+    crops |= {"patch_dropout": 0.0, "eval_strategy": "no"}
+    results["multi-crop"] = train(folder / "crops", save_strategy="steps", save_steps=3, **crops)
+    distributed.barrier()
+    results["multi-crop resumed"] = train(folder / "crops again", resume=folder / "crops/checkpoint-3", **crops)
     return results
 
 

@@ -12,7 +12,7 @@ import torch
 from small import differs
 
 SCRIPT = Path(__file__).with_name("processes.py")
-NAMES = ["joint batch", "resumed", "workers", "stream"]
+NAMES = ["joint batch", "resumed", "workers", "stream", "multi-crop", "multi-crop resumed"]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,8 @@ def test_resumed_and_loaded_by_workers_is_the_same_run(one, two):
         for name in ("resumed", "workers"):
             for key, expected in results["joint batch"]["weights"].items():
                 assert torch.equal(results[name]["weights"][key], expected)
+        for key, expected in results["multi-crop"]["weights"].items():
+            assert torch.equal(results["multi-crop resumed"]["weights"][key], expected)
         assert results["resumed"]["seen"] == results["joint batch"]["seen"][-len(results["resumed"]["seen"]) :]
 
 
