@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj import distributed
+from hfproj.functional.moments import joint_mean
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.typing import Scalar, Views
 
@@ -69,17 +70,6 @@ def positive_cosine(z: Views) -> Scalar:
     """
     rows = unit_rows(z)
     return (rows * (rows.sum(0) - rows)).sum(-1).mean() / (len(rows) - 1)
-
-
-def joint_mean(x: Float[Tensor, "*shape"]) -> Scalar:
-    """Return the mean over the elements of all processes, which may hold different numbers of them, or none.
-
-    Example:
-        >>> joint_mean(torch.tensor([1.0, 3.0]))
-        tensor(2.)
-    """
-    total = distributed.all_reduce_sum(x.sum())
-    return total / sum(distributed.row_counts(x.numel(), x.device))
 
 
 @torch.no_grad()

@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hfproj import distributed
-from hfproj.functional.matching import joint_cosine, joint_mean
+from hfproj.functional.matching import joint_cosine
+from hfproj.functional.moments import joint_mean
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_momentum, check_shape, check_temperature

@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hfproj.functional.contrastive import check_images
-from hfproj.functional.matching import joint_cosine, joint_mean, match_rows, unit_rows_own_first, view_pairs
+from hfproj.functional.matching import joint_cosine, match_rows, unit_rows_own_first, view_pairs
+from hfproj.functional.moments import joint_mean
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_momentum, check_shape, check_temperature
 from hfproj.typing import Scalar, Views

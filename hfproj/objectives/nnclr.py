@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from hfproj import distributed
 from hfproj.functional.contrastive import check_images
-from hfproj.functional.matching import joint_cosine, joint_mean, match_rows, unit_rows_own_first, view_pairs
+from hfproj.functional.matching import joint_cosine, match_rows, unit_rows_own_first, view_pairs
+from hfproj.functional.moments import joint_mean
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_shape, check_temperature

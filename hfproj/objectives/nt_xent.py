@@ -20,9 +20,11 @@ from torch import nn
 
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import check_images, tiled_nt_xent
+from hfproj.functional.matching import positive_cosine
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.functional.views import gather_views
 from hfproj.objectives.base import ObjectiveOutput, check_call
+from hfproj.objectives.checks import check_temperature
 from hfproj.typing import Scalar, Views
 
 
@@ -72,11 +74,9 @@ class NTXent(nn.Module):
 
     def __init__(self, *, temperature: float = 0.2, gather: bool = True, tile_rows: int | None = 512):
         super().__init__()
-        if not 0 < temperature < float("inf"):
-            raise UsageError(f"temperature must be a positive number (0.05 to 1 is usual), got {temperature}.")
         if tile_rows is not None and tile_rows < 1:
             raise UsageError(f"tile_rows must be at least 1, or None for no tiles, got {tile_rows}.")
-        self.temperature, self.gather, self.tile_rows = temperature, gather, tile_rows
+        self.temperature, self.gather, self.tile_rows = check_temperature(temperature), gather, tile_rows
 
     def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
         """Return the loss and ``positive_cosine``, the mean cosine between views of an image.
@@ -99,14 +99,9 @@ class NTXent(nn.Module):
             z = gather_views(z)
         check_images(z.shape[1])
         return ObjectiveOutput(
-            nt_xent_loss(z, temperature=self.temperature), {"positive_cosine": _positive_cosine(z.detach())}
+            nt_xent_loss(z, temperature=self.temperature), {"positive_cosine": positive_cosine(z)}
         )
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
         return f"temperature={self.temperature}, gather={self.gather}, tile_rows={self.tile_rows}"
-
-
-def _positive_cosine(z: Views) -> Scalar:
-    u = unit_rows(z)
-    return (u * (u.sum(0) - u)).sum(-1).mean() / (len(u) - 1)
