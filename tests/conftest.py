@@ -15,6 +15,8 @@ jaxtyping.install_import_hook("hfproj", "beartype.beartype")
 
 import torch
 
+torch.set_num_threads(1)  # one core for each of pytest's processes, and sums that do not depend on the machine's cores
+
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -76,7 +76,7 @@ REGULARIZERS: dict[str, dict] = {
     "+ bottleneck": {"bottleneck": 0.1},
 }
 FEATURES = {"images": 5000, "test": 2000, "passes": 4, "steps": 200, "batch": 256, "learning_rate": 1e-3}
-LORA = {"images": 5000, "bank": 2000, "test": 1000, "steps": 40, "batch": 64, "learning_rate": 3e-4, "lora_r": 8}
+LORA = {"images": 5000, "bank": 2000, "test": 1000, "steps": 25, "batch": 64, "learning_rate": 3e-4, "lora_r": 8}
 IMAGES = {"images": 640, "steps": 10, "batch": 64, "learning_rate": 3e-4, "lora_r": 8}
 AUGMENTATION = {"scale": (0.08, 1.0), "color_jitter_strength": 1.0}
 
