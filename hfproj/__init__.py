@@ -19,6 +19,8 @@ _PUBLIC = {
     "ProjectionTrainingArguments": "training.arguments",
     "ImageViews": "data.images",
     "EvalImages": "data.images",
+    "TextViews": "data.text",
+    "EvalText": "data.text",
     "IndexedDataset": "data.indexing",
     "EpochSampler": "data.indexing",
     "load_image_dataset": "data.datasets",

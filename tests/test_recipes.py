@@ -130,6 +130,28 @@ def test_last_blocks_without_lora(tmp_path):
     assert not any("lora" in name for name in names)
 
 
+def test_a_preset_and_other_methods(tmp_path):
+    run("simclr_vit", *SMALL, "--output_dir", tmp_path, "--preset", "werank_last_layer", "--max_steps", 1)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["head"], config["objective"]["name"]) == (hfproj.get_preset("werank_last_layer").head, "nt_xent")
+    assert config["regularizers"]["werank"]["layers"] == "last"
+    flags = ("--objective", "swav", "--prototypes", 12, "--regularizers", "koleo.weight=0.1,koleo.on=z")
+    run(
+        "simclr_vit",
+        *SMALL,
+        "--output_dir",
+        tmp_path,
+        *flags,
+        "--views",
+        "local_views=2,local_size=16",
+        "--max_steps",
+        1,
+    )
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["objective"], config["prototypes"]) == ({"name": "swav", "out_dim": 128}, 12)
+    assert config["regularizers"] == {"koleo": {"weight": 0.1, "on": "z"}}
+
+
 def test_accelerate_loop(capsys):
     assert len((RECIPES / "accelerate_loop.py").read_text().splitlines()) < 80
     run("accelerate_loop", "--epochs", 1, "--limit", 64, "--batch_size", 32)

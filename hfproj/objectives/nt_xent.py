@@ -98,9 +98,7 @@ class NTXent(nn.Module):
         if self.gather:
             z = gather_views(z)
         check_images(z.shape[1])
-        return ObjectiveOutput(
-            nt_xent_loss(z, temperature=self.temperature), {"positive_cosine": positive_cosine(z)}
-        )
+        return ObjectiveOutput(nt_xent_loss(z, temperature=self.temperature), {"positive_cosine": positive_cosine(z)})
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""

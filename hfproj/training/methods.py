@@ -71,10 +71,10 @@ def prepare_model(model: nn.Module, objective: nn.Module, regularizers: Mapping[
     missing = {n: v for n, v in getattr(objective, "scales", {}).items() if n not in modules.scales}
     if "scales" in needs and missing:
         raise UsageError(f"{kind} needs learnable scales: ProjectionHeadConfig(scales={missing}).")
-    for part, keyword in _PARTS.items():  # without a gradient DDP would wait for one
-        module = getattr(modules, part)
-        if module is not None and keyword not in needs:
-            module.requires_grad_(False)
+    trainable = any(parameter.requires_grad for parameter in model.parameters())  # else it was loaded frozen
+    for part, keyword in _PARTS.items():  # a part without a gradient must be frozen: DDP would wait for one
+        if getattr(modules, part) is not None:
+            getattr(modules, part).requires_grad_(trainable and keyword in needs)
     config = active_config(model)
     config.objective = getattr(objective, "created", None)
     config.regularizers = {name: regularizer.describe() for name, regularizer in regularizers.items()} or None

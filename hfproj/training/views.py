@@ -64,5 +64,10 @@ def forward_views(model: nn.Module, views: Sequence[Any]) -> ViewOutputs:
             return None
         return torch.stack(rows) if len({r.shape for r in rows}) == 1 else rows
 
-    outputs = (gathered(n) for n in ("representation", "projection", "prediction", "scores"))
-    return ViewOutputs(*outputs, scales=getattr(out, "scales", None))
+    return ViewOutputs(
+        h=gathered("representation"),
+        z=gathered("projection"),
+        prediction=gathered("prediction"),
+        scores=gathered("scores"),
+        scales=out.scales,
+    )

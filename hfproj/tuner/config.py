@@ -129,9 +129,9 @@ class ProjectionHeadConfig(PeftConfig):
         if isinstance(objective, dict):
             options = {**objective}
             name = options.pop("name")
-            if "num_images" in OBJECTIVES.options(name):
-                options.setdefault("num_images", 1)  # what is needed does not depend on it
-            objective = create_objective(name, **options)
+            # Without the number of images, which the trainer knows, there is the class alone: it says what it needs.
+            unknown_size = "num_images" in OBJECTIVES.options(name) and "num_images" not in options
+            objective = OBJECTIVES.get(name) if unknown_size else create_objective(name, **options)
         needs = getattr(objective, "needs", frozenset())
         if "prediction" in needs and config.get("predictor") is None:
             config["predictor"] = {"head": "mlp", "hidden_dim": 512}

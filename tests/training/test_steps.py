@@ -119,3 +119,5 @@ def test_parts_that_the_objective_does_not_use_are_frozen(tmp_path):
         n.split(".default.")[1].split(".")[0] for n, p in model.named_parameters() if p.requires_grad and "hfproj" in n
     }
     assert trainable == {"head"}
+    trainer(tmp_path, model, extra={"objective": Frozen(frozenset())})
+    assert all(p.requires_grad for n, p in model.named_parameters() if ".predictor." in n or ".prototypes." in n)
