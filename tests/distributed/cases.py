@@ -147,7 +147,7 @@ def products(width: int):
         x = torch.randn(2, processes.total, width, dtype=torch.float64)
         direction = processes.rows(torch.randn_like(x), dim=1)
         local = processes.rows(x, dim=1).clone().requires_grad_()
-        value = product_energy(local[0], local[1]) + covariance_penalty(local).sum()
+        value = product_energy(local[0], local[1]) + covariance_penalty(local[0])
         (grad,) = torch.autograd.grad(value, local, create_graph=True)
         grad = grad / distributed.world_size()
         (hvp,) = torch.autograd.grad((grad * direction).sum(), local)

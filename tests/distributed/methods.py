@@ -3,8 +3,8 @@
 import copy
 
 import torch
-from objectives.cases import CASES, OUT_DIM, Case
-from regularizers.cases import CASES as REGULARIZERS
+from objectives.objective_cases import CASES, OUT_DIM, Case
+from regularizers.regularizer_cases import CASES as REGULARIZERS
 from torch import nn
 
 from distributed.run import Processes

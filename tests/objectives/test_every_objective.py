@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from distributed.methods import IN_DIM, given, make
-from objectives.cases import CASES, OUT_DIM
+from objectives.objective_cases import CASES, OUT_DIM
 
 from hfproj import distributed
 from hfproj.errors import UsageError

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from regularizers.cases import CASES
 from regularizers.models import IMAGES, head_model, lora
+from regularizers.regularizer_cases import CASES
 from torch import nn
 
 from hfproj.errors import UsageError

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from objectives.cases import CASES, TRAINED_DIM
+from objectives.objective_cases import CASES, TRAINED_DIM
 from peft import PeftModel, get_peft_model
-from regularizers.cases import CASES as REGULARIZERS
+from regularizers.regularizer_cases import CASES as REGULARIZERS
 
 import hfproj
 from hfproj.data import split_off
