@@ -66,6 +66,7 @@ OBJECTIVES: dict[str, dict] = {
     "swav": {"config": PROTOTYPES},
     "deepcluster_v2": {"objective": {"prototypes": [300]}},
     "dino": {"config": PROTOTYPES},
+    "grouped": {},
 }
 WITH_LORA = ("nt_xent", "byol", "simsiam", "barlow_twins", "vicreg", "dino")
 REGULARIZERS: dict[str, dict] = {
