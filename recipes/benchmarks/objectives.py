@@ -220,6 +220,8 @@ def table() -> None:
     ):
         rows = [json.loads(file.read_text()) for file in sorted((RUNS / kind).glob("*.json"))]
         content[kind] = rows
+        if not rows:
+            continue
         settings = ", ".join(f"{k} {v}" for k, v in content["settings"][kind].items())
         lines += [f"## {title}", "", f"{settings}.", ""]
         lines += markdown(rows, layers)
