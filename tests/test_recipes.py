@@ -148,7 +148,7 @@ def test_a_preset_and_other_methods(tmp_path):
         1,
     )
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (config["objective"], config["prototypes"]) == ({"name": "swav", "out_dim": 128}, 12)
+    assert (config["objective"], config["prototypes"]) == ({"name": "swav"}, 12)
     assert config["regularizers"] == {"koleo": {"weight": 0.1, "on": "z"}}
 
 

@@ -10,7 +10,7 @@ from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
 from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.objectives.base import check_needs
-from hfproj.regularizers import Weighted
+from hfproj.regularizers import Weighted, weighted
 from hfproj.training.checks import is_stream
 from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
@@ -54,7 +54,34 @@ def make_objective(given: nn.Module | str | Mapping[str, Any], model: nn.Module,
     if dataset is not None and not is_stream(dataset) and not isinstance(dataset, StreamDataset):
         known["num_images"] = len(dataset)
     wanted = OBJECTIVES.options(name)
-    return create_objective(name, **{n: v for n, v in known.items() if n in wanted} | options)
+    objective = create_objective(name, **{n: v for n, v in known.items() if n in wanted} | options)
+    # What was asked for, to be noted in the config: what is filled in may differ where the adapter is trained further.
+    objective.created = {"name": name, **options}
+    return objective
+
+
+def prepare(
+    model: nn.Module, objective: Any, regularizers: Mapping[str, Any] | None, dataset: Any
+) -> tuple[nn.Module, dict[str, Weighted]]:
+    """Return the objective and the regularizers that are asked for, with the model made ready for them.
+
+    Args:
+        model: A ``PeftModel`` with an active head.
+        objective: As `ProjectionTrainer` takes it; None: what the adapter's config says, else NT-Xent.
+        regularizers: As `ProjectionTrainer` takes them; None, where `objective` is None: what the config says.
+        dataset: What is trained on, for the number of its images.
+
+    Raises:
+        UsageError: a name or an option is unknown, or the adapter lacks what the objective needs.
+    """
+    if objective is None:
+        config = active_config(model)
+        objective = config.objective or "nt_xent"
+        regularizers = config.regularizers if regularizers is None else regularizers
+    made = make_objective(objective, model, dataset)
+    added = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
+    prepare_model(model, made, added)
+    return made, added
 
 
 def prepare_model(model: nn.Module, objective: nn.Module, regularizers: Mapping[str, Weighted]) -> None:

@@ -19,7 +19,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
 from hfproj.objectives.base import Step, check_needs, check_views
-from hfproj.regularizers import weighted
 from hfproj.training import checks, evaluation, methods
 from hfproj.training.arguments import PUSHING, ProjectionTrainingArguments
 from hfproj.training.checkpoints import (
@@ -88,13 +87,7 @@ class ProjectionTrainer(Trainer):
             from hfproj.data.images import ImageViews
 
             data_collator = ImageViews.for_model(model, seed=args.seed)
-        if objective is None:
-            config = methods.active_config(model)
-            objective = config.objective or "nt_xent"
-            regularizers = config.regularizers if regularizers is None else regularizers
-        self.objective = methods.make_objective(objective, model, train_dataset)
-        self.regularizers = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
-        methods.prepare_model(model, self.objective, self.regularizers)
+        self.objective, self.regularizers = methods.prepare(model, objective, regularizers, train_dataset)
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
         train_dataset = checks.indexed(train_dataset)
         if isinstance(train_dataset, StreamDataset):

@@ -108,6 +108,21 @@ def test_every_objective_trains_a_head(cached, tmp_path, name):
     assert run.model.peft_config["default"].objective == {"name": case.name, **options}
 
 
+def test_options_that_the_data_decide_are_found_anew(cached, tmp_path):
+    """An adapter that is trained further on another number of images gets an objective for that number."""
+    data, backbone = cached
+    model = get_peft_model(copy.deepcopy(backbone), hfproj.ProjectionHeadConfig(out_dim=TRAINED_DIM))
+    args = hfproj.ProjectionTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    views = hfproj.FeatureViews()
+    objective = {"name": "deepcluster_v2", "prototypes": 4}
+    first = hfproj.ProjectionTrainer(model, args, objective=objective, train_dataset=data, data_collator=views)
+    assert len(first.objective.filled) == IMAGES
+    assert model.peft_config["default"].objective == objective
+    fewer = hfproj.CachedFeatures(data.features[:100], data.labels[:100])
+    again = hfproj.ProjectionTrainer(model, args, train_dataset=fewer, data_collator=views)
+    assert len(again.objective.filled) == 100
+
+
 @torch.no_grad()
 def test_saved_adapters_say_what_they_were_trained_on(cached, tmp_path):
     """Every objective with what its adapter needs, and a regularizer: saved, loaded, and trained further."""
