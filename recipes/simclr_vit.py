@@ -12,7 +12,6 @@ the adapter, results.json (every number with its protocol), spectrum.png and a c
 TrainingArguments are flags too (--num_train_epochs, --per_device_train_batch_size, --learning_rate, --report_to …).
 """
 
-import json
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
@@ -50,7 +49,7 @@ class Recipe:
     hidden_dim: int = field(default=512, metadata={"help": "Hidden width of an mlp head."})
     out_dim: int | None = field(default=128, metadata={"help": "Width of the projection."})
     predictor: str | None = field(default=None, metadata={"help": "head=mlp,hidden_dim=256 …, for BYOL and others."})
-    prototypes: str | None = field(default=None, metadata={"help": "Number of prototypes, for SwAV and DINO."})
+    prototypes: str | None = field(default=None, metadata={"help": "Number, or count=300,learn_norm=true, for DINO …"})
     pooling: str | None = field(default=None, metadata={"help": "cls, mean, cls_mean, max, pooler."})
     lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA on the backbone; 0 for none."})
     trainable: str = field(default="adapter", metadata={"help": "head, adapter, full, or a number of blocks."})
@@ -108,7 +107,7 @@ def main() -> None:
     labelled = "label" in train.column_names
 
     objective = {"name": recipe.objective, **cli.options(recipe.objective_options)}
-    head_options = cli.options(recipe.head_options)
+    head_options, prototypes = cli.options(recipe.head_options), recipe.prototypes or ""
     if recipe.objective == "nt_xent":
         objective = {"temperature": recipe.temperature, **objective}
     if recipe.head == "mlp":
@@ -122,7 +121,7 @@ def main() -> None:
             out_dim=None if recipe.head == "identity" else recipe.out_dim,
             head_options=head_options,
             predictor=cli.options(recipe.predictor) or None,
-            prototypes=json.loads(recipe.prototypes) if recipe.prototypes else None,
+            prototypes=int(prototypes) if prototypes.isdigit() else cli.options(prototypes) or None,
             backbone_adapter=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_r) if recipe.lora_r else None,
             trainable=int(recipe.trainable) if recipe.trainable.isdigit() else recipe.trainable,
             pooling=recipe.pooling,

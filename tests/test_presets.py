@@ -45,9 +45,9 @@ CIFAR = {
     "moco_v3": (4096, 256, 0.3, 1e-6),
     "dino": (2048, 256, 0.3, 1e-6),
 }
-PAPER_3 = [f"paper3_{head}{added}" for head in ("simclr", "no_projector", "directclr", "constant_subvector")
+PAPER_3 = [f"inside_projector_{head}{added}" for head in ("simclr", "no_projector", "directclr", "constant_subvector")
            for added in ("", "_werank", "_last_layer")]  # fmt: skip
-PAPER_4 = [f"paper4_{method}{changed}" for method in ("simclr", "barlow_twins")
+PAPER_4 = [f"bottleneck_{method}{changed}" for method in ("simclr", "barlow_twins")
            for changed in ("", "_bottleneck", "_discretised", "_sparse")]  # fmt: skip
 
 
@@ -108,14 +108,14 @@ def first_of_each(kind):
 def test_every_published_setting_is_there():
     assert set(PRESETS) >= PUBLISHED
     assert {f"{name}_cifar" for name in CIFAR} == {name for name in PRESETS if name.endswith("_cifar")}
-    assert {*PAPER_3, *PAPER_4, "werank_last_layer", "paper5_simclr", "paper5_byol"} <= set(PRESETS)
+    assert {*PAPER_3, *PAPER_4, "werank_last_layer", "sparsehead_simclr", "sparsehead_byol"} <= set(PRESETS)
     kappas = {n: p.head_options["kappa"] for n, p in PRESETS.items() if p.head == "reweight"}
-    assert kappas == {"paper2_supcon_reweight": 1.5, "paper2_simclr_reweight": 1.05}
+    assert kappas == {"reweighting_supcon_reweight": 1.5, "reweighting_simclr_reweight": 1.05}
     heads = [PRESETS[name].head_options for name in PRESETS if "collapse" in name]
     assert sorted((head["activation"], "norm" not in head) for head in heads) == [
         ("gelu", False), ("identity", False), ("relu", False), ("relu", True), ("silu", False), ("silu", True),
     ]  # fmt: skip
-    assert [PRESETS[f"paper1_depth_{d}"].head_options["depth"] for d in (1, 2, 3)] == [1, 2, 3]
+    assert [PRESETS[f"geometry_depth_{d}"].head_options["depth"] for d in (1, 2, 3)] == [1, 2, 3]
 
 
 @every_preset
@@ -170,7 +170,7 @@ def test_small_models_are_built(name):
 TRAINED = {**first_of_each("objective"), **first_of_each("regularizer"), "werank": "werank_last_layer"}
 
 
-@pytest.mark.parametrize("name", sorted(set(TRAINED.values()) - {"paper3_simclr_werank"}))
+@pytest.mark.parametrize("name", sorted(set(TRAINED.values()) - {"inside_projector_simclr_werank"}))
 def test_a_step_of_training(name, tmp_path):
     preset = PRESETS[name]
     if not any(True for _ in small_model(preset).get_base_model().hfproj.parameters()):
@@ -205,10 +205,10 @@ def test_a_step_of_training(name, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(before, head.parameters()))
 
 
-def test_werank_on_the_last_layer_is_the_orthogonality_of_paper_3():
+def test_werank_on_the_last_layer_is_the_orthogonality_of_that_layer():
     head = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
     values, gradients = [], []
-    for preset in ("werank_last_layer", "paper3_simclr_last_layer"):
+    for preset in ("werank_last_layer", "inside_projector_simclr_last_layer"):
         ((name, options),) = hfproj.get_preset(preset).regularizers.items()
         options = {**options}
         assert options.pop("weight") == 1.0
@@ -235,9 +235,9 @@ def test_unknown_names_suggest():
 
 
 def test_a_preset_is_not_changed_through_its_config():
-    config = PRESETS["paper4_simclr_discretised"].config(out_dim=4)
+    config = PRESETS["bottleneck_simclr_discretised"].config(out_dim=4)
     config.head_options["head_options"]["depth"] = 7
-    assert PRESETS["paper4_simclr_discretised"].head_options["head_options"] == {}
+    assert PRESETS["bottleneck_simclr_discretised"].head_options["head_options"] == {}
 
 
 # As flags of the recipe
@@ -277,7 +277,7 @@ def test_a_flag_replaces_a_value_of_the_preset(recipe, monkeypatch):
     given, training = parse(recipe, monkeypatch, "--preset", "simclr_cifar", "--temperature", 0.5, "--lars", "false")
     assert (given.temperature, given.objective_options) == (0.5, "{}")
     assert (training.lars, training.learning_rate, training.patch_dropout) == (False, 0.4, 0.0)
-    given, _ = parse(recipe, monkeypatch, "--preset=paper2_supcon_waterbirds", "--hidden_dim", 64)
+    given, _ = parse(recipe, monkeypatch, "--preset=reweighting_supcon_waterbirds", "--hidden_dim", 64)
     assert (given.hidden_dim, given.head_depth, given.out_dim) == (64, 2, 2048)
 
 

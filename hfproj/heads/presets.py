@@ -143,7 +143,7 @@ PRESETS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     # farischaudhry/projection-head-geometry, ProjectionHead: activation relu, gelu, silu, or "identity" without norms
     # for its linear head; use_bn=False: norm=None, last_norm=None; depth 1 to 3 for its depth ablation
-    "paper1": (
+    "geometry_mlp": (
         _MLP,
         "The Geometry of Projection Heads: d-2048-2048, BatchNorm in both layers; choose activation, norms and depth",
         {"hidden_dim": 2048, "out_dim": 2048, **_UNBIASED, "last_norm": "batch"},

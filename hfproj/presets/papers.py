@@ -1,14 +1,15 @@
 """The rows of the tables of five papers on projection heads.
 
 References:
-    Paper 1: Chaudhry 2026, "The Geometry of Projection Heads", arXiv 2605.17180;
+    Paper 1 (``geometry_…``): Chaudhry 2026, "The Geometry of Projection Heads", arXiv 2605.17180;
     farischaudhry/projection-head-geometry (117231d) ``experiments.py``, ``head_depth_ablations.py``.
-    Paper 2: Xue, Gan, Ni, Joshi, Mirzasoleiman 2024, arXiv 2403.11391; jiayini1119/projection-head-experiments
-    (a145e06); settings on CIFAR from the reimplementation boboxa2010/ssl-projection-head-study ``experiments.md``.
-    Paper 3: OpenReview PD532fs8b1, first version, tables 1 and 2.
-    Paper 4: Ouyang, Hu, Zhang, Wang, Wang 2025, "Projection Head is Secretly an Information Bottleneck",
-    arXiv 2503.00507; PKU-ML/Projector_Theory (5c2e7d1).
-    Paper 5: Song et al. 2023, "SparseHead", arXiv 2307.08913.
+    Paper 2 (``reweighting_…``): Xue, Gan, Ni, Joshi, Mirzasoleiman 2024, arXiv 2403.11391;
+    jiayini1119/projection-head-experiments (a145e06); settings on CIFAR from the reimplementation
+    boboxa2010/ssl-projection-head-study ``experiments.md``.
+    Paper 3 (``inside_projector_…``): OpenReview PD532fs8b1, first version, tables 1 and 2.
+    Paper 4 (``bottleneck_…``): Ouyang, Hu, Zhang, Wang, Wang 2025, "Projection Head is Secretly an Information
+    Bottleneck", arXiv 2503.00507; PKU-ML/Projector_Theory (5c2e7d1).
+    Paper 5 (``sparsehead_…``): Song et al. 2023, "SparseHead", arXiv 2307.08913.
 """
 
 from typing import Any
@@ -38,9 +39,9 @@ def _collapse(line: str, **head: Any) -> Preset:
         "arXiv 2605.17180. Deviation: it multiplies the projector's weights by 0.1 before training; do so after "
         "attaching.",
         objective={"name": "simsiam"},
-        head="paper1",
+        head="geometry_mlp",
         head_options=head,
-        predictor={"head": "paper1", "hidden_dim": 512, **head},
+        predictor={"head": "geometry_mlp", "hidden_dim": 512, **head},
         views=only_crops((0.2, 1.0)),
         training=training(50.0, 512, 0.05, 0.0, warmup_epochs=0.0, lr_scheduler_type="constant", **SGD),
     )
@@ -52,7 +53,7 @@ def _geometry(line: str, batch: int, **head: Any) -> Preset:
         source="farischaudhry/projection-head-geometry (117231d), ResNet-18 on CIFAR; arXiv 2605.17180. InfoNCE in one "
         "direction, without a gather.",
         objective={"name": "info_nce", "temperature": 0.1, "symmetric": False, "gather": False},
-        head="paper1",
+        head="geometry_mlp",
         head_options=head,
         views={
             "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "rotation_degrees": 45.0,
@@ -63,15 +64,15 @@ def _geometry(line: str, batch: int, **head: Any) -> Preset:
 
 
 _PAPER_1 = {
-    "paper1_collapse_linear": _collapse("two linear layers", activation="identity", **_NO_NORM),
-    "paper1_collapse_relu": _collapse("ReLU", activation="relu", **_NO_NORM),
-    "paper1_collapse_gelu": _collapse("GELU", activation="gelu", **_NO_NORM),
-    "paper1_collapse_silu": _collapse("SiLU", activation="silu", **_NO_NORM),
-    "paper1_collapse_relu_bn": _collapse("ReLU and BatchNorm", activation="relu"),
-    "paper1_collapse_silu_bn": _collapse("SiLU and BatchNorm", activation="silu"),
-    "paper1_simclr": _geometry("probes, curvature and orbits of SimCLR (table 1)", 256, activation="relu"),
+    "geometry_collapse_linear": _collapse("two linear layers", activation="identity", **_NO_NORM),
+    "geometry_collapse_relu": _collapse("ReLU", activation="relu", **_NO_NORM),
+    "geometry_collapse_gelu": _collapse("GELU", activation="gelu", **_NO_NORM),
+    "geometry_collapse_silu": _collapse("SiLU", activation="silu", **_NO_NORM),
+    "geometry_collapse_relu_bn": _collapse("ReLU and BatchNorm", activation="relu"),
+    "geometry_collapse_silu_bn": _collapse("SiLU and BatchNorm", activation="silu"),
+    "geometry_simclr": _geometry("probes, curvature and orbits of SimCLR (table 1)", 256, activation="relu"),
     **{
-        f"paper1_depth_{depth}": _geometry(f"a head of depth {depth}, SiLU", 512, activation="silu", depth=depth)
+        f"geometry_depth_{depth}": _geometry(f"a head of depth {depth}, SiLU", 512, activation="silu", depth=depth)
         for depth in (1, 2, 3)
     },
 }
@@ -116,9 +117,9 @@ def _simclr_mnist_on_cifar(kind: str) -> Preset:
 
 
 _PAPER_2 = {
-    **{f"paper2_supcon_{kind}": _supcon_cifar100(kind) for kind in _PAPER_2_HEADS},
-    **{f"paper2_simclr_{kind}": _simclr_mnist_on_cifar(kind) for kind in _PAPER_2_HEADS},
-    "paper2_supcon_waterbirds": Preset(
+    **{f"reweighting_supcon_{kind}": _supcon_cifar100(kind) for kind in _PAPER_2_HEADS},
+    **{f"reweighting_simclr_{kind}": _simclr_mnist_on_cifar(kind) for kind in _PAPER_2_HEADS},
+    "reweighting_supcon_waterbirds": Preset(
         line="SupCon on Waterbirds or CelebA, a pretrained ResNet-50",
         source="jiayini1119/projection-head-experiments (a145e06) pretrain.py, method SCL; arXiv 2403.11391. The "
         "schedule is constant; its crops are ours.",
@@ -179,18 +180,20 @@ def _paper_3(head: str, added: str) -> Preset:
     )
 
 
-_PAPER_3 = {f"paper3_{head}{added}": _paper_3(head, added) for head in _PAPER_3_HEADS for added in _PAPER_3_ADDED}
+_PAPER_3 = {
+    f"inside_projector_{head}{added}": _paper_3(head, added) for head in _PAPER_3_HEADS for added in _PAPER_3_ADDED
+}
 _PAPER_3["werank_last_layer"] = _paper_3("simclr", "").but(
     "SimCLR + WERank's term on the last layer only, CIFAR",
     "The squared ‖WWᵀ − I‖² of the projector's last layer, coefficient 1: eq. 11, in the options of WERank; the same "
-    "as paper3_simclr_last_layer.",
+    "as inside_projector_simclr_last_layer.",
     regularizers={"werank": {"weight": 1.0, "layers": "last", "squared": True, "side": "WWt"}},
 )
 
 # Paper 4: three bottlenecks for two methods.
 
 _PAPER_4 = {
-    "paper4_simclr": Preset(
+    "bottleneck_simclr": Preset(
         line="SimCLR, baseline of the bottlenecks, CIFAR",
         source="PKU-ML/Projector_Theory (5c2e7d1) scripts/pretrain/cifar/simclr.yaml, ResNet-18; arXiv 2503.00507. "
         "fp16 there.",
@@ -199,7 +202,7 @@ _PAPER_4 = {
         views=SOLO_VIEWS,
         training=training(200.0, 256, 0.4, 1e-4, **SOLO_LARS),
     ),
-    "paper4_barlow_twins": Preset(
+    "bottleneck_barlow_twins": Preset(
         line="Barlow Twins, baseline of the bottlenecks, CIFAR",
         source="PKU-ML/Projector_Theory (5c2e7d1) scripts/pretrain/cifar/barlow.yaml, ResNet-18; arXiv 2503.00507. "
         f"Epochs and batch as for SimCLR. fp16 there. {SOLO_ASYMMETRIC_NOTE}",
@@ -228,17 +231,18 @@ def _discretised(base: Preset, title: str, levels: int) -> Preset:
     )  # fmt: skip
 
 
+_SIMCLR, _BARLOW_TWINS = _PAPER_4.values()
 _PAPER_4 |= {
-    "paper4_simclr_bottleneck": _PAPER_4["paper4_simclr"].but("SimCLR + bottleneck regularizer, CIFAR", **_BOTTLENECK),
-    "paper4_simclr_discretised": _discretised(_PAPER_4["paper4_simclr"], "SimCLR", 30),
-    "paper4_simclr_sparse": _PAPER_4["paper4_simclr"].but(
+    "bottleneck_simclr_bottleneck": _SIMCLR.but("SimCLR + bottleneck regularizer, CIFAR", **_BOTTLENECK),
+    "bottleneck_simclr_discretised": _discretised(_SIMCLR, "SimCLR", 30),
+    "bottleneck_simclr_sparse": _SIMCLR.but(
         "SimCLR with a sparse autoencoder as projector, CIFAR", _SPARSE_NOTE, head="topk"
     ),
-    "paper4_barlow_twins_bottleneck": _PAPER_4["paper4_barlow_twins"].but(
+    "bottleneck_barlow_twins_bottleneck": _BARLOW_TWINS.but(
         "Barlow Twins + bottleneck regularizer, CIFAR", **_BOTTLENECK
     ),
-    "paper4_barlow_twins_discretised": _discretised(_PAPER_4["paper4_barlow_twins"], "Barlow Twins", 3),
-    "paper4_barlow_twins_sparse": _PAPER_4["paper4_barlow_twins"].but(
+    "bottleneck_barlow_twins_discretised": _discretised(_BARLOW_TWINS, "Barlow Twins", 3),
+    "bottleneck_barlow_twins_sparse": _BARLOW_TWINS.but(
         "Barlow Twins with a sparse autoencoder in the projector, CIFAR", _SPARSE_NOTE, head="topk",
         head_options={"stem": "mlp", "stem_options": _SPARSE_STEM},
     ),
@@ -247,7 +251,7 @@ _PAPER_4 |= {
 # Paper 5: SparseHead on three methods.
 
 _PAPER_5 = {
-    f"paper5_{name}": PUBLISHED[name].but(
+    f"sparsehead_{name}": PUBLISHED[name].but(
         f"{PUBLISHED[name].line} + SparseHead",
         "SparseHead: arXiv 2307.08913, from a summary, no code. λ, the grouping (input features) and the layer (the "
         "first) are not published; they are ours, λ = 1e-4, and so is the division by ‖W‖_F, since a BatchNorm "

@@ -119,11 +119,11 @@ TABLE = [
     ("dino", {}, dino, 2048, 256),
     ("lejepa", {}, lejepa, 2048, 16),
     ("simcse", {}, lambda d, m, k: [Linear(d, k), Tanh()], None, D),
-    ("paper1", {}, geometry(ReLU), 2048, 2048),
-    ("paper1", {"activation": "gelu", **LINEAR}, geometry(GELU, bn=False), 2048, 2048),
-    ("paper1", {"activation": "identity", **LINEAR}, geometry(nn.Identity, bn=False), 2048, 2048),
-    ("paper1", {"activation": "silu", "depth": 3}, geometry(SiLU, 3), 2048, 2048),
-    ("paper1", {"depth": 1}, geometry(ReLU, 1), 2048, 2048),
+    ("geometry_mlp", {}, geometry(ReLU), 2048, 2048),
+    ("geometry_mlp", {"activation": "gelu", **LINEAR}, geometry(GELU, bn=False), 2048, 2048),
+    ("geometry_mlp", {"activation": "identity", **LINEAR}, geometry(nn.Identity, bn=False), 2048, 2048),
+    ("geometry_mlp", {"activation": "silu", "depth": 3}, geometry(SiLU, 3), 2048, 2048),
+    ("geometry_mlp", {"depth": 1}, geometry(ReLU, 1), 2048, 2048),
 ]
 every_preset = pytest.mark.parametrize(
     ("name", "options", "layers", "hidden", "out"), TABLE, ids=[f"{n}-{o}" if o else n for n, o, *_ in TABLE]
