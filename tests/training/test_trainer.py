@@ -306,7 +306,7 @@ def test_metrics_and_their_definitions(tmp_path):
     run = trainer(tmp_path, per_device_eval_batch_size=4, eval_knn_k=3, extra={"eval_dataset": data})
     metrics = run.evaluate()
     assert metrics.keys() == METRICS
-    features = hfproj.extract_features(run.model, data, collator=run.eval_collator)
+    features = hfproj.extract_features(run.model, data, collator=run.eval_collator, batch_size=4)
     probe = hfproj.KNNProbe(k=3).fit(features.h, features.labels)
     assert metrics["eval_knn_h"] == probe.score_leave_one_out()
     assert metrics["eval_rankme_z"] == hfproj.diagnostics.rankme(features.z)

@@ -30,7 +30,7 @@ def main(table: str, out: str) -> None:
     for job in json.loads(Path(table).read_text()):
         torch.manual_seed(job["seed"])  # a tensor that is not loaded must not be right by luck
         if job["door"] == "load_head":
-            h = load_file(Path(job["folder"]) / "h.safetensors")["h"]
+            h = load_file(Path(job["folder"]) / "h.safetensors")["h"].clone()
             computed[job["key"]] = hfproj.load_head(job["folder"])(h)
         else:
             computed[job["key"]] = load(job).eval()(**make_inputs(job["backbone"])).projection
