@@ -24,6 +24,8 @@ from hfproj.errors import AdapterFileError, UsageError
 
 FORMAT = 1
 LAYERS, WHENS = ("h", "z"), ("before", "after")
+_KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
+_LATER: dict[str, type] = {"history": list, "geometry": dict}  # not in the first files; left out while empty
 PACKAGES = ("hfproj", "torch", "transformers", "peft", "timm", "accelerate", "datasets")
 
 
@@ -88,6 +90,11 @@ class Results:
         spectra: "h before", "h after", "z before", "z after" → covariance eigenvalues, sorted descending.
         log: The trainer's log history.
         notes: Anything a reader must know.
+        history: What was measured while training, a mapping per step: "step", "epoch", and metrics whose names end in
+            their layer ("rankme_h", "std_z", …) or have none ("loss", "lambda_min", …). Results of several seeds have
+            "seed" too.
+        geometry: Measurements that are no single number, all optional: "metric_condition_number", "orbits",
+            "covariance", "feature_weights", "collapse" (the alarm: its step, cause, and what was seen), "scalars".
 
     Example:
         >>> measurements = [Measurement("rankme", "h", "before", 12.8), Measurement("rankme", "h", "after", 18.7)]
@@ -104,6 +111,8 @@ class Results:
     spectra: dict[str, Any] = field(default_factory=dict)
     log: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    geometry: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write strict JSON, atomically; a folder gets a `results.json`.
@@ -114,6 +123,9 @@ class Results:
         path = Path(path)
         path = path / "results.json" if path.is_dir() else path
         content = {"format": FORMAT, **portable({f.name: getattr(self, f.name) for f in fields(self)})}
+        for name in _LATER:
+            if not content[name]:
+                del content[name]
         write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
         return path
 
@@ -133,11 +145,14 @@ class Results:
             content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}; a newer hfproj may have written it")
+            content = {**{name: kind() for name, kind in _LATER.items()}, **content}
             content["measurements"] = [Measurement(**m) for m in content["measurements"]]
             for f in fields(cls):
-                expected = {"command": str, "config": dict, "versions": dict, "spectra": dict}.get(f.name, list)
+                expected = _KINDS.get(f.name, list)
                 if not isinstance(content[f.name], expected):
                     raise ValueError(f"{f.name!r} is no {expected.__name__}")
+            if not all(isinstance(row.get("step"), int) for row in content["history"]):
+                raise ValueError("a row of 'history' has no step")
             return cls(**content)
         except KeyError as error:
             raise AdapterFileError(f"{path.name} is damaged: it has no entry {error}.") from error
@@ -147,7 +162,8 @@ class Results:
     def merge(self, *others: "Results") -> "Results":
         """Return the union of several results: before and after, other data sets, other seeds.
 
-        Equal measurements are kept once, spectra and config entries of `self` come first.
+        Equal measurements are kept once; spectra, geometry and config entries of `self` come first. Histories of
+        different seeds are kept side by side, with the seed in each row; of one seed, each step is kept once.
 
         Raises:
             UsageError: the same measurement or config entry with two values: these results belong to different models.
@@ -170,8 +186,11 @@ class Results:
                         "Give each run its own seed (`evaluate(seed=…)`) or data set name."
                     )
                 merged.measurements += [] if same else [m]
+            merged.history = _join_histories(merged, other)
             merged.seeds += [s for s in other.seeds if s not in merged.seeds]
             merged.spectra = {**other.spectra, **merged.spectra}
+            scalars = {**(other.geometry.get("scalars") or {}), **(merged.geometry.get("scalars") or {})}
+            merged.geometry = {**other.geometry, **merged.geometry, **({"scalars": scalars} if scalars else {})}
             merged.command = merged.command or other.command
             merged.log += [] if other.log == merged.log else other.log
             merged.notes += [n for n in other.notes if n not in merged.notes]
@@ -221,7 +240,7 @@ class Results:
 
     def table(self) -> str:
         """Return the numbers as aligned text: mean ± standard deviation where there are several seeds."""
-        header, *rows = self._cells()
+        header, *rows = self.cells()
         widths = [max(map(len, column)) for column in zip(header, *rows)]
         lines = []
         for row in (header, *rows):
@@ -232,11 +251,12 @@ class Results:
 
     def to_markdown(self) -> str:
         """Return the same table in Markdown."""
-        header, *rows = self._cells()
+        header, *rows = self.cells()
         lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-    def _cells(self) -> list[list[str]]:
+    def cells(self) -> list[list[str]]:
+        """Return the cells of the table as text, the header first."""
         columns = [(layer, when) for layer in LAYERS for when in WHENS]
         keys = sorted(dict.fromkeys(m.key for m in self.measurements), key=_row_order)
         labels = {m.key: m.label for m in self.measurements}
@@ -252,6 +272,18 @@ class Results:
                 cells.append(_cell(key[0], values))
             rows.append([name, *cells])
         return rows
+
+
+def _join_histories(first: Results, other: Results) -> list[dict]:
+    """Return the rows of both; their seeds are written into them where they differ, so that no two runs mix."""
+    if first.seeds != other.seeds:
+        rows, more = (
+            [{"seed": r.seeds[0], **row} if len(r.seeds) == 1 else row for row in r.history] for r in (first, other)
+        )
+    else:
+        rows, more = first.history, other.history
+    kept = {(row.get("seed"), row["step"]) for row in rows}
+    return [*rows, *(row for row in more if (row.get("seed"), row["step"]) not in kept)]
 
 
 def _row_order(key: tuple[str, str, str]) -> tuple:

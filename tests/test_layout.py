@@ -12,9 +12,9 @@ RANKS = [
     {"errors", "typing", "registry", "distributed"},
     {"functional"},
     {"heads", "objectives", "regularizers", "diagnostics", "geometry"},
-    {"backbones", "tuner", "data", "results"},
+    {"backbones", "tuner", "data", "results", "history"},
     {"probes"},
-    {"plots", "hub", "presets"},
+    {"plots", "hub", "presets", "reporting"},
     {"training"},
     {"cli"},
 ]

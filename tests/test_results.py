@@ -224,3 +224,48 @@ def test_tables():
     assert markdown[1] == "| --- | ---: | ---: | ---: | ---: |"
     assert markdown[3] == "| RankMe | 12.8 | 18.7 | – | – |"
     assert Results().table()
+
+
+def test_history_and_geometry_survive_the_file_and_are_left_out_while_empty(tmp_path):
+    plain = json.loads(a_result().save(tmp_path).read_text())
+    assert not {"history", "geometry"} & set(plain)
+    assert Results.load(tmp_path) == a_result()
+    history = [{"step": 0, "rankme_h": 3.0}, {"step": 10, "rankme_h": None}]
+    geometry = {"orbits": {"h": [[[0.0, 1.0]]]}, "collapse": {"step": 10, "cause": "temperature"}}
+    a_result(history=history, geometry=geometry).save(tmp_path)
+    loaded = Results.load(tmp_path)
+    assert loaded.history == history
+    assert loaded.geometry == geometry
+    a_result(history=[{"step": 0, "std_z": float("nan")}], geometry={"covariance": {"h": np.eye(1)}}).save(tmp_path)
+    assert Results.load(tmp_path).history == [{"step": 0, "std_z": None}]
+    assert Results.load(tmp_path).geometry == {"covariance": {"h": [[1.0]]}}
+
+
+@pytest.mark.parametrize("entry", [{"history": {}}, {"history": [{"rankme_h": 1}]}, {"history": [3]}, {"geometry": []}])
+def test_damage_of_history_and_geometry_is_named(tmp_path, entry):
+    with pytest.raises(AdapterFileError, match=r"results\.json is damaged"):
+        Results.load(damaged(tmp_path, lambda content: content.update(entry)))
+
+
+def test_merge_keeps_histories_of_seeds_apart_and_each_step_of_one_seed_once():
+    rows = [{"step": 0, "rankme_h": 3.0}, {"step": 10, "rankme_h": 4.0}]
+    one = a_result(history=rows)
+    assert a_result().merge(one).history == one.merge(a_result()).history == one.merge(one).history == rows
+    later = a_result(history=[{"step": 10, "rankme_h": 5.0}, {"step": 20, "rankme_h": 6.0}])
+    assert one.merge(later).history == [*rows, {"step": 20, "rankme_h": 6.0}]
+    other = a_result(seeds=[1], measurements=[], history=[{"step": 0, "rankme_h": 7.0}])
+    third = a_result(seeds=[2], measurements=[], history=[{"step": 0, "rankme_h": 8.0}])
+    tagged = [(row["seed"], row["step"], row["rankme_h"]) for row in one.merge(other, third).history]
+    assert tagged == [(0, 0, 3.0), (0, 10, 4.0), (1, 0, 7.0), (2, 0, 8.0)]
+    assert "seed" not in rows[0]
+    before = a_result(seeds=[0, 1], measurements=[])
+    assert [row["seed"] for row in before.merge(one, other).history] == [0, 0, 1]
+
+
+def test_merge_of_geometry_takes_the_first_and_joins_scalars():
+    first = a_result(geometry={"orbits": {"h": 1}, "scalars": {"nullity": 3}})
+    second = a_result(geometry={"orbits": {"z": 2}, "collapse": {"step": 3}, "scalars": {"nullity": 4, "gap": 0.1}})
+    merged = first.merge(second)
+    assert merged.geometry == {"orbits": {"h": 1}, "collapse": {"step": 3}, "scalars": {"nullity": 3, "gap": 0.1}}
+    assert first.geometry["scalars"] == {"nullity": 3}
+    assert a_result().merge(a_result()).geometry == {}

@@ -5,7 +5,7 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfproj.errors import HfprojError, UsageError
 from hfproj.plots import plot_spectrum
@@ -48,7 +48,7 @@ def render_card(results: Results, *, repo_id: str | None = None, picture: str | 
         parts.append(f"## Training\n\n```\n{results.command}\n```")
     if results.seeds:
         parts.append(f"Seed{'s' * (len(results.seeds) > 1)}: {', '.join(map(str, results.seeds))}.")
-    parts.append("## Protocol\n\n" + "\n".join(f"- {line}" for line in _protocols(results)))
+    parts.append("## Protocol\n\n" + "\n".join(f"- {line}" for line in protocols(results)))
     if results.notes:
         parts.append("\n".join(f"- {note}" for note in results.notes))
     versions = ", ".join(f"{package} {version}" for package, version in results.versions.items())
@@ -140,6 +140,48 @@ def _sentence(results: Results) -> str:
     return text
 
 
+class Verdict(NamedTuple):
+    """What training did to one accuracy of h: means over seeds, and the interval of their difference if it is known."""
+
+    label: str
+    dataset: str
+    before: float
+    after: float
+    interval: Interval | None
+
+    @property
+    def sense(self) -> str:
+        """One of "better", "worse" and, where the interval holds 0, "unclear"."""
+        low, high = self.interval[1:] if self.interval else [self.after - self.before] * 2
+        return "better" if low > 0 else "worse" if high < 0 else "unclear"
+
+    @property
+    def headline(self) -> str:
+        """The sense in words."""
+        return {
+            "better": "The representation got better",
+            "worse": "The representation got worse",
+            "unclear": "No gain was measured",
+        }[self.sense]
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Return one of every accuracy of h that was measured before and after training.
+
+    Example:
+        >>> measured = [Measurement("knn", "h", w, v, unit="accuracy") for w, v in (("before", 0.8), ("after", 0.9))]
+        >>> [verdict.sense for verdict in verdicts(Results(measurements=measured))]
+        ['better']
+    """
+    found = []
+    for before, after in _pairs(results):
+        options = {"dataset": after.dataset, **{k: v for k, v in after.protocol.items() if k != "seed"}}
+        first = results.value(before.name, "h", "before", **options)
+        last = results.value(after.name, "h", "after", **options)
+        found.append(Verdict(after.label, after.dataset, first, last, _interval(results, after.name, options)))
+    return found
+
+
 def _pairs(results: Results) -> list[tuple[Measurement, Measurement]]:
     """Return one (before, after) of every accuracy of h that has both."""
     pairs: dict[tuple, tuple[Measurement, Measurement]] = {}
@@ -153,23 +195,17 @@ def _pairs(results: Results) -> list[tuple[Measurement, Measurement]]:
 
 def _warnings(results: Results) -> list[str]:
     lines = []
-    for before, after in _pairs(results):
-        options = {"dataset": after.dataset, **{k: v for k, v in after.protocol.items() if k != "seed"}}
-        first = results.value(before.name, "h", "before", **options)
-        last = results.value(after.name, "h", "after", **options)
-        interval = _interval(results, after.name, options)
-        if last >= first and (interval is None or interval.low > 0):
+    for verdict in verdicts(results):
+        if verdict.sense == "better":
             continue
-        sure = interval is None or interval.high < 0
-        verdict = "The representation got worse" if sure else "No gain was measured"
-        shown = ""
+        interval, shown = verdict.interval, ""
         if interval is not None:
             shown = (
                 f" (difference {interval.difference:+.4f}, 95 % interval {interval.low:+.4f} to {interval.high:+.4f})"
             )
         lines.append(
-            f"> **{verdict}**: {after.label} of h went from {first:.4f} to {last:.4f}{shown}. "
-            "Use the bare backbone where this task resembles yours."
+            f"> **{verdict.headline}**: {verdict.label} of h went from {verdict.before:.4f} to {verdict.after:.4f}"
+            f"{shown}. Use the bare backbone where this task resembles yours."
         )
     return lines
 
@@ -204,7 +240,8 @@ def _loading(results: Results, repo_id: str | None) -> str:
     )
 
 
-def _protocols(results: Results) -> list[str]:
+def protocols(results: Results) -> list[str]:
+    """Return a line per protocol under which something was measured."""
     lines: dict[str, None] = {}
     for m in results.measurements:
         settings = ", ".join(f"{key} = {value}" for key, value in m.protocol.items() if key != "seed")

@@ -1,0 +1,109 @@
+"""What was measured while training, as a table beside `results.json`: `history.parquet`, the rows of `Results.history`.
+
+`step` and `seed` are whole numbers, every other column is float64: null where a row lacks it, NaN where the row has it
+but the number was not finite. So reading gives back what was written.
+"""
+
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hfproj.errors import AdapterFileError, UsageError
+from hfproj.results import write_atomic
+
+HISTORY_FILE = "history.parquet"
+_WHOLE = ("step", "seed")
+
+
+def write_history(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> Path:
+    """Write rows as a table, atomically and sorted by seed and step; a folder gets a `history.parquet`.
+
+    Of several rows of one seed and step the last is kept: a resumed run may measure a step again.
+
+    Args:
+        rows: Each with a whole number "step"; further numbers by name (scalars of torch and numpy too). NaN, infinity
+            and None are one: measured, and no number.
+        path: A file, or a folder that exists.
+
+    Raises:
+        UsageError: a row without a step, or a value that is no number.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_history(write_history([{"step": 10, "rankme_h": 12.5}, {"step": 0, "loss": float("nan")}], folder))
+        [{'step': 0, 'loss': None}, {'step': 10, 'rankme_h': 12.5}]
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    by_step: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        numbers = {str(name): _number(name, value) for name, value in row.items()}
+        if numbers.get("step") is None:
+            raise UsageError(f"Expected each row of the history with a whole number 'step', got {dict(row)!r:.80}.")
+        by_step[numbers.get("seed") or 0, numbers["step"]] = numbers
+    ordered = [by_step[key] for key in sorted(by_step)]
+    names = dict.fromkeys(["step", *(name for row in ordered for name in row)])
+    columns = {
+        name: pyarrow.array(
+            [row.get(name) for row in ordered], pyarrow.int64() if name in _WHOLE else pyarrow.float64()
+        )
+        for name in names
+    }
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    path = _file(path)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def read_history(path: str | os.PathLike, *, until: int | None = None) -> list[dict[str, Any]]:
+    """Return the rows that `write_history` wrote; None where the number was not finite.
+
+    Args:
+        path: The file, or the folder that holds it.
+        until: Leave out rows of later steps: a run that resumes at this step measures them anew.
+
+    Raises:
+        UsageError: no such file.
+        AdapterFileError: the file is damaged, or no history.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    path = _file(path)
+    if not path.is_file():
+        raise UsageError(f"There is no file {str(path)!r}; expected a {HISTORY_FILE} that write_history wrote.")
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(path.read_bytes()))
+    except pyarrow.ArrowException as error:
+        raise AdapterFileError(f"{path.name} is damaged: {error}") from error
+    if "step" not in table.column_names:
+        raise AdapterFileError(f"{path.name} is no history: it has no column 'step', only {table.column_names}.")
+    rows: list[dict[str, Any]] = [
+        {name: None if value != value else value for name, value in row.items() if value is not None}
+        for row in table.to_pylist()
+    ]
+    return [row for row in rows if until is None or row["step"] <= until]
+
+
+def _file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path / HISTORY_FILE if path.is_dir() else path
+
+
+def _number(name: str, value: Any) -> float | int | None:
+    value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None if name in _WHOLE else math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"Expected a number as {name!r} of the history, got {value!r:.80}.")
+    if name not in _WHOLE:
+        return float(value)
+    if value != int(value):
+        raise UsageError(f"Expected a whole number as {name!r} of the history, got {value!r}.")
+    return int(value)

@@ -1,0 +1,173 @@
+"""Diagnostics over training steps, h against z."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hfproj.errors import UsageError, unknown
+from hfproj.plots._common import (
+    LAYERS,
+    WIDTH,
+    dress,
+    finish,
+    legend,
+    literal,
+    log_scale,
+    panels,
+    styles,
+    title,
+    whole_numbers,
+)
+from hfproj.plots.curves import draw_curve
+
+# Base name → axis label, and whether the axis is logarithmic; other names are written as they are.
+_METRICS: dict[str, tuple[str, bool]] = {
+    "rankme": ("RankMe, in directions", False),
+    "std": ("representation std", False),
+    "effective_rank": ("effective rank, in directions", False),
+    "stable_rank": ("stable rank, in directions", False),
+    "numerical_rank": ("numerical rank, in directions", False),
+    "participation_ratio": ("participation ratio, in directions", False),
+    "nesum": ("NESum", False),
+    "lidar": ("LiDAR, in directions", False),
+    "alpha_req": ("α-ReQ, decay exponent", False),
+    "uniformity": ("uniformity, lower is more even", False),
+    "wasserstein_uniformity": ("Wasserstein uniformity, at most 0", False),
+    "whiteness": ("whiteness, 0 is decorrelated", False),
+    "positive_cosine": ("cosine of positive pairs", False),
+    "condition_number": ("condition number", True),
+    "covariance_condition_number": ("condition number", True),
+    "metric_condition_number": ("condition number of G", True),
+    "eval_knn": ("k-NN accuracy, held out", False),
+    "learning_rate": ("learning rate", False),
+    "update_ratio": ("update ratio", True),
+    "gradient_ratio": ("gradient ratio", True),
+    "timescale_ratio": ("timescale ratio", True),
+}
+_NO_LAYER: dict[str, Any] = {"color": "0.25", "linestyle": "-", "marker": "."}
+_FROM_ZERO = ("rankme", "std", "rank", "participation_ratio", "lidar")
+_APART = ("step", "epoch", "seed")
+_PARTS = {**LAYERS, "backbone": "backbone", "head": "head"}
+_CURVATURE = ("lambda_min", "lambda_max")
+
+
+def plot_history(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike | None = None,
+    *,
+    metrics: Sequence[str] = ("rankme", "std"),
+    width: float = WIDTH,
+) -> Any:
+    """Return a figure of metrics over training steps, one panel each, h against z; write it if a path is given.
+
+    Rows of one step (of several seeds) are averaged, and a band shows one standard deviation.
+
+    Args:
+        rows: `Results.history`: a mapping per measured step with "step" and metrics ("rankme_h", "loss", …). A metric
+            may be missing, None or NaN.
+        path: Where to write; the suffix says the format (png, svg, pdf).
+        metrics: Names without their layer ("rankme" draws "rankme_h" and "rankme_z"); see `metrics_of`. Those that no
+            row has are left out.
+        width: Of the figure, in inches.
+
+    Raises:
+        UsageError: no row, a row without a step, or none of the metrics was measured.
+        HfprojError: matplotlib is not installed.
+
+    Example:
+        >>> rows = [{"step": s, "rankme_h": 30.0 - s, "rankme_z": 20.0 - s} for s in range(5)]
+        >>> [axes.get_title(loc='left') for axes in plot_history(rows).axes]
+        ['RankMe, in directions']
+    """
+    available = metrics_of(rows)
+    chosen = [metric for metric in dict.fromkeys(metrics) if metric in available]
+    if not chosen:
+        raise unknown("metric", ", ".join(metrics), available)
+    figure, axes = panels(len(chosen), width=width, height=2.3)
+    handles: dict[str, Any] = {}
+    for metric, panel in zip(chosen, axes):
+        layers = available[metric]
+        style = {**styles(layers), "": _NO_LAYER}
+        for layer in layers or [""]:
+            x, y, std = over_steps(rows, f"{metric}_{layer}" if layers else metric)
+            line = draw_curve(panel, x, y, std, style=style[layer])
+            if layers:
+                handles.setdefault(_PARTS[layer], line)
+            whole_numbers(panel, x)
+        _label(panel, metric)
+    if handles:
+        legend(figure, handles)
+    return finish(figure, path)
+
+
+def _label(axes: Any, metric: str) -> None:
+    label, log = _METRICS.get(metric, (literal(metric.replace("_", " ")), False))
+    drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+    smallest = np.nanmin(drawn)
+    if log and smallest > 0 and np.nanmax(drawn) > 10 * smallest:
+        log_scale(axes, "y")
+        label += ", log scale"
+    elif metric.endswith(_FROM_ZERO) and smallest >= 0:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("training step")
+    title(axes, label)
+    dress(axes)
+
+
+def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return what was measured over steps: base name → its layers ("h", "z") or parts ("backbone", "head"), if any.
+
+    Extreme eigenvalues are left out, `plot_eigenvalues` draws them.
+
+    Raises:
+        UsageError: no row, or a row without a step.
+
+    Example:
+        >>> metrics_of([{"step": 0, "loss": 2.0, "std_h": 0.1, "std_z": 0.2}])
+        {'loss': [], 'std': ['h', 'z']}
+    """
+    names = dict.fromkeys(name for row in check_rows(rows) for name, value in row.items() if _is_number(value))
+    found: dict[str, list[str]] = {}
+    for name in names:
+        base, _, layer = name.rpartition("_")
+        if name in _APART or name.startswith(_CURVATURE):
+            continue
+        if base and layer in _PARTS:
+            found.setdefault(base, []).append(layer)
+        else:
+            found.setdefault(name, [])
+    return {base: sorted(layers) for base, layers in found.items()}
+
+
+def over_steps(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return steps, mean and standard deviation of a metric; no deviation where every step was measured once."""
+    by_step: dict[float, list[float]] = {}
+    for row in rows:
+        if name in row:
+            by_step.setdefault(row["step"], []).append(row[name] if _is_number(row[name]) else np.nan)
+    steps = sorted(by_step)
+    mean = np.array([np.mean(by_step[step]) for step in steps])
+    if all(len(values) == 1 for values in by_step.values()):
+        return np.array(steps, dtype=np.float64), mean, None
+    std = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in by_step.values()]
+    return np.array(steps, dtype=np.float64), mean, np.array([s for _, s in sorted(zip(by_step, std))])
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return the rows.
+
+    Raises:
+        UsageError: no row, or a row without a step.
+    """
+    if not rows:
+        raise UsageError("There is no history to draw: no step was measured.")
+    for row in rows:
+        if not isinstance(row, Mapping) or not _is_number(row.get("step")):
+            raise UsageError(f"Expected each row of the history with a number 'step', got {row!r:.80}.")
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
