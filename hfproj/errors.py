@@ -20,6 +20,10 @@ class NonFiniteLossError(HfprojError, FloatingPointError):
     """The loss became NaN or infinite while training."""
 
 
+class CollapseWarning(UserWarning):
+    """The representation or the projection collapses while training."""
+
+
 def unknown(kind: str, name: object, available: Iterable[str]) -> UsageError:
     """Return the error for a name that is not in a list, with the nearest name that is.
 

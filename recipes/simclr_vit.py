@@ -4,12 +4,14 @@ or any other objective.
     accelerate launch recipes/simclr_vit.py                        # vit_nano on handwritten digits: no network needed
     accelerate launch recipes/simclr_vit.py --backbone facebook/dinov2-small --dataset uoft-cs/cifar10
     accelerate launch recipes/simclr_vit.py --objective vicreg --regularizers werank=0.01
+    accelerate launch recipes/simclr_vit.py --watch_metrics rankme,std,uniformity --curvature true --on_collapse stop
     accelerate launch recipes/simclr_vit.py --preset byol_cifar --lars false --learning_rate 1e-3 --num_train_epochs 12
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py    # 2 CPU processes
 
 Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds
-the adapter, results.json (every number with its protocol), spectrum.png and a card. All options of `transformers`'
-TrainingArguments are flags too (--num_train_epochs, --per_device_train_batch_size, --learning_rate, --report_to …).
+the adapter, results.json (every number with its protocol), history.parquet (what was watched while it trained),
+report.html, spectrum.png and a card. All options of `transformers`' TrainingArguments are flags too
+(--num_train_epochs, --per_device_train_batch_size, --learning_rate, --report_to …).
 """
 
 import os
@@ -23,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
 import hfproj
-from hfproj import cli, plots
+from hfproj import cli
 from hfproj.data import split_off
 from hfproj.hub.card import write_card
 from hfproj.results import command_line
@@ -69,6 +71,10 @@ class Recipe:
     rotation: float = field(default=0.0, metadata={"help": "Views are turned by up to this many degrees."})
     bank_limit: int | None = field(default=None, metadata={"help": "Search this many random training images by k-NN."})
     knn_k: int = field(default=20, metadata={"help": "Neighbours of the k-NN probe."})
+    watch_every: int = field(default=5, metadata={"help": "Steps between measurements while it trains; 0: none."})
+    watch_metrics: str = field(default="rankme,std,positive_cosine", metadata={"help": "Of hfproj.SpectrumCallback."})
+    curvature: bool = field(default=False, metadata={"help": "Watch extreme eigenvalues of the head's Hessian, too."})
+    on_collapse: str = field(default="warn", metadata={"help": "warn, stop, or restore a checkpoint."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Not available yet.", "nargs": "?", "const": ""})
 
 
@@ -135,6 +141,13 @@ def main() -> None:
         "grayscale_probability": recipe.grayscale,
         "rotation_degrees": recipe.rotation,
     }
+    alarm = hfproj.CollapseCallback(action=recipe.on_collapse)
+    watches = []
+    if recipe.watch_every:
+        metrics = recipe.watch_metrics.split(",")
+        watches = [hfproj.SpectrumCallback(metrics=metrics, every=recipe.watch_every), alarm]
+        if recipe.curvature:
+            watches.append(hfproj.CurvatureCallback(every=recipe.watch_every))
     views = hfproj.ImageViews.for_model(model, seed=args.seed, **{**augmentation, **cli.options(recipe.views)})
     trainer = hfproj.ProjectionTrainer(
         model,
@@ -144,6 +157,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=test if args.eval_strategy != "no" else None,
         data_collator=views,
+        callbacks=watches,
     )
     if trainer.is_world_process_zero():
         model.print_trainable_parameters()
@@ -164,13 +178,15 @@ def main() -> None:
     results.command = command_line()
     results.config["recipe"] = vars(recipe)
     results.config["training"] = args.chosen()
-    results.log = trainer.state.log_history
+    results.log, results.history = trainer.state.log_history, trainer.history
+    results.config["curvature_of"] = "head" if recipe.curvature else None
+    if alarm.alarm is not None:
+        results.geometry["collapse"] = alarm.alarm.to_dict()
     trainer.save_model(str(folder))
-    results.save(folder)
-    plots.plot_spectrum(results.spectra, path=folder / "spectrum.png")
     write_card(results, folder)
+    hfproj.report(folder)
     print(results.table())
-    print(f"\nSaved to {folder}: the adapter, results.json, spectrum.png and a card (README.md).")
+    print(f"\nSaved to {folder}: the adapter, results.json, report.html, spectrum.png and a card (README.md).")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def test_what_the_recipe_writes(folder):
     assert all(word in printed for word in ("before", "after", "RankMe", f"Saved to {folder}")), printed
     files = {p.name for p in folder.iterdir()}
     assert files == {
-        "adapter_config.json", "adapter_model.safetensors", "results.json", "spectrum.png", "README.md", "checkpoint-2",
+        "adapter_config.json", "adapter_model.safetensors", "results.json", "history.parquet", "report.html",
+        "spectrum.png", "README.md", "checkpoint-2",
     }  # fmt: skip
     assert not list(folder.rglob("*.bin"))
     assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG")

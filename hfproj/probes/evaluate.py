@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch import nn
 
 from hfproj.diagnostics import covariance_spectrum, positive_cosine, rankme, representation_std
 from hfproj.errors import UsageError
-from hfproj.functional.modes import evaluating
-from hfproj.probes.features import extract_features, forward
+from hfproj.probes.features import extract_features
 from hfproj.probes.knn import KNNProbe
+from hfproj.probes.views import FixedViews
 from hfproj.results import Measurement, Results, pack_outcomes, portable
 
 _EPS = 1e-7  # RankMe's, part of its protocol
@@ -94,30 +93,10 @@ def evaluate(
         add("representation_std", layer, representation_std(f), {"rows": len(f)})
         results.spectra[f"{layer} {when}"] = covariance_spectrum(f).tolist()
     if views is not None:
-        h, z = _views_of(model, test, views, batch_size, device)
+        h, z = FixedViews(test, views, images=_POSITIVE_IMAGES, batch_size=batch_size).features(model, device)
         for layer, f in (("h", h), ("z", z)):
             add("positive_cosine", layer, positive_cosine(f), {"views": f.shape[0], "images": f.shape[1]})
     return results
-
-
-def _views_of(model: nn.Module, test: Any, views: Callable, batch_size: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Return h and z of the views `[views, images, dim]`."""
-    from hfproj.data.indexing import IndexedDataset
-
-    rows, count = len(test), min(_POSITIVE_IMAGES, len(test))
-    chosen = [i * rows // count for i in range(count)]  # spread over the set: it may be sorted by class
-    loader = DataLoader(
-        Subset(IndexedDataset(test), chosen), batch_size=batch_size, collate_fn=views, generator=torch.Generator()
-    )
-    device = torch.device(device) if device is not None else next(model.parameters()).device
-    h, z = [], []
-    with evaluating(model), torch.inference_mode():
-        for batch in loader:
-            inputs = [{"inputs": v} if isinstance(v, Mapping) else {"pixel_values": v} for v in batch["views"]]
-            outputs = [forward(model, view, device) for view in inputs]
-            h.append(torch.stack([output.representation.float().cpu() for output in outputs]))
-            z.append(torch.stack([output.projection.float().cpu() for output in outputs]))
-    return torch.cat(h, 1), torch.cat(z, 1)
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

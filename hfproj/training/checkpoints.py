@@ -28,13 +28,19 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """Return the newest complete checkpoint in `folder`, or None."""
+def complete_checkpoints(folder: str | Path) -> dict[int, str]:
+    """Return the complete checkpoints in `folder` by their step."""
     found = {}
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.rpartition("-")[2]
         if step.isdigit() and is_complete(path):
             found[int(step)] = str(path)
+    return found
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """Return the newest complete checkpoint in `folder`, or None."""
+    found = complete_checkpoints(folder)
     return found[max(found)] if found else None
 
 

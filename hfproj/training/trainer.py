@@ -18,7 +18,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
+from hfproj.history import HISTORY_FILE, read_history, write_history
 from hfproj.objectives.base import Step, check_needs, check_views
+from hfproj.probes.views import FixedViews
 from hfproj.training import checks, evaluation, methods
 from hfproj.training.arguments import PUSHING, ProjectionTrainingArguments
 from hfproj.training.checkpoints import (
@@ -56,6 +58,10 @@ class ProjectionTrainer(Trainer):
         data_collator: Makes the views, see `hfproj.ImageViews`; None takes ``ImageViews.for_model(model)``.
         eval_collator: Makes eval batches; None takes ``EvalImages.for_model(model)``.
         **kwargs: As in ``transformers.Trainer`` (``callbacks``, ``optimizers`` …).
+
+    Attributes:
+        history: What callbacks such as `hfproj.SpectrumCallback` measured: a dict for each step that was measured or
+            logged, with "step", "epoch" and numbers by name. Saved beside each adapter as ``history.parquet``.
 
     Raises:
         UsageError: the model has no head, several GPUs are used without a launcher, the data set is smaller than a
@@ -102,12 +108,18 @@ class ProjectionTrainer(Trainer):
         for module in (self.objective, *(regularizer.module for regularizer in self.regularizers.values())):
             module.to(self.args.device)
         self.ema: EMA | None = None  # made when training starts
+        self.history: list[dict[str, Any]] = []
+        self.probe_batches: dict[tuple, FixedViews] = {}  # of the callbacks that watch fixed images
         self.add_callback(AroundSteps(self))
+        for callback in list(self.callback_handler.callbacks):
+            self._bind(callback)
         self._train_sampler: EpochSampler | None = None
         self._epoch = 0
         self._terms: dict[str, list[Tensor]] = {}
         self._last: dict[str, Any] = {}
         self._patch_dropout = self._make_patch_dropout()
+
+    _watched = False  # whether a callback records what it measures
 
     # --- data ---
 
@@ -158,6 +170,8 @@ class ProjectionTrainer(Trainer):
                 )
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self._terms, self._last = {}, {}
+        kept = Path(resume_from_checkpoint or "") / HISTORY_FILE
+        self.history = read_history(kept) if resume_from_checkpoint and kept.is_file() else []
         self._make_ema()
         if self._patch_dropout is not None:
             self._patch_dropout.attach()
@@ -199,7 +213,7 @@ class ProjectionTrainer(Trainer):
             "scores": out.scores,
             "prototypes": methods.prototype_vectors(self.bare_model()),
             "scales": out.scales,
-            "target": self._targets(views),
+            "target": self.targets(views),
             "step": step,
         }
         check_needs(self.objective, given)
@@ -243,7 +257,8 @@ class ProjectionTrainer(Trainer):
         momentum = [c if c is not None else own for c, own in zip(chosen, self.objective.ema_momentum)]
         self.ema = EMA(self.bare_model(), momentum)
 
-    def _targets(self, views: Any) -> Any:
+    def targets(self, views: Any) -> Any:
+        """Return what the moving-average copy says of `views`, or None where the objective has no use for it."""
         objective = self.objective
         if "target" not in getattr(objective, "needs", ()):
             return None
@@ -301,10 +316,38 @@ class ProjectionTrainer(Trainer):
 
     # --- logging and evaluation ---
 
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback, see ``transformers.Trainer.add_callback``; one that watches gets this trainer."""
+        super().add_callback(callback)
+        self._bind(self.callback_handler.callbacks[-1])
+
+    def _bind(self, callback: Any) -> None:
+        if hasattr(callback, "bind"):
+            callback.bind(self)
+            self._watched = True
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Write what was measured of the model as it is now into `history`, and log it as ``probe_<name>``.
+
+        Numbers that are not finite become None.
+        """
+        self._history_row().update({n: float(v) if math.isfinite(v) else None for n, v in values.items()})
+        should_log = self.control.should_log  # of the step's own line, which logging takes for written
+        self.log({f"probe_{n}": float(v) for n, v in values.items()})
+        self.control.should_log = should_log
+
+    def _history_row(self) -> dict[str, Any]:
+        step = self.state.global_step
+        if not self.history or self.history[-1]["step"] != step:
+            self.history.append({"step": step, "epoch": float(self.state.epoch or 0)})
+        return self.history[-1]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`, with the objective's terms and the state of the representation while training."""
         if "loss" in logs:
             logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()}
+            if self._watched:
+                self._history_row().update({n: v for n, v in logs.items() if n != "epoch" and math.isfinite(v)})
             if self.args.log_representation:
                 logs |= describe(self._last)
             for name, regularizer in self.regularizers.items():
@@ -362,11 +405,21 @@ class ProjectionTrainer(Trainer):
         with replacing(folder) as part:
             super()._save(str(part), state_dict)
             save_buffers(self.objective, part)
+            if self.history:
+                write_history(self.history, part / HISTORY_FILE)
             if self.ema is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
                 self.ema.save(part)
             (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and folders are shared
             if (folder / "README.md").exists():
                 (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Give the model, the objective and the moving average the values of a checkpoint.
+
+        Raises:
+            AdapterFileError: it is damaged, or of another adapter or objective.
+        """
+        self._load_from_checkpoint(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         try:

@@ -1,6 +1,7 @@
 """What `test_processes` runs: as a script under ``accelerate launch`` on two processes, and as a function on one."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -27,7 +28,9 @@ class Double:
         return batch
 
 
-def train(folder, *, dataset=None, resume=None, objective=None, config=None, collator=None, **options):
+def train(
+    folder, *, dataset=None, resume=None, objective=None, config=None, collator=None, callbacks=(), **options
+):
     """Train in float64 on joint batches of 8, two of them a step, 2 steps an epoch; return all that can differ."""
     world = distributed.world_size()
     run = trainer(
@@ -41,6 +44,7 @@ def train(folder, *, dataset=None, resume=None, objective=None, config=None, col
             "eval_dataset": images(11, seed=1),
             "bank_dataset": images(9, seed=2),
             "eval_collator": Double(plain()),
+            "callbacks": list(callbacks),
         },
         cls=Seen,
         **{
@@ -65,7 +69,7 @@ def train(folder, *, dataset=None, resume=None, objective=None, config=None, col
     if run.ema is not None:
         weights |= {f"ema.{n}": t for n, t in adapter(run.ema.module).items()}
         weights |= {f"objective.{n}": t for n, t in run.objective.state_dict().items()}
-    return {"weights": weights, "seen": run.seen, "log": log, "start": start}
+    return {"weights": weights, "seen": run.seen, "log": log, "start": start, "history": run.history}
 
 
 def cases(folder):
@@ -76,6 +80,18 @@ def cases(folder):
     results["resumed"] = train(folder / "resumed", resume=folder / "whole/checkpoint-3")
     results["workers"] = train(folder / "workers", dataloader_num_workers=2, eval_strategy="no")
     stream = StreamDataset(images(35))
+    watches = [
+        hfproj.SpectrumCallback(every=2, images=7, metrics=("rankme", "std", "positive_cosine", "whiteness")),
+        hfproj.CurvatureCallback(every=2, images=7),
+        hfproj.UpdateRatioCallback(every=2),
+        hfproj.CollapseCallback(limits={"std_z": 10.0}, patience=2, warmup=0),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hfproj.CollapseWarning)
+        results["watched"] = train(folder / "watched", callbacks=watches, eval_strategy="no")
+    results["watched"]["alarm"] = watches[-1].alarm.to_dict()
+    h_watch = hfproj.CurvatureCallback(of="h", every=4, images=7)
+    results["watched h"] = train(folder / "watched h", callbacks=[h_watch], eval_strategy="no")
     results["stream"] = train(folder / "stream", dataset=stream, max_steps=3, eval_strategy="no")
     # A teacher, prototypes that are frozen at first, a centre, and views of two sizes: two forward passes a step.
     crops = {"objective": {"name": "dino", "prototypes": 8}, "config": {"prototypes": 8}}

@@ -12,7 +12,7 @@ import torch
 from small import differs
 
 SCRIPT = Path(__file__).with_name("processes.py")
-NAMES = ["joint batch", "resumed", "workers", "stream", "multi-crop", "multi-crop resumed"]
+NAMES = ["joint batch", "resumed", "workers", "watched", "watched h", "stream", "multi-crop", "multi-crop resumed"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_processes_share_the_images_and_views_of_one(one, two, name):
 
 def test_resumed_and_loaded_by_workers_is_the_same_run(one, two):
     for results in (one, *two):
-        for name in ("resumed", "workers"):
+        for name in ("resumed", "workers", "watched", "watched h"):
             for key, expected in results["joint batch"]["weights"].items():
                 assert torch.equal(results[name]["weights"][key], expected)
         for key, expected in results["multi-crop"]["weights"].items():
@@ -82,3 +82,26 @@ def test_metrics_and_log_are_those_of_one_process(one, two):
         assert [entry.keys() for entry in log] == [entry.keys() for entry in expected]
         for entry, other in zip(log, expected):
             assert entry == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["watched", "watched h"])
+def test_what_is_watched_is_that_of_one_process(one, two, name):
+    expected = one[name]["history"]
+    measured = {key for row in expected for key in row}
+    assert "lambda_min" in measured
+    assert name == "watched h" or {"rankme_z", "std_h", "positive_cosine_z", "update_ratio_head"} <= measured
+    for rank in range(2):
+        history = two[rank][name]["history"]
+        assert [row.keys() for row in history] == [row.keys() for row in expected]
+        for row, other in zip(history, expected):
+            # h and z are measured in float32; bounds on errors are rounding where Lanczos ran to its end.
+            errors = {n: pytest.approx(v, abs=1e-3) for n, v in other.items() if n.endswith("_error")}
+            assert row == {n: pytest.approx(v, rel=1e-5, abs=1e-9) for n, v in other.items()} | errors
+
+
+def test_all_processes_raise_the_same_alarm(one, two):
+    expected = one["watched"]["alarm"]
+    assert expected["metric"] == "std_z"
+    for rank in range(2):
+        alarm = two[rank]["watched"]["alarm"]
+        assert (alarm["step"], alarm["cause"]) == (expected["step"], expected["cause"])
