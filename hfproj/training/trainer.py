@@ -60,6 +60,7 @@ class ProjectionTrainer(Trainer):
         **kwargs: As in ``transformers.Trainer`` (``callbacks``, ``optimizers`` …).
 
     Attributes:
+        last_batch: "h" and "z" of the last training batch on this process, ``[views, batch, dim]``, or lists.
         history: What callbacks such as `hfproj.SpectrumCallback` measured: a dict for each step that was measured or
             logged, with "step", "epoch" and numbers by name. Saved beside each adapter as ``history.parquet``.
 
@@ -116,7 +117,7 @@ class ProjectionTrainer(Trainer):
         self._train_sampler: EpochSampler | None = None
         self._epoch = 0
         self._terms: dict[str, list[Tensor]] = {}
-        self._last: dict[str, Any] = {}
+        self.last_batch: dict[str, Any] = {}
         self._patch_dropout = self._make_patch_dropout()
 
     _watched = False  # whether a callback records what it measures
@@ -169,7 +170,7 @@ class ProjectionTrainer(Trainer):
                     "to go on with its beginning, or use a data set with a length."
                 )
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        self._terms, self._last = {}, {}
+        self._terms, self.last_batch = {}, {}
         kept = Path(resume_from_checkpoint or "") / HISTORY_FILE
         self.history = read_history(kept) if resume_from_checkpoint and kept.is_file() else []
         self._make_ema()
@@ -230,7 +231,7 @@ class ProjectionTrainer(Trainer):
         if model.training:
             for name, value in terms.items():
                 self._terms.setdefault(name, []).append(value.detach())
-            self._last = {"h": _detached(out.h), "z": _detached(out.z)}
+            self.last_batch = {"h": _detached(out.h), "z": _detached(out.z)}
         return (loss, out) if return_outputs else loss
 
     def step(self) -> Step:
@@ -349,7 +350,7 @@ class ProjectionTrainer(Trainer):
             if self._watched:
                 self._history_row().update({n: v for n, v in logs.items() if n != "epoch" and math.isfinite(v)})
             if self.args.log_representation:
-                logs |= describe(self._last)
+                logs |= describe(self.last_batch)
             for name, regularizer in self.regularizers.items():
                 if hasattr(regularizer.module, "report"):
                     found = regularizer.module.report(self.bare_model())

@@ -1,10 +1,10 @@
 """Does the collapse alarm ring where a training collapses, and only there? vit_nano on handwritten digits.
 
-    python recipes/benchmarks/collapse.py run     # seven trainings, about twenty minutes on 2 CPU cores
+    python recipes/benchmarks/collapse.py run     # eight trainings, about fifteen minutes on 2 CPU cores
     python recipes/benchmarks/collapse.py table
 
 Four trainings have one mistake each: BYOL with a predictor that does nothing, a learning rate a hundred times too high,
-NT-Xent at a temperature of 10, SimSiam without its stop-gradient. Three have none. Each is watched by a
+NT-Xent at a temperature of 10, SimSiam without its stop-gradient. Four have none. Each is watched by a
 `CollapseCallback` with its default limits, measuring every `EVERY` steps; it only warns, so that the table can show
 where the training went, too. Finished runs are kept below runs/collapse and not run again; ``table`` writes
 recipes/benchmarks/results/collapse.json and .md.
@@ -29,7 +29,7 @@ from hfproj.results import installed_versions, write_atomic
 
 RUNS = Path("runs/collapse")
 OUT = Path(__file__).resolve().parent / "results" / "collapse"
-STEPS, BATCH, EVERY, RATE = 120, 64, 5, 1e-3
+STEPS, BATCH, EVERY, IMAGES, RATE = 100, 64, 5, 128, 1e-3
 HEAD = {"head": "mlp", "head_options": {"hidden_dim": 512}, "out_dim": 128}
 PREDICTOR = {"head": "mlp", "hidden_dim": 256}
 IDENTITY = {"head": "identity"}
@@ -56,6 +56,7 @@ TRAININGS: dict[str, tuple] = {
     "NT-Xent": ({"name": "nt_xent", "temperature": 0.2}, None, RATE, None),
     "BYOL": ({"name": "byol"}, PREDICTOR, RATE, None),
     "VICReg": ({"name": "vicreg"}, None, RATE, None),
+    "SupCon": ({"name": "supcon"}, None, RATE, None),
 }
 
 
@@ -64,7 +65,7 @@ def train(name: str) -> dict:
     set_seed(0)
     config = hfproj.ProjectionHeadConfig(**HEAD, predictor=predictor, backbone_adapter=LoraConfig(r=8, lora_alpha=8))
     model = get_peft_model(hfproj.load_backbone("vit_nano"), config)
-    alarm = hfproj.CollapseCallback(every=EVERY)
+    alarm = hfproj.CollapseCallback()
     trainer = hfproj.ProjectionTrainer(
         model,
         hfproj.ProjectionTrainingArguments(
@@ -83,7 +84,7 @@ def train(name: str) -> dict:
         train_dataset=hfproj.load_image_dataset("digits", split="train"),
         eval_dataset=hfproj.load_image_dataset("digits", split="test"),
         data_collator=hfproj.ImageViews.for_model(model, scale=(0.4, 1.0), flip_probability=0.0),
-        callbacks=[alarm],
+        callbacks=[hfproj.SpectrumCallback(every=EVERY, images=IMAGES), alarm],
     )
     stopped = None
     try:
@@ -115,10 +116,13 @@ def run(names: list[str]) -> None:
 
 def table() -> None:
     rows = [json.loads(file.read_text()) for file in sorted(RUNS.glob("*.json"))]
-    settings = {"steps": STEPS, "batch": BATCH, "every": EVERY, "learning_rate": RATE, "head": HEAD}
+    settings = {"steps": STEPS, "batch": BATCH, "every": EVERY, "images": IMAGES, "learning_rate": RATE, "head": HEAD}
     content = {"settings": settings, "versions": installed_versions(), "runs": rows}
     lines = ["# The collapse alarm", "", "Written by `recipes/benchmarks/collapse.py table`.", ""]
-    lines += [f"vit_nano with LoRA on digits, {STEPS} steps of {BATCH} images, measured every {EVERY} steps.", ""]
+    lines += [
+        f"vit_nano with LoRA on digits, {STEPS} steps of {BATCH} images; {IMAGES} images measured every {EVERY} steps.",
+        "",
+    ]
     lines += ["| training | alarm at step | metric | named first | also named | RankMe of h, z | std of h, z |"]
     lines += ["|---|---:|---|---|---|---|---|"]
     for row in rows:

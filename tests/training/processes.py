@@ -28,9 +28,7 @@ class Double:
         return batch
 
 
-def train(
-    folder, *, dataset=None, resume=None, objective=None, config=None, collator=None, callbacks=(), **options
-):
+def train(folder, *, dataset=None, resume=None, objective=None, config=None, collator=None, callbacks=(), **options):
     """Train in float64 on joint batches of 8, two of them a step, 2 steps an epoch; return all that can differ."""
     world = distributed.world_size()
     run = trainer(

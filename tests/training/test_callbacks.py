@@ -73,7 +73,7 @@ def test_watching_changes_nothing(tmp_path):
         hfproj.SpectrumCallback(every=1, images=8),
         hfproj.CurvatureCallback(every=2, images=4),
         hfproj.UpdateRatioCallback(every=1),
-        hfproj.CollapseCallback(limits={"rankme_z": None, "std_z": None, "rankme_h": None, "std_h": None}),
+        hfproj.CollapseCallback(limits=dict.fromkeys(("rankme_z", "std_z", "rankme_h", "std_h", "loss"))),
     ]
     watched = run(tmp_path / "watched", *watches, model=head_model(**model), patch_dropout=0.5)
     assert_equal(adapter(watched.model), adapter(alone.model))

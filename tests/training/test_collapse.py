@@ -1,12 +1,14 @@
 """The collapse alarm: what sets it off and what does not, the cause it names, and what it does then."""
 
+import math
+
 import pytest
 import torch
 from small import HEAD, adapter, assert_equal, head_model, images, trainer
 from torch import nn
 
 import hfproj
-from hfproj.training.callbacks.causes import likely_causes
+from hfproj.training.callbacks.causes import collapsed_loss, likely_causes
 
 
 class Together(nn.Module):
@@ -40,7 +42,8 @@ class Scripted(hfproj.SpectrumCallback):
 
 
 def scripted(folder, rows, steps=6, extra=None, **alarm):
-    callback = hfproj.CollapseCallback(**{"warmup": 0, **alarm})
+    alarm = {"warmup": 0, **alarm, "limits": {"loss": None, **alarm.get("limits", {})}}  # the model learns nothing here
+    callback = hfproj.CollapseCallback(**alarm)
     made = trainer(
         folder,
         None,
@@ -93,6 +96,48 @@ def test_limits_of_ones_own(tmp_path):
     with pytest.warns(hfproj.CollapseWarning, match=r"loss is .*, outside of \[-∞, -1.0\]"):
         made.train()
     assert callback.alarm.step == 4  # the loss of a step is logged after its measurement
+
+
+@pytest.mark.parametrize(
+    ("objective", "value"),
+    [
+        ({"name": "nt_xent"}, math.log(2 * 4 - 1)),
+        ({"name": "info_nce"}, math.log(4)),
+        ({"name": "barlow_twins"}, 6.0),
+        ({"name": "vicreg"}, 25 * (1 - 1e-2)),
+        ({"name": "supcon"}, math.log(2 * 4 - 1)),
+        ("w_mse", None),  # a collapsed batch has no whitening
+        ({"name": "moco", "queue_size": 8}, None),
+    ],
+)
+def test_what_collapsed_rows_cost(tmp_path, objective, value):
+    made = trainer(
+        tmp_path, None, images(16), max_steps=1, per_device_train_batch_size=4, extra={"objective": objective}
+    )
+    if objective == "w_mse":
+        made.objective = hfproj.create_objective("w_mse", w_size=4)
+        made.last_batch = {"z": torch.randn(2, 4, 2)}
+    else:
+        made.train()
+    assert collapsed_loss(made) == (None if value is None else pytest.approx(value, rel=1e-9))
+
+
+def test_an_objective_that_costs_what_collapse_costs_sets_it_off_after_the_warm_up(tmp_path):
+    made = trainer(
+        tmp_path,
+        None,
+        images(32),
+        max_steps=12,
+        warmup_steps=4,
+        extra={
+            "objective": {"name": "nt_xent", "temperature": 10.0},
+            "callbacks": [hfproj.CollapseCallback(every=1, warmup=0)],
+        },
+    )
+    with pytest.warns(hfproj.CollapseWarning, match="loss is .*5% below what collapsed rows cost.*cause: temperature"):
+        made.train()
+    alarm = next(c.alarm for c in made.callback_handler.callbacks if isinstance(c, hfproj.CollapseCallback))
+    assert alarm.step == 6  # the losses of steps 4 and 5 are known by then
 
 
 def test_stop(tmp_path):

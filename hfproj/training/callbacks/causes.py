@@ -10,6 +10,7 @@ What is looked at, in this order:
 6. Objective: nothing in it, and no regularizer, keeps rows apart.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.training.callbacks.base import IMAGES, ProbeWatch
 from hfproj.training.callbacks.head_loss import HeadLoss, joint
+from hfproj.training.methods import active_modules
 
 FAST = 0.3  # of the norm, in a step; healthy runs stay below a tenth
 FLAT = 0.05  # of the loss at collapse: what rows spread evenly save
@@ -47,6 +49,32 @@ def likely_causes(trainer: Any) -> list[Cause]:
             "as vicreg_terms.",
         )
     ]
+
+
+def collapsed_loss(trainer: Any) -> float | None:
+    """Return what the objective is for a batch whose rows of z are all equal.
+
+    None where that says nothing: the objective is no function of z alone, or spread rows do not cost less.
+    """
+    objective = copy.deepcopy(trainer.objective).double().eval()
+    last = trainer.last_batch.get("z")
+    if set(getattr(objective, "needs", ())) & {"prediction", "target", "scores"} or not isinstance(last, Tensor):
+        return None
+    views, images, dim = last.shape
+    own = torch.arange(images, device=last.device)
+    given = {"labels": own, "index": own, "scales": dict(active_modules(trainer.bare_model()).scales) or None}
+
+    def value(z: Tensor) -> float:
+        with torch.no_grad():
+            return float(objective(z, **given, step=trainer.step())[0])
+
+    like = last.double()
+    try:
+        collapsed = value(torch.ones_like(like))
+        spread = value(_directions(images, dim, like).expand(views, -1, -1).contiguous())
+    except UsageError:  # what can't be whitened, for one, has no value
+        return None
+    return collapsed if spread < collapsed else None
 
 
 def _learning_rate(trainer: Any) -> Cause | None:
@@ -147,6 +175,10 @@ def _collapsed(loss: HeadLoss) -> Tensor:
 def _spread(loss: HeadLoss) -> Tensor:
     """Return independent directions for the images, the same in all views."""
     views, images, _ = loss.h.shape
+    return _directions(images, loss.modules.head.out_dim, loss.h).expand(views, -1, -1).contiguous()
+
+
+def _directions(images: int, dim: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(distributed.rank())
-    rows = torch.randn(images, loss.modules.head.out_dim, generator=generator, dtype=torch.float64)
-    return nn.functional.normalize(rows, dim=-1).to(loss.h).expand(views, -1, -1).contiguous()
+    rows = torch.randn(images, dim, generator=generator, dtype=torch.float64)
+    return nn.functional.normalize(rows, dim=-1).to(like)

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from hfproj import distributed
 from hfproj.errors import CollapseWarning, UsageError
-from hfproj.training.callbacks.causes import Cause, likely_causes
+from hfproj.training.callbacks.causes import FLAT, Cause, collapsed_loss, likely_causes
 from hfproj.training.callbacks.spectrum import SpectrumCallback
 from hfproj.training.callbacks.updates import UpdateRatioCallback
 from hfproj.training.checkpoints import complete_checkpoints
@@ -64,8 +64,10 @@ class CollapseCallback(TrainerCallback):
     """Raises an alarm when measurements of `trainer.history` leave their limits several times in a row.
 
     Limits, unless others are given: RankMe and std of h at half of what they were before training; std of z at a tenth
-    of that of rows spread evenly over the sphere (0.1/√dim); RankMe of z at 2. z is not judged in the first steps, in
-    which the running statistics of BatchNorm follow the head. What it needs is measured by a `SpectrumCallback` and an
+    of that of rows spread evenly over the sphere (0.1/√dim); RankMe of z at 2; the objective, where it is a function of
+    z alone that tells collapsed rows from spread ones (contrastive and whitening losses), at 5 % below its value for
+    rows that are all equal. z is not judged in the first steps, in which the running statistics of BatchNorm follow the
+    head, nor the objective while the learning rate warms up. What it needs is measured by a `SpectrumCallback` and an
     `UpdateRatioCallback`; the trainer gets those that it lacks.
 
     The alarm is a `CollapseWarning`, once, and `alarm`. It names causes by what it sees: how far weights move in a
@@ -78,7 +80,7 @@ class CollapseCallback(TrainerCallback):
         patience: Measurements in a row that have to be out of their limits.
         action: "warn"; "stop" ends the training, too; "restore" also goes back to the last checkpoint that was saved
             before the first of these measurements, if there is one.
-        warmup: Steps before which z is not judged.
+        warmup: Steps before which z and the objective are not judged.
         every: Steps between measurements, for the callbacks that it adds; None: as `SpectrumCallback`.
 
     Attributes:
@@ -131,9 +133,14 @@ class CollapseCallback(TrainerCallback):
         if self.trainer is None:
             raise UsageError("CollapseCallback works in hfproj.ProjectionTrainer(callbacks=[…]) only.")
         self.alarm, self._judged = None, -1
+        self._learned_from = max(self.warmup, args.get_warmup_steps(state.max_steps))
+        self._collapsed_loss: float | None = None
+        self._asked = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what was measured since the last time."""
+        if not self._asked:  # by now there was a batch, whose shape its value hangs on
+            self._asked, self._collapsed_loss = True, collapsed_loss(self.trainer)
         names = self.limits().keys()
         rows = [row for row in self.trainer.history if names & row.keys()]
         if self.alarm is not None or not rows or rows[-1]["step"] == self._judged:
@@ -164,6 +171,11 @@ class CollapseCallback(TrainerCallback):
         limits["std_z"] = (spread, None, f"below {spread:.4g}, {SPREAD:.0%} of that of rows spread evenly")
         if dim >= 2 * RANK:
             limits["rankme_z"] = (RANK, None, f"below {RANK:g}")
+        if self._collapsed_loss is not None:
+            name = "objective" if self.trainer.regularizers else "loss"  # with regularizers, the loss is their sum
+            least = self._collapsed_loss - FLAT * abs(self._collapsed_loss)
+            words = f"above {least:.4g}, {FLAT:.0%} below what collapsed rows cost"
+            limits[name] = (None, least, words)
         for name, limit in self.given.items():
             limits.pop(name, None)
             if limit is not None:
@@ -173,7 +185,8 @@ class CollapseCallback(TrainerCallback):
     def _violation(self) -> tuple[str, list[dict], str] | None:
         """Return the first metric whose last `patience` values were out of its limits, their rows, and the limit."""
         for name, (least, largest, words) in self.limits().items():
-            late = self.warmup if name.endswith("_z") and name not in self.given else 0
+            late = self.warmup if name.endswith("_z") else self._learned_from if name in ("loss", "objective") else 0
+            late = 0 if name in self.given else late
             rows = [row for row in self.trainer.history if name in row and row["step"] >= late][-self.patience :]
             values = [row[name] for row in rows]
             if len(rows) == self.patience and all(
