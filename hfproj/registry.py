@@ -2,7 +2,10 @@
 
 import importlib
 import inspect
-from typing import Any
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hfproj.errors import UsageError, unknown
 
@@ -54,7 +57,8 @@ class Registry:
         """Return ``get(name)(**options)``, with the name's own defaults; it remembers both in ``created``.
 
         Raises:
-            UsageError: no entry has this name, or it has no such option.
+            UsageError: no entry has this name, it has no such option, an option is missing, or a value has another type
+                than the constructor's annotation.
         """
         cls = self.get(name)
         parameters = inspect.signature(cls).parameters
@@ -62,7 +66,12 @@ class Registry:
             for option in options:
                 if option not in parameters:
                     raise unknown(f"option of {self.kind} {name!r}:", option, parameters)
-        made = cls(**{**self._entries[name][2], **options})
+        given = {**self._entries[name][2], **options}
+        missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+        if absent := [n for n in missing if n not in given]:
+            raise UsageError(f"The {self.kind} {name!r} needs {', '.join(f'{n}=…' for n in absent)}.")
+        _check_types(f"{self.kind} {name!r}", cls, given)
+        made = cls(**given)
         made.created = {"name": name, **options}
         return made
 
@@ -75,3 +84,48 @@ class Registry:
         own = self._entries[name][2] if name in self._entries else {}
         parameters = inspect.signature(self.get(name)).parameters
         return {n: p.replace(default=own.get(n, p.default)) for n, p in parameters.items()}
+
+
+_WORDS: dict[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    dict: "a dict",
+    Mapping: "a dict",
+    Sequence: "a list",
+    NoneType: "None",
+}
+
+
+def _check_types(who: str, cls: type, options: Mapping[str, Any]) -> None:
+    """Refuse values that are of another type than the constructor says: ``temperature="0.1"``, ``gather="no"``."""
+    try:
+        hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):  # annotations of a class of the user's own that can't be read
+        return
+    for name, value in options.items():
+        hint = hints.get(name, Any)
+        if not _fits(value, hint):
+            words = [_WORDS.get(get_origin(kind) or kind, str(kind)) for kind in _alternatives(hint)]
+            wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+            raise UsageError(f"{name} of {who} must be {wanted}, got {value!r} of type {type(value).__name__}.")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    return any(_is(value, kind) for kind in _alternatives(hint))
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin in (int, float):  # a bool is an int to Python, an int fits where a float is asked for
+        return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
+    if origin is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(item, parts[0] if parts else Any) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(_fits(v, parts[1] if parts else Any) for v in value.values())
+    return isinstance(value, origin) if origin in (bool, str, NoneType) else True

@@ -27,7 +27,7 @@ every_preset = pytest.mark.parametrize("name", PRESETS)
 
 PUBLISHED = {
     "simclr", "simclr_v2", "moco_v2", "moco_v3", "byol", "simsiam", "barlow_twins", "vicreg",
-    "swav", "dino", "nnclr", "w_mse", "zero_cl", "directclr", "simcse_unsupervised",
+    "swav", "dino", "nnclr", "w_mse", "zero_cl", "zero_cl_instance", "directclr", "simcse_unsupervised",
     "simcse_supervised", "supcon", "siglip", "lejepa", "deepcluster_v2", "dcl", "dclw", "align_uniform",
 }  # fmt: skip
 # the published tables: hidden and output width, learning rate and weight decay at a batch of 256
@@ -44,11 +44,13 @@ CIFAR = {
     "nnclr": (2048, 256, 0.4, 1e-5),
     "moco_v3": (4096, 256, 0.3, 1e-6),
     "dino": (2048, 256, 0.3, 1e-6),
+    "zero_cl": (2048, 2048, 0.3, 1e-4),  # its official script's
 }
 PAPER_3 = [f"inside_projector_{head}{added}" for head in ("simclr", "no_projector", "directclr", "constant_subvector")
            for added in ("", "_werank", "_last_layer")]  # fmt: skip
-PAPER_4 = [f"bottleneck_{method}{changed}" for method in ("simclr", "barlow_twins")
-           for changed in ("", "_bottleneck", "_discretised", "_sparse")]  # fmt: skip
+PAPER_3 += [f"inside_projector_constant_{d0}_{c}" for d0 in (200, 400, 480) for c in ("zero", "inverse_sqrt", "one")]
+PAPER_4 = [f"bottleneck_{method}{changed}{data}" for method in ("simclr", "barlow_twins")
+           for changed in ("", "_bottleneck", "_discretised", "_sparse") for data in ("", "_imagenet100")]  # fmt: skip
 
 
 def narrow(head, options, out_dim=None):
@@ -111,10 +113,16 @@ def test_every_published_setting_is_there():
     assert {*PAPER_3, *PAPER_4, "werank_last_layer", "sparsehead_simclr", "sparsehead_byol"} <= set(PRESETS)
     kappas = {n: p.head_options["kappa"] for n, p in PRESETS.items() if p.head == "reweight"}
     assert kappas == {"reweighting_supcon_reweight": 1.5, "reweighting_simclr_reweight": 1.05}
-    heads = [PRESETS[name].head_options for name in PRESETS if "collapse" in name]
+    heads = [PRESETS[name].head_options for name in PRESETS if name.startswith("geometry_collapse")]
     assert sorted((head["activation"], "norm" not in head) for head in heads) == [
         ("gelu", False), ("identity", False), ("relu", False), ("relu", True), ("silu", False), ("silu", True),
     ]  # fmt: skip
+    tracked = [PRESETS[f"geometry_hessian_{name}"] for name in ("normal_silu", "collapsed_silu", "collapsed_relu")]
+    assert [run.head_options["activation"] for run in tracked] == ["silu", "silu", "relu"]
+    assert ["--init normal" in run.source for run in tracked] == [True, False, False]
+    grid = [PRESETS[name].head_options for name in PAPER_3 if name.startswith("inside_projector_constant_4")]
+    constants = (0.0, "inverse_sqrt", 1.0)
+    assert [(o["d0"], o["constant"]) for o in grid] == [(d0, c) for d0 in (400, 480) for c in constants]
     assert [PRESETS[f"geometry_depth_{d}"].head_options["depth"] for d in (1, 2, 3)] == [1, 2, 3]
 
 

@@ -1,6 +1,11 @@
 """Registries: lazy names, errors with a suggestion, classes of the user's own."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
 import pytest
+import torch
 from torch import nn
 
 from hfproj.errors import UsageError
@@ -45,6 +50,69 @@ def test_unknown_names_and_options(registry):
     registry.register("doubling", Doubling)
     with pytest.raises(UsageError, match="Did you mean 'factor'"):
         registry.create("doubling", in_dim=3, factr=1)
+
+
+class Typed(nn.Module):
+    """Has options of every type that constructors here have."""
+
+    def __init__(
+        self,
+        *,
+        number: float = 1.0,
+        count: int | None = None,
+        flag: bool = True,
+        word: str = "a",
+        pair: Sequence[float] = (0.0, 1.0),
+        options: dict[str, Any] | None = None,
+        weights: float | dict[str, float] = 1.0,
+    ):
+        super().__init__()
+
+
+class Unreadable(nn.Module):
+    """Has an annotation that names nothing."""
+
+    def __init__(self, *, number: "float | Nothing" = 1.0):
+        super().__init__()
+
+
+class Needing(nn.Module):
+    """Has an option without a default."""
+
+    def __init__(self, *, size: int):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("option", "right", "wrong", "words"),
+    [
+        ("number", [2, 0.5, numpy.float32(1)], ["0.1", None, True, [0.1], torch.tensor(0.1)], "a number"),
+        ("count", [3, None, numpy.int64(3)], [3.0, "3", False], "a whole number or None"),
+        ("flag", [False], ["no", 0, None], "True or False"),
+        ("word", ["b"], [3, None], "a string"),
+        ("pair", [[1, 2], (0.9, 1.0)], [0.9, "0.9", ["a", "b"], [None]], "a list"),
+        ("options", [{"a": 1}, None], [3, "{}", [("a", 1)]], "a dict or None"),
+        ("weights", [2.0, {"a": 1}], ["2", {"a": "1"}], "a number or a dict"),
+    ],
+)
+def test_values_have_the_type_of_their_option(registry, option, right, wrong, words):
+    registry.register("typed", Typed)
+    for value in right:
+        registry.create("typed", **{option: value})
+    for value in wrong:
+        with pytest.raises(UsageError, match=rf"^{option} of head 'typed' must be {words}, got .* of type \w+\.$"):
+            registry.create("typed", **{option: value})
+
+
+def test_annotations_that_cannot_be_read_are_not_checked(registry):
+    registry.register("unreadable", Unreadable)
+    assert isinstance(registry.create("unreadable", number="a"), Unreadable)
+
+
+def test_options_without_a_default_are_asked_for(registry):
+    registry.register("needing", Needing)
+    with pytest.raises(UsageError, match=r"The head 'needing' needs size=…\."):
+        registry.create("needing")
 
 
 def test_listing_imports_no_entry():

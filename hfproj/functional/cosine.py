@@ -22,7 +22,9 @@ def cross_view_cosines(p: Views, target: Float[Tensor, "target_views batch dim"]
         >>> cross_view_cosines(p, p.flip(0)).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
+    rows, others = unit_rows(p), unit_rows(target)
+    dtype = torch.promote_types(rows.dtype, others.dtype)
     with full_precision(p):
-        cosines = torch.einsum("vnk,tnk->vtn", unit_rows(p), unit_rows(target))
+        cosines = torch.einsum("vnk,tnk->vtn", rows.to(dtype), others.to(dtype))
     same = torch.eye(len(p), len(target), dtype=torch.bool, device=p.device)
     return cosines[~same]

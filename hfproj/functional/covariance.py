@@ -1,4 +1,4 @@
-"""VICReg's variance and covariance terms, and ‖aᵀb‖_F² by the smaller of two products, over the joint batch.
+"""VICReg's variance and covariance terms, and Σ_{i≠j} (aᵀb)_ij² by the smaller of two products, over the joint batch.
 
 With rows centred by the joint mean and the covariance C = ZᵀZ/(N−1),
 
@@ -56,11 +56,11 @@ def covariance_penalty(z: Features) -> Scalar:
 
     Example:
         >>> column = torch.tensor([[1.0], [1.0], [0.0], [-1.0], [-1.0]])  # variance 1
-        >>> covariance_penalty(column.expand(5, 3)).item()  # 3·2 covariances of 1, 3 columns
+        >>> round(covariance_penalty(column.expand(5, 3)).item(), 4)  # 3·2 covariances of 1, 3 columns
         2.0
     """
-    n, centred, variance = _centred(z)
-    return off_diagonal_energy(centred[0], variance[0], n)
+    n, centred, _ = _centred(z)
+    return off_diagonal_energy(centred[0]) / ((n - 1).square() * z.shape[1])
 
 
 def hinge(variance: Float[Tensor, "*dims"], *, eps: float, target: float = 1.0) -> Scalar:
@@ -73,62 +73,51 @@ def hinge(variance: Float[Tensor, "*dims"], *, eps: float, target: float = 1.0) 
     return (target - (variance + eps).sqrt()).relu().mean()
 
 
-def off_diagonal_energy(centred: Features, variance: Float[Tensor, " dim"], n: Scalar) -> Scalar:
-    """Return :func:`covariance_penalty` of known moments.
-
-    Args:
-        centred: Rows of this process less the joint mean, float32 or float64.
-        variance: Joint variance, biased.
-        n: Rows of all processes.
-
-    Example:
-        >>> centred = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
-        >>> off_diagonal_energy(centred, variance=torch.ones(2), n=torch.tensor(2.0)).round().item()
-        4.0
-    """
-    own = (n * variance).square().sum()
-    return (product_energy(centred) - own) / ((n - 1).square() * centred.shape[1])
-
-
 def _centred(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     moments = joint_centred(z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(0))
     check_rows("The covariance of dimensions", len(z), moments[0])
     return moments
 
 
-def product_energy(a: Features, b: Features | None = None) -> Scalar:
-    """Return ‖aᵀb‖_F² over the rows of all processes, by N×N or dim×dim matrices; differentiable any number of times.
+def off_diagonal_energy(a: Features, b: Features | None = None) -> Scalar:
+    """Return Σ_{i≠j} (aᵀb)_ij² over the rows of all processes, by N×N or dim×dim matrices.
+
+    Differentiable any number of times.
 
     Args:
         a: Rows of this process, float32 or float64.
         b: As many rows of the same width; None: `a` itself.
 
     Example:
-        >>> a = torch.eye(3)
-        >>> product_energy(a, 2 * a).item(), product_energy(a[:, :2]).item()
-        (12.0, 2.0)
+        >>> a = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+        >>> off_diagonal_energy(a).item(), off_diagonal_energy(a, torch.eye(2)).item()
+        (8.0, 2.0)
     """
     counts = row_counts(len(a), a.device)
     # Multiplications with the gradient: 2n²d against 2nd² for one matrix, 4n²d against 3nd² for two.
     by_rows = sum(counts) < a.shape[1] * (1 if b is None else 0.75)
-    return _ProductEnergy.apply(a, b, by_rows, counts)[0]
+    return _OffDiagonalEnergy.apply(a, b, by_rows, counts)[0]
 
 
 def _energy_and_gradients(
     a: Tensor, b: Tensor | None, by_rows: bool, counts: list[int]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return ‖aᵀb‖_F² and half of its gradients in the local rows of a and b (of `a` if it is both: a quarter)."""
+    """Return the energy and half of its gradients in the local rows of a and b (of `a` if it is both: a quarter)."""
     with full_precision(a):
         if by_rows:
+            diagonal = all_reduce_sum((a * (a if b is None else b)).sum(0))
+            own = diagonal.square().sum()
             all_a = gather_rows(a, counts=counts)
             gram_a = a @ all_a.T
             if b is None:
-                return all_reduce_sum(gram_a.square().sum()), gram_a @ all_a, None
+                return all_reduce_sum(gram_a.square().sum()) - own, gram_a @ all_a - a * diagonal, None
             all_b = gather_rows(b, counts=counts)
             gram_b = b @ all_b.T
-            value = all_reduce_sum((gram_a * gram_b).sum())
-            return value, gram_b @ all_a, gram_a @ all_b
+            value = all_reduce_sum((gram_a * gram_b).sum()) - own
+            return value, gram_b @ all_a - b * diagonal, gram_a @ all_b - a * diagonal
         product = all_reduce_sum(a.T @ (a if b is None else b))
+        # Zeroed here, not subtracted from the sum: of columns of very different size nothing would be left of the rest.
+        product.diagonal().zero_()
         # By columns: float32 loses digits in a norm over 10^7 entries, and the square would be another such matrix.
         value = torch.linalg.vector_norm(product, dim=0).square().sum()
         if b is None:
@@ -136,7 +125,7 @@ def _energy_and_gradients(
         return value, b @ product.T, a @ product
 
 
-class _ProductEnergy(torch.autograd.Function):
+class _OffDiagonalEnergy(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod

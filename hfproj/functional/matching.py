@@ -36,9 +36,10 @@ def cosine_logits(
         >>> cosine_logits(torch.tensor([[2.0, 0.0]]), torch.eye(2), temperature=0.5)
         tensor([[2., 0.]])
     """
-    rows = unit_rows(queries)
+    rows, others = unit_rows(queries), unit_rows(keys)
+    dtype = torch.promote_types(rows.dtype, others.dtype)
     with full_precision(rows):
-        return rows @ unit_rows(keys).to(rows.dtype).T / temperature
+        return rows.to(dtype) @ others.to(dtype).T / temperature
 
 
 def match_rows(

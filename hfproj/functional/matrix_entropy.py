@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.errors import UsageError
+from hfproj.functional.eigen import eigvalsh
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.typing import Features, Scalar
 
@@ -101,7 +102,7 @@ def _entropy(density: Tensor, alpha: float) -> Tensor:
     if alpha == 2:
         return -density.square().sum().log()
     # Clamped to where the derivatives of λ log λ and λ^α are finite still; below, the gradient is 0.
-    eigenvalues = torch.linalg.eigvalsh(density).clamp_min(torch.finfo(density.dtype).tiny)
+    eigenvalues = eigvalsh(density).clamp_min(torch.finfo(density.dtype).tiny)
     if alpha == 1:
         return torch.special.entr(eigenvalues).sum()
     return eigenvalues.pow(alpha).sum().log() / (1 - alpha)

@@ -36,5 +36,9 @@ def unit_rows(x: Float[Tensor, "*rows dim"], *, eps: float = 1e-8) -> Float[Tens
                 [0.0000, 0.0000]])
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
+    # Divided by a constant first, which changes neither value nor derivatives: squares of long rows overflow float32,
+    # and the cube of their inverse norm, a factor of the gradient, underflows at a length of 1e13 already.
+    scale = x.detach().abs().amax(-1, keepdim=True).clamp_min(eps)
+    x, shortest = x / scale, (eps / scale) ** 2
     square = x.square().sum(-1, keepdim=True)  # unlike the norm it has all derivatives at zero
-    return x * torch.where(square > eps**2, square.clamp_min(eps**2).rsqrt(), 0)
+    return x * torch.where(square > shortest, square.clamp_min(shortest).rsqrt(), 0)

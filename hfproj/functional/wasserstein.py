@@ -17,6 +17,7 @@ Deviations:
 
 import torch
 
+from hfproj.functional.eigen import eigvalsh
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.typing import Features, Scalar
 
@@ -44,7 +45,7 @@ def wasserstein_to_uniform(z: Features, *, floor: float = 1e-12) -> Scalar:
         mean = u.mean(0)
         centred = u - mean
         covariance = (centred.mT @ centred if dim <= rows else centred @ centred.mT) / rows
-        root_trace = torch.linalg.eigvalsh(covariance).clamp_min(floor).sqrt().sum()
+        root_trace = eigvalsh(covariance).clamp_min(floor).sqrt().sum()
         square = mean.square().sum() + 1 + centred.square().sum() / rows - 2 / dim**0.5 * root_trace
         # Rounding can bring 0 below 0; the clamp also keeps the root's gradient finite there.
         return square.clamp_min(torch.finfo(u.dtype).eps ** 2).sqrt()

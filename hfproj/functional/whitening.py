@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.errors import UsageError
+from hfproj.functional.eigen import eigh
 from hfproj.functional.rows import full_precision
 
 
@@ -26,24 +27,41 @@ def cholesky_whiten(z: Float[Tensor, "*groups rows dim"], *, eps: float = 0.0) -
         >>> torch.allclose(z.T @ z / 31, torch.eye(4), atol=1e-4)
         True
     """
-    rows, dim = z.shape[-2:]
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     z = z - z.mean(-2, keepdim=True)
+    z = z - z.mean(-2, keepdim=True)  # equal rows are zero then, not the rounding of their mean
+    identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     with full_precision(z):
-        covariance = z.mT @ z / (rows - 1)
-    if eps:
-        covariance = (1 - eps) * covariance + eps * torch.eye(dim, dtype=z.dtype, device=z.device)
+        first = _cholesky(_shrunk_covariance(z, identity, eps), z.shape)
+        z = torch.linalg.solve_triangular(first.mT, z, upper=True, left=False)
+        # A covariance has the square of its rows' condition number, and digits are lost in it. Whitened once more, from
+        # next to the identity, z has them back: Σ = L₁L₂(L₁L₂)ᵀ.
+        if eps:
+            identity = torch.linalg.solve_triangular(first, identity, upper=False)
+            identity = identity @ identity.mT  # as the first map has left it
+        second = _cholesky(_shrunk_covariance(z, identity, eps), z.shape)
+        return torch.linalg.solve_triangular(second.mT, z, upper=True, left=False)
+
+
+def _shrunk_covariance(z: Tensor, identity: Tensor, eps: float) -> Tensor:
+    covariance = z.mT @ z / (z.shape[-2] - 1)
+    return (1 - eps) * covariance + eps * identity if eps else covariance
+
+
+def _cholesky(covariance: Tensor, shape: torch.Size) -> Tensor:
+    """Return L of the covariance of centred rows of this shape, unless it is singular."""
+    rows, dim = shape[-2:]
     factor, failed = torch.linalg.cholesky_ex(covariance)
     # A pivot is what a column has left after the columns before it: nothing but rounding, if it is as small as that.
     pivots, variances = (m.detach().diagonal(dim1=-2, dim2=-1) for m in (factor, covariance))
-    rounding = dim * torch.finfo(z.dtype).eps * variances
+    rounding = dim * torch.finfo(covariance.dtype).eps * variances
     if (failed.bool() | (pivots.square() <= rounding).any(-1)).any():
         raise UsageError(
             f"Whitening needs a covariance of full rank, and that of {rows} rows in {dim} dimensions is singular: the "
             "projections have collapsed, or there are too few rows. Take larger sub-batches (w_size, at least twice "
             "out_dim), a smaller out_dim, or eps=1e-3, which mixes in the identity."
         )
-    return torch.linalg.solve_triangular(factor.mT, z, upper=True, left=False)
+    return factor
 
 
 def zca_matrix(covariance: Float[Tensor, "*groups dim dim"], *, eps: float) -> Float[Tensor, "*groups dim dim"]:
@@ -54,7 +72,7 @@ def zca_matrix(covariance: Float[Tensor, "*groups dim dim"], *, eps: float) -> F
         [0.5, 1.0]
     """
     with torch.no_grad():
-        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = eigh(covariance)
         scale = (values.clamp_min(0) + eps).rsqrt()  # rounding makes zero eigenvalues negative
         with full_precision(covariance):
             return (vectors * scale.unsqueeze(-2)) @ vectors.mT

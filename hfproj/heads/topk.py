@@ -134,7 +134,8 @@ class TopKHead(nn.Module):
         return (self.idle >= check_positive("rows", rows)).nonzero().squeeze(1)
 
     def _kept(self, h: Tensor) -> Tensor:
-        v = h if self.stem is None else self.stem(h)
+        # A stem such as "quantized" gives float32 whatever its weights are, also in a module of half precision.
+        v = h if self.stem is None else self.stem(h).to(self.pre_bias.dtype)
         return keep_largest(torch.relu(self.encoder(v - self.pre_bias)), self.top_k)
 
     def _count(self, kept: Tensor) -> None:

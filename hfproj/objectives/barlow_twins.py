@@ -20,7 +20,7 @@ from torch import nn
 
 from hfproj.distributed import all_reduce_sum
 from hfproj.errors import UsageError
-from hfproj.functional.covariance import product_energy
+from hfproj.functional.covariance import off_diagonal_energy
 from hfproj.functional.moments import check_rows, joint_centred
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_positive
@@ -46,7 +46,7 @@ def barlow_twins_terms(z: Views, *, eps: float = 1e-5) -> tuple[Scalar, Scalar]:
     check_rows("The correlation of dimensions", z.shape[1], n)
     a, b = centred * ((variance + eps) * n).rsqrt().unsqueeze(1)
     diagonal = all_reduce_sum((a * b).sum(0))
-    return (diagonal - 1).square().sum(), product_energy(a, b) - diagonal.square().sum()
+    return (diagonal - 1).square().sum(), off_diagonal_energy(a, b)
 
 
 class BarlowTwins(nn.Module):

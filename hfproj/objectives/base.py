@@ -29,6 +29,7 @@ Rows of other processes belong to the batch: see :mod:`hfproj.distributed`.
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +85,9 @@ class Step:
         return cls(global_step, epoch, generator)
 
 
+_KINDS: dict[str, type] = {**dict.fromkeys(_CURES, Tensor), "scales": Mapping, "step": Step}
+
+
 def check_views(objective: nn.Module, count: int) -> None:
     """Refuse a batch with fewer or more views of each image than the objective takes.
 
@@ -111,7 +115,7 @@ def check_needs(objective: nn.Module, given: dict[str, Any]) -> None:
 
 
 def check_call(objective: nn.Module, z: Any, **given: Any) -> None:
-    """Refuse projections of another shape, too few or too many views, and a lack of what the objective needs.
+    """Refuse projections of another shape or type, too few or too many views, and a lack of what the objective needs.
 
     Raises:
         UsageError: so it is.
@@ -127,5 +131,16 @@ def check_call(objective: nn.Module, z: Any, **given: Any) -> None:
             f"{type(objective).__name__} takes projections z of shape [views, batch, dim], got {came}. Make views of "
             "every image in the data collator and stack their projections: torch.stack([z_a, z_b])."
         )
+    if not z.is_floating_point() or not z.shape[2]:
+        raise UsageError(
+            f"{type(objective).__name__} takes projections z in floating-point numbers, of one dimension or more, got "
+            f"{z.dtype} of shape {list(z.shape)}."
+        )
     check_views(objective, z.shape[0])
     check_needs(objective, given)
+    for name, value in given.items():
+        if value is not None and not isinstance(value, _KINDS.get(name, object)):
+            raise UsageError(
+                f"{type(objective).__name__} takes {name} as a {_KINDS[name].__name__}, got {type(value).__name__}: "
+                f"{_CURES[name]}."
+            )

@@ -33,6 +33,7 @@ from hfproj.functional.kmeans import INITS, nearest_centroids, spherical_kmeans
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.functional.views import gather_views
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.objectives.checks import check_at_least, check_per_image, check_temperature
 from hfproj.typing import Views
 
 UNASSIGNED = -1
@@ -112,11 +113,8 @@ class DeepClusterV2(nn.Module):
             raise UsageError(
                 f"prototypes are numbers of clusters, each from 2 to that of images ({num_images}), got {prototypes}."
             )
-        if not 0 < temperature < math.inf:
-            raise UsageError(f"temperature must be a positive number (0.1 is usual), got {temperature}.")
-        for name, count in {"kmeans_iterations": kmeans_iterations, "assigned_views": assigned_views}.items():
-            if count < 1:
-                raise UsageError(f"{name} must be at least 1, got {count}.")
+        check_temperature(temperature)
+        check_at_least(1, out_dim=out_dim, kmeans_iterations=kmeans_iterations, assigned_views=assigned_views)
         if kmeans_init not in INITS:
             raise unknown("kmeans_init", kmeans_init, INITS)
         self.temperature, self.assigned_views = temperature, assigned_views
@@ -155,7 +153,7 @@ class DeepClusterV2(nn.Module):
             self.assignments[head, images] = clusters.assignments
         self.filled.zero_()
 
-    def forward(self, z: Views, *, index: Int64[Tensor, " batch"] | None = None, **given: Any) -> ObjectiveOutput:
+    def forward(self, z: Views, *, index: Tensor | None = None, **given: Any) -> ObjectiveOutput:
         """Return the loss, ``assigned`` (share of images with a cluster) and ``accuracy`` (of their predictions).
 
         In training it writes ẑ of the assigned views into the bank. Outside it, where images are not those of the bank,
@@ -163,7 +161,7 @@ class DeepClusterV2(nn.Module):
 
         Args:
             z: Projections.
-            index: Number of each image in the data set of `num_images`.
+            index: Number of each image in the data set of `num_images`, ``[batch]``.
             given: Unused.
 
         Raises:
@@ -190,6 +188,7 @@ class DeepClusterV2(nn.Module):
         return ObjectiveOutput(loss, {"assigned": rows[:, 2].mean().detach(), "accuracy": accuracy.detach()})
 
     def _check(self, z: Tensor, index: Tensor) -> None:
+        check_per_image(self, "index", index, z)
         _, images, dim = self.bank.shape
         if z.shape[-1] != dim:
             raise UsageError(

@@ -28,6 +28,7 @@ from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.functional.cross_view import cross_view_entropy, log_probabilities
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.objectives.checks import check_at_least, check_positive, check_shape
 from hfproj.typing import Scalar, Views
 
 
@@ -114,23 +115,16 @@ class DINO(nn.Module):
         freeze_prototypes_epochs: float = 1.0,
     ):
         super().__init__()
-        temperatures = {
+        for name, value in {
             "student_temperature": student_temperature,
             "teacher_temperature": teacher_temperature,
             "warmup_teacher_temperature": warmup_teacher_temperature,
-        }
-        for name, value in temperatures.items():
-            if not 0 < value < math.inf:
-                raise UsageError(f"{name} must be a positive number (0.04 to 0.1 is usual), got {value}.")
-        if prototypes < 2:
-            raise UsageError(f"DINO needs at least 2 prototypes, got prototypes={prototypes}.")
+        }.items():
+            check_positive(name, value, usual="0.04 to 0.1")
         if not 0 <= center_momentum <= 1:
             raise UsageError(f"center_momentum must lie in [0, 1], got {center_momentum}.")
-        if warmup_epochs < 0 or freeze_prototypes_epochs < 0:
-            raise UsageError(
-                f"Numbers of epochs are at least 0, got warmup_epochs={warmup_epochs} and "
-                f"freeze_prototypes_epochs={freeze_prototypes_epochs}."
-            )
+        check_at_least(2, prototypes=prototypes)
+        check_at_least(0, warmup_epochs=warmup_epochs, freeze_prototypes_epochs=freeze_prototypes_epochs)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.warmup_teacher_temperature, self.warmup_epochs = warmup_teacher_temperature, warmup_epochs
         self.center_momentum, self.freeze_prototypes_epochs = center_momentum, freeze_prototypes_epochs
@@ -157,8 +151,8 @@ class DINO(nn.Module):
         self,
         z: Views,
         *,
-        scores: Float[Tensor, "views batch prototypes"] | None = None,
-        target: Float[Tensor, "target_views batch prototypes"] | None = None,
+        scores: Tensor | None = None,
+        target: Tensor | None = None,
         step: Step | None = None,
         **given: Any,
     ) -> ObjectiveOutput:
@@ -166,13 +160,14 @@ class DINO(nn.Module):
 
         Args:
             z: Projections of at least two views; only `scores` enter the loss.
-            scores: s, of all views.
-            target: t̄, of the first views, by the moving-average copy.
+            scores: s, of all views ``[views, batch, prototypes]``.
+            target: t̄, of the first two views, by the moving-average copy.
             step: Where training stands; None: after the warm-up of τ_t.
             given: Unused.
 
         Raises:
-            UsageError: something is missing, or the number of prototypes is not that of the objective.
+            UsageError: something is missing or has another shape, or the number of prototypes is not that of the
+                objective.
         """
         check_call(self, z, scores=scores, target=target, step=step, **given)
         assert scores is not None
@@ -182,6 +177,9 @@ class DINO(nn.Module):
                 f"The scores are of {scores.shape[-1]} prototypes and DINO was made for {len(self.center)}: pass "
                 f"prototypes={scores.shape[-1]}."
             )
+        check_shape(self, "scores", scores, z, dim=len(self.center))
+        check_shape(self, "target", target, z, views=self.target_views, dim=len(self.center))
+        target = target[: self.target_views]
         p = teacher_probabilities(target, self.center, self.teacher_temperature_at(step))
         loss = cross_view_entropy(p, log_probabilities(scores, self.student_temperature))
         entropy = torch.special.entr(p).sum(-1).mean(0)

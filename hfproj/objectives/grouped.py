@@ -21,6 +21,7 @@ from hfproj.errors import UsageError
 from hfproj.functional.views import generator_of
 from hfproj.objectives import create_objective
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.objectives.checks import check_shape
 from hfproj.typing import Views
 
 # What the trainer reads from an objective (see hfproj.objectives.base) is that of the inner one.
@@ -87,8 +88,8 @@ class Grouped(nn.Module):
         self,
         z: Views,
         *,
-        target: Views | None = None,
-        prediction: Views | None = None,
+        target: Tensor | None = None,
+        prediction: Tensor | None = None,
         step: Step | None = None,
         **given: Any,
     ) -> ObjectiveOutput:
@@ -112,12 +113,14 @@ class Grouped(nn.Module):
                 f"z has {dim} dimensions, which is too few for {self.groups} disjoint groups of "
                 f"{self.group_dim or 'at least 1'}: use fewer or smaller groups, or a wider head."
             )
+        parts = {name: rows for name, rows in (("target", target), ("prediction", prediction)) if rows is not None}
+        for name, rows in parts.items():
+            check_shape(self, name, rows, z, views=1)
         outputs = []
         for group in draw_groups(dim, self.groups, group_dim, generator_of(step)):
             own = group.to(z.device)
-            parts = {"target": target, "prediction": prediction}
-            parts = {name: None if rows is None else rows[..., own] for name, rows in parts.items()}
-            outputs.append(self.objective(z[..., own], step=step, **parts, **given))
+            own_parts = {name: rows[..., own] for name, rows in parts.items()}
+            outputs.append(self.objective(z[..., own], step=step, **own_parts, **given))
         terms = {name: torch.stack([o.terms[name] for o in outputs]).mean() for name in outputs[0].terms}
         return ObjectiveOutput(torch.stack([o.loss for o in outputs]).sum(), terms)
 

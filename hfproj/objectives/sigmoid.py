@@ -85,10 +85,10 @@ class SigmoidContrastive(nn.Module):
         """
         check_call(self, z, scales=scales, **given)
         assert scales is not None  # just checked
-        missing = sorted(self.scales.keys() - scales.keys())
+        missing = [name for name in sorted(self.scales) if not isinstance(scales.get(name), Tensor)]
         if missing:
             raise UsageError(
-                f"SigmoidContrastive needs the scales {sorted(self.scales)}, and of these {missing} are missing: give "
+                f"SigmoidContrastive needs the scales {sorted(self.scales)}, and {missing} are no tensors: give "
                 f"the config ProjectionHeadConfig(scales={self.scales})."
             )
         z = gather_views(z)

@@ -4,7 +4,8 @@ With unit rows ẑ of all views, S = ẐẐᵀ/τ and P(i) the other rows of row
 
     L = (τ/τ_base) · mean_i −(1/|P(i)|) Σ_{p ∈ P(i)} log( exp S_ip / Σ_{j≠i} exp S_ij ),
 
-where a row without another of its class contributes 0.
+where a row without another of its class contributes 0. An image with a negative label has no class: its rows find its
+other views alone.
 
 References:
     Khosla et al. 2020, "Supervised Contrastive Learning", arXiv 2004.11362, eq. 2 (L_out); HobbitLong/SupContrast
@@ -13,7 +14,8 @@ References:
 
 Deviations:
     No factor τ/τ_base unless asked for: SupContrast has τ_base = 0.07 whatever τ is. It adds 1e-9 below the logarithm,
-    and its older versions divide by zero for a row that is alone in its class.
+    and its older versions divide by zero for a row that is alone in its class. A label of -1, which data sets give to
+    what has no label, is a class like others there.
 """
 
 from typing import Any
@@ -23,12 +25,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from hfproj import distributed
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import unknown
 from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import cosine_logits
 from hfproj.functional.views import gather_views
 from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_positive, check_temperature
+from hfproj.objectives.checks import check_per_image, check_positive, check_temperature
 from hfproj.typing import Scalar, Views
 
 REDUCTIONS = ("all", "valid")
@@ -41,7 +43,7 @@ def supcon_loss(
 
     Args:
         z: Projections, in any floating-point type; computed in float32 or better.
-        labels: Class of each image.
+        labels: Class of each image; negative: none.
         temperature: τ.
         reduction: Mean over ``"all"`` rows, or over the ``"valid"`` ones, which have another row of their class.
 
@@ -52,7 +54,8 @@ def supcon_loss(
         (True, True)
     """
     rows = z.flatten(0, 1)
-    label = labels.repeat(len(z))
+    alone = -1 - torch.arange(len(labels), device=labels.device)
+    label = torch.where(labels < 0, alone, labels).repeat(len(z))
     itself = torch.eye(len(rows), dtype=torch.bool, device=z.device)
     positive = (label[:, None] == label) & ~itself
     count = positive.sum(1)
@@ -104,7 +107,7 @@ class SupCon(nn.Module):
 
         Args:
             z: Projections. Processes may hold batches of different sizes.
-            labels: Class of each image, whole numbers ``[batch]``.
+            labels: Class of each image, whole numbers ``[batch]``; negative: none.
             given: Unused.
 
         Raises:
@@ -112,11 +115,7 @@ class SupCon(nn.Module):
         """
         check_call(self, z, labels=labels, **given)
         assert labels is not None  # just checked
-        if labels.shape != z.shape[1:2] or labels.is_floating_point():
-            raise UsageError(
-                f"SupCon needs one whole number for each of the {z.shape[1]} images as labels, got {labels.dtype} of "
-                f"shape {list(labels.shape)}."
-            )
+        check_per_image(self, "labels", labels, z)
         z, labels = gather_views(z), distributed.gather_rows(labels.to(z.device, torch.int64))
         check_images(z.shape[1], "SupCon")
         loss, cosine = supcon_loss(z, labels, temperature=self.temperature, reduction=self.reduction)

@@ -16,7 +16,6 @@ Deviations:
     One queue for all processes, where the official code has one on each; processes count by their rows.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.functional.sinkhorn import sinkhorn
 from hfproj.functional.views import gather_views
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.objectives.checks import check_at_least, check_positive, check_shape, check_temperature
 from hfproj.objectives.queue import Queue
 from hfproj.typing import Scalar, Views
 
@@ -95,17 +95,15 @@ class SwAV(nn.Module):
         freeze_prototypes_epochs: float = 1.0,
     ):
         super().__init__()
-        for name, value in {"temperature": temperature, "epsilon": epsilon}.items():
-            if not 0 < value < math.inf:
-                raise UsageError(f"{name} must be a positive number (0.05 to 0.1 is usual), got {value}.")
-        for name, count in {"sinkhorn_iterations": sinkhorn_iterations, "assigned_views": assigned_views}.items():
-            if count < 1:
-                raise UsageError(f"{name} must be at least 1, got {count}.")
-        if queue_size < 0 or queue_start_epoch < 0 or freeze_prototypes_epochs < 0:
-            raise UsageError(
-                f"Sizes and epochs are at least 0, got queue_size={queue_size}, queue_start_epoch={queue_start_epoch} "
-                f"and freeze_prototypes_epochs={freeze_prototypes_epochs}."
-            )
+        check_temperature(temperature)
+        check_positive("epsilon", epsilon, usual="0.05")
+        check_at_least(1, sinkhorn_iterations=sinkhorn_iterations, assigned_views=assigned_views)
+        check_at_least(
+            0,
+            queue_size=queue_size,
+            queue_start_epoch=queue_start_epoch,
+            freeze_prototypes_epochs=freeze_prototypes_epochs,
+        )
         self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
         self.assigned_views, self.queue_size, self.queue_start_epoch = assigned_views, queue_size, queue_start_epoch
         self.freeze_prototypes_epochs = freeze_prototypes_epochs
@@ -122,8 +120,8 @@ class SwAV(nn.Module):
         self,
         z: Views,
         *,
-        scores: Float[Tensor, "views batch prototypes"] | None = None,
-        prototypes: Float[Tensor, "prototypes dim"] | None = None,
+        scores: Tensor | None = None,
+        prototypes: Tensor | None = None,
         step: Step | None = None,
         **given: Any,
     ) -> ObjectiveOutput:
@@ -131,17 +129,23 @@ class SwAV(nn.Module):
 
         Args:
             z: Projections; only those of the assigned views are used, for the queue.
-            scores: S, of all views.
-            prototypes: What unit z are multiplied with to give scores: unit rows, times their lengths if learned.
-                Needed with a queue.
+            scores: S, of all views ``[views, batch, K]``.
+            prototypes: What unit z are multiplied with to give scores ``[K, dim]``: unit rows, times their lengths if
+                learned. Needed with a queue.
             step: Where training stands. Needed with a queue.
             given: Unused.
 
         Raises:
-            UsageError: something is missing, or the queue holds no whole number of batches.
+            UsageError: something is missing or has another shape, or the queue holds no whole number of batches.
         """
         check_call(self, z, scores=scores, prototypes=prototypes, step=step, **given)
         assert scores is not None
+        check_shape(self, "scores", scores, z, dim=scores.shape[-1])
+        if prototypes is not None and prototypes.shape != (scores.shape[-1], z.shape[-1]):
+            raise UsageError(
+                f"The scores {list(scores.shape)} of z {list(z.shape)} are not those of prototypes "
+                f"{list(prototypes.shape)}: pass prototypes of shape {[scores.shape[-1], z.shape[-1]]}."
+            )
         codes = torch.stack([self._codes(view, scores[view], prototypes) for view in range(self.assigned_views)])
         if self.queue_size and self.training and step is not None and step.epoch >= self.queue_start_epoch:
             self._push(z)

@@ -111,11 +111,11 @@ class VICReg(nn.Module):
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         n, centred, variance = joint_centred(z)
         check_rows("The covariance of dimensions", z.shape[1], n)
-        penalties = [off_diagonal_energy(*moments, n) for moments in zip(centred, variance)]
+        energy = torch.stack([off_diagonal_energy(view) for view in centred]).mean()
         terms = {
             "invariance": invariance(z),
             "variance": _REDUCTIONS[self.variance_reduction] * hinge(variance * (n / (n - 1)), eps=self.eps),
-            "covariance": 2 * torch.stack(penalties).mean(),
+            "covariance": 2 * energy / ((n - 1).square() * z.shape[2]),
         }
         loss = (
             self.invariance_weight * terms["invariance"]

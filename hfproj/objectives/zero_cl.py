@@ -72,6 +72,7 @@ def zero_cl_loss(
 
 def _standardise(z: Tensor, variant: str) -> Tensor:
     z = z - z.mean(1, keepdim=True)
+    z = z - z.mean(1, keepdim=True)  # of equal rows the rounding of their mean is left, which 1/1e-4 would blow up
     if variant == "cifar":
         return z * (z.square().mean(1, keepdim=True) + 1e-5).rsqrt()
     variance = z.square().sum(1, keepdim=True) / (z.shape[1] - 1)

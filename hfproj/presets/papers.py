@@ -8,7 +8,7 @@ References:
     boboxa2010/ssl-projection-head-study ``experiments.md``.
     Paper 3 (``inside_projector_…``): OpenReview PD532fs8b1, first version, tables 1 and 2.
     Paper 4 (``bottleneck_…``): Ouyang, Hu, Zhang, Wang, Wang 2025, "Projection Head is Secretly an Information
-    Bottleneck", arXiv 2503.00507; PKU-ML/Projector_Theory (5c2e7d1).
+    Bottleneck", arXiv 2503.00507; PKU-ML/Projector_Theory (5c2e7d1), kaotty/Projector-Theory (5928007).
     Paper 5 (``sparsehead_…``): Song et al. 2023, "SparseHead", arXiv 2307.08913.
 """
 
@@ -17,6 +17,8 @@ from typing import Any
 from hfproj.presets.base import Preset
 from hfproj.presets.published import PUBLISHED
 from hfproj.presets.settings import (
+    BYOL_VIEWS,
+    BYOL_VIEWS_NOTE,
     NO_CLIPPING,
     SGD,
     SOLO_ASYMMETRIC_NOTE,
@@ -27,7 +29,7 @@ from hfproj.presets.settings import (
     training,
 )
 
-# Paper 1: activation and BatchNorm of the head under collapse, and its depth under SimCLR.
+# Paper 1: activation and BatchNorm of the head under collapse, the Hessian in training, and its depth under SimCLR.
 
 _NO_NORM = {"norm": None, "last_norm": None}
 
@@ -44,6 +46,16 @@ def _collapse(line: str, **head: Any) -> Preset:
         predictor={"head": "geometry_mlp", "hidden_dim": 512, **head},
         views=only_crops((0.2, 1.0)),
         training=training(50.0, 512, 0.05, 0.0, warmup_epochs=0.0, lr_scheduler_type="constant", **SGD),
+    )
+
+
+def _hessian(line: str, activation: str, init: str) -> Preset:
+    """Return a run along which the smallest Hessian eigenvalue and the condition number are tracked."""
+    weights = "as in experiment 1" if init == "collapsed" else "which leaves the weights as they are"
+    return _collapse(line, activation=activation, **_NO_NORM).but(
+        f"The Geometry of Projection Heads, the Hessian in training: {line}",
+        f"Here hessian_tracker.py --init {init}, {weights}.",
+        training=training(100.0, 256, 0.05, 0.0, warmup_epochs=0.0, lr_scheduler_type="constant", **SGD),
     )
 
 
@@ -70,6 +82,9 @@ _PAPER_1 = {
     "geometry_collapse_silu": _collapse("SiLU", activation="silu", **_NO_NORM),
     "geometry_collapse_relu_bn": _collapse("ReLU and BatchNorm", activation="relu"),
     "geometry_collapse_silu_bn": _collapse("SiLU and BatchNorm", activation="silu"),
+    "geometry_hessian_normal_silu": _hessian("SiLU, usual weights at first", "silu", "normal"),
+    "geometry_hessian_collapsed_silu": _hessian("SiLU, small weights at first", "silu", "collapsed"),
+    "geometry_hessian_collapsed_relu": _hessian("ReLU, small weights at first", "relu", "collapsed"),
     "geometry_simclr": _geometry("probes, curvature and orbits of SimCLR (table 1)", 256, activation="relu"),
     **{
         f"geometry_depth_{depth}": _geometry(f"a head of depth {depth}, SiLU", 512, activation="silu", depth=depth)
@@ -135,10 +150,14 @@ _PAPER_2 = {
 # Paper 3: what the projector is replaced by × what is added.
 
 _PAPER_3_SOURCE = (
-    "OpenReview PD532fs8b1, first version, table 2: ResNet-18 on CIFAR, batch 128, SGD, temperature 0.2. Epochs and "
-    "learning rate are not published: give them (num_train_epochs=…, learning_rate=…). Momentum 0.9, no weight decay "
-    "and SimCLR's augmentation are ours, and so are negatives from both views (info_nce has the other view's only)."
+    "OpenReview PD532fs8b1, first version, tables 1 and 2: ResNet-18 on CIFAR, batch 128, SGD, temperature 0.2. Epochs "
+    "and learning rate are not published: give them (num_train_epochs=…, learning_rate=…). Momentum 0.9, no weight "
+    "decay and SimCLR's augmentation are ours, and so are negatives from both views (info_nce has the other view's "
+    "only)."
 )
+_PAPER_3_TRAINING: dict[str, Any] = {
+    **NO_CLIPPING, **SGD, "weight_decay": 0.0, "per_device_train_batch_size": 128,
+}  # fmt: skip
 _PAPER_3_HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "simclr": ("SimCLR", "simclr_solo", {}),
     "no_projector": ("without projector", "identity", {}),
@@ -176,12 +195,25 @@ def _paper_3(head: str, added: str) -> Preset:
         head=name,
         head_options=options,
         regularizers=regularizers,
-        training={**NO_CLIPPING, **SGD, "weight_decay": 0.0, "per_device_train_batch_size": 128},
+        training=_PAPER_3_TRAINING,
     )
 
 
 _PAPER_3 = {
     f"inside_projector_{head}{added}": _paper_3(head, added) for head in _PAPER_3_HEADS for added in _PAPER_3_ADDED
+}
+# Its table 1: how many entries are kept, and which constant the others have.
+_PAPER_3 |= {
+    f"inside_projector_constant_{d0}_{name}": Preset(
+        line=f"Constant subvector, d0 = {d0} of 512, c = {c}, CIFAR",
+        source=_PAPER_3_SOURCE,
+        objective={"name": "nt_xent", "temperature": 0.2},
+        head="constant_subvector",
+        head_options={"d0": d0, "constant": constant},
+        training=_PAPER_3_TRAINING,
+    )
+    for d0 in (200, 400, 480)
+    for name, c, constant in (("zero", "0", 0.0), ("inverse_sqrt", "1/√512", "inverse_sqrt"), ("one", "1", 1.0))
 }
 _PAPER_3["werank_last_layer"] = _paper_3("simclr", "").but(
     "SimCLR + WERank's term on the last layer only, CIFAR",
@@ -190,9 +222,9 @@ _PAPER_3["werank_last_layer"] = _paper_3("simclr", "").but(
     regularizers={"werank": {"weight": 1.0, "layers": "last", "squared": True, "side": "WWt"}},
 )
 
-# Paper 4: three bottlenecks for two methods.
+# Paper 4: three bottlenecks for two methods on two data sets.
 
-_PAPER_4 = {
+_PAPER_4_BASES = {
     "bottleneck_simclr": Preset(
         line="SimCLR, baseline of the bottlenecks, CIFAR",
         source="PKU-ML/Projector_Theory (5c2e7d1) scripts/pretrain/cifar/simclr.yaml, ResNet-18; arXiv 2503.00507. "
@@ -213,40 +245,68 @@ _PAPER_4 = {
         views=SOLO_ASYMMETRIC_VIEWS,
         training=training(200.0, 256, 0.3, 1e-4, **SOLO_LARS),
     ),
-}
-_BOTTLENECK: dict[str, Any] = {
-    "source": "λ is not published (0, off, in the official configurations); 0.1 is ours.",
-    "regularizers": {"bottleneck": {"weight": 0.1, "alpha": 2.0}},
+    # solo-learn's batch is that of a GPU, of two here, and its learning rate is for 256
+    "bottleneck_simclr_imagenet100": Preset(
+        line="SimCLR, baseline of the bottlenecks, ImageNet-100",
+        source="kaotty/Projector-Theory (5928007) scripts/pretrain/imagenet-100/simclr.yaml, ResNet-18, 128 images on "
+        "each of 2 GPUs; arXiv 2503.00507. fp16 there.",
+        objective={"name": "nt_xent", "temperature": 0.2},
+        head="simclr_solo",
+        head_options={"hidden_dim": 4096},
+        out_dim=512,
+        views=SOLO_VIEWS,
+        training=training(100.0, 256, 0.3, 1e-4, **SOLO_LARS),
+    ),
+    "bottleneck_barlow_twins_imagenet100": Preset(
+        line="Barlow Twins, baseline of the bottlenecks, ImageNet-100",
+        source="kaotty/Projector-Theory (5928007) scripts/pretrain/imagenet-100/barlow.yaml, ResNet-18, 256 images on "
+        f"each of 2 GPUs, learning rate 0.3·batch/256; arXiv 2503.00507. fp16 there. {BYOL_VIEWS_NOTE}",
+        objective={"name": "barlow_twins", "scale": 0.1},
+        head="barlow_twins",
+        head_options={"hidden_dim": 2048},
+        out_dim=2048,
+        views=BYOL_VIEWS,
+        training=training(100.0, 512, 0.6, 1e-4, **SOLO_LARS),
+    ),
 }
 _SPARSE_NOTE = "m = 32·d and top_k = m/100 are ours; m = 100000, top_k = 1000 there."
 # Barlow Twins' first layer stays, the autoencoder follows it.
 _SPARSE_STEM = {"depth": 1, "last_norm": "batch", "last_bias": True, "last_activation": "relu"}
 
 
-def _discretised(base: Preset, title: str, levels: int) -> Preset:
+def _bottlenecks(name: str, base: Preset) -> dict[str, Preset]:
+    """Return the baseline and its three variants."""
+    method, _, data = base.line.split(", ")
+    is_simclr = method == "SimCLR"
+    changed, suffix = name.removesuffix("_imagenet100"), "_imagenet100" if name.endswith("_imagenet100") else ""
+    levels = 30 if is_simclr else 3
     inner = {"head": base.head, "head_options": base.head_options}
-    return base.but(
-        f"{title} with a discretised projector of {levels} levels, CIFAR", "", head="quantized",
-        head_options={**inner, "levels": levels},
-    )  # fmt: skip
+    sparse = {} if is_simclr else {"stem": "mlp", "stem_options": _SPARSE_STEM}
+    return {
+        name: base,
+        f"{changed}_bottleneck{suffix}": base.but(
+            f"{method} + bottleneck regularizer, {data}",
+            "λ is not published (0, off, in the official configurations); 0.1 is ours.",
+            regularizers={"bottleneck": {"weight": 0.1, "alpha": 2.0}},
+        ),
+        f"{changed}_discretised{suffix}": base.but(
+            f"{method} with a discretised projector of {levels} levels, {data}",
+            head="quantized",
+            head_options={**inner, "levels": levels},
+        ),
+        f"{changed}_sparse{suffix}": base.but(
+            f"{method} with a sparse autoencoder {'as' if is_simclr else 'in the'} projector, {data}",
+            _SPARSE_NOTE,
+            head="topk",
+            head_options=sparse,
+            out_dim=None if is_simclr else base.out_dim,  # the autoencoder keeps the width of h
+        ),
+    }
 
 
-_SIMCLR, _BARLOW_TWINS = _PAPER_4.values()
-_PAPER_4 |= {
-    "bottleneck_simclr_bottleneck": _SIMCLR.but("SimCLR + bottleneck regularizer, CIFAR", **_BOTTLENECK),
-    "bottleneck_simclr_discretised": _discretised(_SIMCLR, "SimCLR", 30),
-    "bottleneck_simclr_sparse": _SIMCLR.but(
-        "SimCLR with a sparse autoencoder as projector, CIFAR", _SPARSE_NOTE, head="topk"
-    ),
-    "bottleneck_barlow_twins_bottleneck": _BARLOW_TWINS.but(
-        "Barlow Twins + bottleneck regularizer, CIFAR", **_BOTTLENECK
-    ),
-    "bottleneck_barlow_twins_discretised": _discretised(_BARLOW_TWINS, "Barlow Twins", 3),
-    "bottleneck_barlow_twins_sparse": _BARLOW_TWINS.but(
-        "Barlow Twins with a sparse autoencoder in the projector, CIFAR", _SPARSE_NOTE, head="topk",
-        head_options={"stem": "mlp", "stem_options": _SPARSE_STEM},
-    ),
-}  # fmt: skip
+_PAPER_4: dict[str, Preset] = {}
+for _name, _base in _PAPER_4_BASES.items():
+    _PAPER_4 |= _bottlenecks(_name, _base)
 
 # Paper 5: SparseHead on three methods.
 

@@ -17,6 +17,8 @@ from hfproj.presets.settings import (
     MOCO_VIEWS,
     SGD,
     SIMCLR_LARS_100,
+    SOLO_ASYMMETRIC_NOTE,
+    SOLO_ASYMMETRIC_VIEWS,
     ZERO_CL_LARS,
     multi_crop,
     training,
@@ -49,6 +51,16 @@ _DIRECTCLR = Preset(
     head_options={"d0": 360},
     views=BYOL_VIEWS,
     training=SIMCLR_LARS_100,
+)
+_ZERO_CL = Preset(
+    line="Zero-CL by features, ImageNet-100, ResNet-18",
+    source=f"Sherrylone/Zero-CL (c8dbadd) ImageNet-100/main.py, mode fea. {BYOL_VIEWS_NOTE} {_BIASES_NOTE}",
+    objective={"name": "zero_cl", "mode": "feature", "variant": "imagenet"},
+    head="zero_cl",
+    head_options={"hidden_dim": 8192},
+    out_dim=8192,
+    views=BYOL_VIEWS,
+    training=training(400.0, 256, 0.3, 1e-6, **ZERO_CL_LARS),
 )
 _SIMCSE = Preset(
     line="SimCSE, unsupervised, BERT-base",
@@ -188,15 +200,20 @@ PUBLISHED: dict[str, Preset] = {
         views={**MOCO_VIEWS, "grayscale_probability": 0.1, "blur_probability": 0.0},
         training=training(1000.0, 512, 2e-3, 1e-6, warmup_epochs=2.0),
     ),
-    "zero_cl": Preset(
-        line="Zero-CL by features, ImageNet-100, ResNet-18",
-        source=f"Sherrylone/Zero-CL (c8dbadd) ImageNet-100/main.py, mode fea. {BYOL_VIEWS_NOTE} {_BIASES_NOTE}",
-        objective={"name": "zero_cl", "mode": "feature", "variant": "imagenet"},
+    "zero_cl": _ZERO_CL,
+    "zero_cl_instance": _ZERO_CL.but(
+        "Zero-CL by images, ImageNet-100, ResNet-18",
+        "Here mode ins.",
+        objective={"name": "zero_cl", "mode": "instance", "variant": "imagenet"},
+    ),
+    "zero_cl_cifar": Preset(
+        line="Zero-CL by features, CIFAR, ResNet-18",
+        source="Sherrylone/Zero-CL (0a7a84d) cifar/main.py, README.md: --epochs 1000, with --whiten true, which is not "
+        f"its default. {SOLO_ASYMMETRIC_NOTE} Biases and norms have a learning rate of their own there (0.005).",
+        objective={"name": "zero_cl", "mode": "feature", "variant": "cifar"},
         head="zero_cl",
-        head_options={"hidden_dim": 8192},
-        out_dim=8192,
-        views=BYOL_VIEWS,
-        training=training(400.0, 256, 0.3, 1e-6, **ZERO_CL_LARS),
+        views=SOLO_ASYMMETRIC_VIEWS,
+        training=training(1000.0, 256, 0.3, 1e-4, **ZERO_CL_LARS),
     ),
     "directclr": _DIRECTCLR,
     "directclr_group": _DIRECTCLR.but(

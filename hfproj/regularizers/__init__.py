@@ -3,10 +3,13 @@
 :mod:`hfproj.regularizers.base` says what else they may do.
 """
 
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import nn
 
+from hfproj.errors import UsageError
 from hfproj.registry import Registry
 from hfproj.regularizers.base import Weighted
 
@@ -66,7 +69,7 @@ def register_regularizer(name: str, cls: type, line: str = "") -> None:
     REGULARIZERS.register(name, cls, line)
 
 
-def weighted(name: str, value: float | dict[str, Any] | nn.Module | Weighted) -> Weighted:
+def weighted(name: str, value: Any) -> Weighted:
     """Return the regularizer that `value` describes, with its weight.
 
     Args:
@@ -74,13 +77,19 @@ def weighted(name: str, value: float | dict[str, Any] | nn.Module | Weighted) ->
         value: Its weight; or a dict of its options and ``weight``, ``schedule`` and ``end_weight``; or a regularizer.
 
     Raises:
-        UsageError: no regularizer has this name, or it has no such option.
+        UsageError: no regularizer has this name, it has no such option, or the weight is no number.
     """
     if isinstance(value, Weighted):
         return value
     if isinstance(value, nn.Module):
         return Weighted(value)
-    options = dict(value) if isinstance(value, dict) else {"weight": value}
+    options = dict(value) if isinstance(value, Mapping) else {"weight": value}
     own: dict[str, Any] = {k: options.pop(k) for k in ("weight", "schedule", "end_weight") if k in options}
-    own |= {k: float(v) for k, v in own.items() if k != "schedule"}
+    for key in own.keys() - {"schedule"}:
+        if not isinstance(own[key], Real):
+            raise UsageError(
+                f"The {key} of the regularizer {name!r} must be a number, got {own[key]!r}; options go into a dict: "
+                f"{{{name!r}: {{'weight': 0.1, 'option': value}}}}."
+            )
+        own[key] = float(own[key])
     return Weighted(create_regularizer(name, **options), **own)

@@ -98,15 +98,15 @@ def check_on(on: str) -> None:
 
 
 def check_views(name: str, x: Any) -> Views:
-    """Return `x` if it is ``[views, batch, dim]``.
+    """Return `x` if it is ``[views, batch, dim]`` in floating-point numbers.
 
     Raises:
         UsageError: it is not.
     """
-    if not isinstance(x, Tensor) or x.ndim != 3:
-        came = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
+        came = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UsageError(
-            f"A regularizer takes {name} of shape [views, batch, dim], got {came}. Stack the views: "
+            f"A regularizer takes floating-point {name} of shape [views, batch, dim], got {came}. Stack the views: "
             f"torch.stack([{name}_a, {name}_b])."
         )
     return x

@@ -60,9 +60,9 @@ class VICRegTerms(nn.Module):
         check_on(on)
         if variance_reduction not in ("mean", "sum"):
             raise unknown("variance_reduction", variance_reduction, ("mean", "sum"))
-        if not (math.isfinite(variance_weight) and math.isfinite(covariance_weight) and target > 0 and eps > 0):
+        if not (0 <= variance_weight < math.inf and 0 <= covariance_weight < math.inf and target > 0 and eps > 0):
             raise UsageError(
-                "VICReg's terms need finite weights and positive target and eps, got "
+                "VICReg's terms need weights of 0 or more and positive target and eps, got "
                 f"variance_weight={variance_weight}, covariance_weight={covariance_weight}, target={target}, eps={eps}."
             )
         self.on, self.variance_weight, self.covariance_weight = on, variance_weight, covariance_weight

@@ -59,7 +59,7 @@ def layers_of(model: nn.Module, part: str) -> dict[str, Any]:
         raise unknown("part of a model", part, PARTS)
     backbone, head = _parts_of(model)
     in_head = dict(_layers(head, "head", set()))
-    if part in ("first", "head") and not in_head:
+    if not in_head and (part in ("first", "head") or (backbone is None and part == "all")):
         raise UsageError(
             f"The head, {type(head).__name__}, has no linear layer; use a head that has (head='mlp'), or regularize "
             "the encoder (layers='encoder')."

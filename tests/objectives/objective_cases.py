@@ -109,7 +109,8 @@ CASES = {
     "simsiam, 4 views": Case("simsiam", views=4, predictor={"head": "mlp", "hidden_dim": 16}, trained=False),
     "lejepa": Case("lejepa", {"slices": 64}),
     "lejepa, 2 of 4 views global": Case("lejepa", {"slices": 16, "global_views": 2}, views=4, trained=False),
-    "w_mse": Case("w_mse", {"w_size": 12}, rows=24, training_options={"w_size": 32}),
+    # hidden layers wider than z: a square last layer may become singular on its way, and whitening with it
+    "w_mse": Case("w_mse", {"w_size": 12}, head_options={"hidden_dim": 64}, rows=24, training_options={"w_size": 32}),
     "w_mse of entries, 3 views": Case(
         "w_mse", {"w_size": 8, "w_iter": 2, "eps": 0.01, "l2_normalise": False}, views=3, rows=24, trained=False
     ),

@@ -178,12 +178,12 @@ def test_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prototypes": 1}, "at least 2 prototypes, got prototypes=1"),
+        ({"prototypes": 1}, "prototypes must be at least 2, got 1"),
         ({"student_temperature": 0.0}, "student_temperature must be a positive number"),
         ({"teacher_temperature": -0.1}, "teacher_temperature.* got -0.1"),
         ({"warmup_teacher_temperature": math.inf}, "warmup_teacher_temperature"),
-        ({"warmup_epochs": -1}, "warmup_epochs=-1"),
-        ({"freeze_prototypes_epochs": -1.0}, "freeze_prototypes_epochs=-1.0"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
+        ({"freeze_prototypes_epochs": -1.0}, "freeze_prototypes_epochs must be at least 0"),
         ({"center_momentum": 1.5}, r"center_momentum must lie in \[0, 1\], got 1.5"),
         ({"centre_momentum": 0.9}, "Did you mean 'center_momentum'"),
     ],

@@ -178,9 +178,9 @@ def test_prototypes_are_frozen_in_the_first_epochs():
         ({"epsilon": math.nan}, "epsilon must be a positive number"),
         ({"sinkhorn_iterations": 0}, "sinkhorn_iterations must be at least 1"),
         ({"assigned_views": 0}, "assigned_views must be at least 1"),
-        ({"queue_size": -1}, "queue_size=-1"),
-        ({"queue_start_epoch": -1.0}, "queue_start_epoch=-1.0"),
-        ({"freeze_prototypes_epochs": -2.0}, "freeze_prototypes_epochs=-2.0"),
+        ({"queue_size": -1}, "queue_size must be at least 0"),
+        ({"queue_start_epoch": -1.0}, "queue_start_epoch must be at least 0"),
+        ({"freeze_prototypes_epochs": -2.0}, "freeze_prototypes_epochs must be at least 0"),
         ({"epsilonn": 0.1}, "Did you mean 'epsilon'"),
     ],
 )

@@ -13,6 +13,7 @@ from hfproj.errors import UsageError
 from hfproj.heads import create_head
 from hfproj.objectives.base import Step
 from hfproj.regularizers import Weighted, create_regularizer, list_regularizers, weighted
+from hfproj.regularizers.base import check_views
 from hfproj.regularizers.base import features as chosen_features
 
 every_case = pytest.mark.parametrize(("name", "options"), CASES.values(), ids=CASES)
@@ -153,5 +154,39 @@ def test_features_of_another_shape_or_without_a_gradient():
         chosen_features("h", h, z)
     with torch.no_grad():
         assert chosen_features("h", h, z) is h
-    with pytest.raises(UsageError, match=r"takes h of shape \[views, batch, dim\], got \[4, 6\]. Stack the views"):
+    with pytest.raises(
+        UsageError, match=r"h of shape \[views, batch, dim\], got torch.float32 of shape \[4, 6\]. Stack"
+    ):
         chosen_features("h", h[0], z)
+
+
+@pytest.mark.parametrize("value", ["a", None, [1.0], {"weight": "a"}, {"weight": 1.0, "end_weight": None}])
+def test_weights_that_are_no_numbers(value):
+    with pytest.raises(UsageError, match=r"weight of the regularizer 'koleo' must be a number, got .*go into a dict"):
+        weighted("koleo", value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bottleneck", {"alpha": "2"}, "alpha of regularizer 'bottleneck' must be a number"),
+        ("bottleneck", {"gather": "no"}, "must be True or False"),
+        ("sigreg", {"slices": 2.5}, "must be a whole number"),
+        ("vicreg_terms", {"variance_weight": -1.0}, "weights of 0 or more"),
+        ("werank", {"alpha": {"head": "a"}}, "alpha of regularizer 'werank' must be a number or a dict"),
+    ],
+)
+def test_options_of_another_type(name, options, message):
+    with pytest.raises(UsageError, match=message):
+        create_regularizer(name, **options)
+
+
+@pytest.mark.parametrize("name", ["orthogonality", "sparse_head", "werank"])
+def test_models_without_weights(name):
+    with pytest.raises(UsageError, match=r"ReLU, has no linear layer|ReLU is a bare head"):
+        create_regularizer(name)(nn.ReLU())
+
+
+def test_features_that_are_no_floating_point_numbers():
+    with pytest.raises(UsageError, match=r"takes floating-point h of shape .*, got torch.int64 of shape"):
+        check_views("h", torch.ones(2, 4, 6, dtype=torch.int64))
