@@ -41,10 +41,15 @@ def make_objective(given: nn.Module | str | Mapping[str, Any], model: nn.Module,
     """Return the objective that `given` describes, with the options that the model and the data set decide.
 
     Raises:
-        UsageError: no objective has this name, or it has no such option.
+        UsageError: it is no description of an objective, no objective has this name, or it has no such option.
     """
     if isinstance(given, nn.Module):
         return given
+    if not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and "name" not in given):
+        raise UsageError(
+            f"objective={given!r}: expected an objective (hfproj.create_objective), a name such as 'nt_xent', or a dict "
+            "{'name': 'nt_xent', 'temperature': 0.2}."
+        )
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name")
     modules = active_modules(model)
@@ -78,6 +83,10 @@ def prepare(
         config = active_config(model)
         objective = config.objective or "nt_xent"
         regularizers = config.regularizers if regularizers is None else regularizers
+    if not isinstance(regularizers, Mapping | None):
+        raise UsageError(
+            f"regularizers={regularizers!r}: expected a dict, name → weight or → {{'weight': 0.1, **options}}."
+        )
     made = make_objective(objective, model, dataset)
     added = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
     prepare_model(model, made, added)

@@ -492,3 +492,24 @@ def test_defaults_come_from_the_model(tmp_path):
     run = hfproj.ProjectionTrainer(model, args, train_dataset=images(4), eval_dataset=images(4))
     assert (run.data_collator.size, run.data_collator.seed) == (32, 3)
     assert run.evaluate()["eval_knn_h"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"objective": 3}, "objective=3: expected an objective"),
+        ({"objective": {"temperature": 0.2}}, r"objective=\{'temperature': 0.2\}: expected an objective.*'name'"),
+        ({"regularizers": ["koleo"]}, r"regularizers=\['koleo'\]: expected a dict, name → weight"),
+    ],
+)
+def test_what_describes_no_objective_or_regularizer(tmp_path, extra, message):
+    with pytest.raises(hfproj.UsageError, match=message):
+        trainer(tmp_path, extra=extra)
+
+
+def test_a_head_without_parameters_on_a_frozen_backbone(tmp_path):
+    made = trainer(tmp_path, head_model(head="identity", head_options={}, out_dim=None, trainable="head"))
+    with pytest.raises(
+        hfproj.UsageError, match=r"head has no parameters, and the backbone is frozen.*backbone_adapter"
+    ):
+        made.train()
