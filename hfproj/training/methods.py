@@ -37,7 +37,7 @@ def prototype_vectors(model: nn.Module) -> Tensor | None:
     return None if prototypes is None else prototypes.vectors()
 
 
-def make_objective(given: nn.Module | str | Mapping[str, Any], model: nn.Module, dataset: Any) -> nn.Module:
+def make_objective(given: Any, model: nn.Module, dataset: Any) -> nn.Module:
     """Return the objective that `given` describes, with the options that the model and the data set decide.
 
     Raises:
@@ -47,8 +47,8 @@ def make_objective(given: nn.Module | str | Mapping[str, Any], model: nn.Module,
         return given
     if not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and "name" not in given):
         raise UsageError(
-            f"objective={given!r}: expected an objective (hfproj.create_objective), a name such as 'nt_xent', or a dict "
-            "{'name': 'nt_xent', 'temperature': 0.2}."
+            f"objective={given!r}: expected an objective (hfproj.create_objective), a name such as 'nt_xent', or a "
+            "dict {'name': 'nt_xent', 'temperature': 0.2}."
         )
     options = {"name": given} if isinstance(given, str) else dict(given)
     name = options.pop("name")
@@ -65,9 +65,7 @@ def make_objective(given: nn.Module | str | Mapping[str, Any], model: nn.Module,
     return objective
 
 
-def prepare(
-    model: nn.Module, objective: Any, regularizers: Mapping[str, Any] | None, dataset: Any
-) -> tuple[nn.Module, dict[str, Weighted]]:
+def prepare(model: nn.Module, objective: Any, regularizers: Any, dataset: Any) -> tuple[nn.Module, dict[str, Weighted]]:
     """Return the objective and the regularizers that are asked for, with the model made ready for them.
 
     Args:

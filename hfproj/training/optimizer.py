@@ -52,8 +52,8 @@ def parameter_groups(
         groups[place, decays]["params"].append(parameter)
     if not groups:
         raise UsageError(
-            "No parameter is trainable. Either the adapter was loaded frozen: load it with is_trainable=True. Or its head "
-            "has no parameters, and the backbone is frozen: give the config a backbone_adapter or trainable='full'."
+            "No parameter is trainable. Either the adapter was loaded frozen: load it with is_trainable=True. Or its "
+            "head has no parameters and the backbone is frozen: give the config a backbone_adapter or trainable='full'."
         )
     return list(groups.values())
 

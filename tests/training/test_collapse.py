@@ -236,6 +236,7 @@ WITHOUT_NORM = {**HEAD, "head_options": {"hidden_dim": 12, "norm": None}}
         (["unknown"], {"objective": "barlow_twins"}),
         (["unknown"], {"objective": "byol", "predictor": MLP}),
         (["predictor"], {"objective": "byol", "predictor": {"head": "identity"}}),
+        (["predictor"], {"objective": "byol", "predictor": {"head": "identity"}, "out_dim": 128}),
         (["BatchNorm"], {"objective": "byol", "predictor": PLAIN, **WITHOUT_NORM}),
         (["unknown"], {"objective": "simsiam", "predictor": MLP}),
         (["predictor", "BatchNorm"], {"objective": "simsiam", "predictor": {"head": "identity"}, **WITHOUT_NORM}),

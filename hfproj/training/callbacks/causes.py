@@ -23,6 +23,7 @@ from hfproj.training.callbacks.head_loss import HeadLoss, joint
 from hfproj.training.methods import active_modules
 
 FAST = 0.3  # of the norm, in a step; healthy runs stay below a tenth
+ROUNDING = 1e-9
 FLAT = 0.05  # of the loss at collapse: what rows spread evenly save
 
 
@@ -74,7 +75,7 @@ def collapsed_loss(trainer: Any) -> float | None:
         spread = value(_directions(images, dim, like).expand(views, -1, -1).contiguous())
     except UsageError:  # what can't be whitened, for one, has no value
         return None
-    return collapsed if spread < collapsed else None
+    return collapsed if collapsed - spread > ROUNDING * max(1.0, abs(collapsed)) else None
 
 
 def _learning_rate(trainer: Any) -> Cause | None:
@@ -108,9 +109,10 @@ def _objective(trainer: Any, loss: HeadLoss) -> list[Cause | None]:
     if collapsed is None or spread is None:
         return causes
     saved = collapsed - spread
-    if saved > FLAT * abs(collapsed):
+    same = saved <= ROUNDING * max(1.0, abs(collapsed), abs(spread))
+    if not same and saved > FLAT * abs(collapsed):
         return causes
-    if saved > 1e-6 * abs(collapsed):
+    if not same:
         temperature = getattr(loss.objective, "temperature", None)
         if temperature is not None:
             causes.append(
