@@ -6,11 +6,12 @@ Unless a test says otherwise, what a case returns on each of N processes equals 
 import torch
 from torch import nn
 
+from distributed.diagnostics import DIAGNOSTICS
 from distributed.methods import METHODS
 from distributed.run import Processes
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.functional.covariance import covariance_penalty, product_energy
+from hfproj.functional.covariance import covariance_penalty, off_diagonal_energy
 from hfproj.heads.mlp import MLPHead
 from hfproj.heads.norm import BatchNorm
 from hfproj.objectives.nt_xent import NTXent
@@ -147,7 +148,7 @@ def products(width: int):
         x = torch.randn(2, processes.total, width, dtype=torch.float64)
         direction = processes.rows(torch.randn_like(x), dim=1)
         local = processes.rows(x, dim=1).clone().requires_grad_()
-        value = product_energy(local[0], local[1]) + covariance_penalty(local[0])
+        value = off_diagonal_energy(local[0], local[1]) + covariance_penalty(local[0])
         (grad,) = torch.autograd.grad(value, local, create_graph=True)
         grad = grad / distributed.world_size()
         (hvp,) = torch.autograd.grad((grad * direction).sum(), local)
@@ -179,4 +180,5 @@ CASES = {
     "nt_xent tiled, 3 views": training(NTXent(tile_rows=4), views=3),
     "nt_xent tiled, cold": training(NTXent(tile_rows=4, temperature=0.01)),
     **METHODS,
+    **DIAGNOSTICS,
 }

@@ -1,0 +1,78 @@
+"""States over processes: what one of them refused, all refuse; what each holds becomes one description of all rows."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfproj import distributed
+from hfproj.diagnostics._spectrum import RowFactor, reduce_rows
+from hfproj.errors import UsageError
+
+
+def refuse(message: str) -> str:
+    """Refuse rows: at once on one process; on several return the message for `agree`, so that none waits for another.
+
+    Raises:
+        UsageError: on one process.
+    """
+    if distributed.world_size() == 1:
+        raise UsageError(message)
+    return f"Process {distributed.rank()}: {message}"
+
+
+def agree(refused: str, settings: dict[str, Any]) -> None:
+    """Raise on every process if one of them refused rows or if their settings differ.
+
+    Raises:
+        UsageError: so it is.
+    """
+    found = distributed.gather_objects((refused, settings))
+    if messages := [message for message, _ in found if message]:
+        raise UsageError(" ".join(messages))
+    if different := [other for _, other in found if other != found[0][1]]:
+        raise UsageError(f"Processes measure with different settings: {found[0][1]} and {different[0]}.")
+
+
+def joint_rows(rows: RowFactor | None) -> RowFactor | None:
+    """Return the description of the rows of all processes, on each of them; None stands for no rows.
+
+    Factors are gathered a slice at a time: memory stays a few times dim × dim, whatever the number of processes.
+
+    Raises:
+        UsageError: processes hold rows of different widths.
+    """
+    own = None if rows is None else (rows.size, *rows.factor.shape, rows.factor.device.type)
+    found = distributed.gather_objects(own)
+    if len(found) == 1 or not any(found):
+        return rows
+    dims = {shape[2] for shape in found if shape}
+    if len(dims) > 1:
+        raise UsageError(f"Processes hold features of different widths: {sorted(dims)}.")
+    dim = dims.pop()
+    if rows is None:  # on the kind of device where the others' tensors are
+        factor = torch.empty(0, dim, dtype=torch.float64, device=next(shape[3] for shape in found if shape))
+        places = factor.new_empty(0, 2, dim)
+    else:
+        factor, places = rows.factor, torch.stack([rows.origin, rows.offset])[None]
+    places = distributed.gather_rows(places, counts=[int(shape is not None) for shape in found])
+    counts = places.new_tensor([shape[0] for shape in found if shape])
+    origin = places[0, 0]
+    means = (places[:, 0] - origin) + places[:, 1]
+    offset = counts @ means / counts.sum()
+    whole = counts.sqrt()[:, None] * (means - offset)
+    heights = [shape[1] if shape else 0 for shape in found]
+    step = math.ceil(dim / len(found))
+    for start in range(0, max(heights), step):
+        part = distributed.gather_rows(
+            factor[start : start + step], counts=[min(max(height - start, 0), step) for height in heights]
+        )
+        whole = reduce_rows(torch.cat([whole, part]))
+    return RowFactor(int(counts.sum()), origin, offset, whole)
+
+
+def uncentred(factor: Tensor) -> RowFactor:
+    """Return a factor that has no mean to subtract as a description of rows."""
+    zero = factor.new_zeros(factor.shape[1])
+    return RowFactor(len(factor), zero, zero, factor)

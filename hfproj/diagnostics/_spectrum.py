@@ -1,0 +1,247 @@
+"""Singular values of features from triangular factors (exact), or from a Gram matrix where that is exact enough.
+
+A Gram matrix squares the singular values: it costs a third of a QR factorisation, but rounding hides every σ below
+about 2e-8 of the largest. Triangular factors lose nothing beyond 1e-16 of the largest σ, and two of them merge,
+
+    R = qr([R₁; R₂; √(n₁n₂/(n₁+n₂)) (μ₁ − μ₂)])      centred,        qr([R; √n μ])      uncentred,
+
+so that features can come in blocks, from a stream or from several processes.
+
+What is rounding and no feature: after a mean is subtracted, features that are constant are not 0 but about 1e-16 of
+what they were. Singular values up to `RESOLUTION` times the Frobenius norm of the features before centring count as 0,
+and so do columns whose spread is up to `RESOLUTION` times their norm.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hfproj.diagnostics._common import blocks
+
+EPS = torch.finfo(torch.float64).eps
+RESOLUTION = 16 * EPS
+_PANEL = 192  # columns of a Gram matrix computed at once: its lower triangle is a copy
+
+
+class RowFactor(NamedTuple):
+    """Rows `[size, dim]`, as far as their mean and their scatter go.
+
+    Attributes:
+        size: Number of rows.
+        origin: A row near them `[dim]`; differences from it lose no digits to a common offset.
+        offset: Mean of the rows minus `origin` `[dim]`.
+        factor: R `[≤ dim, dim]` (more rows until `reduced`): RᵀR is the scatter of the rows about their mean.
+    """
+
+    size: int
+    origin: Tensor
+    offset: Tensor
+    factor: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean row `[dim]`."""
+        return self.origin + self.offset
+
+    def reduced(self) -> "RowFactor":
+        """Return the same with at most `dim` rows in `factor`."""
+        return self._replace(factor=reduce_rows(self.factor))
+
+    def to(self, device: torch.device) -> "RowFactor":
+        """Return the same on a device."""
+        return RowFactor(self.size, self.origin.to(device), self.offset.to(device), self.factor.to(device))
+
+    def merge(self, other: "RowFactor") -> "RowFactor":
+        """Return what describes the rows of both."""
+        count = self.size + other.size
+        between = (self.origin - other.origin) + (self.offset - other.offset)
+        shift = math.sqrt(self.size * other.size / count) * between
+        rows = torch.cat([self.factor, other.factor, shift[None]])
+        return RowFactor(count, self.origin, self.offset - other.size / count * between, reduce_rows(rows))
+
+    def norm(self) -> float:
+        """Return the Frobenius norm of the rows, not centred."""
+        return math.hypot(frobenius(self.factor), math.sqrt(self.size) * frobenius(self.mean))
+
+    def singular_values(self, *, center: bool) -> Tensor:
+        """Return the min(size, dim) singular values, sorted descending; what is rounding is 0."""
+        sigma = torch.linalg.svdvals(self.rows(center=center))[: min(self.size, len(self.mean))]
+        return sigma.masked_fill(sigma <= RESOLUTION * self.norm(), 0.0)
+
+    def entropy_singular_values(self, *, center: bool) -> Tensor:
+        """Return singular values up to a common factor, exact enough for the entropy of σ/Σσ (to 1e-10)."""
+        rows = self.rows(center=center)
+        if rows.shape[0] >= rows.shape[1]:
+            matrix = _gram([rows / (largest_entry(rows) or 1.0)], rows.shape[1])
+            if _looks_well_conditioned(matrix):
+                values = torch.linalg.eigvalsh(matrix).flip(0)
+                if _entropy_is_exact(values, rows.shape[1]):
+                    return values.sqrt()
+        return self.singular_values(center=center)
+
+    def rows(self, *, center: bool) -> Tensor:
+        """Return rows with the singular values of these."""
+        return self.factor if center else torch.cat([self.factor, math.sqrt(self.size) * self.mean[None]])
+
+    def scatter(self) -> Tensor:
+        """Return RᵀR `[dim, dim]`; columns that are constant up to rounding are 0."""
+        return without_constants(self.factor.T @ self.factor, self.mean, self.size)
+
+
+def factor_of(rows: Tensor) -> RowFactor:
+    """Return the description of one block of at least one row, in float64; not `reduced`."""
+    origin = rows.mean(0)
+    centred = rows - origin
+    offset = centred.mean(0)
+    return RowFactor(len(rows), origin, offset, centred - offset)
+
+
+def merge_all(parts: Iterable[RowFactor]) -> RowFactor:
+    """Return the description of the rows of all parts, of which there is at least one."""
+    merged = None
+    for part in parts:
+        merged = part.reduced() if merged is None else merged.merge(part)
+    assert merged is not None
+    return merged
+
+
+def reduce_rows(rows: Tensor) -> Tensor:
+    """Return at most `dim` rows with the same Gram matrix."""
+    return rows if rows.shape[0] <= rows.shape[1] else torch.linalg.qr(rows, mode="r").R
+
+
+def row_factor(f: Tensor, *, normalize: bool = False) -> RowFactor:
+    """Return the description of features `[rows, dim]`, a block of rows at a time."""
+    return merge_all(factor_of(block) for block in blocks(f, normalize=normalize, rows=4 * f.shape[1]))
+
+
+def singular_values_of(f: Tensor, *, center: bool, normalize: bool = False) -> Tensor:
+    """Return the min(rows, dim) singular values of features, sorted descending; what is rounding is 0."""
+    if center:
+        return row_factor(f, normalize=normalize).singular_values(center=True)
+    factor = f.new_empty(0, f.shape[1], dtype=torch.float64, device="cpu" if f.device.type == "mps" else f.device)
+    for block in blocks(f, normalize=normalize, rows=4 * f.shape[1]):
+        factor = reduce_rows(torch.cat([factor, block]))
+    sigma = torch.linalg.svdvals(factor)
+    return sigma.masked_fill(sigma <= RESOLUTION * frobenius(factor), 0.0)
+
+
+def frobenius(x: Tensor) -> float:
+    """Return the norm of all entries, whose squares may be out of range."""
+    scale = largest_entry(x) if x.numel() else 0.0
+    return scale * float(torch.linalg.vector_norm(x / scale)) if scale else 0.0
+
+
+def without_constants(scatter: Tensor, mean: Tensor, count: int) -> Tensor:
+    """Return the scatter of rows about their mean with 0 for the columns whose spread is rounding."""
+    diagonal = scatter.diagonal()
+    constant = diagonal <= RESOLUTION**2 * (diagonal + count * mean.square())
+    return scatter.masked_fill(constant[:, None] | constant, 0.0)
+
+
+def centre_of(f: Tensor, *, normalize: bool = False) -> tuple[Tensor, Tensor]:
+    """Return a row near the features, and their mean minus it: two small roundings for one large."""
+    origin, total = None, None
+    for block in blocks(f, normalize=normalize):
+        origin = block.mean(0) if origin is None else origin
+        part = (block - origin).sum(0)
+        total = part if total is None else total + part
+    assert origin is not None
+    assert total is not None
+    return origin, total / len(f)
+
+
+def largest_entry(f: Tensor) -> float:
+    """Return the largest absolute value."""
+    low, high = torch.aminmax(f)
+    return max(-float(low), float(high))
+
+
+def minus(rows: Tensor, shifts: Iterable[Tensor]) -> Tensor:
+    """Return rows less each of the shifts in turn."""
+    for shift in shifts:
+        rows = rows - shift
+    return rows
+
+
+def scatter_of(f: Tensor, *, normalize: bool = False) -> Tensor:
+    """Return Σ (f − μ)(f − μ)ᵀ `[dim, dim]`; columns that are constant up to rounding are 0."""
+    origin, offset = centre_of(f, normalize=normalize)
+    centred = (minus(block, (origin, offset)) for block in blocks(f, normalize=normalize))
+    return without_constants(_gram(centred, f.shape[1]), origin + offset, len(f))
+
+
+def gram_spectrum(f: Tensor, *, center: bool, normalize: bool = False) -> Tensor:
+    """Return the min(rows, dim) squared singular values up to a common factor, sorted descending; rounding is 0.
+
+    Each is exact to about 1e-15 of the largest: enough for their sum, the sum of their squares and the largest.
+    """
+    matrix, square = _gram_of(f, center=center, normalize=normalize)
+    values = torch.linalg.eigvalsh(matrix).flip(0)
+    return values.masked_fill(values <= RESOLUTION**2 * square, 0.0)
+
+
+def _gram_of(f: Tensor, *, center: bool, normalize: bool) -> tuple[Tensor, float]:
+    """Return the Gram matrix of the shorter side up to a factor, and ‖f‖_F² before centring up to the same."""
+    scale = 1.0 if normalize else largest_entry(f)
+    scale = 1.0 if scale == 0 or 1e-100 < scale < 1e100 else scale  # keeps squares in range
+    shift: tuple[Tensor, ...] = centre_of(f, normalize=normalize) if center else ()
+    rows = (minus(block, shift) for block in blocks(f, normalize=normalize))
+    rows = rows if scale == 1 else (block / scale for block in rows)
+    if len(f) < f.shape[1]:
+        whole = torch.cat(list(rows))
+        matrix = whole @ whole.T
+    else:
+        matrix = _gram(rows, f.shape[1])
+    mean_square = len(f) * frobenius(torch.stack(shift).sum(0) / scale) ** 2 if center else 0.0
+    return matrix, float(matrix.trace()) + mean_square
+
+
+def entropy_singular_values(f: Tensor, *, center: bool, normalize: bool = False) -> Tensor:
+    """Return singular values up to a common factor that are exact enough for the entropy of σ/Σσ, to 1e-10.
+
+    They are roots of the Gram matrix's eigenvalues. If its rounding could move the entropy by more than that, which is
+    so when many singular values are small, they come from triangular factors. A few rows tell in advance, mostly.
+    """
+    rows, dim = f.shape
+    sample = f[: dim + dim // 4]
+    if rows < 8 * dim or _looks_well_conditioned(_gram_of(sample, center=center, normalize=normalize)[0]):
+        values = gram_spectrum(f, center=center, normalize=normalize)
+        if _entropy_is_exact(values, dim):
+            return values.sqrt()
+    return singular_values_of(f, center=center, normalize=normalize)
+
+
+def _looks_well_conditioned(gram: Tensor) -> bool:
+    """Return whether a Gram matrix may do, guessed from the pivots of its Cholesky factor."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal()
+    return not failed and bool(pivots.min() > 1e-5 * pivots.max())
+
+
+def _entropy_is_exact(values: Tensor, dim: int) -> bool:
+    """Return whether the entropy of the roots of a Gram matrix's eigenvalues is exact to 1e-10.
+
+    `rounding` overstates the error of an eigenvalue by far, and errors of different ones do not add up in sign: in all
+    spectra that were tried, the entropy was off by less than a fiftieth of `moved`.
+    """
+    if values[0] == 0:
+        return True
+    sigma, rounding = values.sqrt(), 4 * math.sqrt(dim) * EPS * values[0]
+    moved = rounding / (2 * sigma) * (1 - (sigma / sigma.sum()).log()) / sigma.sum()
+    return bool(values[-1] > 100 * rounding and torch.linalg.vector_norm(moved) <= 2e-9)
+
+
+def _gram(parts: Iterable[Tensor], dim: int) -> Tensor:
+    """Return the sum of the Gram matrices of blocks of rows, the upper triangle of which is computed."""
+    total = None
+    for part in parts:
+        total = part.new_zeros(dim, dim) if total is None else total
+        for start in range(0, dim, _PANEL):
+            panel = slice(start, start + _PANEL)
+            total[panel, start:].addmm_(part[:, panel].T, part[:, start:])
+    assert total is not None
+    return total.triu() + total.triu(1).T

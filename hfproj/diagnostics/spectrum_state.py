@@ -1,0 +1,316 @@
+"""Spectra of features that come in blocks, from a stream or over processes.
+
+The state is the number of rows, their mean and the triangular factor R [≤ dim, dim] of the rows about their mean, and
+while it is fed up to `dim` rows that wait for the next factorisation. Every singular value of the features, centred or
+not, is in it to 1e-16 of the largest; a Gram matrix would hide those below 2e-8.
+
+    R = qr([R₁; R₂; √(n₁n₂/(n₁+n₂)) (μ₁ − μ₂)]).R
+
+merges two states, and a state with a block of rows.
+
+References:
+    Demmel, Grigori, Hoemmen, Langou 2012, Communication-optimal parallel and sequential QR and LU factorizations
+    (TSQR). The measures' own are with the functions of the same names.
+
+Deviations:
+    None: every read-out equals the function of the same name on all rows at once, to 1e-10.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hfproj.diagnostics import _readouts as read
+from hfproj.diagnostics._common import blocks, check_shape, describe_bad_rows
+from hfproj.diagnostics._joint import agree, joint_rows, refuse
+from hfproj.diagnostics._spectrum import RowFactor, factor_of
+from hfproj.diagnostics.alignment import mean_deviation
+from hfproj.diagnostics.coherence import clustering
+from hfproj.diagnostics.covariance import correlation, mean_covariance_energy, mean_offdiagonal, offdiagonal_share
+from hfproj.diagnostics.decay import FIT_RANGE, Decay, fit_power_law
+from hfproj.diagnostics.information import entropy
+from hfproj.diagnostics.uniformity import wasserstein
+from hfproj.errors import UsageError
+from hfproj.functional.matrix_entropy import check_alpha
+from hfproj.typing import Features
+
+_TENSORS = ("origin", "offset", "factor")
+
+
+class SpectrumState:
+    """Streams features and gives the measures that their mean and singular values hold.
+
+    A method has the options, range and limits of the function of the same name, but for `normalize`, which is the
+    state's. Read-outs need two rows; they cost a decomposition of a dim × dim matrix, shared until the next update.
+
+    On several processes each feeds its own rows, any number of them or none, and `reduce` gives every process the state
+    of all. Rows with NaN or infinity are refused: on one process at once, on several at the first read-out or, on every
+    process, at `reduce`, so that none waits for another.
+
+    Args:
+        normalize: Whether every row is scaled to norm 1 first (rows of zeros stay zero), as the measures of direction
+            need: representation_std, wasserstein_uniformity, matrix_entropy, self_cluster.
+
+    Example:
+        >>> state = SpectrumState()
+        >>> for rows in torch.eye(8).split(3):
+        ...     _ = state.update(rows)
+        >>> round(state.rankme(), 3), state.numerical_rank(center=True)
+        (8.0, 7)
+    """
+
+    def __init__(self, *, normalize: bool = False):
+        self.normalize = normalize
+        self._rows: RowFactor | None = None
+        self._pending: list[Tensor] = []
+        self._refused = ""
+        self._sigma: dict[bool, Tensor] = {}
+        self._entropy_sigma: dict[bool, Tensor] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of rows so far."""
+        return (self._rows.size if self._rows else 0) + sum(map(len, self._pending))
+
+    @property
+    def dim(self) -> int | None:
+        """Width of the features; None before the first."""
+        if self._pending:
+            return self._pending[0].shape[1]
+        return self._rows.factor.shape[1] if self._rows else None
+
+    def __repr__(self) -> str:
+        return f"SpectrumState(count={self.count}, dim={self.dim}, normalize={self.normalize})"
+
+    @torch.no_grad()
+    def update(self, f: Features) -> "SpectrumState":
+        """Take in rows, of any number; returns itself.
+
+        Raises:
+            UsageError: another width than before, no floating-point numbers, or rows that are not finite, which are
+                numbered over the stream. The state is then as before.
+        """
+        check_shape(f, minimum=0)
+        dim = f.shape[1]
+        if self.dim not in (None, dim):
+            raise UsageError(f"This state holds features of {self.dim} dimensions, got {dim}.")
+        if bad := describe_bad_rows(f, start=self.count, stream=" of the stream"):
+            self._refused = self._refused or refuse(bad)
+            return self
+        for block in blocks(f.detach(), normalize=self.normalize, rows=2 * dim):
+            if len(block):
+                self._forget()
+                self._pending.append(block)
+            if sum(map(len, self._pending)) >= dim:
+                self._flush()
+        if self._pending and f.dtype == torch.float64:  # the caller may write into its tensor before the next flush
+            self._pending[-1] = self._pending[-1].clone()
+        return self
+
+    @torch.no_grad()
+    def merge(self, other: "SpectrumState") -> "SpectrumState":
+        """Take in the rows of another state; returns itself.
+
+        Raises:
+            UsageError: states of different widths, or of which one normalises.
+        """
+        if other.normalize != self.normalize:
+            raise UsageError("One of these states normalises rows and the other does not; they can't be merged.")
+        if None not in (self.dim, other.dim) and self.dim != other.dim:
+            raise UsageError(f"States of {self.dim} and {other.dim} dimensions can't be merged.")
+        mine, theirs = self._flush(), other._flush()
+        if theirs is not None:
+            if mine is not None:
+                theirs = mine.merge(theirs.to(mine.factor.device))
+            self._rows = theirs
+            self._forget()
+        self._refused = self._refused or other._refused
+        return self
+
+    def __add__(self, other: "SpectrumState") -> "SpectrumState":
+        return copy.copy(self).merge(other) if isinstance(other, SpectrumState) else NotImplemented
+
+    def __copy__(self) -> "SpectrumState":
+        new = SpectrumState(normalize=self.normalize)
+        new._rows, new._refused = self._flush(), self._refused
+        return new
+
+    def reduce(self) -> "SpectrumState":
+        """Return the state of the rows of all processes, on each of them; this one stays what it is.
+
+        Every process calls it, also one without rows.
+
+        Raises:
+            UsageError: on every process: one of them refused rows, or widths or `normalize` differ.
+        """
+        agree(self._refused, {"normalize": self.normalize})
+        new = copy.copy(self)
+        new._rows = joint_rows(new._rows)
+        return new
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state as tensors: count, normalize, origin, offset and factor (mean = origin + offset).
+
+        Raises:
+            UsageError: rows were refused.
+        """
+        self._check_refused()
+        rows = self._flush()
+        empty = torch.empty(0, 0, dtype=torch.float64)
+        tensors = {name: getattr(rows, name) if rows else empty for name in _TENSORS}
+        return {"count": torch.tensor(self.count), "normalize": torch.tensor(self.normalize), **tensors}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Become what `state_dict` returned.
+
+        Raises:
+            UsageError: other entries, or a state that normalises where this one does not.
+        """
+        if set(state) != {"count", "normalize", *_TENSORS}:
+            raise UsageError(f"Expected what SpectrumState.state_dict returned, got the entries {sorted(state)}.")
+        if bool(state["normalize"]) != self.normalize:
+            raise UsageError(f"The saved state has normalize={bool(state['normalize'])}, this one {self.normalize}.")
+        count = int(state["count"])
+        self._rows = RowFactor(count, *(state[name].clone() for name in _TENSORS)) if count else None
+        self._pending, self._refused = [], ""
+        self._forget()
+
+    def mean(self) -> Float[Tensor, " dim"]:
+        """Return the mean row."""
+        return self._read().mean
+
+    def covariance(self) -> Float[Tensor, "dim dim"]:
+        """Return the covariance with 1/(rows − 1); dimensions that are constant up to rounding have 0."""
+        rows = self._read()
+        return rows.scatter() / (rows.size - 1)
+
+    def singular_values(self, *, center: bool = False) -> Float[Tensor, " values"]:
+        """Return the min(rows, dim) singular values, sorted descending."""
+        return self._singular_values(center).clone()
+
+    def covariance_spectrum(self, *, center: bool = True) -> Float[Tensor, " dim"]:
+        """Return the dim eigenvalues of the covariance with 1/(rows − 1), sorted descending."""
+        rows, values = self._read(), self._singular_values(center).square()
+        return torch.cat([values, values.new_zeros(len(rows.mean) - len(values))]) / (rows.size - 1)
+
+    def rankme(self, *, eps: float = 1e-7) -> float:
+        """Return RankMe."""
+        return read.exp_entropy(self._entropy_values(False), eps)
+
+    def effective_rank(self, *, center: bool = False, on: str = "singular_values") -> float:
+        """Return the effective rank."""
+        read.check_spectrum_name(on)
+        sigma = self._entropy_values(center)
+        return read.exp_entropy(sigma if on == "singular_values" else read.squares(sigma))
+
+    def stable_rank(self) -> float:
+        """Return the stable rank."""
+        return read.sum_over_largest(read.squares(self._entropy_values(False)))
+
+    def nesum(self) -> float:
+        """Return NESum."""
+        return read.sum_over_largest(read.squares(self._entropy_values(True)))
+
+    def participation_ratio(self, *, center: bool = True) -> float:
+        """Return the participation ratio."""
+        return read.participation(read.squares(self._entropy_values(center)))
+
+    def numerical_rank(self, *, tol: float = 1e-8, center: bool = False) -> int:
+        """Return the numerical rank."""
+        return read.count_above(self._singular_values(center), tol)
+
+    def alpha_req(self, *, fit_range: tuple[int, int] = FIT_RANGE) -> Decay:
+        """Return α-ReQ."""
+        return fit_power_law(self._singular_values(True), fit_range)
+
+    def pseudo_condition_number(self) -> float:
+        """Return the pseudo-condition number."""
+        return read.smallest_over_largest(self._singular_values(False))
+
+    def covariance_condition_number(
+        self, *, center: bool = True, tol: float = 1e-8, floor: float = 1e-7
+    ) -> read.ConditionNumber:
+        """Return the condition numbers of the covariance."""
+        rows = self._read()
+        sigma = self._singular_values(center)
+        return read.condition_number(sigma, dim=len(rows.mean), divisor=rows.size - 1, tol=tol, floor=floor)
+
+    def covariance_offdiag_energy(self) -> float:
+        """Return the off-diagonal energy of the covariance."""
+        return offdiagonal_share(self.covariance())
+
+    def correlation_offdiag_energy(self) -> float:
+        """Return the off-diagonal energy of the correlation matrix."""
+        return offdiagonal_share(correlation(self.covariance()))
+
+    def whiteness(self) -> float:
+        """Return the whiteness."""
+        return mean_offdiagonal(correlation(self.covariance()))
+
+    def vicreg_covariance(self) -> float:
+        """Return VICReg's covariance term."""
+        return mean_covariance_energy(self.covariance())
+
+    def representation_std(self) -> float:
+        """Return the representation std; needs `normalize`."""
+        rows = self._unit("representation_std")
+        return mean_deviation(rows.factor.square().sum(0), rows.mean, rows.size)
+
+    def wasserstein_uniformity(self) -> float:
+        """Return the Wasserstein uniformity; needs `normalize`."""
+        return wasserstein(self._unit("wasserstein_uniformity"))
+
+    def matrix_entropy(self, *, alpha: float = 2.0) -> float:
+        """Return the matrix entropy; needs `normalize`."""
+        check_alpha(alpha)
+        return entropy(self._unit("matrix_entropy"), alpha)
+
+    def self_cluster(self) -> float:
+        """Return SelfCluster; needs `normalize`."""
+        return clustering(self._unit("self_cluster"))
+
+    @torch.no_grad()
+    def _flush(self) -> RowFactor | None:
+        if self._pending:
+            part = factor_of(torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0])
+            # A state that was loaded goes to where the features are.
+            rows = self._rows.to(part.factor.device).merge(part) if self._rows else part.reduced()
+            self._rows, self._pending = rows, []
+        return self._rows
+
+    def _check_refused(self) -> None:
+        if self._refused:
+            raise UsageError(self._refused)
+
+    def _read(self) -> RowFactor:
+        self._check_refused()
+        rows = self._flush()
+        if rows is None or rows.size < 2:
+            raise UsageError(f"A spectrum needs at least 2 rows, this state holds {self.count}.")
+        return rows
+
+    def _unit(self, name: str) -> RowFactor:
+        if not self.normalize:
+            raise UsageError(f"{name} is of unit rows; make the state with SpectrumState(normalize=True).")
+        return self._read()
+
+    def _singular_values(self, center: bool) -> Tensor:
+        rows = self._read()
+        if center not in self._sigma:
+            self._sigma[center] = rows.singular_values(center=center)
+        return self._sigma[center]
+
+    def _entropy_values(self, center: bool) -> Tensor:
+        """Singular values up to a factor that ranks do not feel: cheaper, where a Gram matrix will do."""
+        rows = self._read()
+        if center in self._sigma:
+            return self._sigma[center]
+        if center not in self._entropy_sigma:
+            self._entropy_sigma[center] = rows.entropy_singular_values(center=center)
+        return self._entropy_sigma[center]
+
+    def _forget(self) -> None:
+        self._sigma, self._entropy_sigma = {}, {}

@@ -1,0 +1,139 @@
+"""How much of each feature of the input is in a layer, and how unequal these weights are.
+
+Known scalar features φ_i of the inputs, standardised, have in layer l with features f^(l) the weights
+
+    w_i = ‖E[f^(l) φ_i]‖₂,        ‖W e_i‖ for a linear layer f = Wx of an x with uncorrelated entries of variance 1.
+
+Without known features, the singular values of the centred features take the place of w: a scale-free measure of how
+unequal directions are. A projection head weights features progressively if the inequality grows with depth: in a
+two-layer linear network trained by the spectral loss the weights in h are the square roots of those in z.
+
+References:
+    Xue et al. 2024, Investigating the Benefits of Projection Head for Representation Learning, arXiv 2403.11391.
+
+Deviations:
+    The paper has the theory; the estimator for arbitrary networks and the three numbers for inequality are definitions
+    of this library.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hfproj.diagnostics._common import check_features, double_rows
+from hfproj.diagnostics._readouts import exp_entropy
+from hfproj.diagnostics._spectrum import RESOLUTION, minus, singular_values_of
+from hfproj.errors import UsageError
+from hfproj.typing import Features
+
+
+class WeightInequality(NamedTuple):
+    """How unequal weights are; all scale-free.
+
+    Attributes:
+        max_over_min: From 1 (all equal); infinite if a weight is 0.
+        variation: Standard deviation (1/count) over mean, from 0 (all equal) to √(count − 1).
+        effective_count: exp of the entropy of w/Σw, from 1 (one weight alone) to count (all equal); 0 if all are 0.
+    """
+
+    max_over_min: float
+    variation: float
+    effective_count: float
+
+
+@torch.no_grad()
+def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tensor, " features"]:
+    """Return the weight w_i = ‖E[f φ_i]‖ of each known feature in f, in float64 and the unit of f.
+
+    Centres both and divides each φ_i by its standard deviation (1/rows). A weight also holds what f shares with other
+    features that φ_i is correlated with.
+
+    Args:
+        f: Features of a layer.
+        phi: Known scalar features of the same inputs, a column each.
+
+    Raises:
+        UsageError: fewer than two rows, different numbers of rows, rows that are not finite, or a column of phi that is
+            constant.
+
+    Example:
+        >>> phi = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> feature_weights(phi @ torch.tensor([[3.0, 4.0], [0.0, 1.0]]), phi).tolist()
+        [5.0, 1.0]
+    """
+    check_features(f)
+    check_features(phi, what="known features phi")
+    if len(f) != len(phi):
+        raise UsageError(f"f and phi must hold the same rows, got {len(f)} rows of f and {len(phi)} of phi.")
+    f, phi = double_rows(f), double_rows(phi)
+    norm = torch.linalg.vector_norm(phi, dim=0)
+    f, phi = (minus(x, (x.mean(0), (x - x.mean(0)).mean(0))) for x in (f, phi))
+    deviation = torch.linalg.vector_norm(phi, dim=0)
+    if constant := (deviation <= RESOLUTION * norm).nonzero().flatten().tolist():
+        raise UsageError(
+            f"Known features can't be standardised where they are constant: columns {', '.join(map(str, constant))}."
+        )
+    return torch.linalg.vector_norm(f.T @ (phi / deviation), dim=0) / math.sqrt(len(f))
+
+
+@torch.no_grad()
+def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
+    """Return how unequal weights are.
+
+    Args:
+        weights: Numbers from 0.
+
+    Raises:
+        UsageError: no weight, or weights that are negative or not finite.
+
+    Example:
+        >>> weight_inequality(torch.ones(4))
+        WeightInequality(max_over_min=1.0, variation=0.0, effective_count=4.0)
+    """
+    if not len(weights) or not (torch.isfinite(weights) & (weights >= 0)).all():
+        raise UsageError(f"Weights must be finite numbers from 0, got {weights.tolist()}.")
+    weights = double_rows(weights)
+    largest, smallest = weights.max().item(), weights.min().item()
+    if largest == 0:
+        return WeightInequality(1.0, 0.0, 0.0)
+    relative = weights / largest
+    return WeightInequality(
+        max_over_min=largest / smallest if smallest else math.inf,
+        variation=(relative.std(correction=0) / relative.mean()).item(),
+        effective_count=exp_entropy(relative),
+    )
+
+
+def layer_inequality(
+    layers: Mapping[str, Features], phi: Float[Tensor, "_ features"] | None = None
+) -> dict[str, WeightInequality]:
+    """Return the inequality of the weights of each layer; growth with depth is progressive weighting.
+
+    Args:
+        layers: Name of a layer → its features of the same inputs, e.g. those of h, of the head's layers and of z.
+        phi: Known features of these inputs. Without them the weights are the singular values of the centred features
+            (`min(rows, dim)` of them, so that `effective_count` and `variation` compare layers of one width only).
+
+    Raises:
+        UsageError: as `feature_weights`.
+
+    Example:
+        >>> h = torch.cat([torch.eye(3), -torch.eye(3)])
+        >>> found = layer_inequality({"h": h, "z": h * torch.tensor([4.0, 2.0, 1.0])})
+        >>> round(found["h"].max_over_min, 6), round(found["z"].max_over_min, 6)
+        (1.0, 4.0)
+    """
+    found = {}
+    for name, f in layers.items():
+        check_features(f, what=f"features of {name}")
+        found[name] = weight_inequality(_singular_weights(f) if phi is None else feature_weights(f, phi))
+    return found
+
+
+@torch.no_grad()
+def _singular_weights(f: Tensor) -> Tensor:
+    return singular_values_of(f, center=True)
