@@ -509,7 +509,5 @@ def test_what_describes_no_objective_or_regularizer(tmp_path, extra, message):
 
 def test_a_head_without_parameters_on_a_frozen_backbone(tmp_path):
     made = trainer(tmp_path, head_model(head="identity", head_options={}, out_dim=None, trainable="head"))
-    with pytest.raises(
-        hfproj.UsageError, match=r"head has no parameters and the backbone is frozen.*backbone_adapter"
-    ):
+    with pytest.raises(hfproj.UsageError, match=r"head has no parameters and the backbone is frozen.*backbone_adapter"):
         made.train()

@@ -52,10 +52,10 @@ def likely_causes(trainer: Any) -> list[Cause]:
     ]
 
 
-def collapsed_loss(trainer: Any) -> float | None:
-    """Return what the objective is for a batch whose rows of z are all equal.
+def flat_loss(trainer: Any) -> float | None:
+    """Return what an objective is for a batch of equal rows of z, if rows spread evenly hardly cost less than that.
 
-    None where that says nothing: the objective is no function of z alone, or spread rows do not cost less.
+    None where the objective tells the two apart well, or not at all, or is no function of z alone.
     """
     objective = copy.deepcopy(trainer.objective).double().eval()
     last = trainer.last_batch.get("z")
@@ -75,7 +75,7 @@ def collapsed_loss(trainer: Any) -> float | None:
         spread = value(_directions(images, dim, like).expand(views, -1, -1).contiguous())
     except UsageError:  # what can't be whitened, for one, has no value
         return None
-    return collapsed if collapsed - spread > ROUNDING * max(1.0, abs(collapsed)) else None
+    return collapsed if ROUNDING * max(1.0, abs(collapsed)) < collapsed - spread <= FLAT * abs(collapsed) else None
 
 
 def _learning_rate(trainer: Any) -> Cause | None:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from hfproj import distributed
 from hfproj.errors import CollapseWarning, UsageError
-from hfproj.training.callbacks.causes import FLAT, Cause, collapsed_loss, likely_causes
+from hfproj.training.callbacks.causes import FLAT, Cause, flat_loss, likely_causes
 from hfproj.training.callbacks.spectrum import SpectrumCallback
 from hfproj.training.callbacks.updates import UpdateRatioCallback
 from hfproj.training.checkpoints import complete_checkpoints
@@ -64,11 +64,11 @@ class CollapseCallback(TrainerCallback):
     """Raises an alarm when measurements of `trainer.history` leave their limits several times in a row.
 
     Limits, unless others are given: RankMe and std of h at half of what they were before training; std of z at a tenth
-    of that of rows spread evenly over the sphere (0.1/√dim); RankMe of z at 2; the objective, where it is a function of
-    z alone that tells collapsed rows from spread ones (contrastive and whitening losses), at 5 % below its value for
-    rows that are all equal. z is not judged in the first steps, in which the running statistics of BatchNorm follow the
-    head, nor the objective while the learning rate warms up. What it needs is measured by a `SpectrumCallback` and an
-    `UpdateRatioCallback`; the trainer gets those that it lacks.
+    of that of rows spread evenly over the sphere (0.1/√dim); RankMe of z at 2; an objective for which rows spread
+    evenly cost hardly less than equal rows, at 5 % below what these cost (a softmax at a high temperature). z is not
+    judged in the first steps, in which the running statistics of BatchNorm follow the head, nor the objective while the
+    learning rate warms up. What it needs is measured by a `SpectrumCallback` and an `UpdateRatioCallback`; the trainer
+    gets those that it lacks.
 
     The alarm is a `CollapseWarning`, once, and `alarm`. It names causes by what it sees: how far weights move in a
     step, whether the objective's value tells collapsed rows from spread ones, whether a gradient reaches the branch
@@ -134,13 +134,13 @@ class CollapseCallback(TrainerCallback):
             raise UsageError("CollapseCallback works in hfproj.ProjectionTrainer(callbacks=[…]) only.")
         self.alarm, self._judged = None, -1
         self._learned_from = max(self.warmup, args.get_warmup_steps(state.max_steps))
-        self._collapsed_loss: float | None = None
+        self._flat_loss: float | None = None
         self._asked = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what was measured since the last time."""
         if not self._asked:  # by now there was a batch, whose shape its value hangs on
-            self._asked, self._collapsed_loss = True, collapsed_loss(self.trainer)
+            self._asked, self._flat_loss = True, flat_loss(self.trainer)
         names = self.limits().keys()
         rows = [row for row in self.trainer.history if names & row.keys()]
         if self.alarm is not None or not rows or rows[-1]["step"] == self._judged:
@@ -171,10 +171,10 @@ class CollapseCallback(TrainerCallback):
         limits["std_z"] = (spread, None, f"below {spread:.4g}, {SPREAD:.0%} of that of rows spread evenly")
         if dim >= 2 * RANK:
             limits["rankme_z"] = (RANK, None, f"below {RANK:g}")
-        if self._collapsed_loss is not None:
+        if self._flat_loss is not None:
             name = "objective" if self.trainer.regularizers else "loss"  # with regularizers, the loss is their sum
-            least = self._collapsed_loss - FLAT * abs(self._collapsed_loss)
-            words = f"above {least:.4g}, {FLAT:.0%} below what collapsed rows cost"
+            least = self._flat_loss - FLAT * abs(self._flat_loss)
+            words = f"above {least:.4g}, {FLAT:.0%} below what equal rows cost"
             limits[name] = (None, least, words)
         for name, limit in self.given.items():
             limits.pop(name, None)
