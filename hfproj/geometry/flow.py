@@ -1,0 +1,301 @@
+"""Gradient flow, dθ/dt = −∇L(θ): training in continuous time, without the effects of a step size.
+
+Integrated by the Runge–Kutta pair of Dormand and Prince of order 5(4), with local extrapolation: a step is accepted if
+the difference of the two orders, relative to atol + rtol·|θ|, has a root mean square of at most 1, and the next one
+is 0.9·error^(−1/5) times as long. ``method="rk4"`` is the classical scheme with equal steps.
+
+The gradient of a ReLU head jumps where a unit switches for a sample. Where it points at the jump from both sides, the
+flow slides along it (Filippov), which any scheme of this kind follows by small steps to and fro. Steps over jumps are
+told by their error, which falls with dt instead of dt⁵; they are not made shorter than `kink_step`, whatever their
+error is. With few samples a ReLU head slides much of the time, and the flow is right to the order of `kink_step`.
+
+The flow conserves what SGD does not. With z = W_2 σ(W_1 h + b_1) + b_2:
+
+    linear (σ = id)   W_1 W_1ᵀ + b_1 b_1ᵀ − W_2ᵀ W_2,
+    ReLU              ‖W_1[j, :]‖² + b_1[j]² − ‖W_2[:, j]‖² for each unit j    (LeakyReLU too),
+
+without b_1 if there is none or it is frozen; b_2 never enters. SiLU and GELU have no such invariant.
+
+References:
+    Dormand, Prince 1980, A family of embedded Runge-Kutta formulae. Du, Hu, Lee 2018, Algorithmic regularization in
+    learning deep homogeneous models: layers are automatically balanced, arXiv 1806.00900 (the invariants).
+
+Deviations:
+    None.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hfproj.errors import UsageError, unknown
+from hfproj.geometry._head import check_eval
+
+# Dormand and Prince, table 2: RK5(4)7M. The last stage is the first of the next step.
+_STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_FOURTH = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
+_KINK_ORDER, _KINK_STEPS, _KINK_MOST = 2.5, 10, 0.01
+_METHODS = ("rk45", "rk4")
+
+
+class GradientFlow(NamedTuple):
+    """Where the flow went.
+
+    Attributes:
+        params: At the end, in the form they were given in (for a module: name → tensor).
+        times: The recorded times, the first 0 and the last `time`.
+        losses: L at them.
+        trajectory: The parameters at them, in the same form, with a first dimension for the times.
+        steps: Accepted steps.
+        rejected: Steps that were too long and were repeated.
+    """
+
+    params: Any
+    times: Float[Tensor, " times"]
+    losses: Float[Tensor, " times"]
+    trajectory: Any
+    steps: int
+    rejected: int
+
+
+def gradient_flow(
+    loss_fn: Callable[[Any], Tensor],
+    params: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | nn.Module,
+    *,
+    time: float,
+    record: int | Sequence[float] = 1,
+    method: str = "rk45",
+    rtol: float = 1e-8,
+    atol: float = 1e-10,
+    kink_step: float | None = None,
+    step: float | None = None,
+    max_steps: int = 100_000,
+) -> GradientFlow:
+    """Integrate dθ/dt = −∇L(θ) from t = 0.
+
+    Args:
+        loss_fn: θ → L, one number. It gets what `params` is: a tensor, a list, a dict; for a module a function that
+            calls it with the current parameters, so that ``lambda head: loss(head(h))`` works as in training.
+        params: Where to start, left unchanged. Of a module the trainable parameters flow, and its buffers stand still.
+            Use float64 (``head.double()``): in float32, rounding limits the tolerances to about 1e-5.
+        time: Where to stop, in units of 1/learning rate: n steps of SGD with rate η come to n·η.
+        record: Number of equal intervals to record between, or the times. 1: start and end.
+        method: ``"rk45"`` with step control, or ``"rk4"`` with equal steps.
+        rtol: Relative tolerance of a step of ``"rk45"``.
+        atol: Absolute tolerance of a step.
+        kink_step: Length down to which ``"rk45"`` resolves jumps of the gradient; None: time/2000.
+        step: First step of ``"rk45"`` (None: 1 % of the way to a change by all of θ); every step of ``"rk4"`` (at most:
+            intervals are divided evenly).
+        max_steps: Give up after so many.
+
+    Raises:
+        UsageError: a module with BatchNorm or Dropout in training mode, a loss that is no finite number, parameters
+            that are no floating-point tensors, or an option that cannot work; no end within `max_steps`.
+
+    Example:
+        >>> theta = torch.tensor([2.0], dtype=torch.float64)
+        >>> flow = gradient_flow(lambda theta: theta.square().sum() / 2, theta, time=1.0)
+        >>> abs(flow.params.item() - 2 * 0.36787944117144233) < 1e-8  # 2/e
+        True
+    """
+    if method not in _METHODS:
+        raise unknown("method", method, _METHODS)
+    if not 0 < time < float("inf") or rtol < 0 or atol < 0 or rtol + atol == 0 or (step is not None and step <= 0):
+        raise UsageError(
+            f"Expected a positive time and step and tolerances that are not both 0, got time={time}, step={step}, "
+            f"rtol={rtol}, atol={atol}."
+        )
+    if method == "rk4" and step is None:
+        raise UsageError("method='rk4' needs the length of its steps: step=0.01, for example.")
+    times = _recorded(record, time)
+    field = _Field(loss_fn, params)
+    y = field.start
+    losses, states = [], []
+    loss, slope = field(y)
+    if not (loss == loss and torch.isfinite(slope).all()):
+        raise UsageError("Loss or gradient are NaN or infinite at the start of the flow.")
+    tried: tuple[float, float] | None = None  # the last rejected step from here, and its error
+    jumps = 0  # for how many steps more an error is taken for that of a jump
+    kink_step = time / 2000 if kink_step is None else kink_step
+    h = step or 0.01 * float((y.norm() + atol) / (slope.norm() + 1e-300))
+    taken = rejected = 0
+    t = 0.0
+    for target in times:
+        if method == "rk4" and target > t:
+            count = max(1, math.ceil((target - t) / h - 1e-9))
+            for _ in range(count):
+                _check_steps(taken, max_steps, t, time)
+                y, loss, slope = _rk4(field, y, slope, (target - t) / count)
+                if not torch.isfinite(slope).all():
+                    raise UsageError(
+                        f"The flow left the range of numbers after t = {t:.4g}: steps of {h} are too long."
+                    )
+                taken += 1
+            t = target
+        while t < target:
+            _check_steps(taken + rejected, max_steps, t, time)
+            left = target - t
+            dt = left if left <= h else (left / 2 if left < 2 * h else h)  # two equal steps, not a long and a tiny one
+            if dt < 1e-14 * time:
+                raise UsageError(f"The flow does not go on beyond t = {t:.6g}: its steps shrank to {dt:.1g}.")
+            y_new, loss_new, slope_new, difference = _rk45(field, y, slope, dt)
+            error = _rms(difference / (atol + rtol * torch.maximum(y.abs(), y_new.abs())))
+            # A smooth error falls with dt⁵, that over a jump of the gradient with dt: no tolerance would let it pass.
+            if tried is not None and error > tried[1] * (dt / tried[0]) ** _KINK_ORDER:
+                jumps = _KINK_STEPS
+            taken_for_jump = jumps and dt <= kink_step and _rms(difference) <= _KINK_MOST * _rms(y)
+            if error > 1 and not taken_for_jump:
+                rejected += 1
+                tried = (dt, error) if math.isfinite(error) else None
+                h = dt * max(_SHRINK, _SAFETY * error**-0.2)
+                continue
+            factor = min(_GROW, _SAFETY * max(error, 1e-10) ** -0.2)
+            h = max(h, dt * factor) if dt < h else dt * factor
+            if jumps:
+                h, jumps = max(h, kink_step), jumps - 1
+            y, loss, slope, tried = y_new, loss_new, slope_new, None
+            taken += 1
+            t = target if dt >= left else t + dt
+        losses.append(loss)
+        states.append(y)
+    at, values = (torch.tensor(numbers, dtype=torch.float64) for numbers in (times, losses))
+    return GradientFlow(field.pack(y), at, values, field.pack(torch.stack(states)), taken, rejected)
+
+
+def linear_invariant(
+    W1: Float[Tensor, "hidden in_dim"], W2: Float[Tensor, "out_dim hidden"], b1: Float[Tensor, " hidden"] | None = None
+) -> Float[Tensor, "hidden hidden"]:
+    """Return W_1 W_1ᵀ + b_1 b_1ᵀ − W_2ᵀ W_2, which gradient flow of a two-layer linear head conserves.
+
+    Args:
+        W1: Weight of the first layer.
+        W2: Weight of the second layer.
+        b1: Bias of the first layer, if it has one that is trained.
+
+    Example:
+        >>> W = torch.eye(2)
+        >>> linear_invariant(W, W).tolist()  # balanced
+        [[0.0, 0.0], [0.0, 0.0]]
+    """
+    invariant = W1 @ W1.mT - W2.mT @ W2
+    return invariant if b1 is None else invariant + torch.outer(b1, b1)
+
+
+def relu_invariant(
+    W1: Float[Tensor, "hidden in_dim"], W2: Float[Tensor, "out_dim hidden"], b1: Float[Tensor, " hidden"] | None = None
+) -> Float[Tensor, " hidden"]:
+    """Return ‖W_1[j, :]‖² + b_1[j]² − ‖W_2[:, j]‖² of each unit j, which gradient flow of a ReLU head conserves.
+
+    Args:
+        W1: Weight of the first layer.
+        W2: Weight of the second layer.
+        b1: Bias of the first layer, if it has one that is trained.
+
+    Example:
+        >>> relu_invariant(torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0]])).tolist()
+        [0.0]
+    """
+    invariant = W1.square().sum(1) - W2.square().sum(0)
+    return invariant if b1 is None else invariant + b1.square()
+
+
+def _check_steps(steps: int, most: int, t: float, time: float) -> None:
+    if steps >= most:
+        raise UsageError(
+            f"The flow reached t = {t:.4g} of {time:.4g} in max_steps={most} steps. Either the largest curvature "
+            "limits the step: lower time, raise rtol or max_steps. Or it slides along kinks (ReLU): take more samples "
+            "or a larger kink_step."
+        )
+
+
+class _Field:
+    """−∇L as a function of one long vector, and the way back from it to the caller's form."""
+
+    def __init__(self, loss_fn: Callable[[Any], Tensor], params: Any):
+        self._module = params if isinstance(params, nn.Module) else None
+        if self._module is not None:
+            check_eval(self._module)
+            params = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        self._keys = list(params) if isinstance(params, Mapping) else None
+        self._single = isinstance(params, Tensor)
+        tensors = [params] if self._single else list(params.values() if isinstance(params, Mapping) else params)
+        if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
+            raise UsageError(
+                "Expected floating-point tensors to flow, as a tensor, a list, a dict or a module; got none."
+            )
+        self._shapes = [tensor.shape for tensor in tensors]
+        self._loss_fn = loss_fn
+        self.start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+    def pack(self, y: Tensor) -> Any:
+        """Return the caller's form of a vector, or of one for each time."""
+        parts = y.split([shape.numel() for shape in self._shapes], dim=-1)
+        tensors = [part.reshape(*y.shape[:-1], *shape) for part, shape in zip(parts, self._shapes)]
+        if self._keys is not None:
+            return dict(zip(self._keys, tensors))
+        return tensors[0] if self._single else tensors
+
+    def __call__(self, y: Tensor) -> tuple[float, Tensor]:
+        """Return (L, −∇L)."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = y.detach().clone().requires_grad_()
+            params, module = self.pack(leaf), self._module
+            loss = self._loss_fn(params if module is None else lambda *a, **k: functional_call(module, params, a, k))
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise UsageError(f"Expected the loss as one number, got {came}.")
+            if not loss.requires_grad:
+                raise UsageError("The loss does not depend on the parameters: was it detached?")
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        return float(loss.detach()), -gradient
+
+
+def _rk45(field: _Field, y: Tensor, slope: Tensor, dt: float) -> tuple[Tensor, float, Tensor, Tensor]:
+    """Return the step of order 5, L and −∇L at its end, and its difference from the step of order 4."""
+    slopes = [slope]
+    loss, new = 0.0, y
+    for weights in _STAGES:
+        new = y + dt * sum(w * k for w, k in zip(weights, slopes) if w)
+        loss, following = field(new)
+        slopes.append(following)
+    fourth = y + dt * sum(w * k for w, k in zip(_FOURTH, slopes) if w)
+    return new, loss, slopes[-1], new - fourth
+
+
+def _rms(x: Tensor) -> float:
+    value = float(x.square().mean().sqrt())
+    return value if value == value else math.inf
+
+
+def _rk4(field: _Field, y: Tensor, slope: Tensor, dt: float) -> tuple[Tensor, float, Tensor]:
+    k1 = slope
+    _, k2 = field(y + dt / 2 * k1)
+    _, k3 = field(y + dt / 2 * k2)
+    _, k4 = field(y + dt * k3)
+    y = y + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return y, *field(y)
+
+
+def _recorded(record: int | Sequence[float], time: float) -> list[float]:
+    """Return the times to record, from 0 to `time`."""
+    if isinstance(record, int):
+        if record < 1:
+            raise UsageError(f"record, a number of intervals, must be at least 1, got {record}.")
+        return [time * i / record for i in range(record)] + [time]
+    times = sorted({0.0, float(time), *(float(t) for t in record)})
+    if times[0] < 0 or times[-1] > time:
+        raise UsageError(f"Times to record must lie between 0 and time={time}, got {list(record)}.")
+    return times
