@@ -179,7 +179,8 @@ def main() -> None:
     results.config["recipe"] = vars(recipe)
     results.config["training"] = args.chosen()
     results.log, results.history = trainer.state.log_history, trainer.history
-    results.config["curvature_of"] = "head" if recipe.curvature else None
+    if recipe.curvature:
+        results.config["curvature_of"] = "head"
     if alarm.alarm is not None:
         results.geometry["collapse"] = alarm.alarm.to_dict()
     trainer.save_model(str(folder))

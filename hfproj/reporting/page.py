@@ -226,7 +226,8 @@ def _figure(picture: Picture) -> str:
 
 def _configuration(results: Results) -> str:
     parts = [_code(results.command, "Command")] if results.command else []
-    plain = [f"{name}: {value}" for name, value in results.config.items() if not isinstance(value, dict | list)]
+    scalars = {n: v for n, v in results.config.items() if not isinstance(v, dict | list | None)}
+    plain = [f"{name}: {value}" for name, value in scalars.items()]
     plain += [", ".join(f"{package} {version}" for package, version in results.versions.items())]
     parts += [f"<p>{escape(line)}</p>" for line in plain if line]
     for name, value in results.config.items():
