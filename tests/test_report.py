@@ -92,12 +92,20 @@ def test_the_page_of_a_real_run(tmp_path):
     path = hfproj.report(CARD, path=tmp_path / "new" / "page.html")
     page = Structure(path.read_text(encoding="utf-8"))
     assert "mlp head on vit_nano" in page.text
-    assert "The representation got better: 20-NN accuracy of h on digits went from 0.8459 to 0.9185 (+0.07" in page.text
-    assert "RankMe of h went from 12.6 to 17.8 and of z from 14.6 to 40.0: no sign of dimensional" in page.text
+    results = hfproj.Results.load(CARD)
+    knn, ranks = (
+        {f"{layer} {when}": results.value(name, layer, when) for layer in "hz" for when in ("before", "after")}
+        for name in ("knn", "rankme")
+    )
+    better = f"The representation got better: 20-NN accuracy of h on digits went from {knn['h before']:.4f} to"
+    assert f"{better} {knn['h after']:.4f} (+0." in page.text
+    assert ", 95 % interval +0." in page.text
+    went = [f"{ranks[f'{layer} before']:.1f} to {ranks[f'{layer} after']:.1f}" for layer in "hz"]
+    assert f"RankMe of h went from {went[0]} and of z from {went[1]}: no sign of dimensional" in page.text
     assert "accelerate launch recipes/simclr_vit.py --seed 0" in page.text
-    assert "0.9185 ± 0.0068" in page.text
+    assert f"{knn['h after']:.4f} ± " in page.text
     assert "Collapse alarm" not in page.text
-    assert len(page.all("img")) == 1
+    assert len(page.all("img")) == 4  # spectrum; rank and spread, loss and ratios, cosines over steps
 
 
 @pytest.mark.parametrize("name", ["layer", HOSTILE])
