@@ -76,8 +76,8 @@ class ProbeWatch(Watch):
     """A `Watch` of fixed views of a few images, in eval mode.
 
     Args:
-        every: Optimizer steps between two measurements. None: as many as 50 passes over the probe batch take, so that
-            the measurements take less than a hundredth of the training: ⌈50 · images / joint batch⌉.
+        every: Optimizer steps between two measurements. None: as many as `PASSES` passes over the probe batch take, so
+            that the measurements take less than a hundredth of the training: ⌈PASSES · images / joint batch⌉.
         images: Of the probe batch, evenly spaced over the data set.
         dataset: Where they come from; None: the trainer's `eval_dataset` (the first, of several), else its
             `train_dataset`. Labels are not used.
@@ -85,6 +85,8 @@ class ProbeWatch(Watch):
     Raises:
         UsageError: as `Watch`; fewer than two images; on training, no data set but a stream.
     """
+
+    PASSES = 60  # a forward pass is a third of a step
 
     def __init__(self, *, every: int | None = None, images: int = IMAGES, dataset: Any = None):
         super().__init__(every)
@@ -120,4 +122,4 @@ class ProbeWatch(Watch):
             return self.every
         args = self.trainer.args
         joint = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        return max(1, math.ceil(50 * self.images / joint))
+        return max(1, math.ceil(self.PASSES * self.images / joint))

@@ -35,13 +35,15 @@ class CurvatureCallback(ProbeWatch):
     Args:
         of: "head": its parameters, with predictor, prototypes and scales; "h": the representations.
         steps: Products with the Hessian, at most.
-        every: Steps between two measurements; None: as `SpectrumCallback`, though these are not as cheap.
+        every: Steps between two measurements; None: so rarely that they take less than a hundredth of the time.
         images: Of the probe batch.
         dataset: Where its images come from; None: the trainer's `eval_dataset`, else its `train_dataset`.
 
     Raises:
         UsageError: an unknown `of`, or as `SpectrumCallback`.
     """
+
+    PASSES = 120  # products with the Hessian cost as much as the forward pass
 
     def __init__(
         self, *, of: str = "head", steps: int = 64, every: int | None = None, images: int = 64, dataset: Any = None
