@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hfproj.errors import AdapterFileError, UsageError
-from hfproj.results import write_atomic
+from hfproj.files import write_atomic
 
 HISTORY_FILE = "history.parquet"
 _WHOLE = ("step", "seed")

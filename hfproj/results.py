@@ -8,25 +8,19 @@ to everything.
 import json
 import math
 import os
-import platform
-import re
-import sys
-import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from importlib import metadata
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hfproj.errors import AdapterFileError, UsageError
+from hfproj.files import installed_versions, portable, write_atomic
 
 FORMAT = 1
 LAYERS, WHENS = ("h", "z"), ("before", "after")
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
 _LATER: dict[str, type] = {"history": list, "geometry": dict}  # not in the first files; left out while empty
-PACKAGES = ("hfproj", "torch", "transformers", "peft", "timm", "accelerate", "datasets")
 
 
 @dataclass(frozen=True)
@@ -321,99 +315,6 @@ def unpack_outcomes(text: str) -> np.ndarray:
     """Return what `pack_outcomes` packed, as 0 and 1 `[rows]`."""
     count, _, digits = text.partition(":")
     return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
-
-
-def portable(value: Any) -> Any:
-    """Return `value` as plain JSON without paths of this machine.
-
-    Tensors and arrays become lists, sets sorted lists, enums their value; NaN and infinity become None. An absolute
-    path (or one that begins with `~`) becomes relative to the working directory where it lies inside, otherwise
-    `./` and its last part.
-
-    Raises:
-        UsageError: a value that JSON cannot hold.
-
-    Example:
-        >>> portable({"data": "/home/someone/data/cifar10", "lr": float("nan"), "ids": {2, 1}})
-        {'data': './cifar10', 'lr': None, 'ids': [1, 2]}
-    """
-    if isinstance(value, Measurement):
-        return portable(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(portable(k)): portable(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted((portable(v) for v in value), key=str)
-    if isinstance(value, list | tuple):
-        return [portable(v) for v in value]
-    if hasattr(value, "tolist"):  # tensors, arrays and their scalars
-        return portable(value.tolist())
-    if hasattr(value, "value") and type(value).__module__ != "builtins" and not callable(value):  # enums
-        return portable(value.value)
-    if isinstance(value, os.PathLike):
-        return _portable_text(os.fspath(value))
-    if isinstance(value, str):
-        return _portable_text(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int):
-        return value
-    raise UsageError(f"A {type(value).__name__} cannot be written to results.json: {value!r}.")
-
-
-_PATH = re.compile(r"(?<![\w.~/\\:])(?:~[\w.-]*[/\\]|/(?=[\w.@~-])|[A-Za-z]:[/\\])[^\s'\",;=()]+")
-
-
-def _portable_text(text: str) -> str:
-    return _PATH.sub(lambda match: _shorten(match.group()), text)
-
-
-def _shorten(path: str) -> str:
-    if path.startswith("/"):
-        try:
-            return f"./{PurePosixPath(path).relative_to(PurePosixPath(Path.cwd())).as_posix()}"
-        except ValueError:
-            return f"./{PurePosixPath(path).name}"
-    return f"./{PureWindowsPath(path).name}"
-
-
-def command_line(argv: Iterable[str] | None = None) -> str:
-    """Return the command of this program without paths of this machine, for `Results.command`.
-
-    Example:
-        >>> command_line(["/home/someone/recipes/simclr_vit.py", "--epochs", "3"])
-        'python ./simclr_vit.py --epochs 3'
-    """
-    import shlex
-
-    return "python " + shlex.join(_portable_text(str(a)) for a in (sys.argv if argv is None else argv))
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that a result depends on; absent ones are left out."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part; makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private, a result is to be read by others
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _refuse_constant(name: str) -> None:

@@ -27,8 +27,8 @@ from transformers import set_seed
 import hfproj
 from hfproj import cli
 from hfproj.data import split_off
+from hfproj.files import command_line
 from hfproj.hub.card import write_card
-from hfproj.results import command_line
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hfproj"
 RANKS = [
-    {"errors", "typing", "registry", "distributed"},
+    {"errors", "typing", "registry", "distributed", "files"},
     {"functional"},
     {"heads", "objectives", "regularizers", "diagnostics", "geometry"},
     {"backbones", "tuner", "data", "results", "history"},

@@ -13,9 +13,10 @@ from chromium import BROWSER, Page
 
 import hfproj
 from hfproj.errors import UsageError
+from hfproj.files import portable
 from hfproj.history import write_history
 from hfproj.reporting import rank_sentences, render_report
-from hfproj.results import Measurement, Results, pack_outcomes, portable
+from hfproj.results import Measurement, Results, pack_outcomes
 
 CARD = Path(__file__).resolve().parents[1] / "model_cards" / "vit_nano_digits_simclr"
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&$--"

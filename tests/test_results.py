@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hfproj.errors import AdapterFileError, UsageError
-from hfproj.results import Measurement, Results, command_line, pack_outcomes, portable, unpack_outcomes, write_atomic
+from hfproj.results import Measurement, Results, pack_outcomes, unpack_outcomes
 
 
 def knn(layer, when, value, seed=0, **protocol):
@@ -57,50 +57,12 @@ def test_strict_json_without_paths(tmp_path):
     assert "/home" not in path.read_text()
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("facebook/dinov2-small", "facebook/dinov2-small"),
-        ("https://huggingface.co/facebook/dinov2-small", "https://huggingface.co/facebook/dinov2-small"),
-        ("--data /mnt/x/cifar10 --out=/tmp/run", "--data ./cifar10 --out=./run"),
-        ("~/runs/a", "./a"),
-        ("~someone/runs/a", "./a"),
-        (r"C:\Users\someone\a", "./a"),
-        ("./out/run", "./out/run"),
-        ("1/2 and a / b", "1/2 and a / b"),
-        ("['/data/one', '/data/two']", "['./one', './two']"),
-    ],
-)
-def test_portable_text(text, expected):
-    assert portable(text) == expected
-
-
-def test_a_path_inside_the_working_directory_stays_whole(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert portable(tmp_path / "out" / "run") == "./out/run"
-    assert command_line([str(tmp_path / "recipes" / "a.py"), "--x", "a b"]) == "python ./recipes/a.py --x 'a b'"
-
-
 def test_what_json_cannot_hold_is_refused_and_leaves_the_old_file(tmp_path):
     path = a_result().save(tmp_path)
     before = path.read_bytes()
     with pytest.raises(UsageError, match="object"):
         a_result(config={"x": object()}).save(path)
     assert path.read_bytes() == before
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_atomic(path, b"old")
-
-    def fail(*_):
-        raise OSError("disk")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "0.5", True])

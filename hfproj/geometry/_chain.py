@@ -86,19 +86,21 @@ class Chain:
             for layer in self.layers:
                 x, found = layer(x)
                 steps += found
-            start = torch.eye(min(self.out_dim, self.in_dim), dtype=h.dtype, device=h.device).unsqueeze(0)
-            product = _multiply(start, steps[::-1] if backwards else steps, transposed=not backwards)
+            product = _multiply(None, steps[::-1] if backwards else steps, transposed=not backwards)
+            assert product is not None  # a chain has a linear layer
             yield (product if backwards else product.mT).expand(len(block), -1, -1)
 
     def prefixes(self, h: Tensor) -> Iterator[list[Tensor]]:
         """Yield, a block of rows at a time, Jᵀ `[rows, in_dim, width]` after each layer in turn."""
         for block in self._blocks(h):
-            x, transposed = block, torch.eye(self.in_dim, dtype=h.dtype, device=h.device).unsqueeze(0)
-            found = []
+            x: Tensor = block
+            transposed: Tensor | None = None
+            found: list[Tensor] = []
             for layer in self.layers:
                 x, steps = layer(x)
                 transposed = _multiply(transposed, steps, transposed=True)
-                found.append(transposed.expand(len(block), -1, -1))
+                at_h = torch.eye(self.in_dim, dtype=h.dtype, device=h.device).unsqueeze(0)
+                found.append((at_h if transposed is None else transposed).expand(len(block), -1, -1))
             yield found
 
     def _blocks(self, h: Tensor) -> tuple[Tensor, ...]:
@@ -191,23 +193,34 @@ def _to_unit_rows(y: Tensor) -> tuple[Tensor, Sequence[Step]]:
     return z, (Projection(z.unsqueeze(1), torch.where(z.any(1, keepdim=True), 1 / norm, 0)),)
 
 
-def _multiply(product: Tensor, steps: Sequence[Step], *, transposed: bool) -> Tensor:
-    """Multiply `[1 or rows, q, width]` by the steps from the right: by Wᵀ if `transposed`, else by W."""
+def _multiply(product: Tensor | None, steps: Sequence[Step], *, transposed: bool) -> Tensor | None:
+    """Multiply `[1 or rows, q, width]` (None: identity) by the steps from the right: by Wᵀ if `transposed`, else W."""
     slope: Tensor | None = None
+    columns: Tensor | None = None  # the product with its last two dimensions swapped, where that is at hand
     for step in steps:
         if isinstance(step, Slope):
             slope = step.s if slope is None else slope * step.s
-        elif isinstance(step, Affine):
-            product = _product(product, slope, step.transposed if transposed else step.weight)
-            slope = None
+            continue
+        if isinstance(step, Affine):
+            matrix, other = (step.transposed, step.weight) if transposed else (step.weight, step.transposed)
+            if product is not None:
+                product, columns = _product(product, columns, slope, matrix), None
+            elif slope is None:
+                product, columns = matrix.unsqueeze(0), other.unsqueeze(0)
+            else:
+                product = slope.unsqueeze(2) * matrix
         else:
+            if product is None:
+                product = torch.eye(step.v.shape[2], dtype=step.v.dtype, device=step.v.device).unsqueeze(0)
             product = product if slope is None else product * slope.unsqueeze(1)
-            product = (product - (product @ step.v.mT) @ step.v) * step.scale.unsqueeze(1)
-            slope = None
-    return product if slope is None else product * slope.unsqueeze(1)
+            product, columns = (product - (product @ step.v.mT) @ step.v) * step.scale.unsqueeze(1), None
+        slope = None
+    if slope is None:
+        return product
+    return torch.diag_embed(slope) if product is None else product * slope.unsqueeze(1)
 
 
-def _product(product: Tensor, slope: Tensor | None, matrix: Tensor) -> Tensor:
+def _product(product: Tensor, columns: Tensor | None, slope: Tensor | None, matrix: Tensor) -> Tensor:
     """Return `product · diag(slope) · matrix`, leaving out units whose slope is 0 where these are many."""
     if slope is None:
         return product @ matrix
@@ -216,7 +229,7 @@ def _product(product: Tensor, slope: Tensor | None, matrix: Tensor) -> Tensor:
         scaled = product * slope.unsqueeze(1)
         return (scaled.flatten(0, 1) @ matrix).unflatten(0, scaled.shape[:2])
     out = product.new_empty(len(slope), product.shape[1], matrix.shape[1])
-    columns = product.mT.contiguous()
+    columns = product.mT.contiguous() if columns is None else columns
     for row in range(len(slope)):
         units = active[row].nonzero().squeeze(1)
         picked = columns[row if len(columns) > 1 else 0].index_select(0, units)

@@ -96,7 +96,7 @@ def gradient_flow(
         method: ``"rk45"`` with step control, or ``"rk4"`` with equal steps.
         rtol: Relative tolerance of a step of ``"rk45"``.
         atol: Absolute tolerance of a step.
-        kink_step: Length down to which ``"rk45"`` resolves jumps of the gradient; None: time/2000.
+        kink_step: Length down to which ``"rk45"`` resolves jumps of the gradient; None: time/2000; 0: to `rtol`.
         step: First step of ``"rk45"`` (None: 1 % of the way to a change by all of θ); every step of ``"rk4"`` (at most:
             intervals are divided evenly).
         max_steps: Give up after so many.
@@ -145,7 +145,7 @@ def gradient_flow(
                     )
                 taken += 1
             t = target
-        while t < target:
+        while target - t > 1e-14 * time:
             _check_steps(taken + rejected, max_steps, t, time)
             left = target - t
             dt = left if left <= h else (left / 2 if left < 2 * h else h)  # two equal steps, not a long and a tiny one
@@ -169,6 +169,7 @@ def gradient_flow(
             y, loss, slope, tried = y_new, loss_new, slope_new, None
             taken += 1
             t = target if dt >= left else t + dt
+        t = target
         losses.append(loss)
         states.append(y)
     at, values = (torch.tensor(numbers, dtype=torch.float64) for numbers in (times, losses))

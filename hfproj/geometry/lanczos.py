@@ -43,7 +43,7 @@ from hfproj.errors import UsageError, unknown
 Matvec = Callable[[Tensor], Tensor]
 
 _ASYMMETRY = 1e-3  # of the spectral radius: far above the noise of float32 products, far below a wrong operator
-_STORED_ELEMENTS = 2**27  # of the basis: 1 GiB of float64
+_STORED_ELEMENTS = 2**26  # of the basis: 512 MiB of float64
 _SMALLEST_BASIS = 20
 _ROUNDING = 32  # in units of epsilon · spectral radius: of orthogonalisation, restarts and the small eigenproblem
 _RISK = 0.01
@@ -100,13 +100,13 @@ def extreme_eigenvalues(
 
     Args:
         matvec: v → A v for vectors `[dim]` of `dtype` on `device`, for example the ``matvec`` of an operator of
-            :mod:`hfproj.geometry.hessian`.
+            :mod:`hfproj.geometry.operators`.
         dim: Width of A.
         steps: At most so many products with A; for ``"power"``, so many for each end. None: 256 (20).
         tol: Stop when both residuals are below `tol` times the spectral radius. Errors are far smaller as a rule; what
             is certain say the bounds. Products in float32 allow 1e-5 or so.
         method: ``"lanczos"``, or ``"power"`` for the paper's estimator (see the module for how it fails).
-        basis: Vectors to store; None: as many as steps, within 1 GiB, and at least 20.
+        basis: Vectors to store; None: as many as steps, within 512 MiB, and at least 20.
         vectors: Whether to return the Ritz vectors.
         generator: For the start vector, on the CPU; None: seed 0, so that calls repeat exactly.
         dtype: Of the stored vectors. float32 halves the memory.

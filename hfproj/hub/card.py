@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfproj.errors import HfprojError, UsageError
+from hfproj.files import portable, write_atomic
 from hfproj.plots import plot_spectrum
 from hfproj.probes.interval import Interval, paired_interval
-from hfproj.results import Measurement, Results, portable, write_atomic
+from hfproj.results import Measurement, Results
 
 PICTURE = "spectrum.png"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hfproj.errors import HfprojError, UsageError
-from hfproj.results import write_atomic
+from hfproj.files import write_atomic
 
 WIDTH = 6.4  # inches
 INK, GRID = "0.15", "0.9"

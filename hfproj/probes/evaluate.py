@@ -10,10 +10,11 @@ from torch import nn
 
 from hfproj.diagnostics import covariance_spectrum, positive_cosine, rankme, representation_std
 from hfproj.errors import UsageError
+from hfproj.files import portable
 from hfproj.probes.features import extract_features
 from hfproj.probes.knn import KNNProbe
 from hfproj.probes.views import FixedViews
-from hfproj.results import Measurement, Results, pack_outcomes, portable
+from hfproj.results import Measurement, Results, pack_outcomes
 
 _EPS = 1e-7  # RankMe's, part of its protocol
 _POSITIVE_IMAGES = 512

@@ -14,10 +14,11 @@ from typing import Any
 
 from hfproj import plots
 from hfproj.errors import HfprojError
+from hfproj.files import portable, write_atomic
 from hfproj.history import HISTORY_FILE, read_history
 from hfproj.hub.card import Verdict, protocols, verdicts
 from hfproj.reporting.pictures import Picture, pictures_of
-from hfproj.results import Results, portable, write_atomic
+from hfproj.results import Results
 
 PAGE = "report.html"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import importlib.metadata
 import importlib.util
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -35,10 +34,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hfproj
+from hfproj.files import installed_versions, write_atomic, write_json
 from hfproj.functional.sigreg import random_directions
 from hfproj.objectives.base import Step
 from hfproj.objectives.grouped import draw_groups
-from hfproj.results import installed_versions, write_atomic
 
 OUT = Path(__file__).resolve().parent / "results" / "agreement"
 LIGHTLY, SOLO, ST, PML = "lightly", "solo-learn", "sentence-transformers", "pytorch-metric-learning"
@@ -403,7 +402,7 @@ def main() -> None:
         numbers = [f"{r[name]:.1e}" for name in ("value", "gradient", "half")]
         numbers += [f"{r[name]:.3g}" for name in ("largest_value", "largest_gradient")]
         lines.append("| " + " | ".join([r["name"], r["peer"], *numbers, r["note"]]) + " |")
-    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(OUT.with_suffix(".json"), content)
     write_atomic(OUT.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))
 

@@ -24,8 +24,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
 import hfproj
+from hfproj.files import installed_versions, write_atomic, write_json
 from hfproj.objectives.base import ObjectiveOutput
-from hfproj.results import installed_versions, write_atomic
 
 RUNS = Path("runs/collapse")
 OUT = Path(__file__).resolve().parent / "results" / "collapse"
@@ -110,7 +110,7 @@ def run(names: list[str]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", hfproj.errors.CollapseWarning)
             row = train(name)
-        write_atomic(file, json.dumps(row).encode())
+        write_json(file, row)
         print(name, row["alarm"] and row["alarm"]["what"], flush=True)
 
 
@@ -137,7 +137,7 @@ def table() -> None:
         cells = [row["training"], *([str(alarm["step"]), alarm["metric"]] if alarm else ["none", "–"])]
         cells += [causes[0] if causes else "–", ", ".join(causes[1:]) or "–", *changes]
         lines.append("| " + " | ".join(cells) + " |")
-    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(OUT.with_suffix(".json"), content)
     write_atomic(OUT.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))
 

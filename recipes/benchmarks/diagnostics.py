@@ -14,7 +14,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import json
 import math
 import multiprocessing
 import re
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hfproj.diagnostics import SpectrumState, rankme
-from hfproj.results import installed_versions, write_atomic
+from hfproj.files import installed_versions, write_atomic, write_json
 
 OUT = Path(__file__).resolve().parent / "results" / "diagnostics"
 ROWS, DIMS, ROUNDS, BLOCK = 25_600, (384, 768, 2048), 2, 512
@@ -161,7 +160,7 @@ def main() -> None:
             print(*markdown(found)[-len(found) :], sep="\n", flush=True)
     content = {"rows": rows, "count": ROWS, "rounds": ROUNDS, "block": BLOCK, "eps": EPS}
     content["versions"] = installed_versions()
-    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(OUT.with_suffix(".json"), content)
     write_atomic(OUT.with_suffix(".md"), ("\n".join(markdown(rows)) + "\n").encode())
 
 

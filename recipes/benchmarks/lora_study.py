@@ -11,14 +11,13 @@ recipes/benchmarks/results/lora_study.json and .md from all of them.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 from hfproj import Results
+from hfproj.files import installed_versions, write_atomic, write_json
 from hfproj.probes import paired_interval
-from hfproj.results import installed_versions, write_atomic
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/lora_study")
@@ -143,7 +142,7 @@ def table() -> None:
         "chosen": CHOSEN,
         "versions": installed_versions(),
     }
-    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(OUT.with_suffix(".json"), content)
     write_atomic(OUT.with_suffix(".md"), markdown(content).encode())
     print(markdown(content))
 

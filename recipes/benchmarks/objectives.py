@@ -31,7 +31,7 @@ from transformers import set_seed
 import hfproj
 from hfproj.data import split_off
 from hfproj.diagnostics import rankme
-from hfproj.results import installed_versions, write_atomic
+from hfproj.files import installed_versions, write_atomic, write_json
 
 RUNS = Path("runs/objectives")
 OUT = Path(__file__).resolve().parent / "results" / "objectives"
@@ -210,7 +210,7 @@ def keep(kind: str, name: str, added: str, seed: int, row: dict) -> None:
     file = path(kind, name, added, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     row = {"objective": name, "regularizer": added, "seed": seed, **row}
-    write_atomic(file, json.dumps(row).encode())
+    write_json(file, row)
     print(json.dumps({k: v for k, v in row.items() if k != "losses"}), flush=True)
 
 
@@ -231,7 +231,7 @@ def table() -> None:
         lines += markdown(rows, layers)
     content["images"] = runs_of("images")
     lines += ["## A step on images", "", *cost(content["images"])]
-    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(OUT.with_suffix(".json"), content)
     write_atomic(OUT.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
     if content["images"]:
         fill(DOCS, "cost", cost(content["images"]))

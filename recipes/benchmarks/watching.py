@@ -6,7 +6,6 @@ Each callback has its defaults; a step is NT-Xent on two views of a batch. Times
 smallest of `ROUNDS` measurements and the median of the steps. Writes recipes/benchmarks/results/watching.json and .md.
 """
 
-import json
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback, set_seed
 
 import hfproj
-from hfproj.results import installed_versions, write_atomic
+from hfproj.files import installed_versions, write_atomic, write_json
 
 OUT = Path(__file__).resolve().parent / "results" / "watching"
 STEPS, BATCHES, ROUNDS = 8, (64, 256), 3
@@ -106,7 +105,7 @@ def main() -> None:
     for r in rows:
         times = f"{r['measurement_s']:.3f} | {r['step_s']:.2f}"
         lines.append(f"| {r['callback']} | {r['batch']} | {times} | {r['every']} | {r['share']:.2%} |")
-    write_atomic(OUT.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_json(OUT.with_suffix(".json"), content)
     write_atomic(OUT.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))
 

@@ -54,6 +54,16 @@ def test_order_four_of_rk4():
     assert errors[0] / errors[1] == pytest.approx(16, rel=0.1)
 
 
+def test_it_slides_along_a_jump_of_the_gradient():
+    """|x| pushes x to 0 from both sides; y goes on smoothly meanwhile."""
+    start = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    flow = gradient_flow(lambda p: p[0].abs() + p[1].square() / 2, start, time=4.0, record=8)
+    x, y = flow.trajectory.T
+    torch.testing.assert_close(x, (1 - flow.times).clamp_min(0), rtol=0, atol=2e-3)  # time/2000
+    torch.testing.assert_close(y, 2 * (-flow.times).exp(), rtol=1e-3, atol=0)
+    assert flow.steps + flow.rejected < 10_000
+
+
 def test_against_scipy():
     from scipy.integrate import solve_ivp
 

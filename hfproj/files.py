@@ -1,0 +1,141 @@
+"""Files of results: whole or not at all, without the paths of this machine, and measured once."""
+
+import json
+import math
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from hfproj.errors import UsageError
+
+PACKAGES = ("hfproj", "torch", "transformers", "peft", "timm", "accelerate", "datasets")
+
+
+def portable(value: Any) -> Any:
+    """Return `value` as plain JSON without paths of this machine.
+
+    Tensors and arrays become lists, sets sorted lists, enums their value; NaN and infinity become None. An absolute
+    path (or one that begins with `~`) becomes relative to the working directory where it lies inside, otherwise
+    `./` and its last part.
+
+    Raises:
+        UsageError: a value that JSON cannot hold.
+
+    Example:
+        >>> portable({"data": "/home/someone/data/cifar10", "lr": float("nan"), "ids": {2, 1}})
+        {'data': './cifar10', 'lr': None, 'ids': [1, 2]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return portable(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(portable(k)): portable(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((portable(v) for v in value), key=str)
+    if isinstance(value, list | tuple):
+        return [portable(v) for v in value]
+    if hasattr(value, "tolist"):  # tensors, arrays and their scalars
+        return portable(value.tolist())
+    if hasattr(value, "value") and type(value).__module__ != "builtins" and not callable(value):  # enums
+        return portable(value.value)
+    if isinstance(value, os.PathLike):
+        return _portable_text(os.fspath(value))
+    if isinstance(value, str):
+        return _portable_text(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    raise UsageError(f"A {type(value).__name__} cannot be written to results.json: {value!r}.")
+
+
+_PATH = re.compile(r"(?<![\w.~/\\:])(?:~[\w.-]*[/\\]|/(?=[\w.@~-])|[A-Za-z]:[/\\])[^\s'\",;=()]+")
+
+
+def _portable_text(text: str) -> str:
+    return _PATH.sub(lambda match: _shorten(match.group()), text)
+
+
+def _shorten(path: str) -> str:
+    if path.startswith("/"):
+        try:
+            return f"./{PurePosixPath(path).relative_to(PurePosixPath(Path.cwd())).as_posix()}"
+        except ValueError:
+            return f"./{PurePosixPath(path).name}"
+    return f"./{PureWindowsPath(path).name}"
+
+
+def command_line(argv: Iterable[str] | None = None) -> str:
+    """Return the command of this program without paths of this machine, for `Results.command`.
+
+    Example:
+        >>> command_line(["/home/someone/recipes/simclr_vit.py", "--epochs", "3"])
+        'python ./simclr_vit.py --epochs 3'
+    """
+    import shlex
+
+    return "python " + shlex.join(_portable_text(str(a)) for a in (sys.argv if argv is None else argv))
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a result depends on; absent ones are left out."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_atomic(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part; makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private, a result is to be read by others
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write `content` as JSON, as `write_atomic` does."""
+    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def rounded(value: Any, digits: int = 6) -> Any:
+    """Return `value` with its floats at so many significant digits, in dictionaries and lists too.
+
+    Example:
+        >>> rounded({"loss": [0.123456789, 12345678.9], "steps": 12345678})
+        {'loss': [0.123457, 12345700.0], 'steps': 12345678}
+    """
+    if isinstance(value, dict):
+        return {name: rounded(part, digits) for name, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part, digits) for part in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def measured_once(path: str | os.PathLike, measure: Callable[[], Any]) -> Any:
+    """Return what is in a JSON file; where it is missing, what `measure` returns, `rounded`, which is then kept there.
+
+    Studies of many runs go on where they were interrupted. Whatever a measurement depends on belongs into the path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        write_json(path, rounded(measure()))
+    return json.loads(path.read_text(encoding="utf-8"))
