@@ -78,6 +78,13 @@ def test_widths_of_paper_heads():
             assert expected == [made[0].in_features, *(linear.out_features for linear in made)], name
 
 
+@pytest.mark.parametrize("part", [hfproj.diagnostics, hfproj.geometry])
+def test_every_public_function_has_its_place(part):
+    text = (DOCS / f"{part.__name__.split('.')[-1]}.md").read_text(encoding="utf-8")
+    functions = [name for name in part.__all__ if inspect.isfunction(getattr(part, name))]
+    assert [name for name in functions if f"`{name}" not in text] == []
+
+
 def test_the_cost_has_its_place():
     """`recipes/benchmarks/objectives.py table` writes between these."""
     text = (DOCS / "objectives.md").read_text(encoding="utf-8")

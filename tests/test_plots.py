@@ -1,5 +1,6 @@
 """Figures: what they show, that the same numbers give the same bytes, and that bad input is refused in words."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -302,6 +303,22 @@ def test_groups_lie_beside_each_other():
             plot_groups(groups, "y")
     with pytest.raises(UsageError, match="Unknown scale"):
         plot_groups({"a": {"h": 1}}, "y", y_scale="x")
+
+
+@pytest.mark.parametrize(("count", "rotation"), [(2, 0), (5, 30), (14, 90)])
+def test_long_names_do_not_run_into_each_other(count, rotation):
+    series = {name: 1.0 for name in "abcdefghijk"}
+    figure = plot_groups({f"a long name, of two lines: {i}": series for i in range(count)}, "y")
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_xticklabels()
+    turn = np.deg2rad(-rotation)
+    edges = []  # along the normal of the text, from one label to the next
+    for label in labels:
+        assert label.get_rotation() == rotation
+        thickness = 1.2 * label.get_fontsize() * (label.get_text().count("\n") + 1) * figure.dpi / 72
+        edges.append((label.get_window_extent().x1 * abs(np.sin(turn)), thickness))
+    if rotation:
+        assert all(right[0] - left[0] >= left[1] for left, right in itertools.pairwise(edges))
 
 
 def test_names_are_drawn_as_they_are():

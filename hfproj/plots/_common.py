@@ -1,6 +1,7 @@
 """What all figures share: the canvas, colours, line styles and markers, and writing that gives the same bytes."""
 
 import io
+import math
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -88,9 +89,17 @@ def _cycle(free: list[dict[str, Any]], i: int) -> dict[str, Any]:
 
 
 def tilt(axes: Any) -> None:
-    """Turn the names below the axis, so that long ones do not run into each other."""
-    for label in axes.get_xticklabels():
-        label.set(rotation=30, ha="right", rotation_mode="anchor")
+    """Turn the names below the axis, so that long ones do not run into each other: upright where they are many."""
+    labels = axes.get_xticklabels()
+    lines = max(label.get_text().count("\n") + 1 for label in labels)
+    points_apart = 72 * axes.figure.get_figwidth() * 0.85 / len(labels)
+    thickness = 1.2 * lines * labels[0].get_fontsize()
+    upright = points_apart < thickness / math.sin(math.radians(30))
+    for label in labels:
+        if upright:
+            label.set(rotation=90, ha="center", va="top", fontsize="small")
+        else:
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
 def literal(text: object, *, wrap: int = 0) -> str:

@@ -14,6 +14,7 @@ from hfproj.plots._common import (
     as_mapping,
     dress,
     finish,
+    legend,
     literal,
     log_scale,
     new_figure,
@@ -64,13 +65,14 @@ def plot_curves(
             raise unknown("scale", scale, SCALES)
     figure, [axes] = new_figure(width=width, height=3.8)
     drawn = {name: _as_curve(name, parts) for name, parts in as_mapping(curves, "curves: name → (x, y)").items()}
-    style = styles(drawn)
+    style, handles = styles(drawn), {}
     for name, (x, y, std) in drawn.items():
         y = np.where(y > 0, y, np.nan) if y_scale == "log" else y
         x = np.where(x > 0, x, np.nan) if x_scale == "log" else x
         if not (np.isfinite(x) & np.isfinite(y)).any():
             raise UsageError(f"The curve {name!r} has no point to draw on a {y_scale} scale of y and {x_scale} of x.")
-        draw_curve(axes, x, y, std, label=LAYERS.get(name, literal(name)), style=style[name])
+        label = LAYERS.get(name, literal(name))
+        handles[label] = draw_curve(axes, x, y, std, label=label, style=style[name])
     set_scale(axes, "x", x_scale, np.concatenate([x for x, _, _ in drawn.values()]))
     set_scale(axes, "y", y_scale, np.concatenate([y for _, y, _ in drawn.values()]))
     axes.set_xlabel(literal(x_label))
@@ -81,7 +83,7 @@ def plot_curves(
     if zero_line:
         axes.axhline(0, color="0.15", linewidth=0.9, zorder=1.5)
     if len(drawn) > 1 or not {"h", "z"} >= set(drawn):
-        axes.legend(frameon=False, handlelength=3.2)
+        legend(figure, handles, columns=max(2, int(width / 1.6)))
     return finish(figure, path)
 
 

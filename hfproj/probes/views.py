@@ -14,7 +14,8 @@ from hfproj.errors import UsageError
 from hfproj.functional.modes import evaluating
 from hfproj.probes.features import forward
 
-H, Z = Float[Tensor, "views images dim"], Float[Tensor, "views images out_dim"]
+H = Float[Tensor, "views images dim"]
+Z = Float[Tensor, "views images out_dim"]
 
 
 class FixedViews:

@@ -95,7 +95,7 @@ def _learning_rate(trainer: Any) -> Cause | None:
 
 
 def _objective(trainer: Any, loss: HeadLoss) -> list[Cause | None]:
-    needs = getattr(loss.objective, "needs", frozenset())
+    needs: frozenset[str] = getattr(loss.objective, "needs", frozenset())
     name = type(loss.objective).__name__
     causes: list[Cause | None] = []
     if "prediction" in needs and _gradient_of_projections(loss) > 0:

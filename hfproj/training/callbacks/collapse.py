@@ -166,7 +166,8 @@ class CollapseCallback(TrainerCallback):
             start = next((row[name] for row in self.trainer.history if row.get(name) is not None), None)
             if start is not None:
                 limits[name] = (share * start, None, f"below {share * start:.4g}, {share:.0%} of what it was at first")
-        dim = active_modules(self.trainer.bare_model()).head.out_dim
+        modules: Any = active_modules(self.trainer.bare_model())
+        dim = modules.head.out_dim
         spread = SPREAD * dim**-0.5
         limits["std_z"] = (spread, None, f"below {spread:.4g}, {SPREAD:.0%} of that of rows spread evenly")
         if dim >= 2 * RANK:

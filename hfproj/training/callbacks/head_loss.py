@@ -29,8 +29,8 @@ class HeadLoss:
         model = trainer.bare_model()
         self.h = views.own_features(model, device)[0].to(dtype)
         # Apart from training: its step does not move them, and what is done here leaves no gradient there.
-        self.modules: nn.Module = copy.deepcopy(active_modules(model)).to(dtype).eval()
-        self.objective: nn.Module = copy.deepcopy(trainer.objective).to(dtype).eval()
+        self.modules: Any = copy.deepcopy(active_modules(model)).to(dtype).eval()
+        self.objective: Any = copy.deepcopy(trainer.objective).to(dtype).eval()
         for module in self.objective.modules():
             if hasattr(module, "tile_rows"):
                 module.tile_rows = None  # in tiles NT-Xent has first derivatives only

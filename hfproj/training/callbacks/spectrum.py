@@ -32,8 +32,14 @@ _VIEWS: dict[str, Callable[[Tensor], float]] = {
     "alignment": diagnostics.alignment,
     "lidar": diagnostics.lidar_of_views,
 }
+
+
+def _of_rows(measure: Callable[[Tensor], float]) -> Callable[[Tensor], float]:
+    return lambda f: measure(f.flatten(0, 1))
+
+
 METRICS: dict[str, Callable[[Tensor], float]] = {
-    **{name: lambda f, of=of: of(f.flatten(0, 1)) for name, of in _ROWS.items()},
+    **{name: _of_rows(measure) for name, measure in _ROWS.items()},
     **_VIEWS,
 }
 DEFAULT = ("rankme", "std", "positive_cosine")
