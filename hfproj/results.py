@@ -8,6 +8,8 @@ to everything.
 import json
 import math
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hfproj.files import installed_versions, portable, write_atomic
 
 FORMAT = 1
 LAYERS, WHENS = ("h", "z"), ("before", "after")
+_LAYER = re.compile(r"[\w.-]+")
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
 _LATER: dict[str, type] = {"history": list, "geometry": dict}  # not in the first files; left out while empty
 
@@ -29,7 +32,7 @@ class Measurement:
 
     Attributes:
         name: What was measured: "knn", "rankme", "representation_std", "positive_cosine", or a probe's own name.
-        layer: "h" or "z".
+        layer: "h", "z", or an intermediate layer's name ("block_3").
         when: "before" or "after" training.
         value: Finite.
         dataset: What it was measured on.
@@ -48,8 +51,10 @@ class Measurement:
     outcomes: str = ""
 
     def __post_init__(self) -> None:
-        if self.layer not in LAYERS or self.when not in WHENS:
-            raise UsageError(f"Expected layer in {LAYERS} and when in {WHENS}, got {self.layer!r} and {self.when!r}.")
+        if not _LAYER.fullmatch(self.layer) or self.when not in WHENS:
+            raise UsageError(
+                f"Expected a layer's name without blanks and when in {WHENS}, got {self.layer!r} and {self.when!r}."
+            )
         number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
         if not number or not math.isfinite(self.value):
             raise UsageError(
@@ -232,40 +237,75 @@ class Results:
             raise UsageError(f"The outcomes of '{name} {layer} {when}' row by row were not kept.")
         return np.stack([unpack_outcomes(m.outcomes) for m in found])
 
+    @property
+    def layers(self) -> list[str]:
+        """What was measured: intermediate layers in the order of the measurements, then h and z."""
+        found = dict.fromkeys(m.layer for m in self.measurements)
+        return [*(layer for layer in found if layer not in LAYERS), *(layer for layer in LAYERS if layer in found)]
+
     def table(self) -> str:
-        """Return the numbers as aligned text: mean ± standard deviation where there are several seeds."""
-        header, *rows = self.cells()
-        widths = [max(map(len, column)) for column in zip(header, *rows)]
-        lines = []
-        for row in (header, *rows):
-            lines.append(
-                "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip()
-            )
-        return "\n".join(lines)
+        """Return the numbers as aligned text: mean ± standard deviation where there are several seeds.
+
+        Intermediate layers, if there are any, have a table of their own below it.
+        """
+        return "\n\n".join(_aligned(cells) for cells in (self.cells(), self.layer_cells()) if cells)
 
     def to_markdown(self) -> str:
-        """Return the same table in Markdown."""
-        header, *rows = self.cells()
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        """Return the same in Markdown."""
+        return "\n\n".join(_markdown(cells) for cells in (self.cells(), self.layer_cells()) if cells)
 
     def cells(self) -> list[list[str]]:
-        """Return the cells of the table as text, the header first."""
+        """Return the cells of the table of h and z as text, the header first: a row a measurement."""
         columns = [(layer, when) for layer in LAYERS for when in WHENS]
-        keys = sorted(dict.fromkeys(m.key for m in self.measurements), key=_row_order)
-        labels = {m.key: m.label for m in self.measurements}
-        datasets = {key[1] for key in keys}
-        rows = [["", *(" ".join(column) for column in columns)]]
+        names = self._names(LAYERS)
+        rows = [[name, *(self._cell(key, *column) for column in columns)] for key, name in names.items()]
+        return [["", *(" ".join(column) for column in columns)], *rows]
+
+    def layer_cells(self) -> list[list[str]]:
+        """Return the cells of the table of all layers, a row a layer; empty where only h and z were measured."""
+        inner = [layer for layer in self.layers if layer not in LAYERS]
+        if not inner:
+            return []
+        names = self._names(inner)
+        columns = [
+            (key, when)
+            for key in names
+            for when in WHENS
+            if any((m.key, m.when) == (key, when) and m.layer in inner for m in self.measurements)
+        ]
+        rows = [[layer, *(self._cell(key, layer, when) for key, when in columns)] for layer in self.layers]
+        return [["layer", *(f"{names[key]} {when}" for key, when in columns)], *rows]
+
+    def _names(self, layers: Iterable[str]) -> dict[tuple[str, str, str], str]:
+        """Return what was measured of some layers, in the order of the table, with a name that tells it apart."""
+        measured = [m for m in self.measurements if m.layer in layers]
+        keys = sorted(dict.fromkeys(m.key for m in measured), key=_row_order)
+        labels = {m.key: m.label for m in measured}
+        several = len({key[1] for key in keys}) > 1
+        names = {}
         for key in keys:
-            name = labels[key] + (f" ({key[1]})" if len(datasets) > 1 and key[1] else "")
             same = [k for k in keys if labels[k] == labels[key] and k[1] == key[1]]
-            name += f" #{same.index(key) + 1}" if len(same) > 1 else ""
-            cells = []
-            for layer, when in columns:
-                values = [m.value for m in self.measurements if m.key == key and (m.layer, m.when) == (layer, when)]
-                cells.append(_cell(key[0], values))
-            rows.append([name, *cells])
-        return rows
+            names[key] = labels[key] + (f" ({key[1]})" if several and key[1] else "")
+            names[key] += f" #{same.index(key) + 1}" if len(same) > 1 else ""
+        return names
+
+    def _cell(self, key: tuple[str, str, str], layer: str, when: str) -> str:
+        found = [m.value for m in self.measurements if (m.key, m.layer, m.when) == (key, layer, when)]
+        return _cell(key[0], found)
+
+
+def _aligned(cells: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip()
+        for row in cells
+    )
+
+
+def _markdown(cells: list[list[str]]) -> str:
+    header, *rows = cells
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _join_histories(first: Results, other: Results) -> list[dict]:

@@ -1,8 +1,8 @@
 """Collapse, and the curvature by which a head leaves it: "The Geometry of Projection Heads" (arXiv 2605.17180), its
 experiments on dynamics, at the size of two CPU cores.
 
-    python recipes/collapse_geometry.py collapse    # SGD, gradient flow, constructed equilibria; 11 minutes of CPU
-    python recipes/collapse_geometry.py hessian     # extreme eigenvalues along training; 5 minutes of CPU
+    python recipes/collapse_geometry.py collapse    # SGD, gradient flow, constructed equilibria; 45 minutes
+    python recipes/collapse_geometry.py hessian     # extreme eigenvalues along training; 8 minutes
 
 A miniature of the paper's SimSiam runs (learning rate 0.05, momentum 0.9, the projector's weights times 0.1 at the
 start): cached representations of two views by vit_nano go through a linear map in place of the backbone, which starts

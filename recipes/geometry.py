@@ -1,7 +1,7 @@
 """What a head does to the geometry of representations: the experiments of "The Geometry of Projection Heads"
 (arXiv 2605.17180) on trained adapters, at the size of two CPU cores, and the analysis of any saved adapter.
 
-    python recipes/geometry.py train          # 27 adapters: SimCLR, LoRA on vit_nano or the head alone; 15 minutes
+    python recipes/geometry.py train          # 27 adapters, with a LoRA on vit_nano or the head alone; 15 minutes
     python recipes/geometry.py guillotine     # what probes read from h and from z; 5 minutes
     python recipes/geometry.py curvature      # of a rotation sweep
     python recipes/geometry.py orbits         # how far h and z move while an image turns

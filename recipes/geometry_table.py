@@ -6,6 +6,7 @@ Writes docs/geometry_study.md from recipes/results/geometry/results.json. Verdic
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -275,7 +276,7 @@ def escapes(rows: list[dict]) -> list[Claim]:
     return claims
 
 
-def flows(rows: list[dict]) -> list[Claim]:
+def flows(rows: list[dict], kink_step: float) -> list[Claim]:
     claims = []
     for head in ("linear", "ReLU", "SiLU"):
         found = [row for row in rows if row["head"] == head]
@@ -290,15 +291,16 @@ def flows(rows: list[dict]) -> list[Claim]:
                 "–",
             )
         )
-    drifts = {name: [row[f"drift_{name}"] for row in rows if f"drift_{name}" in row] for name in ("flow", "sgd")}
-    claims.append(
-        Claim(
-            "What gradient flow conserves of linear and ReLU heads, SGD does not",
-            "–",
-            f"relative drift {span(drifts['flow'])} in the flow, {span(drifts['sgd'])} under SGD",
-            "holds" if max(drifts["flow"]) < 0.01 * min(drifts["sgd"]) else "does not hold",
+    for head in ("linear", "ReLU"):
+        flow, sgd = (of(rows, f"drift_{name}", head=head) for name in ("flow", "sgd"))
+        kinks = f"; kinks resolved to a time of {kink_step:g}" if head == "ReLU" else ""
+        claims.append(
+            control(
+                f"gradient flow conserves what the layers of a {head} head have in common, SGD does not",
+                f"relative drift {span(flow)} in the flow{kinks}, {span(sgd)} under SGD",
+                [math.log(b / a) for a, b in zip(flow, sgd)],
+            )
         )
-    )
     return claims
 
 
@@ -408,7 +410,7 @@ def document(found: dict, dataset: str) -> list[str]:
         lines += section("Depth of the head", claims, *drawn("depth"))
     if "collapse" in found:
         claims = [*equilibria(found["collapse"]["equilibrium"]), *escapes(found["collapse"]["sgd"])]
-        claims += flows(found["collapse"]["flow"])
+        claims += flows(found["collapse"]["flow"], found["collapse"]["settings"]["flow"]["kink_step"])
         lines += section("Collapse", claims, *drawn("collapse_"))
     if "hessian" in found:
         lines += section("The Hessian along training", tracking(found["hessian"]["runs"]), *drawn("hessian"))

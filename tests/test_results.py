@@ -72,8 +72,8 @@ def test_a_measurement_is_a_finite_number(value):
 
 
 def test_layer_and_when_are_checked():
-    for layer, when in (("p", "after"), ("h", "now")):
-        with pytest.raises(UsageError, match="Expected layer"):
+    for layer, when in (("", "after"), ("block 3", "after"), ("h", "now")):
+        with pytest.raises(UsageError, match="layer.s name"):
             Measurement("knn", layer, when, 1.0)
 
 
@@ -94,7 +94,7 @@ def damaged(tmp_path, change):
         lambda c: c.update(measurements=3),
         lambda c: c["measurements"][0].pop("value"),
         lambda c: c["measurements"][0].update(value=None),
-        lambda c: c["measurements"][0].update(layer="q"),
+        lambda c: c["measurements"][0].update(layer="q r"),
         lambda c: c.update(spectra=[]),
         lambda c: c.update(extra=1),
         lambda c: c["log"].append(float("nan")),
@@ -231,3 +231,20 @@ def test_merge_of_geometry_takes_the_first_and_joins_scalars():
     assert merged.geometry == {"orbits": {"h": 1}, "collapse": {"step": 3}, "scalars": {"nullity": 3, "gap": 0.1}}
     assert first.geometry["scalars"] == {"nullity": 3}
     assert a_result().merge(a_result()).geometry == {}
+
+
+def test_intermediate_layers_have_a_table_of_their_own():
+    inner = [knn(f"block_{i}", when, i / 10) for when in ("before", "after") for i in (2, 10)]
+    result = a_result()
+    plain = result.table()
+    result.measurements = [*inner, *result.measurements, Measurement("rankme", "block_2", "after", 7.0)]
+    assert result.layers == ["block_2", "block_10", "h", "z"]
+    main, layers = result.table().split("\n\n")
+    assert main == plain
+    assert [line.split() for line in layers.splitlines()[1:]] == [
+        ["block_2", "0.2000", "0.2000", "7.0"],
+        ["block_10", "1.0000", "1.0000", "–"],
+        ["h", "0.8380", "0.9000", "–"],
+        ["z", "–", "–", "18.7"],
+    ]
+    assert result.to_markdown().splitlines()[-1] == "| z | – | – | 18.7 |"
