@@ -73,7 +73,7 @@ def test_a_measurement_is_a_finite_number(value):
 
 def test_layer_and_when_are_checked():
     for layer, when in (("", "after"), ("block 3", "after"), ("h", "now")):
-        with pytest.raises(UsageError, match="layer.s name"):
+        with pytest.raises(UsageError, match="layer's name"):
             Measurement("knn", layer, when, 1.0)
 
 

@@ -7,7 +7,7 @@
 The head has 384-2048-128 units and random weights; one thread. Contestants take turns for some rounds; times are CPU
 (user + system) and wall, medians over rounds; ratios are medians of each round's ratio to the first contestant. Without
 --peers, or where one cannot be imported, its rows are left out. Writes recipes/benchmarks/results/geometry.json and
-.md; five minutes of one core.
+.md; seven minutes of one core.
 """
 
 import argparse
