@@ -18,6 +18,7 @@ from hfproj.plots import (
     plot_feature_weights,
     plot_groups,
     plot_history,
+    plot_layers,
     plot_metric_condition,
     plot_orbits,
     plot_spectrum,
@@ -109,6 +110,7 @@ FIGURES = {
     plot_covariance: ({"h": COVARIANCE, "z": COVARIANCE[:2, :2]},),
     plot_feature_weights: ({"x": [1.0, 1.0], "h": [1.0, 0.5]},),
     plot_curves: ({"a": ([1, 2], [3.0, 4.0], [0.1, 0.2]), "b": ([1, 2], [2.0, None])}, "step", "loss"),
+    plot_layers: ({"a": {"block_1": 0.5, "h": (0.6, 0.1)}, "b": {"block_1": 0.4, "z": 0.2}}, "accuracy"),
     plot_groups: ({"one": {"a": (1.0, 0.1), "b": 2.0}, "two": {"a": 3.0}}, "accuracy"),
 }
 
@@ -303,6 +305,17 @@ def test_groups_lie_beside_each_other():
             plot_groups(groups, "y")
     with pytest.raises(UsageError, match="Unknown scale"):
         plot_groups({"a": {"h": 1}}, "y", y_scale="x")
+
+
+def test_a_curve_may_lack_layers():
+    axes = plot_layers(*FIGURES[plot_layers]).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["block_1", "h", "z"]
+    a, b = axes.lines
+    np.testing.assert_array_equal(a.get_ydata(), [0.5, 0.6, np.nan])
+    np.testing.assert_array_equal(b.get_ydata(), [0.4, np.nan, 0.2])
+    for curves in ({}, {"a": {}}, {"a": {"h": 1.0}}, {"a": {"h": None, "z": 1.0}}, {"a": [1.0, 2.0]}):
+        with pytest.raises(UsageError):
+            plot_layers(curves, "accuracy")
 
 
 @pytest.mark.parametrize(("count", "rotation"), [(2, 0), (5, 30), (14, 90)])

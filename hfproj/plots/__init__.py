@@ -11,6 +11,7 @@ from hfproj.plots.curves import plot_curves
 from hfproj.plots.eigenvalues import plot_eigenvalues
 from hfproj.plots.feature_weights import plot_feature_weights
 from hfproj.plots.groups import plot_groups
+from hfproj.plots.layers import plot_layers
 from hfproj.plots.metric_condition import plot_metric_condition
 from hfproj.plots.orbits import orbit_coordinates, plot_orbits
 from hfproj.plots.over_steps import plot_history
@@ -25,6 +26,7 @@ __all__ = [
     "plot_feature_weights",
     "plot_groups",
     "plot_history",
+    "plot_layers",
     "plot_metric_condition",
     "plot_orbits",
     "plot_spectrum",

@@ -57,9 +57,7 @@ def plot_groups(
         raise unknown("scale", y_scale, SCALES)
     figure, [axes] = new_figure(width=width, height=3.8)
     table = {
-        group: {
-            name: _as_pair(group, name, value) for name, value in as_mapping(series, f"series of {group!r}").items()
-        }
+        group: {name: as_pair(group, name, value) for name, value in as_mapping(series, f"series of {group!r}").items()}
         for group, series in as_mapping(groups, "groups: name → series").items()
     }
     names = list(dict.fromkeys(name for series in table.values() for name in series))
@@ -88,7 +86,8 @@ def plot_groups(
     return finish(figure, path)
 
 
-def _as_pair(group: str, name: str, value: Any) -> tuple[float, float]:
+def as_pair(group: str, name: str, value: Any) -> tuple[float, float]:
+    """Return mean and standard deviation; a number alone has none."""
     pair = as_array(value if np.ndim(value) else [value], f"{name!r} of {group!r}", shape="(mean, std)", dims=1)
     if pair.size > 2 or not np.isfinite(pair).all() or pair[1:].min(initial=0) < 0:
         raise UsageError(f"Expected {name!r} of {group!r} as (mean, standard deviation ≥ 0), got {value!r:.80}.")
