@@ -21,6 +21,18 @@ from hfproj.files import installed_versions, portable, write_atomic
 
 FORMAT = 1
 LAYERS, WHENS = ("h", "z"), ("before", "after")
+_LABELS = {
+    "alpha_req": "α-ReQ",
+    "few_shot": "few-shot",
+    "finetune": "fine-tuning",
+    "knn_overlap": "k-NN overlap with h before",
+    "cka": "linear CKA with h before",
+    "lidar": "LiDAR",
+    "many_rates": "linear (many rates)",
+    "mlp": "MLP",
+    "rankme": "RankMe",
+}
+_PROBES = ("attentive", "few_shot", "finetune", "linear", "many_rates", "mlp")  # what is written with its unit
 _LAYER = re.compile(r"[\w.-]+")
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
 _LATER: dict[str, type] = {"history": list, "geometry": dict}  # not in the first files; left out while empty
@@ -37,7 +49,8 @@ class Measurement:
         value: Finite.
         dataset: What it was measured on.
         unit: "accuracy", or empty.
-        protocol: The settings that the number depends on. A "seed" in it tells runs of one experiment apart.
+        protocol: The settings that the number depends on. A "seed" in it tells runs of one experiment apart; "chosen"
+            holds what a probe chose from its training data (a strength, a rate).
         outcomes: Right or wrong row by row, packed as hexadecimal digits (`pack_outcomes`), or empty.
     """
 
@@ -63,17 +76,21 @@ class Measurement:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Name, data set and protocol without its seed: equal keys are comparable numbers, one row of the table."""
-        protocol = {k: v for k, v in self.protocol.items() if k != "seed"}
-        return self.name, self.dataset, json.dumps(portable(protocol), sort_keys=True)
+        """Name, data set and settings: equal keys are comparable numbers, one row of the table."""
+        return self.name, self.dataset, json.dumps(portable(self.settings), sort_keys=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The protocol without its seed and what was chosen."""
+        return {k: v for k, v in self.protocol.items() if k not in ("seed", "chosen")}
 
     @property
     def label(self) -> str:
         """The name as people write it, with the part of the protocol that belongs to it."""
         if self.name == "knn" and "k" in self.protocol:
             return f"{self.protocol['k']}-NN accuracy"
-        names = {"rankme": "RankMe", "representation_std": "representation std", "positive_cosine": "positive cosine"}
-        return names.get(self.name, self.name.replace("_", " "))
+        name = _LABELS.get(self.name, self.name.replace("_", " "))
+        return f"{name} {self.unit}" if self.unit and self.name in _PROBES else name
 
 
 @dataclass

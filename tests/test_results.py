@@ -248,3 +248,15 @@ def test_intermediate_layers_have_a_table_of_their_own():
         ["z", "–", "–", "18.7"],
     ]
     assert result.to_markdown().splitlines()[-1] == "| z | – | – | 18.7 |"
+
+
+def test_what_a_probe_chose_does_not_part_before_from_after():
+    before, after = (
+        Measurement("linear", "h", when, value, "digits", "accuracy", {"seed": 0, "chosen": {"l2": l2}, "rows": 10})
+        for when, value, l2 in (("before", 0.8, 0.1), ("after", 0.9, 0.01))
+    )
+    assert before.key == after.key
+    assert before.settings == {"rows": 10}
+    assert [row[:3] for row in Results(measurements=[before, after]).cells()[1:]] == [
+        ["linear accuracy", "0.8000", "0.9000"]
+    ]

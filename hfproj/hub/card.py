@@ -5,12 +5,12 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hfproj.errors import HfprojError, UsageError
 from hfproj.files import portable, write_atomic
 from hfproj.plots import plot_spectrum
-from hfproj.probes.interval import Interval, paired_interval
+from hfproj.probes.verdicts import verdicts
 from hfproj.results import Measurement, Results
 
 PICTURE = "spectrum.png"
@@ -107,7 +107,7 @@ def _front_matter(results: Results, name: str) -> str:
 
 
 def _settings(m: Measurement) -> str:
-    hidden = {"k"} if m.name == "knn" else set()
+    hidden = {"chosen", "k"} if m.name == "knn" else {"chosen"}
     settings = [f"{key} {value}" for key, value in m.protocol.items() if key not in hidden]
     return f" ({', '.join(settings)})" if settings else ""
 
@@ -141,59 +141,6 @@ def _sentence(results: Results) -> str:
     return text
 
 
-class Verdict(NamedTuple):
-    """What training did to one accuracy of h: means over seeds, and the interval of their difference if it is known."""
-
-    label: str
-    dataset: str
-    before: float
-    after: float
-    interval: Interval | None
-
-    @property
-    def sense(self) -> str:
-        """One of "better", "worse" and, where the interval holds 0, "unclear"."""
-        low, high = self.interval[1:] if self.interval else [self.after - self.before] * 2
-        return "better" if low > 0 else "worse" if high < 0 else "unclear"
-
-    @property
-    def headline(self) -> str:
-        """The sense in words."""
-        return {
-            "better": "The representation got better",
-            "worse": "The representation got worse",
-            "unclear": "No gain was measured",
-        }[self.sense]
-
-
-def verdicts(results: Results) -> list[Verdict]:
-    """Return one of every accuracy of h that was measured before and after training.
-
-    Example:
-        >>> measured = [Measurement("knn", "h", w, v, unit="accuracy") for w, v in (("before", 0.8), ("after", 0.9))]
-        >>> [verdict.sense for verdict in verdicts(Results(measurements=measured))]
-        ['better']
-    """
-    found = []
-    for before, after in _pairs(results):
-        options = {"dataset": after.dataset, **{k: v for k, v in after.protocol.items() if k != "seed"}}
-        first = results.value(before.name, "h", "before", **options)
-        last = results.value(after.name, "h", "after", **options)
-        found.append(Verdict(after.label, after.dataset, first, last, _interval(results, after.name, options)))
-    return found
-
-
-def _pairs(results: Results) -> list[tuple[Measurement, Measurement]]:
-    """Return one (before, after) of every accuracy of h that has both."""
-    pairs: dict[tuple, tuple[Measurement, Measurement]] = {}
-    for after in results.measurements:
-        for before in results.measurements:
-            same = (before.layer, before.when, before.key) == ("h", "before", after.key)
-            if same and (after.layer, after.when, after.unit) == ("h", "after", "accuracy"):
-                pairs.setdefault(after.key, (before, after))
-    return list(pairs.values())
-
-
 def _warnings(results: Results) -> list[str]:
     lines = []
     for verdict in verdicts(results):
@@ -209,16 +156,6 @@ def _warnings(results: Results) -> list[str]:
             f"{shown}. Use the bare backbone where this task resembles yours."
         )
     return lines
-
-
-def _interval(results: Results, name: str, options: dict) -> Interval | None:
-    """Return the interval of the gain of h, or None where outcomes row by row were not kept."""
-    try:
-        return paired_interval(
-            results.outcomes(name, "h", "after", **options), results.outcomes(name, "h", "before", **options)
-        )
-    except UsageError:
-        return None
 
 
 def _measured(results: Results) -> str:
@@ -245,6 +182,6 @@ def protocols(results: Results) -> list[str]:
     """Return a line per protocol under which something was measured."""
     lines: dict[str, None] = {}
     for m in results.measurements:
-        settings = ", ".join(f"{key} = {value}" for key, value in m.protocol.items() if key != "seed")
+        settings = ", ".join(f"{key} = {value}" for key, value in m.settings.items())
         lines[f"{m.label}{f' on {m.dataset}' if m.dataset else ''}: {settings or 'no settings'}"] = None
     return [*lines, "All in eval mode. RankMe does not centre; spectra are of L2-normalised, centred features."]

@@ -16,7 +16,8 @@ from hfproj import plots
 from hfproj.errors import HfprojError
 from hfproj.files import portable, write_atomic
 from hfproj.history import HISTORY_FILE, read_history
-from hfproj.hub.card import Verdict, protocols, verdicts
+from hfproj.hub.card import protocols
+from hfproj.probes.verdicts import Verdict, verdicts
 from hfproj.reporting.pictures import Picture, pictures_of
 from hfproj.results import Results
 
