@@ -108,6 +108,23 @@ def _view_flags(views: dict[str, Any]) -> dict[str, Any]:
     return flags | {"views": json.dumps(views)}
 
 
+def is_adapter(name: str) -> bool:
+    """Return whether a folder or a Hub repository holds a PEFT adapter; a name that is neither does not."""
+    if os.path.isdir(name):
+        return os.path.isfile(os.path.join(name, "adapter_config.json"))
+    if name.count("/") != 1 or name.startswith(("timm/", "hf-hub:", "hf_hub:")):
+        return False
+    from huggingface_hub import file_exists, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if isinstance(try_to_load_from_cache(name, "adapter_config.json"), str):  # offline, too
+        return True
+    try:
+        return file_exists(name, "adapter_config.json")
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):  # loading it says what is wrong
+        return False
+
+
 def options(text: str | None) -> dict[str, Any]:
     """Return the options in `text`: JSON in braces, or ``name=value`` pairs with commas between them.
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,7 +25,8 @@ LAYERS, WHENS = ("h", "z"), ("before", "after")
 _LABELS = {
     "alpha_req": "α-ReQ",
     "few_shot": "few-shot",
-    "finetune": "fine-tuning",
+    "fine_tune": "fine-tuning",
+    "kmeans": "k-means",
     "knn_overlap": "k-NN overlap with h before",
     "cka": "linear CKA with h before",
     "lidar": "LiDAR",
@@ -32,7 +34,8 @@ _LABELS = {
     "mlp": "MLP",
     "rankme": "RankMe",
 }
-_PROBES = ("attentive", "few_shot", "finetune", "linear", "many_rates", "mlp")  # what is written with its unit
+# what is written with its unit
+_PROBES = ("attentive", "few_shot", "fine_tune", "kmeans", "linear", "many_rates", "mlp", "retrieval")
 _LAYER = re.compile(r"[\w.-]+")
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
 _LATER: dict[str, type] = {"history": list, "geometry": dict}  # not in the first files; left out while empty
@@ -279,11 +282,15 @@ class Results:
         return [["", *(" ".join(column) for column in columns)], *rows]
 
     def layer_cells(self) -> list[list[str]]:
-        """Return the cells of the table of all layers, a row a layer; empty where only h and z were measured."""
+        """Return the cells of the table of all layers, a row a layer; empty where only h and z were measured.
+
+        It has what was measured in a unit (accuracies), and RankMe.
+        """
         inner = [layer for layer in self.layers if layer not in LAYERS]
         if not inner:
             return []
-        names = self._names(inner)
+        units = {m.key for m in self.measurements if m.unit or m.name == "rankme"}
+        names = {key: name for key, name in self._names(inner).items() if key in units}
         columns = [
             (key, when)
             for key in names
@@ -292,6 +299,18 @@ class Results:
         ]
         rows = [[layer, *(self._cell(key, layer, when) for key, when in columns)] for layer in self.layers]
         return [["layer", *(f"{names[key]} {when}" for key, when in columns)], *rows]
+
+    def names(self, unit: str) -> dict[tuple[str, str, str], str]:
+        """Return key → name of everything that was measured in a unit, in the order of the table."""
+        units = {m.key for m in self.measurements if m.unit == unit}
+        return {key: name for key, name in self._names(self.layers).items() if key in units}
+
+    def mean_std(self, key: tuple[str, str, str], layer: str, when: str) -> tuple[float, float] | None:
+        """Return mean and standard deviation over seeds; None where it was not measured, and 0 of a single one."""
+        found = [m.value for m in self.measurements if (m.key, m.layer, m.when) == (key, layer, when)]
+        if not found:
+            return None
+        return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
 
     def _names(self, layers: Iterable[str]) -> dict[tuple[str, str, str], str]:
         """Return what was measured of some layers, in the order of the table, with a name that tells it apart."""
@@ -307,8 +326,12 @@ class Results:
         return names
 
     def _cell(self, key: tuple[str, str, str], layer: str, when: str) -> str:
-        found = [m.value for m in self.measurements if (m.key, m.layer, m.when) == (key, layer, when)]
-        return _cell(key[0], found)
+        found = self.mean_std(key, layer, when)
+        if found is None:
+            return "–"
+        digits = 1 if key[0] in ("lidar", "rankme") else 4
+        several = sum((m.key, m.layer, m.when) == (key, layer, when) for m in self.measurements) > 1
+        return f"{found[0]:.{digits}f} ± {found[1]:.{digits}f}" if several else f"{found[0]:.{digits}f}"
 
 
 def _aligned(cells: list[list[str]]) -> str:
@@ -340,17 +363,6 @@ def _join_histories(first: Results, other: Results) -> list[dict]:
 def _row_order(key: tuple[str, str, str]) -> tuple:
     last = ["rankme", "representation_std", "positive_cosine"]
     return (last.index(key[0]) + 1 if key[0] in last else 0), key
-
-
-def _cell(name: str, values: list[float]) -> str:
-    if not values:
-        return "–"
-    digits = 1 if name == "rankme" else 4
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    std = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def _identity(m: Measurement) -> tuple:

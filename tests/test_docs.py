@@ -12,10 +12,11 @@ from hfproj.heads import HEADS
 from hfproj.heads.presets import PRESETS as PAPER_HEADS
 from hfproj.objectives import OBJECTIVES
 from hfproj.presets.published import PUBLISHED
+from hfproj.probes import PROBES
 from hfproj.regularizers import REGULARIZERS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-REGISTRIES = {"heads": HEADS, "objectives": OBJECTIVES, "regularizers": REGULARIZERS}
+REGISTRIES = {"heads": HEADS, "objectives": OBJECTIVES, "probes": PROBES, "regularizers": REGULARIZERS}
 
 
 def rows(file):
@@ -46,7 +47,7 @@ def test_every_registered_name_has_a_row(file):
     assert set(rows(file)) == set(REGISTRIES[file].list())
 
 
-@pytest.mark.parametrize("file", ["heads", "regularizers"])
+@pytest.mark.parametrize("file", ["heads", "probes", "regularizers"])
 def test_rows_name_all_options(file):
     registry = REGISTRIES[file]
     for name, cells in rows(file).items():

@@ -16,6 +16,7 @@ from hfproj.errors import UsageError
 from hfproj.files import portable
 from hfproj.history import write_history
 from hfproj.reporting import rank_sentences, render_report
+from hfproj.reporting.pictures import pictures_of
 from hfproj.results import Measurement, Results, pack_outcomes
 
 CARD = Path(__file__).resolve().parents[1] / "model_cards" / "vit_nano_digits_simclr"
@@ -264,3 +265,28 @@ def test_the_document_names_every_picture():
     text = (Path(__file__).resolve().parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
     assert named == {name for name in hfproj.plots.__all__ if name.startswith("plot_")}
+
+
+def accuracies(name, layer, before, after):
+    return [
+        Measurement(name, layer, when, value, "digits", "accuracy", {"seed": 0})
+        for when, value in (("before", before), ("after", after))
+    ]
+
+
+def test_probes_of_layers_are_drawn_where_there_are_several():
+    measured = [
+        m
+        for name in ("linear", "knn")
+        for i, layer in enumerate(("blocks.0", "blocks.1", "h", "z"))
+        for m in accuracies(name, layer, 0.5 + i / 10, 0.6 + i / 10)
+    ]
+    both, *layers = pictures_of(Results(measurements=measured))
+    assert both.title == "Probes before and after training"
+    assert [label.get_text() for label in both.draw().axes[0].get_xticklabels()][-1].replace("\n", " ").endswith(": z")
+    assert [picture.title for picture in layers] == ["Knn, layer by layer", "Linear accuracy, layer by layer"]
+    before, after = layers[1].draw().axes[0].lines
+    np.testing.assert_allclose(before.get_ydata(), [0.5, 0.6, 0.7, 0.8])
+    np.testing.assert_allclose(after.get_ydata(), [0.6, 0.7, 0.8, 0.9])
+    few = [m for m in measured if m.layer == "h"]
+    assert pictures_of(Results(measurements=few)) == []

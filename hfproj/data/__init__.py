@@ -8,7 +8,11 @@ from typing import Any
 
 _PUBLIC = {
     "Augmentation": "augment",
+    "CIFAR100_SUPERCLASSES": "coarse",
     "CachedFeatures": "cache",
+    "CorruptedDataset": "corruptions",
+    "DigitViews": "composites",
+    "DigitsOnImages": "composites",
     "EpochSampler": "indexing",
     "EvalFeatures": "cache",
     "EvalImages": "images",
@@ -16,12 +20,17 @@ _PUBLIC = {
     "FeatureViews": "cache",
     "ImageViews": "images",
     "IndexedDataset": "indexing",
+    "SpuriousMixture": "composites",
     "StreamDataset": "indexing",
     "TextViews": "text",
     "cache_features": "cache",
+    "coarse_labels": "coarse",
+    "corrupt": "corruptions",
+    "list_corruptions": "corruptions",
     "load_image_dataset": "datasets",
     "split_off": "datasets",
     "to_rgb_tensor": "images",
+    "with_coarse_labels": "coarse",
 }
 
 __all__ = sorted(_PUBLIC)

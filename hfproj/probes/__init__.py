@@ -1,14 +1,21 @@
-"""Probes: what labels say about h and z, and `evaluate`, which measures everything that goes into `results.json`."""
+"""Probes: what labels say about h, z and other layers, and `evaluate`, which measures what goes into `results.json`."""
+
+from typing import Any
 
 from hfproj.registry import Registry
 
 PROBES = Registry(
     "probe",
     {
-        "knn": (
-            "hfproj.probes.knn:KNNProbe",
-            "weighted k nearest neighbours by cosine (DINO's protocol)",
-        ),
+        "knn": ("hfproj.probes.knn:KNNProbe", "weighted k nearest neighbours by cosine (DINO's protocol)"),
+        "linear": ("hfproj.probes.linear:LinearProbe", "logistic regression, its L2 strength chosen on held-out rows"),
+        "many_rates": ("hfproj.probes.many_rates:ManyRatesProbe", "linear by SGD at many rates at once (DINOv2's)"),
+        "mlp": ("hfproj.probes.mlp:MLPProbe", "one hidden layer"),
+        "few_shot": ("hfproj.probes.few_shot:FewShotProbe", "a few rows per class, several draws"),
+        "attentive": ("hfproj.probes.attentive:AttentiveProbe", "a learned query attends to the tokens"),
+        "retrieval": ("hfproj.probes.retrieval:RetrievalProbe", "mean average precision and recall@k by cosine"),
+        "kmeans": ("hfproj.probes.clustering:KMeansProbe", "k-means: matched accuracy, NMI, ARI"),
+        "fine_tune": ("hfproj.probes.finetune:FineTuneProbe", "the whole network, on all or a share of the labels"),
     },
 )
 
@@ -23,18 +30,61 @@ def list_probes() -> dict[str, str]:
     return PROBES.list()
 
 
-from hfproj.probes.evaluate import evaluate  # noqa: E402  (the registry has to exist first)
+def create_probe(name: str, **options: Any) -> Any:
+    """Return a probe by name.
+
+    Raises:
+        UsageError: an unknown name or option.
+
+    Example:
+        >>> create_probe("knn", k=10)
+        KNNProbe(k=10, temperature=0.07, metric='cosine')
+    """
+    return PROBES.create(name, **options)
+
+
+from hfproj.probes.attentive import AttentiveProbe  # noqa: E402  (the registry has to exist first)
+from hfproj.probes.clustering import KMeansProbe  # noqa: E402
+from hfproj.probes.evaluate import evaluate  # noqa: E402
 from hfproj.probes.features import Features, extract_features  # noqa: E402
+from hfproj.probes.few_shot import FewShotProbe  # noqa: E402
+from hfproj.probes.finetune import FineTuneProbe  # noqa: E402
+from hfproj.probes.group_robust import GroupRobustProbe, group_accuracies  # noqa: E402
 from hfproj.probes.interval import Interval, paired_interval  # noqa: E402
 from hfproj.probes.knn import KNNProbe  # noqa: E402
+from hfproj.probes.linear import LinearProbe  # noqa: E402
+from hfproj.probes.many_rates import ManyRatesProbe  # noqa: E402
+from hfproj.probes.mlp import MLPProbe  # noqa: E402
+from hfproj.probes.nuisance import ProbeGap, RotatedImages, probe_gap  # noqa: E402
+from hfproj.probes.retrieval import RetrievalProbe  # noqa: E402
+from hfproj.probes.similarity import linear_cka, mutual_knn  # noqa: E402
+from hfproj.probes.verdicts import Verdict, verdicts  # noqa: E402
 
 __all__ = [
     "PROBES",
+    "AttentiveProbe",
     "Features",
+    "FewShotProbe",
+    "FineTuneProbe",
+    "GroupRobustProbe",
     "Interval",
+    "KMeansProbe",
     "KNNProbe",
+    "LinearProbe",
+    "MLPProbe",
+    "ManyRatesProbe",
+    "ProbeGap",
+    "RetrievalProbe",
+    "RotatedImages",
+    "Verdict",
+    "create_probe",
     "evaluate",
     "extract_features",
+    "group_accuracies",
+    "linear_cka",
     "list_probes",
+    "mutual_knn",
     "paired_interval",
+    "probe_gap",
+    "verdicts",
 ]

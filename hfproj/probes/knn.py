@@ -7,47 +7,48 @@ References:
     T = 0.07, k = 10, 20, 100, 200. lightly's ``knn_predict`` has k = 200, T = 0.1.
 
 Deviations:
-    The neighbours are exact in float64: a float32 scan proposes candidates, float64 ranks them, and a query whose
-    candidates cannot be proven complete is searched again in float64. Equal cosines go by the lowest row of the bank,
+    The neighbours are exact in float64 (`hfproj.probes.neighbours`). Equal cosines go by the lowest row of the bank,
     equal votes by the smallest label. Weights are taken relative to the nearest neighbour, which changes no vote and
     cannot overflow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features, unit_rows
+from hfproj import distributed
 from hfproj.errors import UsageError, unknown
+from hfproj.probes._labels import Labels, as_labels
+from hfproj.probes.neighbours import NeighbourBank, Neighbours, check_k, together
 from hfproj.typing import Features
 
-Labels = Int[Tensor, " rows"] | Int[np.ndarray, " rows"] | Sequence[int]
-
-_SCAN_ELEMENTS = 2**24  # float32 similarities held at a time: 64 MiB
-_BANK_ROWS = 2**16
-_RESCORE_ELEMENTS = 2**21  # float64 products held at a time: 16 MiB, and what stays in cache is faster
+_VOTES = 2**22  # float64 votes held at a time: 32 MiB
 
 
 class KNNProbe:
     """Weighted k-NN accuracy on features, in scikit-learn's manners: `fit`, `predict`, `score`, `results_`.
 
     Memory beside the bank (held once as given and once as float32 unit rows) does not grow with the number of queries.
+    On several processes the bank may be sharded, `fit(f, y, sharded=True)`: no process then holds more than its own
+    rows, and labels and scores are those of one process with the joint bank.
 
     Args:
-        k: Neighbours that vote; capped at the rows of the bank. 20 is DINO's best for ViT-S.
+        k: Neighbours that vote; capped at the rows of the bank. 20 is DINO's best for ViT-S. Several numbers, such as
+            DINO's `(10, 20, 100, 200)`, share one search; the first is the main one: `value`, `correct_` and `predict`
+            are its, so that no test label chooses.
         temperature: T; lower lets the nearest decide. 0.07 as in DINO.
         metric: Only "cosine".
 
     Attributes:
-        results_: After scoring: `{"value": accuracy, "protocol": {k, temperature, metric, bank, queries, …}}`.
+        results_: After scoring: `{"value": accuracy, "protocol": {k, temperature, metric, bank, queries, …}}`; with
+            several k also `"values"`, the accuracy of each: `{"k=10": …}`.
         correct_: After scoring: `[queries]` bool, for `paired_interval`.
 
     Raises:
-        UsageError: k < 1, temperature ≤ 0 or another metric.
+        UsageError: k < 1, no k or one twice, temperature ≤ 0 or another metric.
 
     Example:
         >>> bank, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), [3, 3, 7]
@@ -58,54 +59,73 @@ class KNNProbe:
     name = "knn"
     unit = "accuracy"
 
-    def __init__(self, *, k: int = 20, temperature: float = 0.07, metric: str = "cosine"):
-        if k < 1 or not temperature > 0:
-            raise UsageError(f"Expected k ≥ 1 and temperature > 0, got k={k} and temperature={temperature}.")
+    def __init__(self, *, k: int | Sequence[int] = 20, temperature: float = 0.07, metric: str = "cosine"):
+        self.k = tuple(map(check_k, k)) if isinstance(k, Iterable) else check_k(k)
+        if not temperature > 0:
+            raise UsageError(f"Expected temperature > 0, got {temperature}.")
+        if len(set(self._ks)) != len(self._ks) or not self._ks:
+            raise UsageError(f"Expected one number of neighbours or several different ones, got k={k}.")
         if metric != "cosine":
             raise unknown("metric", metric, ["cosine"])
-        self.k, self.temperature, self.metric = k, temperature, metric
+        self.temperature, self.metric = temperature, metric
 
     def __repr__(self) -> str:
         return f"KNNProbe(k={self.k}, temperature={self.temperature}, metric={self.metric!r})"
 
     @torch.no_grad()
-    def fit(self, f: Features, y: Labels) -> "KNNProbe":
+    def fit(self, f: Features, y: Labels, *, sharded: bool = False) -> "KNNProbe":
         """Take `f` and its labels (any integers) as the bank.
 
+        Args:
+            f: Rows of the bank.
+            y: Their labels.
+            sharded: `f` and `y` are this process's part of a joint bank, whose rows are those of all processes in rank
+                order; a part may be empty. All processes then fit, predict and score together.
+
         Raises:
-            UsageError: no rows, rows that are not finite, or labels that are no integers or do not match the rows.
+            UsageError: no rows, rows that are not finite, or labels that are no integers or do not match the rows; of a
+                sharded bank on every process, also where parts have different widths.
         """
-        check_features(f, minimum=1, what="bank")
-        self.classes_, self._codes = torch.unique(_as_labels(y, len(f)), return_inverse=True)
-        self._bank = f.detach() if f.dtype in (torch.float32, torch.float64) else f.detach().float()
-        self._scale = torch.empty(len(f), dtype=torch.float64, device=f.device)
-        self._unit = torch.empty(f.shape, dtype=torch.float32, device=f.device)
-        for start in range(0, len(f), _BANK_ROWS):
-            rows = self._bank[start : start + _BANK_ROWS].double()
-            norm = torch.linalg.vector_norm(rows, dim=1)
-            self._scale[start : start + _BANK_ROWS] = torch.where(norm > 0, 1 / norm, 0.0)
-            self._unit[start : start + _BANK_ROWS] = unit_rows(rows).float()
-        self._distinct: tuple[Tensor, Tensor] | None = None
+        labels = together(lambda: as_labels(y, len(f)), sharded)
+        bank = NeighbourBank(f, sharded=sharded)
+        self.classes_ = labels.unique()
+        if bank.sharded:
+            self.classes_ = torch.cat(distributed.gather_objects(self.classes_)).unique()
+            labels = distributed.gather_rows(labels.to(bank.device), counts=bank.counts).cpu()
+        self._codes = torch.searchsorted(self.classes_, labels)
+        self._bank = bank
         return self
 
-    def predict(self, f: Features) -> Int[Tensor, " rows"]:
+    def predict(self, f: Features, *, sharded: bool = False) -> Int[Tensor, " rows"]:
         """Return the predicted label of every row, on the CPU.
 
-        Raises:
-            UsageError: not fitted, no rows, another width than the bank's, or rows that are not finite.
-        """
-        self._check(f)
-        return self._predict(f, leave_one_out=False)
+        Args:
+            f: Queries; with a sharded bank the same on every process.
+            sharded: `f` are queries of this process alone; it may have none.
 
-    def score(self, f: Features, y: Labels) -> float:
+        Raises:
+            UsageError: not fitted, no rows, another width than the bank's, rows that are not finite, or, with a sharded
+                bank, queries that should be the same on all processes and are not.
+        """
+        self._fitted().check(f, sharded=sharded)
+        return self._vote(self._bank.chunks(f, max(self._ks), sharded=sharded))[0]
+
+    def score(self, f: Features, y: Labels, *, sharded: bool = False) -> float:
         """Return the accuracy on `f`, and keep it with its protocol in `results_` and row by row in `correct_`.
+
+        Args:
+            f: Queries; with a sharded bank the same on every process.
+            y: Their labels.
+            sharded: `f` and `y` are this process's part of the queries. `results_` and `correct_` are those of the
+                queries of all processes in rank order, on every process.
 
         Raises:
             UsageError: as `predict`, or labels that are no integers or do not match the rows.
         """
-        self._check(f)
-        truth = _as_labels(y, len(f))
-        return self._keep(self._predict(f, leave_one_out=False) == truth, leave_one_out=False)
+        self._fitted().check(f, sharded=sharded)
+        truth = together(lambda: as_labels(y, len(f)), sharded or self._bank.sharded)
+        predicted = self._vote(self._bank.chunks(f, max(self._ks), sharded=sharded))
+        return self._keep(predicted == truth, sharded=sharded)
 
     def score_leave_one_out(self) -> float:
         """Return the accuracy on the bank itself, each row classified by the other rows.
@@ -113,146 +133,73 @@ class KNNProbe:
         Raises:
             UsageError: not fitted, or a bank of one row.
         """
-        self._check(None)
-        if len(self._bank) < 2:
-            raise UsageError("Leaving one out needs a bank of at least 2 rows, got 1.")
-        correct = self._predict(self._bank, leave_one_out=True) == self.classes_[self._codes]
-        return self._keep(correct, leave_one_out=True)
+        bank = self._fitted()
+        predicted = self._vote(bank.chunks_within(max(self._ks)))
+        truth = self.classes_[self._codes[bank.start : bank.start + predicted.shape[1]]]
+        return self._keep(predicted == truth, sharded=bank.sharded, leave_one_out=True)
 
-    def _keep(self, correct: Tensor, *, leave_one_out: bool) -> float:
-        self.correct_ = correct
-        value = correct.double().mean().item()
-        k = min(self.k, len(self._bank) - leave_one_out)
-        protocol: dict[str, Any] = {"k": k, "temperature": self.temperature, "metric": self.metric}
-        protocol |= {"bank": len(self._bank), "queries": len(correct), "classes": len(self.classes_)}
-        self.results_ = {"value": value, "protocol": protocol | ({"leave_one_out": True} if leave_one_out else {})}
-        return value
+    def neighbours(self, f: Features, k: int | None = None, *, sharded: bool = False) -> Neighbours:
+        """Return float64 cosines and bank rows `[queries, k]` of the nearest neighbours, nearest first, on the CPU.
 
-    def _check(self, f: Tensor | None) -> None:
+        Args:
+            f: Queries, as in `predict`.
+            k: How many; the largest that the probe was made with by default, capped at the rows of the bank.
+            sharded: As in `predict`.
+
+        Raises:
+            UsageError: as `predict`, or k < 1.
+
+        Example:
+            >>> probe = KNNProbe().fit(torch.eye(3), [0, 1, 2])
+            >>> probe.neighbours(torch.tensor([[0.0, 4.0, 3.0]]), 2)
+            Neighbours(cosines=tensor([[0.8000, 0.6000]], dtype=torch.float64), rows=tensor([[1, 2]]))
+        """
+        return self._fitted().search(f, max(self._ks) if k is None else k, sharded=sharded)
+
+    @property
+    def _ks(self) -> tuple[int, ...]:
+        return self.k if isinstance(self.k, tuple) else (self.k,)
+
+    def _fitted(self) -> NeighbourBank:
         if not hasattr(self, "_bank"):
             raise UsageError("This probe has no bank yet: call fit(features, labels) first.")
-        if f is None:
-            return
-        check_features(f, minimum=1, what="queries")
-        if f.shape[1] != self._bank.shape[1]:
-            raise UsageError(f"The bank has {self._bank.shape[1]} columns, the queries have {f.shape[1]}.")
+        return self._bank
 
-    @torch.no_grad()
-    def _predict(self, f: Tensor, *, leave_one_out: bool) -> Tensor:
-        labels = []
-        for start, queries in self._chunks(f):
-            k = min(self.k + leave_one_out, len(self._bank))
-            cosine, index = self._nearest(queries, k)
-            if leave_one_out:
-                cosine, index = _drop(cosine, index, torch.arange(start, start + len(queries), device=index.device))
-            cosine, index = cosine.cpu(), index.cpu()
-            weight = ((cosine - cosine[:, :1]) / self.temperature).exp()
-            votes = torch.zeros(len(weight), len(self.classes_), dtype=torch.float64)
-            votes.scatter_add_(1, self._codes[index], weight)
-            labels.append(self.classes_[votes.argmax(1)])
-        return torch.cat(labels)
+    def _keep(self, correct: Tensor, *, sharded: bool, leave_one_out: bool = False) -> float:
+        """Keep accuracies of `[ks, queries]`, with `sharded` over the queries of all processes."""
+        if sharded and distributed.world_size() > 1:
+            by_row = correct.T.to(self._bank.device, torch.uint8).contiguous()
+            correct = distributed.gather_rows(by_row).T.bool().cpu()
+        self.correct_ = correct[0].clone()
+        accuracies = correct.double().mean(1).tolist()
+        rows = self._bank.rows
+        ks = [min(k, rows - leave_one_out) for k in self._ks]
+        protocol: dict[str, Any] = {"k": ks[0], "temperature": self.temperature, "metric": self.metric}
+        protocol |= {"bank": rows, "queries": correct.shape[1], "classes": len(self.classes_)}
+        if leave_one_out:
+            protocol["leave_one_out"] = True
+        self.results_ = {"value": accuracies[0], "protocol": protocol}
+        if isinstance(self.k, tuple):
+            protocol["k_list"] = ks
+            self.results_["values"] = {f"k={k}": value for k, value in zip(self.k, accuracies)}
+        return accuracies[0]
 
-    def _chunks(self, f: Tensor) -> Iterator[tuple[int, Tensor]]:
-        rows = max(1, min(1024, _SCAN_ELEMENTS // max(min(len(self._bank), _BANK_ROWS), len(self.classes_))))
-        for start in range(0, len(f), rows):
-            yield start, unit_rows(f[start : start + rows].detach().to(self._bank.device).double())
+    def _vote(self, found: Iterable[tuple[int, Neighbours]]) -> Tensor:
+        """Return the predicted labels `[ks, queries]`, those of the main k first."""
+        parts = [self._labels(some) for _, chunk in found for some in self._few(chunk)]
+        return torch.cat(parts, 1) if parts else torch.empty(len(self._ks), 0, dtype=torch.long)
 
-    def _nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return float64 cosines and bank rows `[queries, k]` of the nearest: by cosine, then by the lowest row."""
-        wanted = min(k + 8 + k // 8, len(self._bank))
-        scanned, index = self._scan(queries.float(), wanted)
-        index, order = index.sort(1)
-        scanned = scanned.gather(1, order)
-        cosine = self._rescore(queries, index)
-        # Rounding of unit rows to float32 and of a float32 dot product, at worst. More than that means that the user
-        # allows TF32 or bfloat16 in matrix products: then the bound is bfloat16's.
-        bound = (queries.shape[1] + 4) * 2.0**-24
-        if (cosine - scanned).abs().max() > bound:
-            bound = 2.0**-7
-        floor = scanned.min(1).values
-        order = cosine.argsort(dim=1, descending=True, stable=True)[:, :k]
-        cosine, index = cosine.gather(1, order), index.gather(1, order)
-        if wanted < len(self._bank):
-            unsure = (cosine[:, -1] <= floor + bound).nonzero().flatten()
-            for part in unsure.split(max(1, _SCAN_ELEMENTS // 2 // len(self._bank))):
-                cosine[part], index[part] = self._nearest_exact(queries[part], k)
-        return cosine, index
+    def _few(self, found: Neighbours) -> Iterable[Neighbours]:
+        step = max(1, _VOTES // len(self.classes_))
+        return map(Neighbours, found.cosines.split(step), found.rows.split(step))
 
-    def _scan(self, queries: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-        values, index = queries.new_empty(len(queries), 0), self._codes.new_empty(len(queries), 0).to(queries.device)
-        for start in range(0, len(self._unit), _BANK_ROWS):
-            similarity = queries @ self._unit[start : start + _BANK_ROWS].T
-            best, where = similarity.topk(min(wanted, similarity.shape[1]), sorted=False)
-            values, index = torch.cat([values, best], 1), torch.cat([index, where + start], 1)
-            if values.shape[1] > wanted:
-                values, order = values.topk(wanted, sorted=False)
-                index = index.gather(1, order)
-        return values, index
-
-    def _rescore(self, queries: Tensor, index: Tensor) -> Tensor:
-        """Return `[queries, candidates]` float64 cosines; a sum per row, so that equal bank rows give equal bits."""
-        out = torch.empty(index.shape, dtype=torch.float64, device=index.device)
-        step = max(1, _RESCORE_ELEMENTS // (index.shape[1] * queries.shape[1]))
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            rows = self._bank[index[part]].double()
-            out[part] = rows.mul_(queries[part, None]).sum(-1) * self._scale[index[part]]
-        return out
-
-    def _nearest_exact(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Search the whole bank in float64: for the ties and near-ties of collapsed or repeated features."""
-        if self._distinct is None:
-            self._distinct = _equal_rows(self._bank).unique(return_inverse=True)
-        first, group = self._distinct  # each distinct row once; for each row of the bank, which of them it is
-        parts = first.split(_BANK_ROWS // 8)
-        rough = torch.cat([queries @ self._bank[part].double().T * self._scale[part] for part in parts], 1)
-        # A float64 product orders rows up to its own rounding; what lies within it of the k-th is summed row by row.
-        bound = 2 * (queries.shape[1] + 4) * 2.0**-53
-        floor = rough.topk(min(k, len(first))).values[:, -1:] - bound
-        cosine = rough.new_empty(len(queries), k)
-        index = first.new_empty(len(queries), k)
-        for number, (query, near) in enumerate(zip(queries, rough >= floor)):
-            chosen = near.nonzero().flatten()
-            step = max(1, _RESCORE_ELEMENTS // len(query))
-            exact = rough[number].index_copy_(
-                0, chosen, torch.cat([self._rescore(query[None], first[part][None])[0] for part in chosen.split(step)])
-            )
-            members = near[group].nonzero().flatten()
-            values = exact[group[members]]
-            least = values.topk(k).values[-1]  # no sort of all members: at collapse that is the whole bank
-            above, tied = (values > least).nonzero().flatten(), (values == least).nonzero().flatten()
-            kept = torch.cat([above, tied[: k - len(above)]]).sort().values
-            order = kept[values[kept].argsort(dim=0, descending=True, stable=True)]
-            cosine[number], index[number] = values[order], members[order]
-        return cosine, index
-
-
-def _drop(cosine: Tensor, index: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Remove each query's own row of the bank, or the last neighbour where it is not among them."""
-    mine = index == own[:, None]
-    mine[:, -1] |= ~mine.any(1)
-    shape = (len(index), index.shape[1] - 1)
-    return cosine[~mine].view(shape), index[~mine].view(shape)
-
-
-def _equal_rows(f: Tensor) -> Tensor:
-    """Return for each row the first row that is bitwise equal to it, as far as one random projection tells."""
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(f.shape[1], dtype=torch.float64, generator=generator).to(f.device)
-    key = torch.cat([(rows.double() * direction).sum(1) for rows in f.split(_BANK_ROWS // 8)])
-    _, inverse = key.unique(return_inverse=True)
-    own = torch.arange(len(f), device=f.device)
-    first = own.new_full((len(f),), len(f)).scatter_reduce(0, inverse, own, "amin")[inverse]
-    equal = torch.cat([(f[part] == f[first[part]]).all(1) for part in own.split(_BANK_ROWS // 8)])
-    return torch.where(equal, first, own)
-
-
-def _as_labels(y: Any, rows: int) -> Tensor:
-    labels = torch.as_tensor(y).detach().cpu()
-    if labels.dtype == torch.bool:
-        labels = labels.long()
-    if labels.is_floating_point() or labels.is_complex() or labels.shape != (rows,):
-        raise UsageError(
-            f"Expected one integer label for each of {rows} rows, got {labels.dtype} of shape {list(labels.shape)}."
-        )
-    return labels.long()
+    def _labels(self, found: Neighbours) -> Tensor:
+        weight = ((found.cosines - found.cosines[:, :1]) / self.temperature).exp()
+        code = self._codes[found.rows]
+        votes = torch.zeros(len(weight), len(self.classes_), dtype=torch.float64)
+        labels, counted = {}, 0
+        for k in sorted(self._ks):  # each goes on from the votes of the one before
+            votes.scatter_add_(1, code[:, counted:k], weight[:, counted:k])
+            labels[k] = self.classes_[votes.argmax(1)]
+            counted = k
+        return torch.stack([labels[k] for k in self._ks])

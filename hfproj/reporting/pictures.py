@@ -8,7 +8,7 @@ import numpy as np
 
 from hfproj import plots
 from hfproj.plots.over_steps import metrics_of, over_steps
-from hfproj.results import Results
+from hfproj.results import LAYERS, WHENS, Results
 
 _WIDTH = 4.2  # inches: its letters stay readable on a telephone
 _TRAINING = ("loss", "learning_rate", "update_ratio", "gradient_ratio", "timescale_ratio")
@@ -20,6 +20,7 @@ _RATIO = (
     "backbone sees a head that has settled."
 )
 _SEEDS = " Bands: one standard deviation over seeds."
+_ACROSS = " Bars and bands, if any: one standard deviation over seeds."
 
 
 class Picture(NamedTuple):
@@ -45,7 +46,46 @@ def pictures_of(results: Results) -> list[Picture]:
                 partial(plots.plot_spectrum, results.spectra, width=_WIDTH),
             )
         )
-    return [*found, *_over_steps(results), *_geometry(results.geometry)]
+    return [*_probes(results), *found, *_over_steps(results), *_geometry(results.geometry)]
+
+
+def _probes(results: Results) -> list[Picture]:
+    """Return accuracies of h and z before and after training, where there are several, and those of every layer."""
+    names = results.names("accuracy")
+    sides: dict[str, dict[str, tuple[float, float]]] = {}
+    for key, name in names.items():
+        for layer in LAYERS:
+            found = {when: results.mean_std(key, layer, when) for when in WHENS}
+            if all(found.values()):
+                sides[f"{name}: {layer}"] = {when: pair for when, pair in found.items() if pair}
+    pictures = []
+    if len(sides) > 2:
+        pictures.append(
+            Picture(
+                "Probes before and after training",
+                "Accuracy on held-out items of classifiers that saw the features alone." + _ACROSS,
+                f"Accuracies before and after training: {_names(sides)}.",
+                partial(plots.plot_groups, sides, "accuracy", width=_WIDTH),
+            )
+        )
+    for key, name in names.items():
+        curves: dict[str, dict[str, tuple[float, float]]] = {}
+        for when in WHENS:
+            means = {layer: results.mean_std(key, layer, when) for layer in results.layers}
+            curve = {layer: pair for layer, pair in means.items() if pair}
+            if len(curve.keys() - set(LAYERS)) > 1:
+                curves[f"{when} training"] = curve
+        if curves:
+            pictures.append(
+                Picture(
+                    f"{name[0].upper()}{name[1:]}, layer by layer",
+                    "Where the representation is best. A head that forgets what the objective calls irrelevant lies "
+                    "below the layers before it." + _ACROSS,
+                    f"{name} of each layer, from {' to '.join(results.layers[:: len(results.layers) - 1])}.",
+                    partial(plots.plot_layers, curves, name, width=_WIDTH),
+                )
+            )
+    return pictures
 
 
 def _over_steps(results: Results) -> list[Picture]:

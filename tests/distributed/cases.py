@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from distributed.diagnostics import DIAGNOSTICS
+from distributed.extraction import EXTRACTION
 from distributed.methods import METHODS
+from distributed.probes import PROBES
 from distributed.run import Processes
 from hfproj import distributed
 from hfproj.errors import UsageError
@@ -181,4 +183,6 @@ CASES = {
     "nt_xent tiled, cold": training(NTXent(tile_rows=4, temperature=0.01)),
     **METHODS,
     **DIAGNOSTICS,
+    **EXTRACTION,
+    **PROBES,
 }

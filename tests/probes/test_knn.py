@@ -1,59 +1,15 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
+from probes.knn_cases import CASES, clusters, reference
 
-import hfproj.probes.knn as knn
 from hfproj.errors import UsageError
-from hfproj.probes import KNNProbe
-
-
-def reference(bank, labels, queries, k, temperature, own=False):
-    """Brute force in float64, one query at a time: by cosine, then lowest row; votes, then smallest label."""
-    bank, queries, labels = bank.double().numpy(), queries.double().numpy(), np.asarray(labels)
-    predictions = []
-    for number, q in enumerate(queries):
-        norms = np.sqrt((bank * bank).sum(1)) * np.sqrt((q * q).sum())
-        cosine = (bank * q).sum(1) / np.where(norms > 0, norms, 1)
-        cosine = np.round(cosine, 12)  # rows that are equal tie, whatever numpy's summation does
-        order = np.argsort(-cosine, kind="stable")
-        order = order[order != number] if own else order
-        order = order[:k]
-        classes = np.unique(labels)
-        votes = [np.exp(cosine[order][labels[order] == c] / temperature).sum() for c in classes]
-        predictions.append(classes[int(np.argmax(np.round(votes / np.max(votes), 12)))])
-    return torch.tensor(np.array(predictions))
-
-
-def clusters(rows, dim, classes, seed, noise=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
-    labels = torch.randint(classes, (rows,), generator=generator)
-    return centres[labels] + noise * torch.randn(rows, dim, generator=generator), labels
-
-
-CASES = {
-    "random": lambda: (*clusters(500, 24, 7, 1, 2.0), clusters(120, 24, 7, 2, 2.0)[0]),
-    "float64": lambda: (
-        clusters(300, 8, 3, 1)[0].double(),
-        clusters(300, 8, 3, 1)[1],
-        clusters(50, 8, 3, 2)[0].double(),
-    ),
-    "offset": lambda: (*clusters(400, 16, 5, 1)[:1], clusters(400, 16, 5, 1)[1], clusters(80, 16, 5, 2)[0] + 30),
-    "labels are any integers": lambda: (
-        clusters(200, 8, 3, 1)[0],
-        clusters(200, 8, 3, 1)[1] * 1000 - 7,
-        torch.randn(40, 8),
-    ),
-    "duplicated": lambda: (clusters(60, 8, 5, 1, 2.0)[0].repeat(9, 1), torch.arange(540) * 7 % 5, torch.randn(80, 8)),
-    "few values": lambda: (torch.randint(0, 2, (400, 3)).float(), torch.randint(0, 4, (400,)), torch.eye(3)),
-    "collapsed": lambda: (torch.randn(1, 8).expand(300, 8).contiguous(), torch.arange(300) % 3, torch.randn(20, 8)),
-    "nearly collapsed": lambda: (1 + 1e-3 * torch.randn(300, 8), torch.arange(300) % 3, 1 + 1e-3 * torch.randn(20, 8)),
-    "unbalanced": lambda: (torch.randn(500, 8), (torch.arange(500) < 8).long(), torch.randn(60, 8)),
-    "one a class": lambda: (torch.randn(9, 4), torch.arange(9) + 5, torch.randn(30, 4)),
-    "one row": lambda: (torch.randn(1, 4), torch.tensor([3]), torch.randn(5, 4)),
-    "zero rows": lambda: (torch.cat([torch.zeros(30, 4), torch.randn(30, 4)]), torch.arange(60) % 4, torch.zeros(3, 4)),
-    "tiny and huge rows": lambda: (torch.randn(99, 4) * 1e-30, torch.arange(99) % 4, torch.randn(9, 4) * 1e30),
-}
+from hfproj.probes import knn, neighbours
+from hfproj.probes._labels import as_labels
+from hfproj.probes.knn import KNNProbe
+from hfproj.probes.neighbours import NeighbourBank
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 1000])
@@ -81,11 +37,13 @@ def test_chunks_and_reduced_precision_change_nothing(case, monkeypatch):
     bank, labels, queries = CASES[case]()
     probe = KNNProbe(k=5).fit(bank, labels)
     expected = probe.predict(queries)
-    monkeypatch.setattr(knn, "_SCAN_ELEMENTS", 900)
-    monkeypatch.setattr(knn, "_BANK_ROWS", 64)
-    monkeypatch.setattr(knn, "_RESCORE_ELEMENTS", 64)
+    for name, value in {"_SCAN_ELEMENTS": 900, "_BANK_ROWS": 64, "_FEW_ROWS": 7, "_RESCORE_ELEMENTS": 64}.items():
+        monkeypatch.setattr(neighbours, name, value)
+    monkeypatch.setattr(knn, "_VOTES", 20)
     assert KNNProbe(k=5).fit(bank, labels).predict(queries).equal(expected)
-    probe._unit = probe._unit.bfloat16().float()  # what a matrix product in bfloat16 sees
+    with torch.autocast("cpu", torch.bfloat16):
+        assert KNNProbe(k=5).fit(bank, labels).predict(queries).equal(expected)
+    probe._bank._unit = probe._bank._unit.bfloat16().float()  # what a matrix product in bfloat16 sees
     assert probe.predict(queries).equal(expected)
 
 
@@ -118,6 +76,66 @@ def test_results_carry_the_protocol():
     assert KNNProbe(k=3).fit(bank, labels.numpy()).score(bank, labels.tolist()) > 0.5
 
 
+def test_several_k_share_one_search():
+    bank, labels = clusters(500, 24, 7, 1, 3.0)
+    queries, truth = clusters(120, 24, 7, 2, 3.0)
+    probe = KNNProbe(k=[20, 1, 7, 1000])
+    value = probe.fit(bank, labels).score(queries, truth)
+    single = {k: KNNProbe(k=k).fit(bank, labels) for k in (20, 1, 7, 1000)}
+    assert probe.results_["values"] == {f"k={k}": one.score(queries, truth) for k, one in single.items()}
+    assert len(set(probe.results_["values"].values())) > 1
+    assert value == probe.results_["value"] == single[20].results_["value"]
+    assert probe.correct_.equal(single[20].correct_)
+    assert probe.predict(queries).equal(single[20].predict(queries))
+    assert probe.results_["protocol"] == {**single[20].results_["protocol"], "k_list": [20, 1, 7, 500]}
+    probe.score_leave_one_out()
+    expected = {f"k={k}": one.score_leave_one_out() for k, one in single.items()}
+    assert probe.results_["values"] == expected
+    assert probe.results_["protocol"]["k_list"][-1] == 499
+    assert repr(probe) == "KNNProbe(k=(20, 1, 7, 1000), temperature=0.07, metric='cosine')"
+    assert "values" not in single[20].results_
+
+
+@pytest.mark.parametrize("k", [1, 4, 1000])
+@pytest.mark.parametrize("case", ["random", "few values", "collapsed", "zero rows", "duplicated"])
+def test_neighbours(case, k):
+    bank, labels, queries = CASES[case]()
+    found = KNNProbe().fit(bank, labels).neighbours(queries, k)
+    unit, directions = (torch.nn.functional.normalize(f.double(), dim=1) for f in (bank, queries))
+    cosine = (directions @ unit.T).numpy().round(12)
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    assert found.rows.equal(torch.from_numpy(order.copy()))
+    np.testing.assert_allclose(found.cosines.numpy(), np.take_along_axis(cosine, order, 1), atol=1e-11)
+    within = NeighbourBank(bank).search_within(k)
+    order = np.argsort(-(unit @ unit.T).numpy().round(12), axis=1, kind="stable")
+    others = np.stack([row[row != number] for number, row in enumerate(order)])[:, :k]
+    assert within.rows.equal(torch.from_numpy(others.copy()))
+
+
+def test_classes_of_one_side_only():
+    bank, labels, queries = CASES["random"]()
+    probe = KNNProbe(k=5).fit(bank[labels != 3], labels[labels != 3])
+    assert probe.score(queries, torch.full((120,), 3)) == 0  # missing in the bank
+    assert set(probe.predict(queries).tolist()) <= {0, 1, 2, 4, 5, 6}
+
+
+def test_one_process_is_a_sharded_bank_of_one():
+    bank, labels, queries = CASES["random"]()
+    one, probe = KNNProbe().fit(bank, labels), KNNProbe().fit(bank, labels, sharded=True)
+    assert probe.score(queries, labels[:120], sharded=True) == one.score(queries, labels[:120])
+    assert probe.results_ == one.results_
+
+
+def test_neither_options_nor_state_leak():
+    bank, labels, queries = CASES["random"]()
+    state = torch.random.get_rng_state()
+    with torch.inference_mode():
+        probe = KNNProbe(k=(3, 5)).fit(bank.clone(), labels)
+    copied = copy.deepcopy(probe)
+    assert copied.predict(queries.half()).equal(probe.predict(queries.half()))
+    assert torch.random.get_rng_state().equal(state)
+
+
 def test_agrees_with_scikit_learn():
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -140,7 +158,8 @@ def test_memory_does_not_grow_with_the_queries():
 
 def test_refusals():
     f, y = torch.randn(10, 4), torch.arange(10)
-    for options in ({"k": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"metric": "cosin"}):
+    bad_options = ({"k": 0}, {"k": (5, 0)}, {"k": ()}, {"k": (5, 5)}, {"metric": "cosin"})
+    for options in (*bad_options, {"temperature": 0.0}, {"temperature": float("nan")}):
         with pytest.raises(UsageError):
             KNNProbe(**options)
     with pytest.raises(UsageError, match="fit"):
@@ -162,5 +181,10 @@ def test_refusals():
         probe.predict(torch.randn(2, 5))
     with pytest.raises(UsageError, match="at least 1 row"):
         probe.score(f[:0], y[:0])
+    with pytest.raises(UsageError, match="k ≥ 1"):
+        probe.neighbours(f, 0)
+    for labels in ([0.5] * 10, torch.rand(10), None):  # what is no type of labels, jaxtyping refuses in tests
+        with pytest.raises(UsageError, match="integer label"):
+            as_labels(labels, 10)
     with pytest.raises(UsageError, match="at least 2 rows"):
         KNNProbe().fit(f[:1], y[:1]).score_leave_one_out()

@@ -1,0 +1,82 @@
+"""A copy of a backbone that computes h and can be trained as a whole, with what its adapter learned merged in."""
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from hfproj.errors import UsageError
+from hfproj.tuner import ProjectionHeadConfig
+from hfproj.tuner.layer import CHILD, ProjectionLayer, remove_hooks
+
+
+def network_of(model: Any, *, pooling: str | None = None, layer: int = -1, in_dim: int | None = None) -> nn.Module:
+    """Return a copy of the backbone of `model` with what its adapter learned merged in, every tensor of it trainable.
+
+    Its output's `representation` is h. Tensors that h does not depend on stay frozen. Half precision becomes float32.
+
+    Raises:
+        UsageError: a pooling beside that of a head, an adapter that can't be merged, or a width that can't be told.
+    """
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = getattr(backbone, CHILD, None)
+    if isinstance(head, ProjectionLayer) and head.active_name is not None:
+        if (pooling, layer, in_dim) != (None, -1, None):
+            raise UsageError(
+                "pooling, layer and in_dim are those of the projection head; leave them out, or pass the backbone."
+            )
+        config = model.peft_config[head.active_name]
+        pooling, layer, in_dim = config.pooling, config.layer, config.in_dim
+    bare = copy.deepcopy(backbone)
+    for parameter in bare.parameters():
+        parameter.grad = None
+    like = next((p for p in bare.parameters() if p.is_floating_point()), torch.empty(0))
+    bare.to(torch.promote_types(like.dtype, torch.float32))
+    _merge_adapters(bare)
+    config = ProjectionHeadConfig(
+        head="identity", out_dim=None, pooling=pooling, layer=layer, in_dim=in_dim, trainable="full",
+        keep_original=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():  # that the originals are given up: this is a copy
+        warnings.filterwarnings("ignore", message="keep_original=False")
+        return get_peft_model(bare, config)
+
+
+def _merge_adapters(backbone: nn.Module) -> None:
+    """Turn a copied backbone with PEFT layers into a plain one that computes the same."""
+    head = getattr(backbone, CHILD, None)
+    if isinstance(head, ProjectionLayer):
+        remove_hooks(head)
+        delattr(backbone, CHILD)
+    backbone.__dict__.pop("peft_config", None)
+    for name, module in list(backbone.named_modules()):
+        parent, _, child = name.rpartition(".")
+        try:
+            plain = _merged(module)
+        except (NotImplementedError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"The adapter of {name} ({type(module).__name__}) can't be merged into the backbone, which fine-tuning "
+                f"has to start from: {error}"
+            ) from error
+        if plain is not module:
+            setattr(backbone.get_submodule(parent), child, plain)
+
+
+def _merged(module: nn.Module) -> nn.Module:
+    """Return a PEFT layer's base layer with what is active merged in; any other module as it is."""
+    if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and hasattr(
+        module, "unload_and_optionally_merge_module"
+    ):
+        return module.unload_and_optionally_merge_module(
+            merge=not module.disable_adapters, safe_merge=False, adapter_names=None
+        )
+    if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
+        if not module.merged and not module.disable_adapters:
+            module.merge(safe_merge=False, adapter_names=None)
+        return module.get_base_layer()
+    return module

@@ -1,0 +1,274 @@
+"""Attentive probe: what a classifier reads from all tokens, where learned queries choose how much each of them counts.
+
+    x̂_t = LN(x_t),    a_qt = softmax_t(⟨q_q, W_k x̂_t⟩ / √d_head),    v = mean_q Σ_t a_qt (W_v x̂_t + b_v),
+
+and logits W v + b, with the attention in heads of width d_head = dim / heads. Class tokens often say little about
+what a masked-image model knows; its patch tokens say more than their mean.
+
+References:
+    V-JEPA (Bardes et al. 2024, arXiv 2404.08471), facebookresearch/jepa ``src/models/attentive_pooler.py``: one query
+    of standard deviation 0.02, AdamW, a cosine to 0. AIM (El-Nouby et al. 2024, arXiv 2401.08541), apple/ml-aim
+    ``AttentionPoolingClassifier``: no query projection, the mean over several queries. Psomas et al. 2025,
+    arXiv 2506.10178, compare such probes.
+
+Deviations:
+    V-JEPA's block goes on with a residual MLP; here a linear classifier follows the attention, as in AIM, so that what
+    is measured is in the tokens. LN has no scale and shift (W_k, W_v and b_v absorb them; AIM: BatchNorm), W_k no bias
+    (the softmax does not see it). Keys and values are never formed: ⟨q, W_k x̂⟩ = ⟨W_kᵀ q, x̂⟩ and Σ a W_v x̂ = W_v Σ a x̂
+    cost `heads · queries` products a token instead of 2 · dim. Settings are the same for all data; none is chosen.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hfproj.diagnostics._common import describe_bad_rows
+from hfproj.errors import NonFiniteLossError, UsageError
+from hfproj.probes._labels import Labels, as_labels
+
+Tokens = Float[Tensor, "rows tokens dim"] | Float[np.ndarray, "rows tokens dim"]
+
+_READ_ELEMENTS = 2**22  # numbers read at a time where no gradient is needed: 16 MiB of float32
+_LARGE = 2.0**40  # larger numbers are scaled down before their squares overflow float32; LN gives the same of them
+_QUERY_STD = 0.02  # V-JEPA's and AIM's: attention starts out almost uniform
+
+
+class AttentiveProbe:
+    """Accuracy of an attentive classifier on tokens, in scikit-learn's manners: `fit`, `predict`, `score`, `results_`.
+
+    Tokens are read a batch at a time, so that they may lie in a memory-mapped array. The order of the tokens of a row
+    does not matter.
+
+    Args:
+        heads: Of the attention; they divide the width.
+        queries: Learned queries, whose outputs are averaged. 1 as in V-JEPA.
+        epochs: Passes over the training rows. 20 as in V-JEPA.
+        min_steps: Steps at least: on few rows there are more epochs, since 20 would be too few steps to learn anything.
+        batch_size: Rows of a step.
+        learning_rate: Of AdamW at the start; a cosine takes it to 0. 1e-3 as in V-JEPA.
+        weight_decay: Of W_k, W_v and W; not of queries and biases. 0.01 as in V-JEPA.
+        seed: Of the initial weights and of the order of the rows.
+        device: Where to train; None: where the tokens are.
+
+    Attributes:
+        results_: After scoring: ``{"value": accuracy, "protocol": {…}}``.
+        correct_: After scoring: ``[rows]`` bool, for `paired_interval`.
+
+    Raises:
+        UsageError: a number below 1, a learning rate that is not positive or a negative weight decay.
+
+    Example (a vector and its negative among the tokens make the class, and the mean of the tokens is always 0):
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> u, noise = torch.randn(2, 8, generator=generator), torch.randn(96, 8, generator=generator)
+        >>> y = torch.arange(96) % 2
+        >>> x = torch.stack([u[y], -u[y], noise, -noise], 1)
+        >>> probe = AttentiveProbe(heads=2, learning_rate=1e-2, batch_size=16)
+        >>> probe.fit(x[:64], y[:64]).score(x[64:], y[64:])
+        1.0
+    """
+
+    name = "attentive"
+    unit = "accuracy"
+
+    def __init__(
+        self,
+        *,
+        heads: int = 8,
+        queries: int = 1,
+        epochs: int = 20,
+        min_steps: int = 1000,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ):
+        if min(heads, queries, epochs, min_steps, batch_size) < 1:
+            raise UsageError(
+                "heads, queries, epochs, min_steps and batch_size are at least 1, got "
+                f"{heads}, {queries}, {epochs}, {min_steps} and {batch_size}."
+            )
+        if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
+            raise UsageError(
+                f"Expected learning_rate > 0 and weight_decay ≥ 0, got {learning_rate} and {weight_decay}."
+            )
+        self.heads, self.queries, self.batch_size = heads, queries, batch_size
+        self.epochs, self.min_steps = epochs, min_steps
+        self.learning_rate, self.weight_decay, self.seed, self.device = learning_rate, weight_decay, seed, device
+
+    def __repr__(self) -> str:
+        return f"AttentiveProbe({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("heads", "queries", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def fit(self, f: Tokens, y: Labels) -> "AttentiveProbe":
+        """Train the classifier on tokens and the labels of their rows (any integers).
+
+        Raises:
+            UsageError: no tokens ``[rows, tokens, dim]``, rows that are not finite, a width that the heads do not
+                divide, or labels that are no integers or do not match the rows.
+            NonFiniteLossError: the loss became NaN or infinite.
+        """
+        check_tokens(f)
+        rows, tokens, dim = f.shape
+        if dim % self.heads:
+            raise UsageError(f"heads={self.heads} do not divide the width of the tokens, {dim}; choose a divisor.")
+        device = torch.device(self.device) if self.device is not None else _device_of(f)
+        # The caller's inference mode would let the backward pass fail, its autocast would lower the precision.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            self.classes_, codes = torch.unique(as_labels(y, rows), return_inverse=True)
+            dtype = torch.promote_types(_read(f, slice(0, 1), device).dtype, torch.float32)
+            generator = torch.Generator().manual_seed(self.seed)
+            self._weights = _initial(len(self.classes_), self.heads, self.queries, dim, generator, dtype, device)
+            self._train(f, codes.to(device), generator)
+        self._shape = (rows, tokens, dim)
+        return self
+
+    def predict(self, f: Tokens) -> Int[Tensor, " rows"]:
+        """Return the predicted label of every row, on the CPU; the number of tokens may differ from the training's.
+
+        Raises:
+            UsageError: not fitted, no tokens ``[rows, tokens, dim]``, another width, or rows that are not finite.
+        """
+        if not hasattr(self, "_shape"):
+            raise UsageError("This probe is not trained yet: call fit(tokens, labels) first.")
+        check_tokens(f)
+        if f.shape[2] != self._shape[2]:
+            raise UsageError(f"The probe was trained on tokens of width {self._shape[2]}, these have {f.shape[2]}.")
+        w = self._weights
+        like = w["classifier"]
+        with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+            found = [_logits(w, _normal(_read(f, part, like.device), like.dtype)).argmax(1).cpu() for part in _parts(f)]
+        return self.classes_[torch.cat(found)]
+
+    def score(self, f: Tokens, y: Labels) -> float:
+        """Return the accuracy on `f`, and keep it with its protocol in `results_` and row by row in `correct_`.
+
+        Raises:
+            UsageError: as `predict`, or labels that are no integers or do not match the rows.
+        """
+        predicted = self.predict(f)
+        self.correct_ = predicted == as_labels(y, len(f))
+        value = self.correct_.double().mean().item()
+        rows, tokens, dim = self._shape
+        sizes = {"train_rows": rows, "test_rows": len(f), "tokens": tokens, "dim": dim, "classes": len(self.classes_)}
+        sizes["steps"] = self._steps
+        self.results_ = {"value": value, "protocol": {**self._settings(), **sizes}}
+        return value
+
+    def _train(self, f: Any, codes: Tensor, generator: torch.Generator) -> None:
+        w = {name: tensor.requires_grad_() for name, tensor in self._weights.items()}
+        matrices, rest = [w[n] for n in _DECAYED], [w[n] for n in w if n not in _DECAYED]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        starts = range(0, len(f), self.batch_size)
+        self._steps = max(self.epochs, math.ceil(self.min_steps / len(starts))) * len(starts)
+        for step in range(self._steps):
+            if step % len(starts) == 0:
+                order = torch.randperm(len(f), generator=generator)
+            start = starts[step % len(starts)]
+            batch = order[start : start + self.batch_size].sort().values  # in order: read from a disk, perhaps
+            x = _normal(_read(f, batch, codes.device), w["classifier"].dtype)
+            loss = F.cross_entropy(_logits(w, x), codes[batch.to(codes.device)])
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"The loss of the attentive probe became {loss.item()} at step {step + 1}; lower learning_rate, "
+                    f"{self.learning_rate:g} now."
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * (1 + math.cos(math.pi * step / self._steps)) / 2
+            optimizer.step()
+        self._weights = {name: tensor.detach() for name, tensor in w.items()}
+
+
+_DECAYED = ("key", "value", "classifier")
+
+
+def _initial(
+    classes: int,
+    heads: int,
+    queries: int,
+    dim: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Return the initial weights: small queries, keys and values that keep the scale, and a classifier of zeros."""
+    width = dim // heads
+
+    def normal(*shape: int, std: float) -> Tensor:  # drawn in float64 on the CPU, so that dtypes and devices agree
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * std).to(device, dtype)
+
+    return {
+        "query": normal(queries, heads, width, std=_QUERY_STD),
+        "key": normal(heads, width, dim, std=dim**-0.5),
+        "value": normal(heads, width, dim, std=dim**-0.5),
+        "value_bias": torch.zeros(heads, width, dtype=dtype, device=device),
+        "classifier": torch.zeros(classes, dim, dtype=dtype, device=device),
+        "bias": torch.zeros(classes, dtype=dtype, device=device),
+    }
+
+
+def _logits(w: dict[str, Tensor], x: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows classes"]:
+    """Return the logits of normalised tokens."""
+    queries, heads, width = w["query"].shape
+    look = torch.einsum("qhi,hid->qhd", w["query"], w["key"]) / width**0.5
+    attention = (x @ look.flatten(0, 1).mT).softmax(1).view(*x.shape[:2], queries, heads).mean(2)  # softmax over tokens
+    seen = attention.mT @ x  # [rows, heads, dim]; the mean over queries comes first, since values are linear in it
+    values = torch.einsum("rhd,hid->rhi", seen, w["value"]) + w["value_bias"]
+    return values.flatten(1) @ w["classifier"].mT + w["bias"]
+
+
+def _normal(x: Tensor, dtype: torch.dtype) -> Tensor:
+    x = x.to(dtype)
+    largest = x.abs().amax(-1, keepdim=True).clamp_min(_LARGE)
+    return F.layer_norm(x * (_LARGE / largest), x.shape[-1:])
+
+
+def check_tokens(f: Any) -> None:
+    """Refuse what is no ``[rows, tokens, dim]`` array of finite floating-point numbers; it is read in parts.
+
+    Raises:
+        UsageError: wrong shape or dtype, no row, token or column, or rows with NaN or infinity (which are named).
+
+    Example:
+        >>> check_tokens(torch.zeros(5, 4))
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected tokens as floating-point numbers of shape [rows, tokens, dim], got ...
+    """
+    floating = f.is_floating_point() if isinstance(f, Tensor) else np.issubdtype(f.dtype, np.floating)
+    if f.ndim != 3 or not floating or 0 in f.shape:
+        raise UsageError(
+            f"Expected tokens as floating-point numbers of shape [rows, tokens, dim], got {f.dtype} of shape "
+            f"{list(f.shape)}. Pooled features have no tokens: extract them with tokens=True."
+        )
+    finite = torch.cat([torch.isfinite(_read(f, part, torch.device("cpu"))).flatten(1).all(1) for part in _parts(f)])
+    if refusal := describe_bad_rows(torch.where(finite, 0.0, torch.nan)[:, None], what="tokens"):
+        raise UsageError(refusal)
+
+
+def _parts(f: Any) -> Iterator[slice]:
+    rows = max(1, _READ_ELEMENTS // (f.shape[1] * f.shape[2]))
+    return (slice(start, start + rows) for start in range(0, len(f), rows))
+
+
+def _read(f: Any, rows: Tensor | slice, device: torch.device) -> Tensor:
+    """Return rows of a tensor or of an array, which may be memory-mapped, on the device."""
+    if isinstance(f, Tensor):
+        return f.detach()[rows if isinstance(rows, slice) else rows.to(f.device)].to(device)
+    # A copy: what is mapped from a file may not be writable, which torch wants.
+    return torch.from_numpy(np.array(f[rows if isinstance(rows, slice) else rows.numpy()])).to(device)
+
+
+def _device_of(f: Any) -> torch.device:
+    return f.device if isinstance(f, Tensor) else torch.device("cpu")

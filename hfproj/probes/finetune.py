@@ -1,0 +1,407 @@
+"""Fine-tuning probe: what a network learns from few labels, or from all, when backbone and classifier train together.
+
+    logits = W h(x) + b,    AdamW on cross-entropy, linear warm-up, a cosine to 0
+
+with the share `fraction` of each class's training images: 0.01 and 0.1 are the usual semi-supervised evaluations, 1 is
+full fine-tuning. What is fine-tuned is a copy of the backbone as it computes h, with its adapter merged in; heads play
+no part. The model that is given stays as it is, bit for bit.
+
+References:
+    SimCLR (Chen et al. 2020, arXiv 2002.05709, appendix B.5): 1 % and 10 % of the images in a class-balanced way,
+    random crops and flips alone, 60 and 30 epochs.
+
+Deviations:
+    AdamW with a smaller learning rate for the backbone and a warm-up instead of SGD with Nesterov momentum, as is usual
+    for transformers; learning rates, weight decay and warm-up are our choice. Each class keeps its share of the images,
+    and at least one; SimCLR's classes are of about one size. The classifier starts at zero. No augmentation beyond
+    crops and flips, no mix-up, no layer-wise decay.
+"""
+
+import dataclasses
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from hfproj.data.augment import Augmentation
+from hfproj.data.images import EvalImages, ImageViews
+from hfproj.data.indexing import IndexedDataset, as_item
+from hfproj.diagnostics._common import describe_bad_rows
+from hfproj.errors import NonFiniteLossError, UsageError, unknown
+from hfproj.functional.modes import evaluating
+from hfproj.probes._labels import as_labels
+from hfproj.probes._network import network_of
+from hfproj.probes.features import forward
+
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CROP_AND_FLIP = Augmentation.none(scale=(0.08, 1.0), flip_probability=0.5)  # SimCLR's, for fine-tuning
+
+
+class FineTuneProbe:
+    """Accuracy after fine-tuning on a share of the labels: `fit(model, train)`, `predict(test)`, `score(test)`.
+
+    Data sets have a length, integer indices, and items with a label: dicts (🤗 datasets) or ``(image, label)`` pairs. A
+    copy of the backbone is trained and kept until the probe is dropped; in training, its gradients and AdamW's two
+    moments come on top. On several processes each trains by itself. On the CPU the same inputs give the same result.
+
+    Args:
+        fraction: Of the training images of each class, in (0, 1]; at least one image of each.
+        epochs: Passes over these images. 30 as in SimCLR at 10 %; few images need more.
+        batch_size: Images of a step; an epoch is divided evenly.
+        learning_rate: Of the classifier, at its peak.
+        backbone_learning_rate: Of the backbone, at its peak.
+        weight_decay: Of matrices; not of biases, norms and scales.
+        warmup: Share of the steps in which the learning rates rise, in [0, 1).
+        max_grad_norm: Gradients are scaled down to this norm; None: never.
+        augmentation: Of training images; None: they are as in testing.
+        precision: None: that of the weights, float32 or better. "bf16" or "fp16": autocast.
+        collator: Makes training batches of items with "index" and "epoch": ``{"pixel_values"}``, ``{"inputs"}`` or
+            ``{"views"}`` of one view. None: `augmentation` and the preprocessing of `eval_collator`.
+        eval_collator: Makes test batches; None: ``EvalImages.for_model(model)``.
+        label_column: Entry of an item that holds its class number.
+        pooling: Of a model without a projection head, see `ProjectionHeadConfig`; a head has its own.
+        layer: Likewise.
+        in_dim: Likewise, where the width of h can't be told from the backbone.
+        seed: Of the share, of the order of the images, of their augmentation and of dropout.
+        device: Where to train; None: where the model is.
+        num_workers: Processes that load data.
+
+    Attributes:
+        results_: After scoring: ``{"value": accuracy, "protocol": {…}}``.
+        correct_: After scoring: ``[rows]`` bool, for `paired_interval`.
+        indices_: After fitting: the rows of `train` that were used.
+
+    Raises:
+        UsageError: an option out of its range.
+
+    Example (a plain module as the backbone; the first number tells the class):
+        >>> x, y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2
+        >>> x[:, 0] = 3 * y
+        >>> data = [{"x": row, "label": int(label)} for row, label in zip(x, y)]
+        >>> collate = lambda items: {"pixel_values": torch.stack([item["x"] for item in items])}
+        >>> probe = FineTuneProbe(learning_rate=0.1, backbone_learning_rate=0.1, batch_size=16,
+        ...                       eval_collator=collate)
+        >>> probe.fit(nn.Linear(12, 8), data[:48]).score(data[48:])
+        1.0
+    """
+
+    name = "fine_tune"
+    unit = "accuracy"
+
+    def __init__(
+        self,
+        *,
+        fraction: float = 1.0,
+        epochs: int = 30,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        backbone_learning_rate: float = 1e-4,
+        weight_decay: float = 0.05,
+        warmup: float = 0.1,
+        max_grad_norm: float | None = 1.0,
+        augmentation: Augmentation | None = CROP_AND_FLIP,
+        precision: str | None = None,
+        collator: Callable[[list], Mapping[str, Any]] | None = None,
+        eval_collator: Callable[[list], Mapping[str, Any]] | None = None,
+        label_column: str = "label",
+        pooling: str | None = None,
+        layer: int = -1,
+        in_dim: int | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        num_workers: int = 0,
+    ):
+        if not 0 < fraction <= 1 or not 0 <= warmup < 1:
+            raise UsageError(f"Expected 0 < fraction ≤ 1 and 0 ≤ warmup < 1, got {fraction} and {warmup}.")
+        if epochs < 1 or batch_size < 1:
+            raise UsageError(f"epochs and batch_size are at least 1, got {epochs} and {batch_size}.")
+        rates = (learning_rate, backbone_learning_rate, weight_decay)
+        if not all(0 <= rate < math.inf for rate in rates) or learning_rate == 0:
+            raise UsageError(
+                "Expected learning_rate > 0, backbone_learning_rate ≥ 0 and weight_decay ≥ 0, got "
+                f"{learning_rate}, {backbone_learning_rate} and {weight_decay}."
+            )
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise UsageError(f"max_grad_norm is positive, or None for no limit; {max_grad_norm} came.")
+        if precision is not None and precision not in _PRECISIONS:
+            raise unknown("precision", precision, _PRECISIONS)
+        self.fraction, self.epochs, self.batch_size = fraction, epochs, batch_size
+        self.learning_rate, self.backbone_learning_rate = learning_rate, backbone_learning_rate
+        self.weight_decay, self.warmup, self.max_grad_norm = weight_decay, warmup, max_grad_norm
+        self.augmentation, self.precision = augmentation, precision
+        self.collator, self.eval_collator = collator, eval_collator
+        self.label_column, self.pooling, self.layer, self.in_dim = label_column, pooling, layer, in_dim
+        self.seed, self.device, self.num_workers = seed, device, num_workers
+
+    def __repr__(self) -> str:
+        return f"FineTuneProbe({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("fraction", "epochs", "batch_size", "learning_rate", "backbone_learning_rate", "weight_decay",
+                 "warmup", "max_grad_norm", "precision", "seed")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def fit(self, model: nn.Module, train: Any) -> "FineTuneProbe":
+        """Fine-tune a copy of `model` on a share of `train`.
+
+        Args:
+            model: A model with a projection head, a backbone (transformers, timm, or a module that returns h) or a
+                backbone with another PEFT method; an adapter in use is merged into the copy.
+            train: Labelled items.
+
+        Raises:
+            UsageError: no items, items without integer labels, a backbone without parameters or of unknown width, an
+                adapter that can't be merged, or a pooling for a head that has its own.
+            NonFiniteLossError: the loss became NaN or infinite.
+        """
+        device = torch.device(self.device) if self.device is not None else _device_of(model)
+        if not len(train):
+            raise UsageError("The data set is empty: there is nothing to fine-tune on.")
+        labels = labels_of(train, self.label_column)
+        self.indices_ = share_of_each_class(labels, self.fraction, self.seed)
+        self.classes_, codes = torch.unique(labels[self.indices_], return_inverse=True)
+        self._train_rows = len(train)
+        self._collate, self._collate_train = self._collators(model)
+        # The caller's inference mode would let the backward pass fail, its autocast would lower the precision.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            _own_random_state(self.seed, device),
+        ):
+            network: Any = network_of(model, pooling=self.pooling, layer=self.layer, in_dim=self.in_dim).to(device)
+            config = network.peft_config[network.active_adapter]
+            like = next((p for p in network.parameters() if p.requires_grad), None)
+            if like is None:
+                raise UsageError(
+                    f"{type(model).__name__} has no parameters that its representation depends on: nothing to "
+                    "fine-tune. Probe its features instead, for example with the linear probe."
+                )
+            classifier = nn.Linear(config.in_dim, len(self.classes_), device=device, dtype=like.dtype)
+            nn.init.zeros_(classifier.weight)
+            nn.init.zeros_(classifier.bias)
+            self._read = {"pooling": config.pooling, "layer": config.layer, "dim": config.in_dim}
+            self._network, self._classifier, self._device, self._dtype = network, classifier, device, like.dtype
+            self._train(Subset(train, self.indices_), codes.to(device))
+        return self
+
+    def predict(self, test: Any) -> Int[Tensor, " rows"]:
+        """Return the predicted label of every item, on the CPU.
+
+        Raises:
+            UsageError: not fitted, no items, or a network whose logits are not finite (the rows are named).
+        """
+        if not hasattr(self, "_network"):
+            raise UsageError("This probe is not trained yet: call fit(model, train) first.")
+        if not len(test):
+            raise UsageError("The data set is empty: there is nothing to predict.")
+        loader = self._loader(test, self._collate, batch_size=self.batch_size)
+        with evaluating(self._network), torch.inference_mode():
+            logits = torch.cat([self._logits(batch).float().cpu() for batch in loader])
+        if refusal := describe_bad_rows(logits, what="logits"):
+            raise UsageError(refusal)
+        if len(logits) != len(test):
+            raise UsageError(f"The collator gave {len(logits)} rows for {len(test)} items; one each is expected.")
+        return self.classes_[logits.argmax(1)]
+
+    def score(self, test: Any) -> float:
+        """Return the accuracy on `test`, and keep it with its protocol in `results_` and row by row in `correct_`.
+
+        Raises:
+            UsageError: as `predict`, or items without integer labels.
+        """
+        predicted = self.predict(test)
+        self.correct_ = predicted == labels_of(test, self.label_column)
+        value = self.correct_.double().mean().item()
+        share = hashlib.sha256(np.asarray(self.indices_, dtype=np.int64).tobytes()).hexdigest()[:16]
+        sizes = {"train_rows": len(self.indices_), "train_rows_of": self._train_rows, "train_rows_sha256": share,
+                 "test_rows": len(test), "classes": len(self.classes_)}  # fmt: skip
+        protocol = {**self._settings(), **self._read, **self._images(), **sizes}
+        self.results_ = {"value": value, "protocol": protocol}
+        return value
+
+    def _collators(self, model: nn.Module) -> tuple[Callable, Callable]:
+        """Return the collators of testing and of training."""
+        collate = self.eval_collator if self.eval_collator is not None else EvalImages.for_model(model)
+        if self.collator is not None:
+            return collate, self.collator
+        if self.augmentation is None or not isinstance(collate, EvalImages):
+            return collate, collate
+        mean, std = collate.mean.flatten().tolist(), collate.std.flatten().tolist()
+        views = ImageViews(size=collate.size, mean=mean, std=std, num_views=1, seed=self.seed, label_column=None,
+                           image_column=collate.image_column, augmentation=self.augmentation)  # fmt: skip
+        return collate, views
+
+    def _images(self) -> dict[str, Any]:
+        """Return what the protocol says of the images."""
+        said: dict[str, Any] = {"collator": type(self._collate).__name__}
+        if isinstance(self._collate, EvalImages):
+            said |= {"size": self._collate.size, "interpolation": self._collate.interpolation}
+        if isinstance(self._collate_train, ImageViews) and self.collator is None:
+            off = Augmentation.none()
+            parts = dataclasses.asdict(self._collate_train.augmentations[0])
+            chosen = {name: value for name, value in parts.items() if value != getattr(off, name)}
+            said["augmentation"] = {n: list(v) if isinstance(v, tuple) else v for n, v in chosen.items()}
+        elif self._collate_train is not self._collate:
+            said["augmentation"] = type(self._collate_train).__name__
+        else:
+            said["augmentation"] = None
+        return said
+
+    def _loader(self, dataset: Any, collate: Callable, **options: Any) -> DataLoader:
+        # A loader without its own generator advances the global one.
+        return DataLoader(
+            dataset, collate_fn=collate, num_workers=self.num_workers, generator=torch.Generator(), **options
+        )
+
+    def _logits(self, batch: Mapping[str, Any]) -> Float[Tensor, "rows classes"]:
+        autocast = torch.autocast(
+            self._device.type, dtype=_PRECISIONS.get(self.precision or ""), enabled=self.precision is not None
+        )
+        with autocast:
+            h = forward(self._network, _inputs(batch, self._dtype), self._device).representation
+            return self._classifier(h)
+
+    def _train(self, images: Any, codes: Tensor) -> None:
+        groups = [
+            *_groups(self._network, self.backbone_learning_rate, self.weight_decay),
+            *_groups(self._classifier, self.learning_rate, self.weight_decay),
+        ]
+        optimizer = torch.optim.AdamW(groups)
+        peaks = [group["lr"] for group in groups]
+        parameters = [p for group in groups for p in group["params"]]
+        scaler = torch.amp.GradScaler(self._device.type, enabled=self.precision == "fp16")
+        batches = math.ceil(len(images) / self.batch_size)
+        steps = self.epochs * batches
+        step = 0
+        self._network.train()
+        for epoch in range(self.epochs):
+            order = np.random.default_rng([self.seed % 2**64, epoch]).permutation(len(images))
+            parts = [part.tolist() for part in np.array_split(order, batches)]  # no last batch of a single image
+            keys = [[(epoch, position) for position in part] for part in parts]
+            loader = self._loader(IndexedDataset(images), self._collate_train, batch_sampler=keys)
+            for part, batch in zip(parts, loader, strict=True):
+                logits = self._logits(batch)
+                if len(logits) != len(part):
+                    raise UsageError(f"The collator gave {len(logits)} rows for {len(part)} items; expected one each.")
+                loss = F.cross_entropy(logits.to(self._dtype), codes[part])
+                if not torch.isfinite(loss):
+                    raise NonFiniteLossError(
+                        f"The loss of fine-tuning became {loss.item()} at step {step + 1}; lower learning_rate and "
+                        f"backbone_learning_rate, {self.learning_rate:g} and {self.backbone_learning_rate:g} now."
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                for group, peak in zip(groups, peaks):
+                    group["lr"] = peak * schedule(step, steps, self.warmup)
+                if self.max_grad_norm is not None:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                step += 1
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Return the share of the peak learning rate in step `step` of `steps`: a line up, then half a cosine down.
+
+    Example:
+        >>> [round(schedule(step, 8, 0.25), 3) for step in (0, 1, 2, 5)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+
+
+def share_of_each_class(labels: Int[Tensor, " rows"], fraction: float, seed: int = 0) -> list[int]:
+    """Return the rows of a random share of every class, at least one each, in ascending order.
+
+    Smaller shares of one seed lie within larger ones.
+
+    Example:
+        >>> labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+        >>> labels[share_of_each_class(labels, 1 / 3)].bincount().tolist()
+        [30, 3, 1]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    chosen = []
+    for label in torch.unique(labels):
+        rows = order[labels[order] == label]
+        chosen.append(rows[: max(1, round(fraction * len(rows)))])
+    return torch.cat(chosen).sort().values.tolist()
+
+
+def labels_of(dataset: Any, column: str) -> Int[Tensor, " rows"]:
+    """Return the labels of a data set; of a 🤗 data set without decoding its images.
+
+    Raises:
+        UsageError: items without the column, or labels that are no integers.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, Sequence) and column in columns:
+        return as_labels(list(dataset[column]), len(dataset))
+    found = []
+    for row in range(len(dataset)):
+        item = as_item(dataset[row])
+        if column not in item:
+            raise UsageError(
+                f"Item {row} has no label: it has {', '.join(map(repr, item))}. Name the column: label_column=…."
+            )
+        found.append(item[column])
+    return as_labels(found, len(found))
+
+
+def _groups(module: nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trainable parameters in groups with and without weight decay, those that are not empty."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    split = [([p for p in trained if p.ndim > 1], weight_decay), ([p for p in trained if p.ndim <= 1], 0.0)]
+    return [{"params": params, "lr": rate, "weight_decay": decay} for params, decay in split if params]
+
+
+def _inputs(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Return a batch as `forward` takes it, floating-point numbers in the dtype of the weights."""
+    if "views" in batch:
+        if len(batch["views"]) != 1:
+            raise UsageError(f"Fine-tuning takes one view of each image; the collator gave {len(batch['views'])}.")
+        view = batch["views"][0]
+        batch = {"inputs": view} if isinstance(view, Mapping) else {"pixel_values": view}
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: cast(part) for name, part in value.items()}
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {name: cast(value) for name, value in batch.items()}
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators, which dropout uses, and give them back as they were."""
+    others = random.getstate(), np.random.get_state()  # noqa: NPY002  what a collator may use
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(others[0])
+            np.random.set_state(others[1])  # noqa: NPY002

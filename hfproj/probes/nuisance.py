@@ -1,0 +1,175 @@
+"""Guillotine gap: how much of a nuisance (rotation, say) h still holds that the head removed from z.
+
+    gap of the layers = acc(h) − acc(z),   gap of the probes = acc(MLP) − acc(linear)
+
+A gap of the layers above 0 says that the head discards the nuisance; a gap of the probes above 0, that it is there but
+not linearly.
+
+References:
+    Bordes et al. 2022, Guillotine Regularization, arXiv 2206.13378; Gidaris, Singh, Komodakis 2018, arXiv 1803.07728
+    (four rotations); Chaudhry 2026, arXiv 2605.17180 (both probes on both layers).
+
+Deviations:
+    Test rows with the same index, the four rotations of one image, are drawn together in the bootstrap: they are hard
+    or easy together. Both layers get the same MLP by default; `MLPProbe.rotation` has the paper's two.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hfproj.data.images import to_rgb_tensor
+from hfproj.data.indexing import as_item
+from hfproj.errors import UsageError, unknown
+from hfproj.probes._labels import Labels
+from hfproj.probes.interval import Interval, paired_interval
+from hfproj.probes.linear import LinearProbe
+from hfproj.probes.mlp import MLPProbe
+
+LAYERS = ("h", "z")
+
+
+@runtime_checkable
+class Layers(Protocol):
+    """What `extract_features` returns, as far as it is read here."""
+
+    h: Tensor
+    z: Tensor
+    labels: Tensor | None
+
+
+class ProbeGap(NamedTuple):
+    """Accuracies of a nuisance, and their gaps with paired bootstrap intervals.
+
+    Attributes:
+        accuracy: By probe and layer: "linear h", "linear z", "mlp h", "mlp z".
+        gaps: "linear h − z", "mlp h − z", "h mlp − linear", "z mlp − linear".
+        protocol: Of each accuracy, by the same names, and of the intervals, as "interval".
+    """
+
+    accuracy: dict[str, float]
+    gaps: dict[str, Interval]
+    protocol: dict[str, dict[str, Any]]
+
+
+def probe_gap(
+    train: Layers,
+    test: Layers,
+    *,
+    train_labels: Labels | None = None,
+    test_labels: Labels | None = None,
+    probes: Mapping[str, Any] | None = None,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> ProbeGap:
+    """Return the accuracies of a linear and an MLP probe for a nuisance on h and z, and what differs between them.
+
+    Args:
+        train: Features of the training rows, as `extract_features` returns them, for example of `RotatedImages`.
+        test: Those of the test rows; where `index` repeats equally often, its rows are drawn together.
+        train_labels: The nuisance of each training row; default: the labels of `train`.
+        test_labels: The same for `test`.
+        probes: "linear" and "mlp" → a probe, or a dict of a probe for "h" and "z" each. Default: `LinearProbe()` and
+            `MLPProbe()`.
+        level: Of the intervals.
+        draws: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        UsageError: no labels, unknown names in `probes`, or what the probes and `paired_interval` raise.
+
+    Example (the head keeps the first of two coordinates, and the nuisance is in the second):
+        >>> from types import SimpleNamespace
+        >>> h = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).repeat(16, 1)
+        >>> rows = SimpleNamespace(h=h, z=h[:, :1], labels=(h[:, 1] > 0).long())
+        >>> found = probe_gap(rows, rows)
+        >>> found.accuracy["linear h"], found.gaps["linear h − z"].low > 0.2
+        (1.0, True)
+    """
+    probes = {"linear": LinearProbe(), "mlp": MLPProbe(), **(probes or {})}
+    for name in probes:
+        if name not in ("linear", "mlp"):
+            raise unknown("probe of the gap", name, ["linear", "mlp"])
+    y = train.labels if train_labels is None else train_labels
+    truth = test.labels if test_labels is None else test_labels
+    if y is None or truth is None:
+        raise UsageError("The features hold no labels of the nuisance: pass train_labels and test_labels.")
+    accuracy, correct, protocol = {}, {}, {}
+    for kind, given in probes.items():
+        for layer in LAYERS:
+            if isinstance(given, Mapping) and layer not in given:
+                raise UsageError(f"Expected a probe for 'h' and one for 'z' in probes[{kind!r}], got {sorted(given)}.")
+            probe = copy.deepcopy(given[layer] if isinstance(given, Mapping) else given)
+            probe.fit(getattr(train, layer), y)
+            name = f"{kind} {layer}"
+            accuracy[name] = probe.score(getattr(test, layer), truth)
+            correct[name], protocol[name] = probe.correct_, probe.results_["protocol"]
+    groups = _rows_together(getattr(test, "index", None), len(test.h))
+    drawn = {name: values[groups].double().mean(1) for name, values in correct.items()}
+
+    def gap(after: str, before: str) -> Interval:
+        return paired_interval(drawn[after], drawn[before], level=level, draws=draws, seed=seed)
+
+    gaps = {f"{kind} h − z": gap(f"{kind} h", f"{kind} z") for kind in probes}
+    gaps |= {f"{layer} mlp − linear": gap(f"mlp {layer}", f"linear {layer}") for layer in LAYERS}
+    protocol["interval"] = {"level": level, "draws": draws, "seed": seed, "rows_drawn_together": groups.shape[1]}
+    return ProbeGap(accuracy, gaps, protocol)
+
+
+def _rows_together(index: Tensor | None, rows: int) -> Tensor:
+    """Return rows `[groups, size]` of equal index, or each row alone where indices do not repeat equally often."""
+    if index is None:
+        return torch.arange(rows)[:, None]
+    _, codes, sizes = torch.unique(index.cpu(), return_inverse=True, return_counts=True)
+    if (sizes != sizes[0]).any():
+        return torch.arange(rows)[:, None]
+    return codes.argsort(stable=True).view(len(sizes), -1)
+
+
+class RotatedImages(Dataset):
+    """Each image four times, turned by 0°, 90°, 180° and 270° counterclockwise, which is its label: 0, 1, 2, 3.
+
+    Pixels are moved, not interpolated. Item 4i + r is image i with label r; its "index" is i, and other entries of the
+    item stay as they are. `EvalImages` reads it, and `extract_features` takes it as a data set.
+
+    Args:
+        dataset: Anything with a length and integer indices: a ``datasets.Dataset``, a torchvision data set, a list.
+        image_column: Entry of an item that holds the image; it becomes a uint8 tensor ``[3, height, width]``.
+        label_column: Entry that becomes the label.
+
+    Raises:
+        UsageError: the data set has no length or no indices; on access, an item without an image.
+
+    Example:
+        >>> turned = RotatedImages([{"image": torch.tensor([[0, 1], [2, 3]]), "label": 7}])
+        >>> len(turned), turned[1]["image"][0].tolist(), turned[1]["label"], turned[1]["index"]
+        (4, [[1, 3], [0, 2]], 1, 0)
+    """
+
+    def __init__(self, dataset: Any, *, image_column: str = "image", label_column: str = "label"):
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise UsageError(
+                f"RotatedImages wraps data sets with a length and indices; a {type(dataset).__name__} came."
+            )
+        self.dataset, self.image_column, self.label_column = dataset, image_column, label_column
+
+    def __len__(self) -> int:
+        return 4 * len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for a data set of {len(self)} items")
+        row, turns = divmod(int(index) % len(self), 4)
+        item = as_item(self.dataset[row])
+        if self.image_column not in item:
+            raise UsageError(
+                f"The items have no column {self.image_column!r}; they have {', '.join(map(repr, item))}. Name the one "
+                "with the images: image_column=…"
+            )
+        image = torch.rot90(to_rgb_tensor(item[self.image_column], self.image_column), turns, (1, 2))
+        return {**item, self.image_column: image.contiguous(), self.label_column: turns, "index": row}

@@ -1,0 +1,242 @@
+"""What is read of a model while it runs over data: h, z where there is a head, intermediate layers, tokens."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfproj.backbones import ReadPoint, blocks_of, fit_image_size, pool, resolve_read_point
+from hfproj.errors import UsageError, unknown
+from hfproj.functional.modes import evaluating
+from hfproj.tuner.layer import CHILD, ProjectionLayer
+
+FINAL = "final"  # name of the layer -1: the backbone's output after its last norm
+
+
+class Reader:
+    """Runs a model on batches in eval mode, without gradients; a context manager, since it hangs hooks into the model.
+
+    Args:
+        model: A model with an active head, one whose adapter is disabled, or a backbone without any.
+        device: Where inputs go.
+        pooling: How a backbone without an adapter is pooled; None: its default. An adapter brings its own.
+        layers: Blocks by index (−1: the final output), submodules by name, or ``"all"`` blocks.
+        tokens: Whether the tokens that h is pooled from are read too.
+        dtype: Of what is returned.
+        autocast: Type of the mixed precision; None: none of its own.
+
+    Attributes:
+        backbone: The backbone below wrappers.
+        layers: Name of each intermediate layer → where it is read.
+
+    Raises:
+        UsageError: a pooling beside an adapter's own, a layer that does not exist, or a combination that
+            `hfproj.backbones.resolve_read_point` refuses.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        *,
+        pooling: str | None = None,
+        layers: Sequence[int | str] | str = (),
+        tokens: bool = False,
+        dtype: torch.dtype = torch.float32,
+        autocast: torch.dtype | None = None,
+    ):
+        self.model, self.device, self.dtype, self.autocast, self.tokens = model, device, dtype, autocast, tokens
+        self.backbone: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        layer: Any = getattr(self.backbone, CHILD, None)
+        self._has_hooks = isinstance(layer, ProjectionLayer)
+        points = layer.points if isinstance(layer, ProjectionLayer) else {}
+        adapter = next((n for n in layer.active_adapters if n in points), None) if points else None
+        if adapter is None:
+            self._point = resolve_read_point(self.backbone, pooling=pooling, in_dim=1)
+        else:
+            self._point = points[adapter]
+            if pooling not in (None, self._point.pooling):
+                raise UsageError(
+                    f"pooling={pooling!r} came, and the model's adapter reads its backbone by "
+                    f"pooling={self._point.pooling!r}; leave pooling out, or pass the bare backbone."
+                )
+        # A pooler gives one vector and no tokens, and only of the end: what lies before it is pooled by the default.
+        self._pooling = None if self._point.pooling == "pooler" else self._point.pooling
+        self._token_point = self._point
+        if self._point.pooling == "pooler":
+            self._token_point = resolve_read_point(self.backbone, in_dim=1)
+        self.layers = dict(self._layer(layer) for layer in self._listed(layers))
+        self._captured: dict[tuple[str, str], Any] = {}
+        self._handles: list[Any] = []
+
+    def _listed(self, layers: Sequence[int | str] | str) -> Sequence[int | str]:
+        if not isinstance(layers, str):
+            return list(layers)
+        if layers != "all":
+            raise UsageError(f"layers={layers!r}: expected 'all' or a list, such as layers=[{layers!r}].")
+        return blocks_of(self.backbone)
+
+    def _layer(self, layer: int | str) -> tuple[str, ReadPoint]:
+        if isinstance(layer, bool) or not isinstance(layer, int | str):
+            raise UsageError(f"A layer is the index of a block or the name of a submodule; {layer!r} came.")
+        if isinstance(layer, int):
+            point = resolve_read_point(self.backbone, pooling=self._pooling, layer=layer, in_dim=1)
+            return FINAL if layer == -1 else str(point.module), point
+        names = [name for name, _ in self.backbone.named_modules() if name and name.split(".")[0] != CHILD]
+        if layer not in names:
+            raise unknown("layer", layer, [name for name in names if name.count(".") < 3])
+        point = resolve_read_point(self.backbone, pooling=self._pooling, in_dim=1)
+        return layer, dataclasses.replace(point, module=layer, side="output")
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What decides, beside the weights, which numbers are read; plain JSON."""
+        mixed = self.autocast
+        if mixed is None and torch.is_autocast_enabled(self.device.type):  # the caller's
+            mixed = torch.get_autocast_dtype(self.device.type)
+        return {
+            "pooling": self._point.pooling,
+            "module": self._point.module,
+            "side": self._point.side,
+            "layers": {name: [point.module, point.side, point.pooling] for name, point in self.layers.items()},
+            "tokens": self.tokens,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "autocast": None if mixed is None else str(mixed).removeprefix("torch."),
+        }
+
+    def __enter__(self) -> "Reader":
+        points = [*self.layers.values(), self._point, *[self._token_point] * self.tokens]
+        for module, side in sorted({(p.module, p.side) for p in points if p.module is not None}):
+            part = self.backbone.get_submodule(module)
+            if side == "input":
+                self._handles.append(part.register_forward_pre_hook(self._keep_input(module)))
+            else:
+                self._handles.append(part.register_forward_hook(self._keep_output(module)))
+        self._mode = evaluating(self.model)
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._captured.clear()
+
+    def _keep_output(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            self._captured[name, "output"] = output
+
+        return hook
+
+    def _keep_input(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple) -> None:
+            self._captured[name, "input"] = args[0]
+
+        return hook
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return h, z?, ``layers.<name>`` and tokens? of a batch, on the CPU.
+
+        Raises:
+            UsageError: the batch has no inputs, or the output no representation that can be read or stored so.
+        """
+        mixed = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+        self._captured.clear()
+        with torch.inference_mode(), mixed:
+            output = run(self.model, batch, self.device, **self._options(batch))
+            mask = batch["inputs"].get("attention_mask") if "inputs" in batch else None
+            mask = None if mask is None else mask.to(self.device)
+            found: dict[str, Tensor] = {}
+            own = getattr(output, "representation", None)
+            bare = getattr(output, "backbone_output", None) if own is not None else output
+            found["h"] = own if own is not None else self._pooled(self._point, bare, mask)
+            if getattr(output, "projection", None) is not None:
+                found["z"] = output.projection
+            for name, point in self.layers.items():
+                found[f"layers.{name}"] = self._pooled(point, bare, mask)
+            if self.tokens:
+                found["tokens"] = self._sequence(self._source(self._token_point, bare))
+            return {name: self._stored(name, f) for name, f in found.items()}
+
+    def _options(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a bare backbone has to be told, which otherwise the head's hook tells it."""
+        images = batch.get("pixel_values", batch.get("inputs", {}).get("pixel_values"))
+        if self._has_hooks or not isinstance(images, Tensor) or images.ndim != 4:
+            return {}
+        fits = fit_image_size(self.backbone, (images.shape[-2], images.shape[-1]))
+        return {"interpolate_pos_encoding": True} if fits else {}
+
+    def _source(self, point: ReadPoint, output: Any) -> Any:
+        if point.module is None:
+            return output
+        if (point.module, point.side) not in self._captured:
+            raise UsageError(f"{type(self.backbone).__name__} did not run its module {point.module!r}.")
+        return self._captured[point.module, point.side]
+
+    def _pooled(self, point: ReadPoint, output: Any, mask: Tensor | None) -> Tensor:
+        source = self._source(point, output)
+        if point.pooling == "pooler":
+            pooled = source[1] if isinstance(source, tuple) else getattr(source, "pooler_output", source)
+            width = pooled.shape[1] if isinstance(pooled, Tensor) else 0
+        else:
+            f = self._tensor(source)
+            width = f.shape[1] if f.ndim == 4 and not self._channels_last(f) else f.shape[-1]
+            width *= 2 if point.pooling == "cls_mean" else 1
+        return pool(source, dataclasses.replace(point, in_dim=width), mask if point.text else None)
+
+    def _sequence(self, source: Any) -> Tensor:
+        f = self._tensor(source)
+        if f.ndim == 4:
+            f = f.flatten(1, 2) if self._channels_last(f) else f.flatten(2).mT
+        if f.ndim != 3:
+            raise UsageError(
+                f"tokens=True: {type(self.backbone).__name__} gives one vector per item ({tuple(f.shape)}) and no "
+                "tokens; leave tokens out."
+            )
+        return f
+
+    def _tensor(self, source: Any) -> Tensor:
+        value = getattr(source, "last_hidden_state", source)
+        value = value[0] if isinstance(value, tuple | list) and value else value
+        if not isinstance(value, Tensor) or not 2 <= value.ndim <= 4:
+            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(
+                f"{type(self.backbone).__name__} returned {came}, which no representation can be read from; expected "
+                "[batch, dim], [batch, tokens, dim], [batch, dim, height, width], an output with last_hidden_state, or "
+                "a model with an active projection head."
+            )
+        return value
+
+    def _channels_last(self, f: Tensor) -> bool:
+        """Whether a feature map has its channels last, as those of timm's Swin family have."""
+        return any(getattr(m, "output_fmt", "") == "NHWC" for m in (self.backbone, *self.backbone.children())) or (
+            f.shape[1] == f.shape[2] != f.shape[3]
+        )
+
+    def _stored(self, name: str, f: Tensor) -> Tensor:
+        stored = f.to(self.dtype)
+        if self.dtype == torch.float16 and bool((stored.isinf() & f.isfinite()).any()):
+            raise UsageError(
+                f"{name!r} has values up to {f.abs().max().item():.3g}, beyond float16; use dtype=torch.bfloat16 or "
+                "torch.float32."
+            )
+        return stored.cpu()
+
+
+def run(model: nn.Module, batch: Mapping[str, Any], device: torch.device, **options: Any) -> Any:
+    """Run the model on the inputs of a batch, `inputs` (a mapping) or `pixel_values`, and return its output.
+
+    Raises:
+        UsageError: the batch has neither.
+    """
+    if "inputs" in batch:
+        inputs = {key: value.to(device, non_blocking=True) for key, value in batch["inputs"].items()}
+        return model(**inputs, **options)
+    if "pixel_values" in batch:
+        # By position: timm and plain modules call their first argument otherwise than transformers do.
+        return model(batch["pixel_values"].to(device, non_blocking=True), **options)
+    raise UsageError(f"The collator gave {sorted(batch)}; expected 'pixel_values' or 'inputs' (a mapping) among them.")
