@@ -163,3 +163,32 @@ def test_accelerate_loop(capsys):
     *steps, result = capsys.readouterr().out.splitlines()
     assert len(steps) == 2
     assert result.startswith("20-NN accuracy of h: 0.")
+
+
+def test_probe_of_an_adapter_beside_its_backbone(folder, tmp_path, capsys):
+    flags = {"model": folder, "probes": "knn,linear", "probe_options": "knn.k=5,linear.l2=0.01", "layers": "0,5"}
+    flags |= {"train_limit": 48, "test_limit": 32, "output_dir": tmp_path, "device": "cpu"}
+    run("probe", *(text for name, value in flags.items() for text in (f"--{name}", value)))
+    printed = capsys.readouterr().out
+    results = hfproj.Results.load(tmp_path)
+    inner, other, *rest = results.layers
+    assert rest == ["h", "z"]
+    for layer in (inner, other, "h"):
+        assert results.value("knn", layer, "before", k=5) <= 1
+        assert results.value("linear", layer, "after", l2=0.01) <= 1
+    with pytest.raises(hfproj.UsageError, match="No measurement 'knn z before'"):
+        results.value("knn", "z", "before")
+    assert results.value("rankme", "h", "before") != results.value("rankme", "h", "after")
+    assert "5-NN accuracy of h on digits" in printed
+    assert "layer by layer" in (tmp_path / "report.html").read_text()
+
+
+def test_probe_without_labels_and_of_a_bare_backbone(tmp_path, capsys):
+    run("probe", "--model", "vit_nano", "--labels", "false", "--test_limit", 32, "--output_dir", tmp_path)
+    names = {(m.name, m.layer) for m in hfproj.Results.load(tmp_path).measurements}
+    assert {("rankme", "h"), ("alpha_req", "h"), ("uniformity", "h")} <= names
+    assert {layer for _, layer in names} == {"h"}
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run("probe", "--model", "vit_nano", "--probe_options", "mlp.hidden=8")
+    assert "error: --probe_options has options of 'mlp', which is not among" in capsys.readouterr().err

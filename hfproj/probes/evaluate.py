@@ -149,8 +149,9 @@ def _score(add: Callable[..., None], layer: str, probe: Any, train: tuple, test:
     fitted = copy.deepcopy(probe).fit(*train)
     value = fitted.score(*test)
     found = fitted.results_
-    protocol, unit = dict(found["protocol"]), getattr(probe, "unit", "")
-    protocol |= {"chosen": found["chosen"]} if found.get("chosen") else {}
+    # "seed" in a measurement is that of the training run.
+    protocol = {"probe_seed" if name == "seed" else name: value for name, value in found["protocol"].items()}
+    unit = getattr(probe, "unit", "")
     correct = getattr(fitted, "correct_", None)
     add(layer, (probe.name, value, protocol), unit, "" if correct is None else pack_outcomes(correct.tolist()))
     for key, other in found.get("values", {}).items():

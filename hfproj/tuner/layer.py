@@ -109,6 +109,10 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         self.num_views = 1
         self.handles: list[Any] = []
 
+    def forward(self, x: Any) -> Any:
+        """Return `x`: a backbone that is a Sequential runs its children in turn, and this is one; hooks run heads."""
+        return x
+
     @property
     def weight(self):
         """Of the wrapped layer; PEFT asks every tuner layer for it, and a head wraps none."""

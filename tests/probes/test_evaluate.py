@@ -78,14 +78,15 @@ def test_a_probe_gets_each_layer_and_may_ask_for_tokens_or_the_model(model, data
 
 def test_further_values_are_measurements_too(model, data):
     values = {"k=3": 0.5, "k=7": 0.25, "accuracy": 0.5, "NMI": 0.125}
-    results = evaluate(model, probes=[Fake(values=values, chosen={"l2": 0.1})], **data)
+    protocol = {"k": 3, "seed": 7, "chosen": {"l2": 0.1}}
+    results = evaluate(model, probes=[Fake(values=values, protocol=protocol)], **data, seed=1)
     found = [m for m in results.measurements if m.layer == "h" and "fake" in m.name]
     assert [(m.name, m.value, m.protocol["k"], m.unit) for m in found] == [
         ("fake", 0.5, 3, "accuracy"),
         ("fake", 0.25, 7, "accuracy"),
         ("fake_NMI", 0.125, 3, ""),
     ]
-    assert found[0].protocol == {"k": 3, "chosen": {"l2": 0.1}, "seed": 0}
+    assert found[0].protocol == {"k": 3, "chosen": {"l2": 0.1}, "probe_seed": 7, "seed": 1}
 
 
 def test_a_list_of_neighbours_gives_what_single_ones_give(model, data):

@@ -566,3 +566,20 @@ def test_a_head_that_is_not_run_says_so():
 def test_tensors_of_the_backbone_are_named_as_without_adapters():
     assert list(bare_tensors(attach("vit", "lora").get_base_model())) == list(make_backbone("vit").state_dict())
     assert set(TEXT) & set(BACKBONES)
+
+
+def test_a_sequential_backbone_does_not_run_the_head_as_one_of_its_layers(tmp_path):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU())
+    x = torch.randn(3, 3, 2, 2)
+    h = backbone(x)
+    model = get_peft_model(backbone, hfproj.ProjectionHeadConfig(head="mlp", out_dim=4, in_dim=8)).eval()
+    out = model(x)
+    torch.testing.assert_close(out.representation, h, rtol=0, atol=0)
+    torch.testing.assert_close(out.projection, hfproj.detach(model).eval()(h), rtol=0, atol=0)
+    with model.disable_adapter():
+        assert torch.equal(model(x), h)
+    model.save_pretrained(tmp_path)
+    bare = model.unload()
+    assert len(bare) == 3
+    assert torch.equal(bare(x), h)
