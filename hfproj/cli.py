@@ -110,18 +110,13 @@ def _view_flags(views: dict[str, Any]) -> dict[str, Any]:
 
 def is_adapter(name: str) -> bool:
     """Return whether a folder or a Hub repository holds a PEFT adapter; a name that is neither does not."""
-    if os.path.isdir(name):
-        return os.path.isfile(os.path.join(name, "adapter_config.json"))
-    if name.count("/") != 1 or name.startswith(("timm/", "hf-hub:", "hf_hub:")):
+    if not os.path.isdir(name) and (name.count("/") != 1 or name.startswith("timm/")):
         return False
-    from huggingface_hub import file_exists, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-    if isinstance(try_to_load_from_cache(name, "adapter_config.json"), str):  # offline, too
-        return True
     try:
-        return file_exists(name, "adapter_config.json")
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):  # loading it says what is wrong
+        return find_adapter_config_file(name) is not None
+    except (OSError, ValueError):  # no repository of this name; loading says what is wrong
         return False
 
 

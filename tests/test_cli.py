@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from hfproj import cli
+
 CODE = "import torch; from hfproj import cli; cli.run(lambda: print(torch.get_num_threads()))"
 
 
@@ -26,3 +28,12 @@ def test_cores(monkeypatch, variables, expected):
     run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert run.stdout.strip() == (str(cores) if expected == "all" else expected)
+
+
+def test_what_is_an_adapter(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert not cli.is_adapter(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert cli.is_adapter(str(tmp_path))
+    for name in ("vit_nano", "timm/resnet18.a1_in1k", "no/such", "https://somewhere/else/x"):
+        assert not cli.is_adapter(name)
