@@ -75,6 +75,7 @@ class AttentiveProbe:
 
     name = "attentive"
     unit = "accuracy"
+    on = "tokens"
 
     def __init__(
         self,

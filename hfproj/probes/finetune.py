@@ -96,6 +96,7 @@ class FineTuneProbe:
 
     name = "fine_tune"
     unit = "accuracy"
+    on = "model"
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from peft import get_peft_model
 import hfproj
 from hfproj.diagnostics import alpha_req, uniformity
 from hfproj.errors import UsageError
+from hfproj.probes import create_probe, list_probes
 from hfproj.probes.evaluate import evaluate
 from hfproj.probes.features import extract_features
 from hfproj.probes.knn import KNNProbe
@@ -74,6 +75,29 @@ def test_a_probe_gets_each_layer_and_may_ask_for_tokens_or_the_model(model, data
     assert (fitted, scored) == ((model, data["train"]), (data["test"],))
     assert results.layers == [first, second, "tokens", "h", "z"]
     assert set(results.spectra) == {"h after", "z after"}
+
+
+def test_every_registered_probe_is_scored(model, data, tmp_path):
+    options = {
+        "attentive": {"epochs": 1, "min_steps": 2, "heads": 4},
+        "few_shot": {"n": 1, "draws": 2},
+        "fine_tune": {"epochs": 1, "batch_size": 20},
+        "linear": {"l2": 0.1},
+        "many_rates": {"epochs": 1},
+        "mlp": {"epochs": 1, "hidden": 4},
+    }
+    probes = [create_probe(name, **options.get(name, {})) for name in list_probes()]
+    results = evaluate(model, probes=probes, **data)
+    found = measured(results)
+    layers = {"attentive": ["tokens"], "fine_tune": ["h"]}
+    for name in list_probes():
+        for layer in layers.get(name, ["h", "z"]):
+            assert 0 <= found[name, layer].value <= 1
+            assert found[name, layer].protocol["seed"] == 0
+    assert found["fine_tune", "h"].protocol["probe_seed"] == 0
+    assert ("fine_tune", "z") not in found
+    assert {m.unit for (name, _), m in found.items() if name in options} == {"accuracy"}
+    assert hfproj.Results.load(results.save(tmp_path)).table() == results.table()
 
 
 def test_further_values_are_measurements_too(model, data):
