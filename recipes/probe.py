@@ -7,7 +7,7 @@
 
 Of an adapter, "before" is its backbone with the adapter disabled, which has no z; intervals of the differences come
 with the report. Features are computed once for all probes and kept below --cache_dir, if there is one. The output
-folder gets results.json and report.html.
+folder gets results.json, its table as results.md, and report.html.
 """
 
 import os
@@ -22,7 +22,7 @@ import torch
 
 import hfproj
 from hfproj import cli
-from hfproj.files import command_line
+from hfproj.files import command_line, write_atomic
 from hfproj.probes import create_probe, verdicts
 
 
@@ -43,7 +43,7 @@ class Recipe:
     device: str | None = field(default=None, metadata={"help": "cuda, cpu …; a GPU if there is one."})
     cache_dir: str | None = field(default=None, metadata={"help": "Keep features here."})
     seed: int = field(default=0, metadata={"help": "Of the run that made the adapter; tells runs apart."})
-    output_dir: str = field(default="out/probe", metadata={"help": "Folder for results.json and report.html."})
+    output_dir: str = field(default="out/probe", metadata={"help": "Folder for results.json, results.md and report.html."})
 
 
 def main() -> None:
@@ -89,6 +89,7 @@ def main() -> None:
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     merged.save(folder)
+    write_atomic(folder / "results.md", f"{merged.to_markdown()}\n".encode())
     print(merged.table())
     for found in verdicts(merged):
         if found.interval is not None:

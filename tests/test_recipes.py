@@ -181,6 +181,7 @@ def test_probe_of_an_adapter_beside_its_backbone(folder, tmp_path, capsys):
     assert results.value("rankme", "h", "before") != results.value("rankme", "h", "after")
     assert "5-NN accuracy of h on digits" in printed
     assert "layer by layer" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "results.md").read_text() == results.to_markdown() + "\n"
 
 
 def test_probe_without_labels_and_of_a_bare_backbone(tmp_path, capsys):
