@@ -43,7 +43,9 @@ class Recipe:
     device: str | None = field(default=None, metadata={"help": "cuda, cpu …; a GPU if there is one."})
     cache_dir: str | None = field(default=None, metadata={"help": "Keep features here."})
     seed: int = field(default=0, metadata={"help": "Of the run that made the adapter; tells runs apart."})
-    output_dir: str = field(default="out/probe", metadata={"help": "Folder for results.json, results.md and report.html."})
+    output_dir: str = field(
+        default="out/probe", metadata={"help": "Folder for results.json, results.md and report.html."}
+    )
 
 
 def main() -> None:
