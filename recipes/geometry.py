@@ -247,7 +247,7 @@ def depth(dataset: str, seeds: list[int]) -> dict:
     first = {row["model"]: row["layers"] for row in reversed(rows)}
     values = {
         f"depth {MODELS[name].depth}: {layer}": sample
-        for name in sorted(DEPTHS) if MODELS[name].trained == "lora"
+        for name in sorted(DEPTHS, key=lambda name: MODELS[name].depth) if MODELS[name].trained == "lora"
         for layer, sample in first[name].items() if not layer.endswith("act")
     }  # fmt: skip
     plots.plot_metric_condition(values, OUT / "depth_condition.png")
