@@ -32,14 +32,14 @@ def cholesky_whiten(z: Float[Tensor, "*groups rows dim"], *, eps: float = 0.0) -
     z = z - z.mean(-2, keepdim=True)  # equal rows are zero then, not the rounding of their mean
     identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     with full_precision(z):
-        first = _cholesky(_shrunk_covariance(z, identity, eps), z.shape)
+        first = _cholesky(_shrunk_covariance(z, identity, eps), z.shape, eps)
         z = torch.linalg.solve_triangular(first.mT, z, upper=True, left=False)
         # A covariance has the square of its rows' condition number, and digits are lost in it. Whitened once more, from
         # next to the identity, z has them back: Σ = L₁L₂(L₁L₂)ᵀ.
         if eps:
             identity = torch.linalg.solve_triangular(first, identity, upper=False)
             identity = identity @ identity.mT  # as the first map has left it
-        second = _cholesky(_shrunk_covariance(z, identity, eps), z.shape)
+        second = _cholesky(_shrunk_covariance(z, identity, eps), z.shape, eps)
         return torch.linalg.solve_triangular(second.mT, z, upper=True, left=False)
 
 
@@ -48,14 +48,15 @@ def _shrunk_covariance(z: Tensor, identity: Tensor, eps: float) -> Tensor:
     return (1 - eps) * covariance + eps * identity if eps else covariance
 
 
-def _cholesky(covariance: Tensor, shape: torch.Size) -> Tensor:
-    """Return L of the covariance of centred rows of this shape, unless it is singular."""
+def _cholesky(covariance: Tensor, shape: torch.Size, eps: float) -> Tensor:
+    """Return L of the covariance of centred rows of this shape, ε of the identity mixed in, unless it is singular."""
     rows, dim = shape[-2:]
     factor, failed = torch.linalg.cholesky_ex(covariance)
+    too_few = not eps and rows <= dim  # n centred rows span n − 1 dimensions at most
     # A pivot is what a column has left after the columns before it: nothing but rounding, if it is as small as that.
     pivots, variances = (m.detach().diagonal(dim1=-2, dim2=-1) for m in (factor, covariance))
     rounding = dim * torch.finfo(covariance.dtype).eps * variances
-    if (failed.bool() | (pivots.square() <= rounding).any(-1)).any():
+    if too_few or (failed.bool() | (pivots.square() <= rounding).any(-1)).any():
         raise UsageError(
             f"Whitening needs a covariance of full rank, and that of {rows} rows in {dim} dimensions is singular: the "
             "projections have collapsed, or there are too few rows. Take larger sub-batches (w_size, at least twice "

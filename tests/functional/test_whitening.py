@@ -50,10 +50,11 @@ def test_float32_keeps_its_digits_beside_a_long_row(eps):
         torch.ones(8, 3),  # collapsed
         torch.randn(8, 1) * torch.tensor([1.0, 2.0, -3.0]) + 5,  # one dimension
         torch.randn(3, 3),  # too few rows
+        torch.randn(500, 4, 4),  # too few rows, where rounding leaves some of the last pivots above zero
         torch.stack([torch.randn(8, 3), torch.zeros(8, 3)]),  # one group of two
         torch.randn(8, 3).half() * torch.tensor([1, 1, 0]).half(),
     ],
-    ids=["collapsed", "rank one", "few rows", "one group", "half"],
+    ids=["collapsed", "rank one", "few rows", "many groups of few rows", "one group", "half"],
 )
 def test_singular_covariances_are_refused_and_mended_by_eps(z):
     with pytest.raises(UsageError, match=r"full rank.*is singular.*w_size.*eps=1e-3"):
