@@ -15,8 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj.errors import AdapterFileError, UsageError
-
-OBJECTIVE_FILE = "objective.safetensors"
+from hfproj.hub.layout import OBJECTIVE
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -86,7 +85,7 @@ def save_buffers(objective: nn.Module, folder: Path) -> None:
     """Write the objective's buffers, if it has any."""
     buffers = {n: b.detach().to("cpu", copy=True).contiguous() for n, b in objective.state_dict().items()}
     if buffers:
-        save_file(buffers, folder / OBJECTIVE_FILE, metadata={"format": "pt"})
+        save_file(buffers, folder / OBJECTIVE, metadata={"format": "pt"})
 
 
 def load_buffers(objective: nn.Module, folder: Path) -> None:
@@ -98,9 +97,9 @@ def load_buffers(objective: nn.Module, folder: Path) -> None:
     if not objective.state_dict():
         return
     try:
-        objective.load_state_dict(load_file(folder / OBJECTIVE_FILE))
+        objective.load_state_dict(load_file(folder / OBJECTIVE))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise AdapterFileError(
-            f"{folder} holds no buffers of {type(objective).__name__} in {OBJECTIVE_FILE}; resume with the objective "
+            f"{folder} holds no buffers of {type(objective).__name__} in {OBJECTIVE}; resume with the objective "
             "that the checkpoint was written with, or start without resume_from_checkpoint."
         ) from error

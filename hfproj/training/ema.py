@@ -25,10 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hfproj.errors import AdapterFileError, UsageError
+from hfproj.hub import layout
 from hfproj.training.views import forward_views
 from hfproj.tuner.backbone_tensors import BackboneTensors
-
-EMA_FILE = "ema.safetensors"
 
 
 class EMA:
@@ -80,7 +79,7 @@ class EMA:
     def save(self, folder: Path) -> None:
         """Write the copy into `folder`."""
         tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in self._own().items()}
-        save_file(tensors, folder / EMA_FILE, metadata={"format": "pt"})
+        save_file(tensors, folder / layout.EMA, metadata={"format": "pt"})
 
     def load(self, folder: Path) -> None:
         """Read the copy from `folder`.
@@ -89,12 +88,12 @@ class EMA:
             AdapterFileError: there is none, or that of another adapter.
         """
         try:
-            saved, own = load_file(folder / EMA_FILE), self._own()
+            saved, own = load_file(folder / layout.EMA), self._own()
             if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in own.items()}:
                 raise ValueError("its tensors are those of another adapter")
         except (OSError, ValueError, SafetensorError) as error:
             raise AdapterFileError(
-                f"{folder} holds no moving average of this model in {EMA_FILE} ({error}); resume with the objective "
+                f"{folder} holds no moving average of this model in {layout.EMA} ({error}); resume with the objective "
                 "and adapter that the checkpoint was written with, or start without resume_from_checkpoint."
             ) from error
         with torch.no_grad():

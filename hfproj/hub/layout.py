@@ -1,0 +1,16 @@
+"""The files of an adapter's folder, and of its repository on the Hub.
+
+One adapter lies in the root; of several, as PEFT has it, "default" does, and each other one in a folder of its name.
+"""
+
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+
+ADAPTER_CONFIG = CONFIG_NAME  # adapter_config.json
+ADAPTER_WEIGHTS = SAFETENSORS_WEIGHTS_NAME  # adapter_model.safetensors: head, predictor, prototypes, backbone part
+CARD = "README.md"
+RESULTS = "results.json"
+PREPROCESSING = "preprocessor_config.json"  # as transformers' image processors have it
+OBJECTIVE = "objective.safetensors"  # the objective's buffers: queues, centres
+EMA = "ema.safetensors"  # the moving-average copy
+PICTURE = "spectrum.png"
+EVAL_RESULTS = ".eval_results"  # folder of the Hub's newer form of evaluation results
