@@ -67,6 +67,11 @@ class Measurement:
     outcomes: str = ""
 
     def __post_init__(self) -> None:
+        for field_name, kind in (("name", str), ("layer", str), ("dataset", str), ("unit", str), ("protocol", dict)):
+            if not isinstance(getattr(self, field_name), kind):
+                raise UsageError(
+                    f"A measurement's {field_name} is a {kind.__name__}, got {getattr(self, field_name)!r}."
+                )
         if not _LAYER.fullmatch(self.layer) or self.when not in WHENS:
             raise UsageError(
                 f"Expected a layer's name without blanks and when in {WHENS}, got {self.layer!r} and {self.when!r}."
@@ -275,8 +280,14 @@ class Results:
         return "\n\n".join(_markdown(cells) for cells in (self.cells(), self.layer_cells()) if cells)
 
     def cells(self) -> list[list[str]]:
-        """Return the cells of the table of h and z as text, the header first: a row a measurement."""
-        columns = [(layer, when) for layer in LAYERS for when in WHENS]
+        """Return the cells of the table of h and z as text, the header first: a row a measurement.
+
+        Columns of a layer, or of a time, at which nothing was measured are left out.
+        """
+        measured = [m for m in self.measurements if m.layer in LAYERS]
+        layers = [layer for layer in LAYERS if not measured or any(m.layer == layer for m in measured)]
+        whens = [when for when in WHENS if not measured or any(m.when == when for m in measured)]
+        columns = [(layer, when) for layer in layers for when in whens]
         names = self._names(LAYERS)
         rows = [[name, *(self._cell(key, *column) for column in columns)] for key, name in names.items()]
         return [["", *(" ".join(column) for column in columns)], *rows]

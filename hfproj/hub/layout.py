@@ -13,4 +13,5 @@ PREPROCESSING = "preprocessor_config.json"  # as transformers' image processors 
 OBJECTIVE = "objective.safetensors"  # the objective's buffers: queues, centres
 EMA = "ema.safetensors"  # the moving-average copy
 PICTURE = "spectrum.png"
+TRAINING_PICTURE = "training.png"  # loss and diagnostics while it trained
 EVAL_RESULTS = ".eval_results"  # folder of the Hub's newer form of evaluation results

@@ -16,7 +16,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "z after": {"color": "#D55E00", "linestyle": (0, (7, 1.6, 1.2, 1.6))},
 }
 _SPARE = ["#009E73", "#CC79A7", "#000000"]
-_DECADES = 6  # what lies further below the largest eigenvalue is no spread that a probe could use
+_DECADES = 8  # what lies further below the largest eigenvalue is no spread that a probe could use
 
 
 def plot_spectrum(spectra: Mapping[str, Any], path: str | os.PathLike | None = None, *, width: float = WIDTH) -> Any:
@@ -51,8 +51,8 @@ def plot_spectrum(spectra: Mapping[str, Any], path: str | os.PathLike | None = N
         axes.plot(np.arange(1, len(curves[name]) + 1), curves[name], label=label, linewidth=1.8, **style)
     axes.set_yscale("log")
     top = max(np.nanmax(curve) for curve in curves.values())
-    bottom = min(curve[curve > 0].min() for curve in curves.values())
-    axes.set_ylim(max(bottom / 2, top * 10.0**-_DECADES), top * 2)
+    bottom = min(curve[curve > top * 10.0**-_DECADES].min(initial=top) for curve in curves.values())
+    axes.set_ylim(bottom / 2, top * 2)
     axes.set_xlim(1, max(max(map(len, curves.values())), 2))
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("rank of the eigenvalue")

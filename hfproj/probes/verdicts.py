@@ -1,20 +1,39 @@
-"""What training did to the accuracies of a layer: the difference, and the interval that says whether it is one."""
+"""What training did to a layer: the difference of each accuracy with the interval that says whether it is one, and what
+became of the rank.
+"""
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+import numpy as np
 
 from hfproj.errors import UsageError
 from hfproj.probes.interval import Interval, paired_interval
-from hfproj.results import Measurement, Results
+from hfproj.results import LAYERS, Measurement, Results, unpack_outcomes
+
+_WHAT = {"h": "representation", "z": "projection"}
 
 
 class Verdict(NamedTuple):
-    """What training did to one accuracy of a layer: means over seeds, and the interval of the difference if known."""
+    """What training did to one accuracy of a layer: means over seeds, and the interval of the difference if known.
+
+    Attributes:
+        label: The accuracy as people write it.
+        dataset: What it was measured on.
+        before: Mean over seeds.
+        after: Mean over seeds.
+        interval: Of the difference, paired over test rows; None where answers row by row were not kept.
+        layer: "h", "z", or an intermediate layer's name.
+        key: `Measurement.key` of the measurements that it speaks of.
+    """
 
     label: str
     dataset: str
     before: float
     after: float
     interval: Interval | None
+    layer: str = "h"
+    key: tuple[str, str, str] = ("", "", "")
 
     @property
     def sense(self) -> str:
@@ -25,11 +44,8 @@ class Verdict(NamedTuple):
     @property
     def headline(self) -> str:
         """The sense in words."""
-        return {
-            "better": "The representation got better",
-            "worse": "The representation got worse",
-            "unclear": "No gain was measured",
-        }[self.sense]
+        what = f"The {_WHAT.get(self.layer, f'layer {self.layer}')} got"
+        return {"better": f"{what} better", "worse": f"{what} worse", "unclear": "No gain was measured"}[self.sense]
 
 
 def verdicts(results: Results, layer: str = "h") -> list[Verdict]:
@@ -40,31 +56,64 @@ def verdicts(results: Results, layer: str = "h") -> list[Verdict]:
         >>> [verdict.sense for verdict in verdicts(Results(measurements=measured))]
         ['better']
     """
+    measured = [m for m in results.measurements if m.layer == layer and m.unit == "accuracy"]
     found = []
-    for before, after in _pairs(results, layer):
-        options = {"dataset": after.dataset, **after.settings}
-        first = results.value(before.name, layer, "before", **options)
-        last = results.value(after.name, layer, "after", **options)
-        found.append(Verdict(after.label, after.dataset, first, last, _interval(results, after.name, layer, options)))
+    for key in dict.fromkeys(m.key for m in measured if m.when == "after"):
+        before, after = ([m for m in measured if (m.key, m.when) == (key, when)] for when in ("before", "after"))
+        if before:
+            first, last = _mean(before), _mean(after)
+            interval = _interval(before, after)
+            found.append(Verdict(after[0].label, after[0].dataset, first, last, interval, layer, key))
     return found
 
 
-def _pairs(results: Results, layer: str) -> list[tuple[Measurement, Measurement]]:
-    """Return one (before, after) of every accuracy of a layer that has both."""
-    pairs: dict[tuple, tuple[Measurement, Measurement]] = {}
-    for after in results.measurements:
-        for before in results.measurements:
-            same = (before.layer, before.when, before.key) == (layer, "before", after.key)
-            if same and (after.layer, after.when, after.unit) == (layer, "after", "accuracy"):
-                pairs.setdefault(after.key, (before, after))
-    return list(pairs.values())
+class RankChange(NamedTuple):
+    """What training did to RankMe of a layer: means over seeds."""
+
+    layer: str
+    dataset: str
+    before: float
+    after: float
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether less than half of it is left, a sign of dimensional collapse."""
+        return self.after < self.before / 2
 
 
-def _interval(results: Results, name: str, layer: str, options: dict) -> Interval | None:
-    """Return the interval of the gain, or None where outcomes row by row were not kept."""
+def rank_changes(results: Results, layers: Iterable[str] = LAYERS) -> list[RankChange]:
+    """Return one of every RankMe of some layers that was measured before and after training.
+
+    Example:
+        >>> ranks = [Measurement("rankme", "z", w, v) for w, v in (("before", 14.0), ("after", 1.2))]
+        >>> [(change.layer, change.collapsed) for change in rank_changes(Results(measurements=ranks))]
+        [('z', True)]
+    """
+    changes = []
+    for key in dict.fromkeys(m.key for m in results.measurements if m.name == "rankme"):
+        for layer in layers:
+            before, after = (results.mean_std(key, layer, when) for when in ("before", "after"))
+            if before is not None and after is not None:
+                changes.append(RankChange(layer, key[1], before[0], after[0]))
+    return changes
+
+
+def _mean(measured: list[Measurement]) -> float:
+    return sum(m.value for m in measured) / len(measured)
+
+
+def _interval(before: list[Measurement], after: list[Measurement]) -> Interval | None:
+    """Return the interval of the gain, or None where outcomes row by row were not kept, or not of the same rows."""
     try:
-        return paired_interval(
-            results.outcomes(name, layer, "after", **options), results.outcomes(name, layer, "before", **options)
-        )
-    except UsageError:
+        return paired_interval(_outcomes(after), _outcomes(before))
+    except (UsageError, ValueError):
         return None
+
+
+def _outcomes(measured: list[Measurement]) -> np.ndarray:
+    """Return right and wrong `[seeds, rows]`; a ValueError where some are missing or damaged."""
+    for m in measured:
+        count, _, digits = m.outcomes.partition(":")
+        if int(count) > 4 * len(digits):  # four rows a digit: more would be made up, and may be too many to hold
+            raise ValueError("The outcomes are damaged.")
+    return np.stack([unpack_outcomes(m.outcomes) for m in measured])

@@ -1,6 +1,6 @@
 """The same recipe with several seeds, merged into one results.json with mean ± standard deviation, and its card.
 
-    python recipes/benchmarks/seeds.py --output_dir model_cards/vit_nano_digits_simclr
+    python recipes/benchmarks/seeds.py --output_dir model_cards/vit_nano_digits_simclr --license apache-2.0
 
 Flags after ``--`` go to recipes/simclr_vit.py. Finished runs are kept below runs/ and not run again. The table of the
 README is that of model_cards/vit_nano_digits_simclr (3 seeds; 2 CPU cores, about 3 × 2.5 minutes).
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="Folder for results.json, spectrum.png and the card."
     )
+    parser.add_argument("--license", help="Of the adapters, onto the card; the author's choice.")
     parser.add_argument("flags", nargs="*", help="Flags of the recipe, after --.")
     options = parser.parse_args()
 
@@ -38,7 +39,7 @@ def main() -> None:
     merged.command = " ".join(["accelerate launch recipes/simclr_vit.py", *options.flags, "--seed", "0"])
     merged.log = []  # that of the first run alone would be taken for all of them
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    write_card(merged, options.output_dir)
+    write_card(merged, options.output_dir, license=options.license)
     print(merged.table())
     gain = paired_interval(merged.outcomes("knn", "h", "after"), merged.outcomes("knn", "h", "before"))
     print(f"20-NN of h, after minus before: {gain.difference:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}")
