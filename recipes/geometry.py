@@ -7,11 +7,14 @@
     python recipes/geometry.py orbits         # how far h and z move while an image turns
     python recipes/geometry.py depth          # heads of one to three layers
     python recipes/geometry.py adapter --adapter out/simclr_vit      # a folder or a Hub id
+    python recipes/geometry.py head --adapter out/dino_vit_s16       # the head alone: J's spectrum, its curvature
 
 Images are scikit-learn's handwritten digits, which have an upright position, so that rotation is a nuisance with a
 meaning; ``--dataset`` takes any other. Adapters and finished measurements are kept below runs/geometry and not made
 again. Results go to recipes/results/geometry/results.json and into figures beside it (``recipes/geometry_table.py``
-makes the text). ``adapter`` writes the geometry into the results.json of an adapter and renders its report.html.
+makes the text). ``adapter`` and ``head`` write the geometry into the results.json of an adapter, a converted one
+(recipes/convert.py) as well, and render its report.html. ``head`` asks of the images nothing but their h, so that it is
+the cheaper one for large backbones.
 """
 
 import argparse
@@ -82,7 +85,8 @@ DEPTHS = tuple(name for name, of in MODELS.items() if of.degrees == 45.0)
 PROBES = {"train": 500, "test": 300, "C": 0.1, "mlp_width": 256, "mlp_epochs": 30}
 SWEEP = {"images": 100, "degrees": 45.0, "points": 10}
 ORBITS = {"classes": 5, "images": 3, "rotations": 12, "draws": 10}
-ANALYSIS = {"images": 64, "orbits": 6, "rotations": 12, "hessian_images": 16, "covariance_dims": 64}
+ANALYSIS = {"images": 64, "orbits": 6, "rotations": 12, "hessian_images": 16, "covariance_dims": 64,
+            "head_images": 16}  # fmt: skip
 # what an image is changed by → its strength ε, small, in degrees, pixels or shares
 TANGENTS: dict[str, tuple[float, Callable[[Tensor, Tensor], Tensor]]] = {
     "rotation": (2.0, lambda x, eps: ops.rotate_translate(x, eps, 0 * eps, 0 * eps)),
@@ -269,7 +273,7 @@ def conditioned(dataset: str, name: str, seed: int) -> dict:
     }
 
 
-def adapter(path: str, dataset: str, output_dir: str | None) -> None:
+def adapter(path: str, dataset: str, output_dir: str | None, *, head_only: bool = False) -> None:
     """Write the geometry of a saved adapter into its results.json, or a new one, and render the report."""
     folder = Path(output_dir or (path if Path(path).is_dir() else "out/geometry"))
     model = hfproj.from_pretrained(path)
@@ -280,7 +284,8 @@ def adapter(path: str, dataset: str, output_dir: str | None) -> None:
     else:
         results = hfproj.evaluate(model, probes=[], train=images, test=images, dataset=dataset)
         results.command = command_line()
-    results.geometry.update(rounded(analysed(model, hfproj.detach(model).eval(), images)))
+    measure = of_the_head if head_only else analysed
+    results.geometry.update(rounded(measure(model, hfproj.detach(model).eval(), images)))
     folder.mkdir(parents=True, exist_ok=True)
     results.save(folder)
     print("\n".join(f"{name}: {value:.4g}" for name, value in results.geometry["scalars"].items()))
@@ -292,17 +297,7 @@ def analysed(model: nn.Module, head: nn.Module, images: Sequence[dict]) -> dict:
     x, _ = pixels(model, images)
     h = features(model, x)
     z = geometry.head_orbits(head, h)
-    try:
-        conditions = geometry.layerwise_condition_number(head, h)
-    except hfproj.UsageError:  # no chain of layers
-        conditions = {"z": geometry.metric_condition_number(head, h)}
-    last = list(conditions.values())[-1]
-    scalars = {
-        "rank of the metric (median)": float(last.rank.double().median()),
-        "nullity of the metric (median)": float(last.nullity.double().median()),
-        "condition number of the metric (median)": float(last.condition_number.nanmedian()),
-        "variation of the metric over samples": geometry.metric_variation(head, h),
-    }
+    conditions, scalars = conditioning(head, h)
     moved = [
         geometry.augmentation_tangents(h, features(model, change(x, torch.full((len(x),), eps))), eps)
         for eps, change in TANGENTS.values()
@@ -321,15 +316,49 @@ def analysed(model: nn.Module, head: nn.Module, images: Sequence[dict]) -> dict:
     scalars |= hessian_ends(head, h, features(model, turned(x, [15.0])).squeeze(1))
     covariances = {layer: torch.cov(f[:, : ANALYSIS["covariance_dims"]].T) for layer, f in (("h", h), ("z", z))}
     return {
-        "metric_condition_number": {name: found.condition_number.tolist() for name, found in conditions.items()},
+        "metric_condition_number": conditions,
         "orbits": {layer: plots.orbit_coordinates(unit_rows(f)) for layer, f in both.items()},
         "covariance": {layer: covariance.tolist() for layer, covariance in covariances.items()},
         "scalars": scalars,
     }
 
 
+def conditioning(head: nn.Module, h: Tensor) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return condition numbers of the metric after each layer, and scalars of the metric."""
+    try:
+        conditions = geometry.layerwise_condition_number(head, h)
+    except hfproj.UsageError:  # no chain of layers
+        conditions = {"z": geometry.metric_condition_number(head, h)}
+    last = list(conditions.values())[-1]
+    return {name: found.condition_number.tolist() for name, found in conditions.items()}, {
+        "rank of the metric (median)": float(last.rank.double().median()),
+        "nullity of the metric (median)": float(last.nullity.double().median()),
+        "condition number of the metric (median)": float(last.condition_number.nanmedian()),
+        "variation of the metric over samples": geometry.metric_variation(head, h),
+    }
+
+
+def of_the_head(model: nn.Module, head: nn.Module, images: Sequence[dict]) -> dict:
+    """Return the spectrum of J, the conditioning of the metric and the curvature of a head at the h of some images."""
+    x, _ = pixels(model, [images[i] for i in range(min(len(images), ANALYSIS["head_images"]))])
+    h = features(model, x)
+    singular = geometry.metric_spectrum(head, h).sqrt()
+    share = singular / singular.sum(1, keepdim=True)
+    conditions, scalars = conditioning(head, h)
+    return {
+        "metric_condition_number": conditions,
+        "jacobian": {"singular_values": singular.median(0).values.tolist()},
+        "scalars": {
+            "largest singular value of J (median)": float(singular[:, 0].median()),
+            "effective rank of J (median)": float(torch.special.entr(share).sum(1).exp().median()),
+            **scalars,
+            **hessian_ends(head, h, h.roll(1, 0)),  # towards another image
+        },
+    }
+
+
 def hessian_ends(head: nn.Module, h: Tensor, h_other: Tensor) -> dict[str, float]:
-    """Return extreme eigenvalues of H_eff = G_L + M for L = ½‖z − t‖², t the projection of the image turned by 15°.
+    """Return extreme eigenvalues of H_eff = G_L + M for L = ½‖z − t‖², t the projection of `h_other`.
 
     H_L is the identity there: what is negative comes from the head's own curvature, M.
     """
@@ -443,21 +472,21 @@ def save(dataset: str, what: str, content: dict) -> None:
 def main() -> None:
     measures = {"guillotine": guillotine, "curvature": curvature, "orbits": orbits, "depth": depth}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", *measures, "adapter"))
+    parser.add_argument("what", choices=("train", *measures, "adapter", "head"))
     parser.add_argument("--dataset", default="digits", help="What hfproj.load_image_dataset takes.")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
-    parser.add_argument("--adapter", help="Of adapter: a folder that holds one, or a Hub id.")
-    parser.add_argument("--output_dir", help="Of adapter: where to write, if not into its folder.")
+    parser.add_argument("--adapter", help="Of adapter and head: a folder that holds one, or a Hub id.")
+    parser.add_argument("--output_dir", help="Of adapter and head: where to write, if not into its folder.")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*|.*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*|.*lr_scheduler.step.*|keep_original=False.*")
     if options.what == "train":
         train(options.dataset, options.seeds)
     elif options.what in measures:
         save(options.dataset, options.what, measures[options.what](options.dataset, options.seeds))
     elif options.adapter is None:
-        parser.error("adapter needs --adapter")
+        parser.error(f"{options.what} needs --adapter")
     else:
-        adapter(options.adapter, options.dataset, options.output_dir)
+        adapter(options.adapter, options.dataset, options.output_dir, head_only=options.what == "head")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ or any other objective.
     accelerate launch recipes/simclr_vit.py --objective vicreg --regularizers werank=0.01
     accelerate launch recipes/simclr_vit.py --watch_metrics rankme,std,uniformity --curvature true --on_collapse stop
     accelerate launch recipes/simclr_vit.py --preset byol_cifar --lars false --learning_rate 1e-3 --num_train_epochs 12
+    accelerate launch recipes/simclr_vit.py --push_to_hub me/digits-simclr --hub_private_repo true
+    accelerate launch recipes/simclr_vit.py --continue_from me/digits-simclr --output_dir out/longer
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py    # 2 CPU processes
 
 Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds
 the adapter, results.json (every number with its protocol), history.parquet (what was watched while it trained),
-report.html, spectrum.png and a card. All options of `transformers`' TrainingArguments are flags too
-(--num_train_epochs, --per_device_train_batch_size, --learning_rate, --report_to …).
+report.html, pictures and a card. All options of `transformers`' TrainingArguments are flags too (--num_train_epochs,
+--per_device_train_batch_size, --learning_rate, --report_to, --hub_private_repo …).
 """
 
 import os
@@ -75,7 +77,13 @@ class Recipe:
     watch_metrics: str = field(default="rankme,std,positive_cosine", metadata={"help": "Of hfproj.SpectrumCallback."})
     curvature: bool = field(default=False, metadata={"help": "Watch extreme eigenvalues of the head's Hessian, too."})
     on_collapse: str = field(default="warn", metadata={"help": "warn, stop, or restore a checkpoint."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Not available yet.", "nargs": "?", "const": ""})
+    continue_from: str | None = field(
+        default=None, metadata={"help": "An adapter to go on from: a folder, a Hub id, or repo=me/x,revision=dev …"}
+    )
+    push_to_hub: str | None = field(
+        default=None,
+        metadata={"help": "Hub id to push to; without a value that of the output folder.", "nargs": "?", "const": ""},
+    )
 
 
 @dataclass
@@ -97,7 +105,8 @@ class Training(hfproj.ProjectionTrainingArguments):
 def main() -> None:
     recipe, args = cli.parse(Recipe, Training, defaults=cli.preset_flags)
     if recipe.push_to_hub is not None:
-        raise hfproj.UsageError("--push_to_hub is not available yet; upload the output folder yourself.")
+        args.push_to_hub, args.hub_model_id = True, recipe.push_to_hub or args.hub_model_id
+    go_on = recipe.continue_from
 
     columns = {"image_column": recipe.image_column, "label_column": recipe.label_column}
     train = hfproj.load_image_dataset(recipe.dataset, split="train", **columns)
@@ -158,6 +167,7 @@ def main() -> None:
         eval_dataset=test if args.eval_strategy != "no" else None,
         data_collator=views,
         callbacks=watches,
+        continue_from=cli.options(go_on) if go_on and "=" in go_on else go_on,
     )
     if trainer.is_world_process_zero():
         model.print_trainable_parameters()
@@ -171,10 +181,6 @@ def main() -> None:
     before = measure("before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint in ("True", "true") or args.resume_from_checkpoint)
     results = before.merge(measure("after"))
-    if not trainer.is_world_process_zero():
-        return
-
-    folder = Path(args.output_dir)
     results.command = command_line()
     results.config["recipe"] = vars(recipe)
     results.config["training"] = args.chosen()
@@ -183,11 +189,22 @@ def main() -> None:
         results.config["curvature_of"] = "head"
     if alarm.alarm is not None:
         results.geometry["collapse"] = alarm.alarm.to_dict()
-    trainer.save_model(str(folder))
-    write_card(results, folder)
-    hfproj.report(folder)
-    print(results.table())
-    print(f"\nSaved to {folder}: the adapter, results.json, report.html, spectrum.png and a card (README.md).")
+    if go_on:
+        results.notes.append(f"Training went on from {go_on}: what is said of before it is of that adapter.")
+
+    folder = Path(args.output_dir)
+    if trainer.is_world_process_zero():
+        if not args.push_to_hub:
+            trainer.save_model(str(folder))
+        write_card(results, folder)
+        hfproj.report(folder)
+        print(results.table())
+    if args.push_to_hub:  # on all processes; it saves, too
+        commit = trainer.push_to_hub(results=results)
+        if commit is not None:
+            print(f"\nPushed to {commit.repo_url.url}")
+    if trainer.is_world_process_zero():
+        print(f"\nSaved to {folder}: the adapter, results.json, report.html, pictures and a card (README.md).")
 
 
 if __name__ == "__main__":

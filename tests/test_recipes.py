@@ -53,7 +53,7 @@ def test_what_the_recipe_writes(folder):
     files = {p.name for p in folder.iterdir()}
     assert files == {
         "adapter_config.json", "adapter_model.safetensors", "results.json", "history.parquet", "report.html",
-        "spectrum.png", "README.md", "checkpoint-2",
+        "spectrum.png", "training.png", "README.md", "objective.safetensors", "checkpoint-2",
     }  # fmt: skip
     assert not list(folder.rglob("*.bin"))
     assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG")
@@ -106,8 +106,10 @@ def wrong(tmp_path_factory):
         ("--dataset no/such/place", "no file or folder 'no/such/place'"),
         ("--head mpl", "Unknown head 'mpl'. Did you mean 'mlp'?"),
         ("--dataset WRONG --image_column text --holdout 1", "Column 'text'"),
-        ("--push_to_hub", "--push_to_hub is not available yet"),
-        ("--push_to_hub me/mine", "--push_to_hub is not available yet"),
+        ("--push_to_hub", "HF_HUB_OFFLINE=1 keeps this process from reaching the Hub"),
+        ("--push_to_hub me/mine", "HF_HUB_OFFLINE=1 keeps this process from reaching the Hub"),
+        ("--hub_strategy all_checkpoints", "nothing pickled is pushed"),
+        ("--continue_from no/such/folder", "neither a folder nor a Hub repository"),
         ("--prototypes many", "'many': expected name=value pairs"),
         ("--objective bayol", "Unknown objective 'bayol'. Did you mean 'byol'?"),
         ("--regularizers werank=0.1,koleo", "'koleo': expected name=value pairs"),

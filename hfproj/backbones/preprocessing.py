@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from hfproj.errors import UsageError
 
 _HALF = (0.5, 0.5, 0.5)
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers in a preprocessor_config.json
+_LARGEST, _MOST_CHANNELS = 10_000, 1000
+OF_ADAPTER = "hfproj_preprocessing"  # in a backbone's __dict__: what the adapter says, for a backbone that does not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +31,12 @@ class ImagePreprocessing:
 def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     """Return the image size, mean and std that `model`'s backbone was trained with.
 
-    They come from a `transformers` checkpoint's ``preprocessor_config.json`` or from timm's configuration. Where
-    neither exists (a backbone made from a config) it is the config's size and mean = std = 0.5, with a warning.
+    They come from a `transformers` checkpoint's ``preprocessor_config.json`` or from timm's configuration; where the
+    backbone has neither, from that of the adapter that `hfproj.from_pretrained` loaded onto it. Where none exists (a
+    backbone made from a config) it is the config's size and mean = std = 0.5, with a warning.
 
     Raises:
-        UsageError: the image size is unknown.
+        UsageError: the image size is unknown, or the file says what can't be.
     """
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
     timm_part = timm_part_of(backbone)
@@ -43,17 +47,11 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
         # the size this very model was made for (img_size=…) goes before the one its weights were trained with
         size = getattr(getattr(timm_part[1], "patch_embed", None), "img_size", None) or data["input_size"][1:]
         return ImagePreprocessing(size[-1], tuple(data["mean"]), tuple(data["std"]), data["interpolation"])
-    source = files_of(backbone)
-    found = _read_processor(source) if source else None
     size = getattr(getattr(backbone, "config", None), "image_size", None)
     size = size[-1] if isinstance(size, list | tuple) else size
+    found = own_processor(backbone) or backbone.__dict__.get(OF_ADAPTER)
     if found:
-        wanted = found.get("crop_size") if found.get("do_center_crop", False) else found.get("size")
-        if isinstance(wanted, dict):
-            wanted = wanted.get("height") or wanted.get("shortest_edge")
-        mean, std = found.get("image_mean") or _HALF, found.get("image_std") or _HALF
-        resample = _RESAMPLE.get(found.get("resample"), "bicubic")
-        return ImagePreprocessing(int(wanted or size), tuple(mean), tuple(std), resample)
+        return settings_of(found, f"The preprocessing of {type(backbone).__name__}", size=size)
     if not size:
         raise UsageError(
             f"The image size of {type(backbone).__name__} is unknown; pass size=, mean= and std= to the "
@@ -67,6 +65,40 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     return ImagePreprocessing(int(size), _HALF, _HALF)
 
 
+def settings_of(found: dict[str, Any], where: str, *, size: int | None = None) -> ImagePreprocessing:
+    """Return the settings in a ``preprocessor_config.json``.
+
+    Args:
+        found: Its content.
+        where: What it is, for messages.
+        size: Of images, where it names none.
+
+    Raises:
+        UsageError: a value in it can't be.
+    """
+    wanted = found.get("crop_size") if found.get("do_center_crop", False) else found.get("size")
+    if isinstance(wanted, dict):
+        wanted = wanted.get("height") or wanted.get("shortest_edge")
+    side = wanted or size
+    if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= _LARGEST:
+        raise UsageError(f"{where} has image size {side!r:.60}; expected 1 to {_LARGEST:,} pixels.")
+    mean, std = found.get("image_mean") or _HALF, found.get("image_std") or _HALF
+    for name, values, low in (("image_mean", mean, -math.inf), ("image_std", std, 0)):
+        channels = isinstance(values, list | tuple) and 1 <= len(values) <= _MOST_CHANNELS
+        numbers = channels and all(isinstance(v, int | float) and low < v < math.inf for v in values)
+        if not numbers:
+            raise UsageError(f"{where} has {name}={values!r:.60}; expected a number per channel.")
+    resample = found.get("resample")
+    interpolation = _RESAMPLE.get(resample, "bicubic") if isinstance(resample, int) else "bicubic"
+    return ImagePreprocessing(side, tuple(map(float, mean)), tuple(map(float, std)), interpolation)
+
+
+def own_processor(backbone: nn.Module) -> dict[str, Any] | None:
+    """Return the processor's configuration that lies beside a transformers backbone, or None."""
+    source = files_of(backbone)
+    return _read_processor(source) if source else None
+
+
 def _read_processor(source: str) -> dict[str, Any] | None:
     from transformers.utils import cached_file
 
@@ -76,6 +108,10 @@ def _read_processor(source: str) -> dict[str, Any] | None:
         except (OSError, ValueError):
             return None
         if file:
-            found = json.loads(Path(file).read_text())
-            return found.get("image_processor", found)
+            try:
+                found = json.loads(Path(file).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError):
+                return None
+            found = found.get("image_processor", found) if isinstance(found, dict) else None
+            return found if isinstance(found, dict) else None
     return None

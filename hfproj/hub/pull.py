@@ -1,97 +1,149 @@
-"""Loading a saved adapter: onto its backbone (`from_pretrained`), or its head alone (`load_head`)."""
+"""Loading a saved adapter: onto its backbone (`from_pretrained`), or its head alone (`load_head`).
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+A folder and a repository on the Hub are treated alike: `hfproj.hub.fetch` gets and checks the files, so that what is
+damaged, hostile or meant for another backbone is refused in one line, and nothing that a file says is run.
+"""
+
+import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from hfproj.backbones import load_backbone
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.backbones.loading import timm_part_of
+from hfproj.backbones.preprocessing import OF_ADAPTER, own_processor
+from hfproj.errors import AdapterFileError, HfprojError, UsageError
+from hfproj.hub.fetch import SavedAdapter, adapters_in, fetch_adapter, open_adapter, open_source
+from hfproj.hub.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREPROCESSING
+from hfproj.hub.safety import LARGEST_CONFIG, one_line, read_json, short
+from hfproj.hub.strangers import backbone_source, check_rank, read_config
+from hfproj.hub.tensors import HEAD_KEYS
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
 
-_MODULES = f"base_model.model.{CHILD}.projection_head_modules."
+__all__ = ["detach", "fetch_adapter", "from_pretrained", "list_adapters", "load_head"]
 
 
 def from_pretrained(
-    adapter: str | Path,
+    repo: str | Path,
     *,
+    adapter: str = "default",
     backbone: nn.Module | None = None,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     is_trainable: bool = False,
     revision: str | None = None,
-    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
     low_cpu_mem_usage: bool = False,
 ) -> PeftModel:
     """Load an adapter together with the backbone it was trained on.
 
     Args:
-        adapter: A folder written by ``save_pretrained``, or a Hub id.
+        repo: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
+        adapter: Which one, where there are several (`list_adapters`).
         backbone: The backbone, if it is loaded already; None loads the one that the adapter's config names.
-        adapter_name: Name under which the adapter is attached.
+        adapter_name: Name under which the adapter is attached; None keeps the one it has there.
         is_trainable: Whether training goes on; False freezes the adapter and sets eval mode.
-        revision: Branch, tag or commit of the Hub repository.
-        subfolder: Folder inside the repository, for one of several adapters.
+        revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository; every file comes from one commit.
+        token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``. The backbone is loaded with
+            the latter.
+        cache_dir: Where downloads of the adapter are kept; None is huggingface_hub's cache.
         low_cpu_mem_usage: Make the head on the meta device before its weights arrive.
 
     Raises:
-        AdapterFileError: the folder has no config, a damaged file, or tensors of another head or backbone.
-        UsageError: the config does not say which backbone to load.
+        AdapterFileError: there is no such adapter, it is damaged or hostile, or its tensors are those of another head
+            or backbone.
+        HubError: the Hub refuses or can't be reached.
+        UsageError: the config does not say which backbone to load, or `backbone` carries a head already.
     """
-    config = _read_config(adapter, revision, subfolder)
-    _fetch(adapter, SAFETENSORS_WEIGHTS_NAME, revision, subfolder)
+    if backbone is not None and (isinstance(backbone, PeftModel) or hasattr(backbone, CHILD)):
+        raise UsageError(
+            "This backbone carries an adapter already. To put a second head beside it use model.load_adapter(repo, "
+            "name); to start from the bare backbone use model.unload()."
+        )
+    saved = open_adapter(repo, adapter=adapter, revision=revision, token=token, cache_dir=cache_dir)
     if backbone is None:
-        source = config.backbone or {}
-        if not source.get("id"):
-            raise UsageError(
-                f"{adapter} does not say which backbone it was trained on; load that backbone and pass it as "
-                "from_pretrained(…, backbone=backbone)."
-            )
-        backbone = load_backbone(
-            source["id"],
-            library=source.get("library"),
-            revision=source.get("revision"),
-            **_plain_kwargs(source.get("kwargs") or {}),
-        )
-    with _readable_errors(adapter):
-        return PeftModel.from_pretrained(
-            backbone,
-            str(adapter),
-            adapter_name=adapter_name,
-            is_trainable=is_trainable,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            **{k: v for k, v in {"revision": revision, "subfolder": subfolder}.items() if v is not None},
-        )
+        backbone = _load_backbone(saved)
+    check_rank(saved.config, backbone, saved.where)
+    preprocessing = _preprocessing(backbone, saved)
+    name = adapter_name or adapter.replace(".", "_")  # modules can't be named with a dot
+    model = _attach(backbone, saved, name, is_trainable, low_cpu_mem_usage)
+    if preprocessing is not None:
+        backbone.__dict__[OF_ADAPTER] = preprocessing
+    return model
 
 
-def load_head(adapter: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> nn.Module:
+def load_head(
+    repo: str | Path,
+    *,
+    adapter: str = "default",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> nn.Module:
     """Load the head of a saved adapter without any backbone: ``z = head(h)``, in eval mode.
 
+    Args:
+        repo: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
+        adapter: Which one, where there are several (`list_adapters`).
+        revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository.
+        token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``.
+        cache_dir: Where downloads are kept; None is huggingface_hub's cache.
+
     Raises:
-        AdapterFileError: the folder has no config, a damaged file, or tensors of another head.
+        AdapterFileError: there is no such adapter, or it is damaged or hostile.
+        HubError: the Hub refuses or can't be reached.
+        UsageError: `adapter` or `revision` is no name of one.
     """
-    config = _read_config(adapter, revision, subfolder)
-    with _readable_errors(adapter):
-        tensors = load_file(_fetch(adapter, SAFETENSORS_WEIGHTS_NAME, revision, subfolder))
-    modules = HeadModules(config, config.in_dim)
-    mine = {k.removeprefix(_MODULES): v for k, v in tensors.items() if k.startswith(_MODULES)}
-    try:
-        modules.load_state_dict(mine)
-    except RuntimeError as error:
-        raise AdapterFileError(
-            f"{adapter}: its tensors are not those of head {config.head!r} ({config.in_dim} → {config.out_dim}); the "
-            "file belongs to another config or is damaged; download or save it again."
-        ) from error
+    saved = open_adapter(repo, adapter=adapter, revision=revision, token=token, cache_dir=cache_dir)
+    modules = HeadModules(saved.config, saved.config.in_dim)
+    tensors = load_file(saved.folder / ADAPTER_WEIGHTS)
+    modules.load_state_dict({k.removeprefix(HEAD_KEYS): v for k, v in tensors.items() if k.startswith(HEAD_KEYS)})
     return modules.head.eval()
+
+
+def list_adapters(
+    repo: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> dict[str, ProjectionHeadConfig]:
+    """Return the adapters with a projection head in a folder or repository, by the name that `adapter=` takes.
+
+    One whose configuration can't be read is left out with a warning that says why; adapters of other PEFT methods are
+    left out silently. No tensors are downloaded.
+
+    Args:
+        repo: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
+        revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository.
+        token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``.
+        cache_dir: Where downloads are kept; None is huggingface_hub's cache.
+
+    Raises:
+        AdapterFileError: there is no such folder or repository.
+        HubError: the Hub refuses or can't be reached.
+        UsageError: `revision` can't be one.
+    """
+    source = open_source(repo, revision=revision, token=token, cache_dir=cache_dir)
+    found = {}
+    for name in adapters_in(source):
+        file = ADAPTER_CONFIG if name == "default" else f"{name}/{ADAPTER_CONFIG}"
+        where = f"{repo} (adapter {name!r})"
+        try:
+            size = source.size(file) or 0
+            if size > LARGEST_CONFIG:
+                raise AdapterFileError(f"{where}: {ADAPTER_CONFIG} has {size:,} bytes.")
+            path = source.get(file, size)
+            if read_json(path, where).get("peft_type") == "PROJECTION_HEAD":
+                found[name] = read_config(path, where)
+        except HfprojError as error:
+            warnings.warn(f"Left out: {error}", stacklevel=2)
+    return found
 
 
 def detach(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
@@ -104,8 +156,6 @@ def detach(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
     Raises:
         UsageError: there is no such head.
     """
-    import copy
-
     layer = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, CHILD, None)
     if layer is None:
         raise UsageError(
@@ -118,60 +168,54 @@ def detach(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
     return copy.deepcopy(layer.projection_head_modules[name].head)
 
 
-def _fetch(adapter: str | Path, file: str, revision: str | None, subfolder: str | None) -> str:
-    folder = Path(adapter) / (subfolder or "")
-    if Path(adapter).is_dir():
-        if not (folder / file).is_file():
-            raise AdapterFileError(f"{folder} has no {file}; expected a folder written by model.save_pretrained(…).")
-        return str(folder / file)
+def _load_backbone(saved: SavedAdapter) -> nn.Module:
+    source = backbone_source(saved.config, saved.where, local=saved.local)
     try:
-        return hf_hub_download(str(adapter), file, revision=revision, subfolder=subfolder)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        return load_backbone(**source)
+    except HfprojError:
+        raise
+    except Exception as error:  # whatever the files of another stranger do to transformers or timm
         raise AdapterFileError(
-            f"{adapter!s} is neither a folder nor a Hub repository with {file} that can be reached; check the name and "
-            f"the connection. ({type(error).__name__})"
+            f"{saved.where}: its backbone {short(source['name'])} can't be loaded ({one_line(error)}); load it "
+            "yourself and pass it as backbone=."
         ) from error
 
 
-def _read_config(adapter: str | Path, revision: str | None, subfolder: str | None) -> ProjectionHeadConfig:
-    file = _fetch(adapter, CONFIG_NAME, revision, subfolder)
+def _attach(
+    backbone: nn.Module, saved: SavedAdapter, name: str, is_trainable: bool, low_cpu_mem_usage: bool
+) -> PeftModel:
+    """Return the backbone with the adapter; where that fails, the backbone is left as it was."""
+    config, folder = copy.deepcopy(saved.config), str(saved.folder)
+    config.inference_mode = not is_trainable
+    options = {
+        "adapter_name": name,
+        "is_trainable": is_trainable,
+        "low_cpu_mem_usage": low_cpu_mem_usage,
+        "key_mapping": getattr(backbone, "_checkpoint_conversion_mapping", {}),
+    }
+    if {"cpu", "disk"} & set((getattr(backbone, "hf_device_map", None) or {}).values()):
+        return PeftModel.from_pretrained(backbone, folder, config=config, **options)  # it knows about offloaded parts
     try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
-        kind = values.get("peft_type")
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
-        raise AdapterFileError(f"{adapter}: {CONFIG_NAME} is not JSON; download or save it again.") from error
-    if kind != PeftType.PROJECTION_HEAD:
-        raise AdapterFileError(f"{adapter} holds a {kind} adapter, no projection head; load it with PEFT itself.")
-    parts = {n: values.get(n) for n in ("head_options", "backbone", "backbone_adapter")}
-    parts["backbone.kwargs"] = parts["backbone"].get("kwargs") if isinstance(parts["backbone"], dict) else None
-    for name, value in parts.items():
-        if not isinstance(value, dict | None):
-            raise AdapterFileError(f"{adapter}: {CONFIG_NAME} says {name}={value!r}, expected a JSON object.")
-    config = ProjectionHeadConfig.from_peft_type(**values)
-    if not isinstance(config.in_dim, int):
+        model = PeftModel(backbone, config, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
+        try:
+            model.load_adapter(folder, **options)
+        except BaseException:
+            model.base_model.unload()
+            raise
+    except HfprojError:
+        raise
+    except Exception as error:
         raise AdapterFileError(
-            f"{adapter}: {CONFIG_NAME} lacks in_dim; save the adapter with model.save_pretrained(…)."
-        )
-    return config
-
-
-def _plain_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    allowed = {"add_pooling_layer", "img_size", "dynamic_img_size", "num_classes", "global_pool", "attn_implementation"}
-    allowed |= {"pretrained", "in_chans", "dtype"}
-    for name, value in kwargs.items():
-        if name not in allowed or not isinstance(value, str | int | float | bool | list | None):
-            raise AdapterFileError(
-                f"The adapter's config asks to load its backbone with {name}={value!r}, which is not allowed; "
-                "load the backbone yourself and pass it as backbone=."
-            )
-    return dict(kwargs)
-
-
-@contextmanager
-def _readable_errors(adapter: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except SafetensorError as error:
-        raise AdapterFileError(
-            f"{adapter}: {SAFETENSORS_WEIGHTS_NAME} is damaged or cut short ({error}); download or save it again."
+            f"{saved.where} can't be attached to {type(backbone).__name__} ({one_line(error)}); it belongs to another "
+            "backbone, or its backbone_adapter does not work."
         ) from error
+    return model
+
+
+def _preprocessing(backbone: nn.Module, saved: SavedAdapter) -> dict[str, Any] | None:
+    """Return the adapter's own account of its images where the backbone has none, for `image_preprocessing`."""
+    text = getattr(backbone, "main_input_name", None) == "input_ids"
+    if text or OF_ADAPTER in backbone.__dict__ or timm_part_of(backbone) or own_processor(backbone):
+        return None
+    file = saved.file(PREPROCESSING)
+    return None if file is None else read_json(file, saved.where)

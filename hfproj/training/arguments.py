@@ -1,5 +1,6 @@
 """Training arguments: those of `transformers`, with the defaults and the few additions that self-supervision needs."""
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -7,11 +8,6 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from hfproj.errors import UsageError
-
-PUSHING = (
-    "Pushing to the Hub is not available yet: leave push_to_hub, hub_model_id and hub_strategy alone, save the adapter "
-    "with trainer.save_model(…) and upload the folder yourself."
-)
 
 
 @dataclass
@@ -39,8 +35,11 @@ class ProjectionTrainingArguments(TrainingArguments):
         eval_knn_temperature: Its temperature.
         log_representation: Log RankMe, standard deviation and positive-pair cosine of the last batch with the loss.
 
+    Of the options for the Hub, ``hub_strategy`` is ``"end"`` (``trainer.push_to_hub()`` and ``trainer.save_model()``
+    push) or ``"every_save"`` (so does each checkpoint, in the background).
+
     Raises:
-        UsageError: pushing is asked for, or a value is out of its range.
+        UsageError: a value is out of its range, or asks for what would push pickled files.
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
@@ -65,11 +64,11 @@ class ProjectionTrainingArguments(TrainingArguments):
     log_representation: bool = field(default=True, metadata={"help": "Log RankMe, std and cosine with the loss."})
 
     def __post_init__(self):
+        _usual()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
-        if self.push_to_hub or self.hub_model_id is not None or self.hub_strategy != HubStrategy.EVERY_SAVE:
-            raise UsageError(PUSHING)
+        self.check_hub()
         if not 0 <= self.patch_dropout < 1:
             raise UsageError(f"patch_dropout={self.patch_dropout}: expected a share in [0, 1), for example 0.5.")
         if self.head_learning_rate is not None and self.head_learning_rate < 0:
@@ -89,9 +88,27 @@ class ProjectionTrainingArguments(TrainingArguments):
                 "remove_unused_columns=True would drop the images before the collator sees them; leave it False."
             )
 
+    def check_hub(self) -> None:
+        """Refuse a `hub_strategy` that pushes whole checkpoints.
+
+        Raises:
+            UsageError: so it is.
+        """
+        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise UsageError(
+                f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would push the states of the optimizer and of "
+                "the random generators, which are pickled, and nothing pickled is pushed. Use 'every_save': each save "
+                "becomes a commit, and continue_from= goes on from any of them."
+            )
+
     def chosen(self) -> dict[str, object]:
         """Return the values that differ from the defaults of `transformers`, for `hfproj.Results.config`."""
-        usual = TrainingArguments(output_dir=self.output_dir).to_dict()
         left_out = {"output_dir", "logging_dir", "disable_tqdm", "report_to", "run_name", "seed"}
         left_out |= {"resume_from_checkpoint", "dataloader_pin_memory"}  # they describe this machine
-        return {n: v for n, v in self.to_dict().items() if n not in left_out and v != usual.get(n)}
+        left_out |= {n for n in self.to_dict() if n == "push_to_hub" or n.startswith("hub_")}  # and where it goes
+        return {n: v for n, v in self.to_dict().items() if n not in left_out and v != _usual().get(n)}
+
+
+@functools.cache
+def _usual() -> dict[str, object]:
+    return TrainingArguments(output_dir="out").to_dict()

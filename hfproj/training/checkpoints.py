@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, without pickled settings, with the objective's buffers."""
+"""Checkpoints: which are complete, and how they are written whole or not at all."""
 
 import json
 import os
@@ -8,14 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hfproj.errors import AdapterFileError, UsageError
-from hfproj.hub.layout import OBJECTIVE
+from hfproj.errors import UsageError
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -79,27 +75,3 @@ def replacing(folder: str | Path) -> Iterator[Path]:
             target = folder / file.relative_to(part)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
-
-
-def save_buffers(objective: nn.Module, folder: Path) -> None:
-    """Write the objective's buffers, if it has any."""
-    buffers = {n: b.detach().to("cpu", copy=True).contiguous() for n, b in objective.state_dict().items()}
-    if buffers:
-        save_file(buffers, folder / OBJECTIVE, metadata={"format": "pt"})
-
-
-def load_buffers(objective: nn.Module, folder: Path) -> None:
-    """Read the objective's buffers, if it has any.
-
-    Raises:
-        AdapterFileError: the checkpoint has none, or those of another objective.
-    """
-    if not objective.state_dict():
-        return
-    try:
-        objective.load_state_dict(load_file(folder / OBJECTIVE))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise AdapterFileError(
-            f"{folder} holds no buffers of {type(objective).__name__} in {OBJECTIVE}; resume with the objective "
-            "that the checkpoint was written with, or start without resume_from_checkpoint."
-        ) from error

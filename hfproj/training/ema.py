@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from hfproj.errors import AdapterFileError, UsageError
 from hfproj.hub import layout
 from hfproj.training.views import forward_views
 from hfproj.tuner.backbone_tensors import BackboneTensors
+from hfproj.tuner.layer import CHILD
 
 
 class EMA:
@@ -81,21 +83,45 @@ class EMA:
         tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in self._own().items()}
         save_file(tensors, folder / layout.EMA, metadata={"format": "pt"})
 
-    def load(self, folder: Path) -> None:
-        """Read the copy from `folder`.
+    def load(self, folder: Path, *, cure: str) -> None:
+        """Read the copy from `folder`, where its adapter may have had another name.
+
+        Args:
+            folder: Where from.
+            cure: What to do where that fails, for the message.
 
         Raises:
             AdapterFileError: there is none, or that of another adapter.
         """
         try:
             saved, own = load_file(folder / layout.EMA), self._own()
-            if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in own.items()}:
+            names = self._names_in(saved)
+            if any(names[n] not in saved or saved[names[n]].shape != t.shape for n, t in own.items()):
                 raise ValueError("its tensors are those of another adapter")
         except (OSError, ValueError, SafetensorError) as error:
             raise AdapterFileError(
-                f"{folder} holds no moving average of this model in {layout.EMA} ({error}); resume with the objective "
-                "and adapter that the checkpoint was written with, or start without resume_from_checkpoint."
+                f"{folder} holds no moving average of this model in {layout.EMA} ({error}); {cure}."
             ) from error
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(saved[name])
+                tensor.copy_(saved[names[name]])
+
+    def _names_in(self, saved: dict[str, Tensor]) -> dict[str, str]:
+        """Return own name → name in a file, which differ where the adapter had another name there."""
+        own = self._own()
+        names, renamed = {name: name for name in own}, {}
+        backbone = self.module.get_base_model()  # type: ignore[operator]
+        active = getattr(backbone, CHILD).active_name
+        for path, module in self.module.named_modules():
+            for name in module.state_dict() if isinstance(module, BaseTunerLayer) else ():
+                container, adapter, *rest = name.split(".")
+                if adapter == active and f"{path}.{name}" in own:
+                    renamed[f"{path}.{name}"] = (f"{path}.{container}.", "".join(f".{part}" for part in rest))
+        # Of other adapters there may be buffers in the file, so a trained parameter tells what the adapter was called.
+        trained = [n for n in renamed if isinstance(own[n], nn.Parameter) and own[n].requires_grad]
+        if trained and trained[0] not in saved:
+            start, end = renamed[trained[0]]
+            called = [n[len(start) : len(n) - len(end)] for n in saved if n.startswith(start) and n.endswith(end)]
+            if called:
+                names |= {n: f"{start}{called[0]}{end}" for n, (start, end) in renamed.items()}
+        return names

@@ -19,6 +19,11 @@ from hfproj.tuner.layer import CHILD, HeadModules
 _PARTS = {"predictor": "prediction", "prototypes": "scores", "scales": "scales"}
 
 
+def active_name(model: nn.Module) -> str:
+    """Return the name of the active adapter."""
+    return getattr(model.get_base_model(), CHILD).active_name
+
+
 def active_modules(model: nn.Module) -> HeadModules:
     """Return the active adapter's head with its predictor, prototypes and scales."""
     layer = getattr(model.get_base_model(), CHILD)
@@ -27,7 +32,7 @@ def active_modules(model: nn.Module) -> HeadModules:
 
 def active_config(model: nn.Module) -> ProjectionHeadConfig:
     """Return the active adapter's config."""
-    return model.peft_config[getattr(model.get_base_model(), CHILD).active_name]
+    return model.peft_config[active_name(model)]
 
 
 @torch.no_grad()

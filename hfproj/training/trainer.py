@@ -19,18 +19,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
 from hfproj.history import HISTORY_FILE, read_history, write_history
+from hfproj.hub.buffers import BEFORE, START, Position, load_buffers, read_position, save_buffers
+from hfproj.hub.parcel import folder_of
 from hfproj.objectives.base import Step, check_needs, check_views
 from hfproj.probes.views import FixedViews
 from hfproj.training import checks, evaluation, methods
-from hfproj.training.arguments import PUSHING, ProjectionTrainingArguments
-from hfproj.training.checkpoints import (
-    checkpoint_to_resume,
-    last_complete_checkpoint,
-    load_buffers,
-    replacing,
-    save_buffers,
-)
+from hfproj.training.arguments import ProjectionTrainingArguments
+from hfproj.training.checkpoints import checkpoint_to_resume, last_complete_checkpoint, replacing
+from hfproj.training.continuing import Continued
 from hfproj.training.ema import EMA
+from hfproj.training.hub import PushesToHub
 from hfproj.training.loaders import stream_loader
 from hfproj.training.optimizer import lars, parameter_groups
 from hfproj.training.patch_dropout import PatchDropout
@@ -40,7 +38,7 @@ from hfproj.training.views import forward_views
 from hfproj.tuner.layer import CHILD
 
 
-class ProjectionTrainer(Trainer):
+class ProjectionTrainer(PushesToHub, Trainer):
     """Trains a projection head, and what its config trains beside it, under a self-supervised objective.
 
     Args:
@@ -57,16 +55,21 @@ class ProjectionTrainer(Trainer):
         bank_dataset: Labelled images that the online k-NN searches; None leaves each eval image out of the rest.
         data_collator: Makes the views, see `hfproj.ImageViews`; None takes ``ImageViews.for_model(model)``.
         eval_collator: Makes eval batches; None takes ``EvalImages.for_model(model)``.
+        continue_from: A folder or Hub repository whose adapter the active one goes on from, or ``{"repo", "adapter",
+            "revision", "token"}``: its tensors, the objective's buffers and the moving average if they lie there, and
+            the step and epoch that the objective sees. Optimizer, schedules and views start fresh.
         **kwargs: As in ``transformers.Trainer`` (``callbacks``, ``optimizers`` …).
 
     Attributes:
+        started: Steps and epochs before this run, where it continues another one.
         last_batch: "h" and "z" of the last training batch on this process, ``[views, batch, dim]``, or lists.
         history: What callbacks such as `hfproj.SpectrumCallback` measured: a dict for each step that was measured or
             logged, with "step", "epoch" and numbers by name. Saved beside each adapter as ``history.parquet``.
 
     Raises:
         UsageError: the model has no head, several GPUs are used without a launcher, the data set is smaller than a
-            batch, or options contradict each other.
+            batch, or options contradict each other; the adapter to continue from is another one; pushing can't work.
+        AdapterFileError: what to continue from is missing or damaged.
         NonFiniteLossError: while training, at the first loss or gradient that is not finite; checkpoints stay.
     """
 
@@ -82,6 +85,7 @@ class ProjectionTrainer(Trainer):
         bank_dataset: Any = None,
         data_collator: Any = None,
         eval_collator: Any = None,
+        continue_from: Any = None,
         **kwargs: Any,
     ):
         args = args if args is not None else ProjectionTrainingArguments(output_dir="out")
@@ -94,6 +98,10 @@ class ProjectionTrainer(Trainer):
             from hfproj.data.images import ImageViews
 
             data_collator = ImageViews.for_model(model, seed=args.seed)
+        self._continued: Continued | None = None
+        if continue_from is not None:
+            with args.main_process_first(desc="continue_from"):
+                self._continued = Continued.load(model, continue_from)
         self.objective, self.regularizers = methods.prepare(model, objective, regularizers, train_dataset)
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
         train_dataset = checks.indexed(train_dataset)
@@ -108,6 +116,9 @@ class ProjectionTrainer(Trainer):
         self.can_return_loss = True
         for module in (self.objective, *(regularizer.module for regularizer in self.regularizers.values())):
             module.to(self.args.device)
+        self.started = START
+        if self._continued is not None:
+            self.started = self._continued.go_on(self.objective, tell=self.is_world_process_zero())
         self.ema: EMA | None = None  # made when training starts
         self.history: list[dict[str, Any]] = []
         self.probe_batches: dict[tuple, FixedViews] = {}  # of the callbacks that watch fixed images
@@ -179,6 +190,7 @@ class ProjectionTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
+            self.objective.position = self.position()
             if self._patch_dropout is not None:
                 self._patch_dropout.remove()
 
@@ -236,7 +248,12 @@ class ProjectionTrainer(Trainer):
 
     def step(self) -> Step:
         """Return where training stands, with this step's generator."""
-        return Step.at(self.args.seed, self.state.global_step, float(self.state.epoch or 0), self.args.device)
+        return Step.at(self.args.seed, *self.position(), self.args.device)
+
+    def position(self) -> Position:
+        """Return the steps and epochs that the adapter has been trained for, with those before this run."""
+        step, epoch = self.state.global_step, float(self.state.epoch or 0)
+        return Position(self.started.step + step, self.started.epoch + epoch)
 
     def progress(self) -> float:
         """Return the share of the training that is done, in [0, 1]."""
@@ -257,6 +274,8 @@ class ProjectionTrainer(Trainer):
         chosen = (self.args.ema_momentum, self.args.ema_momentum_end)
         momentum = [c if c is not None else own for c, own in zip(chosen, self.objective.ema_momentum)]
         self.ema = EMA(self.bare_model(), momentum)
+        if self._continued is not None:
+            self._continued.load_ema(self.ema)
 
     def targets(self, views: Any) -> Any:
         """Return what the moving-average copy says of `views`, or None where the objective has no use for it."""
@@ -405,11 +424,13 @@ class ProjectionTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         with replacing(folder) as part:
             super()._save(str(part), state_dict)
-            save_buffers(self.objective, part)
+            self.objective.position = self.position()
+            beside = folder_of(part, methods.active_name(self.bare_model()))
+            save_buffers(self.objective, beside, before=self.started)
             if self.history:
                 write_history(self.history, part / HISTORY_FILE)
             if self.ema is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
-                self.ema.save(part)
+                self.ema.save(beside)
             (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and folders are shared
             if (folder / "README.md").exists():
                 (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
@@ -429,23 +450,18 @@ class ProjectionTrainer(Trainer):
             raise AdapterFileError(
                 f"{resume_from_checkpoint} holds a damaged adapter ({error}); resume from another checkpoint."
             ) from error
-        load_buffers(self.objective, Path(resume_from_checkpoint))
+        folder = folder_of(Path(resume_from_checkpoint), methods.active_name(self.bare_model()))
+        cure = "resume with the adapter and the objective that it was written with, or without resume_from_checkpoint"
+        load_buffers(self.objective, folder, cure=cure)
+        self.started = read_position(folder, BEFORE)
         if self.ema is not None:
-            self.ema.load(Path(resume_from_checkpoint))
+            self.ema.load(folder, cure=cure)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
         else:  # transformers' own finds no adapter under a name other than "default", and no objective
             self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
-        """Refuse, until pushing with probe results is available.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(PUSHING)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: `transformers` estimates this for language models only."""

@@ -188,6 +188,8 @@ class ProjectionHeadConfig(PeftConfig):
                     f"backbone_adapter with {option}={self.backbone_adapter[option]!r} would change the backbone's "
                     f"own tensors, so the bare backbone could not be restored; use {cure}."
                 )
+        if self.backbone_adapter.get("megatron_config") is not None:  # makes PEFT import the module megatron_core
+            raise UsageError("backbone_adapter with megatron_config is not supported: an adapter names no code to run.")
         init = self.backbone_adapter.get("init_lora_weights")
         if isinstance(init, str) and init.split("_niter")[0] in _REWRITES_BACKBONE:
             raise UsageError(

@@ -12,7 +12,7 @@ Each part is a subcommand, `all` runs every one; each writes transfer.json and .
 `attentive`: the attentive probe on the tokens of 5,000 training images, and the linear probe of h on the same ones.
 `finetune`: 1 %, 10 % and all of at most 5,000 training images, five epochs, CIFAR-10 and digits.
 `corruptions`: 20-NN and linear accuracy on 1,000 test images of CIFAR-10, fifteen corruptions in five strengths.
-`adapters`: h and z of adapters trained on digits (one a seed), before and after, at most 10,000 training images.
+`adapters`: h and z of adapters trained on digits (one a seed), before and after, at most 5,000 training images.
 
 Each scores at most 2,500 random test images. What is finished is kept below runs/transfer and not measured again. About
 an hour of one core.
@@ -42,6 +42,7 @@ from hfproj.probes import create_probe, extract_features
 RUNS = Path("runs/transfer")
 OUT = Path(__file__).resolve().parent / "results" / "transfer"
 FROZEN = ("knn", "linear", "many_rates", "mlp", "few_shot", "retrieval", "kmeans")
+ADAPTED = ("knn", "linear")
 FRACTIONS = (0.01, 0.1, 1.0)
 BACKBONES = ("vit_nano", "efficientnet_lite0")
 EFFICIENTNET_PIXELS = 96
@@ -124,7 +125,7 @@ def corruptions(model: nn.Module, collator: Any, images: dict[str, Any], pixels:
 
 def adapters(model: Any, images: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     options: dict[str, Any] = {
-        "probes": [create_probe(name) for name in ("knn", "linear", "mlp", "few_shot")],
+        "probes": [create_probe(name) for name in ADAPTED],
         **images,
     }
     after = hfproj.evaluate(model, **options, when="after")
@@ -160,7 +161,7 @@ def measure(part: str, options: argparse.Namespace) -> None:
     for seed, folder in enumerate(options.adapters if part == "adapters" else ()):
         model = hfproj.from_pretrained(folder)
         for dataset, where in sets.items():
-            work = partial(adapters, model, images_of(where, 10_000), seed)
+            work = partial(adapters, model, images_of(where, 5_000), seed)
             measured_once(RUNS / f"adapters-{seed}-{dataset}.json", work)
             print(part, seed, dataset, flush=True)
 
@@ -239,16 +240,15 @@ def tables(found: dict[str, Any]) -> str:
         text.append(_markdown(["", *(f"{b}, {p}" for b, p in columns)], table))
     if rows := found["adapters"]:
         text.append(
-            "## Adapters trained on digits (SimCLR + LoRA), mean ± std over their seeds, at most 10,000 training images"
+            "## Adapters trained on digits (SimCLR + LoRA), mean ± std over their seeds, at most 5,000 training images"
         )
-        names = ("knn", "linear", "mlp", "few_shot")
         places = (("h", "before"), ("h", "after"), ("z", "after"))
-        ks = {name: next(r["protocol"] for r in rows if r["probe"] == name).get("k") for name in names}
-        rows = [row for row in rows if row["probe"] in names and row["protocol"].get("k") == ks[row["probe"]]]
+        ks = {name: next(r["protocol"] for r in rows if r["probe"] == name).get("k") for name in ADAPTED}
+        rows = [row for row in rows if row["probe"] in ADAPTED and row["protocol"].get("k") == ks[row["probe"]]]
         table = [
             [d, n, *(_mean_std(_picked(rows, dataset=d, probe=n, layer=layer, when=when)) for layer, when in places)]
             for d in sets
-            for n in names
+            for n in ADAPTED
         ]
         text.append(_markdown(["", "", *(f"{layer} {when}" for layer, when in places)], table))
     return "\n\n".join(text) + "\n"

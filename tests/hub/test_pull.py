@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from cases import BACKBONES, make_backbone, make_config, make_inputs, perturb
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
@@ -60,12 +60,30 @@ def test_backbone_and_adapter_together(tmp_path):
     model.eval().save_pretrained(tmp_path / "a" / "nested")
     inputs = make_inputs("vit_nano")
     for options in ({}, {"is_trainable": True}, {"low_cpu_mem_usage": True, "adapter_name": "mine"}):
-        loaded = hfproj.from_pretrained(tmp_path / "a", subfolder="nested", **options)
+        loaded = hfproj.from_pretrained(tmp_path / "a", adapter="nested", **options)
         assert any(p.requires_grad for p in loaded.parameters()) == ("is_trainable" in options)
         assert torch.equal(loaded.eval()(**inputs).projection, model(**inputs).projection)
-        assert loaded.active_adapter == options.get("adapter_name", "default")
-    head = hfproj.load_head(tmp_path / "a", subfolder="nested")
+        assert loaded.active_adapter == options.get("adapter_name", "nested")
+    head = hfproj.load_head(tmp_path / "a", adapter="nested")
     assert torch.equal(head(model(**inputs).representation), model(**inputs).projection)
+
+
+def test_a_backbone_in_a_folder_of_the_user(tmp_path):
+    bare = ViTModel(make_backbone("vit").config)
+    bare.save_pretrained(tmp_path / "backbone")
+    model = get_peft_model(ViTModel.from_pretrained(tmp_path / "backbone"), make_config("vit", "two_blocks"))
+    perturb(model)
+    model.eval().save_pretrained(tmp_path / "adapter")
+    inputs = make_inputs("vit")
+    for load in (AutoPeftModel.from_pretrained, hfproj.from_pretrained):
+        assert torch.equal(load(str(tmp_path / "adapter")).eval()(**inputs).projection, model(**inputs).projection)
+
+
+def test_names_with_dots(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "v1.0")
+    loaded = hfproj.from_pretrained(tmp_path, adapter="v1.0", backbone=make_backbone("vit"))
+    assert loaded.active_adapter == "v1_0"
+    assert list(hfproj.list_adapters(tmp_path)) == ["v1.0"]
 
 
 def test_detach(saved):
@@ -92,9 +110,11 @@ def test_a_folder_without_tensors(copied):
         assert_refused(door, "has no adapter_model.safetensors")
 
 
-def test_neither_folder_nor_repository():
-    for name in ("no-such-user/no-such-adapter", "no/such/folder"):
+def test_neither_folder_nor_repository(tmp_path):
+    for name in ("no/such/folder", "", "../x", "/no/such", "a b", "user\\name", tmp_path / "missing", "x\n" * 300):
         assert_refused(lambda name=name: hfproj.load_head(name), "neither a folder nor a Hub repository")
+    assert_refused(lambda: hfproj.load_head("no-such-user/no-such-adapter"), "HF_HUB_OFFLINE is set",
+                   error=hfproj.HfprojError)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\x00\x01", '{"peft_type": ', "3"])
@@ -129,7 +149,9 @@ def test_a_config_of_a_later_version(copied, saved):
 
 
 @pytest.mark.parametrize("kwargs", [
-    {"trust_remote_code": True}, {"code_revision": "x"}, {"checkpoint_path": "/etc/passwd"}, {"img_size": {"a": 1}},
+    {"checkpoint_path": "/etc/passwd"}, {"img_size": {"a": 1}}, {"attn_implementation": "someone/kernels"},
+    {"pretrained_cfg": {"file": "x.bin"}}, {"pretrained_cfg_overlay": {"hf_hub_id": "someone/x"}}, {"dtype": "eval"},
+    {"img_size": [1, 2, 3]}, {"img_size": 10**6}, {"global_pool": "a b"}, {"weights_only": False}, {"config": "x"},
 ])  # fmt: skip
 def test_backbone_options_that_are_not_allowed(copied, kwargs):
     edit_config(copied, backbone={"library": "transformers", "id": "vit_nano", "kwargs": kwargs})

@@ -28,7 +28,7 @@ class Double:
         return batch
 
 
-def train(folder, *, dataset=None, resume=None, objective=None, config=None, collator=None, callbacks=(), **options):
+def train(folder, *, dataset=None, resume=None, objective=None, config=None, collator=None, extra=None, **options):
     """Train in float64 on joint batches of 8, two of them a step, 2 steps an epoch; return all that can differ."""
     world = distributed.world_size()
     run = trainer(
@@ -42,7 +42,7 @@ def train(folder, *, dataset=None, resume=None, objective=None, config=None, col
             "eval_dataset": images(11, seed=1),
             "bank_dataset": images(9, seed=2),
             "eval_collator": Double(plain()),
-            "callbacks": list(callbacks),
+            **(extra or {}),
         },
         cls=Seen,
         **{
@@ -86,10 +86,10 @@ def cases(folder):
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hfproj.CollapseWarning)
-        results["watched"] = train(folder / "watched", callbacks=watches, eval_strategy="no")
+        results["watched"] = train(folder / "watched", extra={"callbacks": watches}, eval_strategy="no")
     results["watched"]["alarm"] = watches[-1].alarm.to_dict()
     h_watch = hfproj.CurvatureCallback(of="h", every=4, images=7)
-    results["watched h"] = train(folder / "watched h", callbacks=[h_watch], eval_strategy="no")
+    results["watched h"] = train(folder / "watched h", extra={"callbacks": [h_watch]}, eval_strategy="no")
     results["stream"] = train(folder / "stream", dataset=stream, max_steps=3, eval_strategy="no")
     # A teacher, prototypes that are frozen at first, a centre, and views of two sizes: two forward passes a step.
     crops = {"objective": {"name": "dino", "prototypes": 8}, "config": {"prototypes": 8}}
@@ -98,6 +98,8 @@ def cases(folder):
     results["multi-crop"] = train(folder / "crops", save_strategy="steps", save_steps=3, **crops)
     distributed.barrier()
     results["multi-crop resumed"] = train(folder / "crops again", resume=folder / "crops/checkpoint-3", **crops)
+    crops |= {"extra": {"continue_from": folder / "crops/checkpoint-3"}, "max_steps": 2}
+    results["multi-crop continued"] = train(folder / "crops on", **crops)
     return results
 
 

@@ -27,9 +27,11 @@ def test_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"push_to_hub": True}, "Pushing to the Hub is not available yet.*trainer.save_model"),
-        ({"hub_model_id": "me/mine"}, "Pushing to the Hub is not available yet"),
-        ({"hub_strategy": "checkpoint"}, "Pushing to the Hub is not available yet"),
+        (
+            {"hub_strategy": "checkpoint"},
+            "hub_strategy='checkpoint' would push.*pickled.*Use 'every_save'.*continue_from=",
+        ),
+        ({"hub_strategy": "all_checkpoints"}, "hub_strategy='all_checkpoints' would push.*pickled"),
         ({"patch_dropout": 1.0}, r"patch_dropout=1.0: expected a share in \[0, 1\)"),
         ({"head_learning_rate": -1.0}, "head_learning_rate=-1.0: expected 0 or more"),
         ({"eval_knn_k": 0}, "eval_knn_k=0.*at least 1"),
@@ -43,11 +45,12 @@ def test_refused(tmp_path, options, message):
 
 
 def test_what_was_chosen(tmp_path):
-    chosen = arguments(tmp_path, learning_rate=3e-4, patch_dropout=0.5, resume_from_checkpoint="/a/path").chosen()
+    somewhere = {"resume_from_checkpoint": "/a/path", "push_to_hub": True, "hub_model_id": "me/x", "hub_token": "hf_x"}
+    chosen = arguments(tmp_path, learning_rate=3e-4, patch_dropout=0.5, **somewhere).chosen()
     assert chosen["learning_rate"] == 3e-4
     assert chosen["patch_dropout"] == 0.5
     assert "save_steps" not in chosen
-    assert not {"output_dir", "resume_from_checkpoint"} & set(chosen)
+    assert not {"output_dir", *somewhere} & set(chosen)
     assert json.loads(json.dumps(chosen)) == chosen
 
 

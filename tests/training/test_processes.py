@@ -12,7 +12,8 @@ import torch
 from small import differs
 
 SCRIPT = Path(__file__).with_name("processes.py")
-NAMES = ["joint batch", "resumed", "workers", "watched", "watched h", "stream", "multi-crop", "multi-crop resumed"]
+NAMES = ["joint batch", "resumed", "workers", "watched", "watched h", "stream", "multi-crop", "multi-crop resumed",
+         "multi-crop continued"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -471,8 +471,6 @@ def test_options_of_the_trainer(tmp_path):
     for name in ("compute_metrics", "compute_loss_func"):
         refused(f"takes no {name}", tmp_path, extra={name: lambda *_: {}})
     run = trainer(tmp_path)
-    with pytest.raises(hfproj.UsageError, match="Pushing to the Hub is not available yet"):
-        run.push_to_hub()
     with pytest.raises(hfproj.UsageError, match="extract_features"):
         run.predict(images(4))
 

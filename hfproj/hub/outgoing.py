@@ -1,0 +1,175 @@
+"""What leaves this machine: only files of an adapter, without a token, a path or a user name of this machine."""
+
+import dataclasses
+import getpass
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hfproj.errors import UsageError
+from hfproj.files import portable
+from hfproj.hub import layout
+from hfproj.results import Results
+
+_FILES = {
+    layout.ADAPTER_CONFIG,
+    layout.ADAPTER_WEIGHTS,
+    layout.CARD,
+    layout.RESULTS,
+    layout.PREPROCESSING,
+    layout.OBJECTIVE,
+    layout.EMA,
+}
+_TOKEN = re.compile(r"(?<![A-Za-z0-9_])(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,})")
+_SECRET = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_?KEY)$")
+# Prose may hold a slash before a word; a path of a machine begins in one of these.
+_PATH = re.compile(
+    r"(?<![\w.~/\\:-])(?:~[\w.-]*[/\\]|(?:/(?:home|Users|root|tmp|var|mnt|media|scratch|data|opt|srv|usr|work|workspace|"
+    r"private|content|kaggle|dev|proc)|[A-Za-z]:)[/\\])[\w.@~-]+"
+)
+# Accounts that many machines have: as words they say nothing of a person.
+_ANYBODY = {
+    "root", "user", "users", "home", "admin", "administrator", "ubuntu", "debian", "centos", "ec2-user", "runner",
+    "jovyan", "vscode", "codespace", "docker", "nobody", "default", "guest", "test", "tests", "app", "work", "data",
+    "workspace", "train", "model", "models", "base", "vision", "lab", "dev", "research", "student", "researcher",
+    "conda", "python", "head", "heads", "image", "images", "results",
+}  # fmt: skip
+
+
+def without_tokens(results: Results) -> Results:
+    """Return `results` with ``$HF_TOKEN`` in place of each token of the Hub; as a command it still runs.
+
+    Example:
+        >>> without_tokens(Results(command="python train.py --hub_token hf_" + 34 * "a")).command
+        'python train.py --hub_token $HF_TOKEN'
+    """
+    return dataclasses.replace(
+        results,
+        **{name: _replaced(getattr(results, name)) for name in ("config", "command", "log", "notes", "geometry")},
+    )
+
+
+def _replaced(value: Any) -> Any:
+    if isinstance(value, str):
+        return _TOKEN.sub("$HF_TOKEN", value)
+    if isinstance(value, dict):
+        return {_replaced(k): _replaced(v) for k, v in value.items()}
+    return [_replaced(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: str, texts: dict[str, str]) -> None:
+    """Refuse to send a folder in which there is anything but an adapter's files, or anything private.
+
+    Args:
+        folder: What is about to be sent.
+        adapters: Names of its adapters; each but "default" has a folder.
+        owner: User or organisation that it is sent to, whose name may occur.
+        token: The token in use.
+        texts: What is sent beside the files, by name, such as the commit's message.
+
+    Raises:
+        UsageError: so there is; it says in which file, and what to change.
+    """
+    private, folders = _Private(owner, token), set(adapters) - {"default"}
+    for name, text in texts.items():
+        private.check_typed(name, text)
+    for path in sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not _allowed(name, folders):
+            raise UsageError(
+                f"{name} is no file of an adapter, so it is not sent: an adapter has {', '.join(sorted(_FILES))} and "
+                "pictures as .png."
+            )
+        if path.suffix == ".safetensors":
+            text = header(path)
+            private.check(name, text)
+            _check_paths(name, json.loads(text))
+        elif path.suffix == ".png":
+            private.check_secrets(name, path.read_bytes().decode("latin-1"))
+        else:
+            text = path.read_text(encoding="utf-8")
+            private.check(name, text)
+            if path.suffix == ".json":
+                _check_paths(name, json.loads(text))
+
+
+def header(path: Path) -> str:
+    """Return the JSON in which a safetensors file describes its tensors, with its metadata."""
+    with open(path, "rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little")).decode("utf-8")
+
+
+def _allowed(name: str, folders: set[str]) -> bool:
+    parts = name.split("/")
+    if len(parts) > 1 and parts[0] in folders:
+        parts = parts[1:]
+    if parts[0] == layout.EVAL_RESULTS:
+        return len(parts) == 2 and parts[1].endswith(".yaml")
+    return len(parts) == 1 and (parts[0] in _FILES or bool(re.fullmatch(r"[\w-]+\.png", parts[0])))
+
+
+class _Private:
+    """What may not occur in what is sent, each with the words for it."""
+
+    def __init__(self, owner: str, token: str):
+        values = {value: f"the value of ${name}" for name, value in os.environ.items() if _SECRET.search(name.upper())}
+        self.secrets = {value: words for value, words in values.items() if len(value) >= 12}
+        self.secrets[token] = "the access token"
+        places = {str(Path.home()): "home folder", str(Path.cwd()): "working folder"}
+        places |= {tempfile.gettempdir(): "folder of temporary files"}
+        self.places = {
+            re.compile(rf"(?<![\w.~/\\:-]){re.escape(place)}(?![\w-])"): f"the {words} of this machine"
+            for place, words in places.items()
+            if len(place) > 1
+        }
+        names = [re.escape(name) for name in _accounts() if name.lower() not in _ANYBODY | {owner.lower()}]
+        # `name/repository` is an id of the Hub, which anybody may see; `../name/folder` is a path
+        self.accounts = [re.compile(rf"(?<![\w-]){name}(?![\w-])(?!(?<![/\\]{name})/\w)") for name in names]
+
+    def check(self, name: str, text: str) -> None:
+        """Refuse secrets, paths and accounts of this machine."""
+        self.check_typed(name, text)
+        if any(account.search(text) for account in self.accounts):
+            raise _found(name, "the name of this machine's user")
+
+    def check_typed(self, name: str, text: str) -> None:
+        """Refuse secrets and paths in what somebody wrote, who may well name people."""
+        self.check_secrets(name, text)
+        if path := _PATH.search(text):
+            raise _found(name, f"a path of this machine, {path.group()}…")
+
+    def check_secrets(self, name: str, text: str) -> None:
+        """Refuse tokens, and the folders in use whatever they are called."""
+        words = next((words for value, words in self.secrets.items() if value in text), None)
+        words = words or next((words for place, words in self.places.items() if place.search(text)), None)
+        words = words or ("an access token" if _TOKEN.search(text) else None)
+        if words:
+            raise _found(name, words)
+
+
+def _accounts() -> Iterator[str]:
+    names = {Path.home().name, *(os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME"))}
+    with suppress(OSError, KeyError, ImportError):  # a container's user may have no entry
+        names.add(getpass.getuser())
+    yield from sorted(name for name in names if len(name) > 2)
+
+
+def _check_paths(name: str, value: Any, where: str = "") -> None:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_paths(name, key, f"{where}.{key}")
+            _check_paths(name, part, f"{where}.{key}")
+    elif isinstance(value, list):
+        for part in value:
+            _check_paths(name, part, where)
+    elif isinstance(value, str) and portable(value) != value:
+        raise _found(name, f"a path of this machine in {where.lstrip('.')}")
+
+
+def _found(name: str, what: str) -> UsageError:
+    return UsageError(f"Nothing was sent: {name} holds {what}. Take it out, then push again.")
