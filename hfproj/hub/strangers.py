@@ -172,7 +172,7 @@ def _check_backbone_fields(values: dict[str, Any], where: str) -> None:
         if value is not None and not (isinstance(value, str) and re.fullmatch(r"\w[\w.]{0,200}", value)):
             raise _misplaced(where, f"auto_mapping.{name}", value, "the name of a class or module")
     library = str(mapping.get("parent_library") or "").split(".")[0]
-    foreign = library not in ("", *_LIBRARIES) if source.get("id") else library in sys.stdlib_module_names
+    foreign = library not in ("", "hfproj", *_LIBRARIES) if source.get("id") else library in sys.stdlib_module_names
     if foreign:
         raise AdapterFileError(
             f"{where}: {ADAPTER_CONFIG} names code to import (auto_mapping={short(mapping)}), which is no backbone of "

@@ -309,8 +309,8 @@ def swav(full: bool = False, *, training: bool = False, linear: bool = False, bl
     return Case("swav", content, 224 if full else 32, run)
 
 
-def directclr(full: bool = False, *, mode: str = "directclr", final: bool = False, d0: int = 7):
-    builder = Builder()
+def directclr(full: bool = False, *, mode: str = "directclr", final: bool = False):
+    builder, d0 = Builder(), 360 if full else 7
     width = resnet(builder, "backbone.", full)
     builder.linear("online_head.", width, 1000)
     if mode == "simclr":
