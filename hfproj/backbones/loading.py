@@ -11,6 +11,7 @@ from torch import nn
 from hfproj.errors import UsageError, unknown
 
 EMBEDDED = "vit_nano"
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 def library_of(backbone: nn.Module) -> str:
@@ -34,7 +35,14 @@ def embedded_folder() -> Path:
     return Path(str(resources.files("hfproj"))) / "assets" / EMBEDDED
 
 
-def load_backbone(name: str, *, library: str | None = None, revision: str | None = None, **kwargs: Any) -> nn.Module:
+def load_backbone(
+    name: str,
+    *,
+    library: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """Load a pretrained backbone and note on it where it came from, so that an adapter can be loaded with it again.
 
     Args:
@@ -42,6 +50,7 @@ def load_backbone(name: str, *, library: str | None = None, revision: str | None
             (``"timm/vit_small_patch16_224.augreg_in1k"`` from the Hub, or a bare timm name with ``library="timm"``).
         library: ``"transformers"`` or ``"timm"``; None decides by `name`.
         revision: A branch, tag or commit of the Hub repository.
+        token: For a private repository of a transformers model; None takes HF_TOKEN or that of ``hf auth login``.
         **kwargs: Passed to ``from_pretrained`` or ``timm.create_model`` (``img_size=…``, ``pretrained=False``); plain
             JSON values only, since they are stored with the adapter.
 
@@ -54,8 +63,10 @@ def load_backbone(name: str, *, library: str | None = None, revision: str | None
         raise UsageError("trust_remote_code is not supported: code from a repository is never run.")
     if library is None:
         library = "timm" if name.startswith("timm/") or name.startswith("hf-hub:timm/") else "transformers"
-    load = _load_timm if library == "timm" else _load_transformers
-    backbone = load(name, revision, dict(kwargs))
+    if library == "timm":
+        backbone = _load_timm(name, revision, dict(kwargs))
+    else:
+        backbone = _load_transformers(name, revision, token, dict(kwargs))
     source = {"library": library, "id": name, "kwargs": dict(kwargs)}
     if revision is not None:
         source["revision"] = revision
@@ -63,14 +74,15 @@ def load_backbone(name: str, *, library: str | None = None, revision: str | None
     return backbone
 
 
-def _load_transformers(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Module:
+def _load_transformers(name: str, revision: str | None, token: str | bool | None, kwargs: dict[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModel, CLIPVisionModel, Siglip2VisionModel, SiglipVisionModel
 
     towers = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel, "siglip2": Siglip2VisionModel}
     embedded = name == EMBEDDED and not Path(name).is_dir()
     source = str(embedded_folder()) if embedded else name
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, token=token, trust_remote_code=False)
+        _refuse_kernels(config, name)
         cls = towers.get(config.model_type)
         if cls is None:
             from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -79,7 +91,8 @@ def _load_transformers(name: str, revision: str | None, kwargs: dict[str, Any]) 
             cls = AutoModel
             if "add_pooling_layer" in inspect.signature(target.__init__).parameters:
                 kwargs.setdefault("add_pooling_layer", False)  # else ViTs get a pooler with random weights
-        backbone = cls.from_pretrained(source, revision=revision, use_safetensors=True, **kwargs)
+        options = {"revision": revision, "token": token, "trust_remote_code": False, "use_safetensors": True}
+        backbone = cls.from_pretrained(source, **options, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
@@ -90,6 +103,16 @@ def _load_transformers(name: str, revision: str | None, kwargs: dict[str, Any]) 
     if embedded:
         backbone.name_or_path = backbone.config._name_or_path = ""  # a path of this installation says nothing elsewhere
     return backbone
+
+
+def _refuse_kernels(config: Any, name: str) -> None:
+    """Refuse a config.json by which transformers would load compiled code from the Hub (``"user/kernel"``)."""
+    for part in (config, *(getattr(config, sub, None) for sub in getattr(config, "sub_configs", ()))):
+        attention = getattr(part, "_attn_implementation", None)
+        if isinstance(attention, str) and attention.removeprefix("paged|") not in _ATTENTION:
+            raise UsageError(
+                f"The config.json of {name!r} asks for attention {attention!r}, code from the Hub, which is never run."
+            )
 
 
 def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Module:

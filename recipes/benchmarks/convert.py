@@ -1,6 +1,6 @@
 """Converted checkpoints of official size beside the official networks: how far h, z, predictions and scores differ.
 
-    python recipes/benchmarks/convert.py                    # all layouts; twelve minutes of one core, 8 GB of memory
+    python recipes/benchmarks/convert.py                    # all layouts; three minutes of one core
     python recipes/benchmarks/convert.py --only dino vicreg
 
 Official files are not at hand: these have their names and shapes, with random weights and BatchNorm statistics, as made

@@ -228,7 +228,7 @@ def tables(found: dict[str, Any]) -> str:
         text.append(_markdown(["", "", *shares, "linear, frozen", "20-NN, frozen"], table))
     if rows := found["corruptions"]:
         text.append("## CIFAR-10, 1,000 test images: mean over five strengths; the probes know clean images alone")
-        columns = [(b, p) for b in BACKBONES for p in ("knn", "linear")]
+        columns = [(b, p) for b in BACKBONES if _picked(rows, of=b) for p in ("knn", "linear")]
         kinds = list(dict.fromkeys(row["corruption"] for row in rows))
         table = [
             [kind, *(f"{statistics.mean(_picked(rows, of=b, probe=p, corruption=kind)):.3f}" for b, p in columns)]

@@ -265,8 +265,8 @@ def joint(folder):
         if resume is not None and distributed.rank() == 0:
             shutil.rmtree(folder / "run" / "checkpoint-4", ignore_errors=True)
         distributed.barrier()
-        result = train(folder / "run", resume=resume, extra={"callbacks": [watch]}, eval_strategy="no", save_strategy="steps",
-                       save_steps=2)  # fmt: skip
+        result = train(folder / "run", resume=resume, extra={"callbacks": [watch]}, eval_strategy="no",
+                       save_strategy="steps", save_steps=2)  # fmt: skip
         weights = {f"{n}.weight": c.weight for n, c in watch.classifiers.items()}
         found[name] = {"weights": {**weights, **watch._bank}, "history": result["history"]}
     return found
