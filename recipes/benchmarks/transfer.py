@@ -239,9 +239,8 @@ def tables(found: dict[str, Any]) -> str:
             table.append([f"all, strength {severity}", *(f"{mean:.3f}" for mean in means)])
         text.append(_markdown(["", *(f"{b}, {p}" for b, p in columns)], table))
     if rows := found["adapters"]:
-        text.append(
-            "## Adapters trained on digits (SimCLR + LoRA), mean ± std over their seeds, at most 5,000 training images"
-        )
+        seeds = len({row["of"] for row in rows})
+        text.append(f"## Adapters trained on digits (SimCLR + LoRA), at most 5,000 training images, seeds: {seeds}")
         places = (("h", "before"), ("h", "after"), ("z", "after"))
         ks = {name: next(r["protocol"] for r in rows if r["probe"] == name).get("k") for name in ADAPTED}
         rows = [row for row in rows if row["probe"] in ADAPTED and row["protocol"].get("k") == ks[row["probe"]]]
