@@ -18,6 +18,7 @@ _PUBLIC = {
     "list_adapters": "hub.pull",
     "push_to_hub": "hub.push",
     "convert": "hub.convert",
+    "list_converters": "hub.convert",
     "export_backbone_adapter": "hub.export",
     "export_merged": "hub.export",
     "export_onnx": "hub.export",

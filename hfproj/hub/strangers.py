@@ -302,6 +302,7 @@ _KWARGS: dict[str, Callable[[Any], bool]] = {
     "dynamic_img_size": lambda value: isinstance(value, bool),
     "pretrained": lambda value: isinstance(value, bool),
     "num_classes": lambda value: _is_whole(value, 0, WIDEST),
+    "num_heads": lambda value: _is_whole(value, 1, 256),
     "in_chans": _is_size,
     "img_size": _is_image_size,
     "global_pool": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,20}", value) is not None,
