@@ -67,6 +67,7 @@ _PUBLIC = {
     "HfprojError": "errors",
     "UsageError": "errors",
     "AdapterFileError": "errors",
+    "HubError": "errors",
     "NonFiniteLossError": "errors",
     "CollapseWarning": "errors",
 }

@@ -16,6 +16,10 @@ class AdapterFileError(HfprojError, ValueError):
     """A saved adapter that is missing, damaged or meant for another backbone."""
 
 
+class HubError(HfprojError, OSError):
+    """The Hub refused, failed, or could not be reached."""
+
+
 class NonFiniteLossError(HfprojError, FloatingPointError):
     """The loss became NaN or infinite while training."""
 

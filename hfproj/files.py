@@ -15,6 +15,7 @@ from typing import Any
 
 from hfproj.errors import UsageError
 
+TOKEN = re.compile(r"(?<![A-Za-z0-9_])(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,})")  # of the Hub
 PACKAGES = ("hfproj", "torch", "transformers", "peft", "timm", "accelerate", "datasets")
 
 
@@ -72,7 +73,7 @@ def _shorten(path: str) -> str:
 
 
 def command_line(argv: Iterable[str] | None = None) -> str:
-    """Return the command of this program without paths of this machine, for `Results.command`.
+    """Return the command of this program without paths of this machine or tokens of the Hub, for `Results.command`.
 
     Example:
         >>> command_line(["/home/someone/recipes/simclr_vit.py", "--epochs", "3"])
@@ -80,7 +81,8 @@ def command_line(argv: Iterable[str] | None = None) -> str:
     """
     import shlex
 
-    return "python " + shlex.join(_portable_text(str(a)) for a in (sys.argv if argv is None else argv))
+    words = [_portable_text(str(word)) for word in (sys.argv if argv is None else argv)]
+    return TOKEN.sub("$HF_TOKEN", "python " + shlex.join(words))
 
 
 def installed_versions() -> dict[str, str]:

@@ -31,6 +31,12 @@ def test_a_path_inside_the_working_directory_stays_whole(tmp_path, monkeypatch):
     assert command_line([str(tmp_path / "recipes" / "a.py"), "--x", "a b"]) == "python ./recipes/a.py --x 'a b'"
 
 
+def test_a_command_shows_no_token():
+    words = ["a.py", "--hub_token", "hf_" + 34 * "a", "--hub_token=hf_" + 34 * "b", "--hf_tokenizer", "hf_short"]
+    said = command_line(words)
+    assert said == "python a.py --hub_token $HF_TOKEN --hub_token=$HF_TOKEN --hf_tokenizer hf_short"
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     write_atomic(path, b"old")

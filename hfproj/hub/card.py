@@ -14,7 +14,7 @@ from pathlib import Path
 from hfproj.errors import HfprojError, UsageError
 from hfproj.files import portable, write_atomic
 from hfproj.hub import card_text
-from hfproj.hub.card_markdown import code, fence, inline
+from hfproj.hub.card_markdown import code, fence, inline, mapping
 from hfproj.hub.card_metadata import check_license, front_matter, write_eval_results
 from hfproj.hub.card_numbers import layer_tables, protocol_lines, tables
 from hfproj.hub.card_sources import sources
@@ -87,7 +87,7 @@ def render_card(
         _section("Sources", _list(sources(results))),
         "## Versions",
         ", ".join(f"{inline(package)} {inline(version)}" for package, version in results.versions.items()),
-        f"This card was generated from `{RESULTS}`.",
+        f"This card was generated from `{RESULTS}`." * bool(results.measurements),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -157,7 +157,11 @@ def _measured(results: Results, judged: Sequence[Verdict], files: Collection[str
     several = f"Mean ± standard deviation over {len(results.seeds)} seeds, without ± where all agree. "
     spread = several if len(results.seeds) > 1 else ""
     before = any(m.when == "before" for m in results.measurements)
-    start = "Before and after training: before it h is that of the bare backbone, and z that of an untrained head."
+    continued = mapping(results.config.get("recipe")).get("continue_from")
+    origin = (
+        f"h and z are those of {code(continued)}" if continued else "h is the bare backbone's, z an untrained head's"
+    )
+    start = f"Before and after training: before it {origin}."
     parts = ["## Results", (on + spread + start * before).strip(), tables(results, judged)]
     if PICTURE in files:
         parts.append(_figure(PICTURE, *_spectrum_in_words(results)))

@@ -311,7 +311,7 @@ def _with_labels(objective: str) -> str:
 
 
 def _backbone(results: Results) -> str:
-    base = results.config.get("base_model")
+    base = results.config.get("base_model") or mapping(mapping(results.config.get("adapter")).get("backbone")).get("id")
     return str(base).removeprefix("./") if _is_name(base) else "its backbone"
 
 

@@ -146,20 +146,7 @@ def open_adapter(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> SavedAdapter:
-    """Return a saved adapter, downloaded where it is on the Hub, and checked.
-
-    Args:
-        repo: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
-        adapter: Which one, where there are several: the name it was saved under.
-        revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository; every file comes from one commit.
-        token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``.
-        cache_dir: Where downloads are kept; None is huggingface_hub's cache.
-
-    Raises:
-        AdapterFileError: there is no such adapter, or it is damaged or hostile.
-        HubError: the Hub refuses or can't be reached.
-        UsageError: `adapter` or `revision` is no name of one.
-    """
+    """Return a saved adapter, downloaded where it is on the Hub, and checked; arguments, errors: as `fetch_adapter`."""
     folder = adapter_folder(adapter)
     source = open_source(repo, revision=revision, token=token, cache_dir=cache_dir)
     where, prefix = (f"{repo} (adapter {adapter!r})", f"{folder}/") if folder else (str(repo), "")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hfproj.errors import UsageError
-from hfproj.files import portable
+from hfproj.files import TOKEN, portable
 from hfproj.hub import layout
 from hfproj.results import Results
 
@@ -25,7 +25,6 @@ _FILES = {
     layout.OBJECTIVE,
     layout.EMA,
 }
-_TOKEN = re.compile(r"(?<![A-Za-z0-9_])(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,})")
 _SECRET = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_?KEY)$")
 # Prose may hold a slash before a word; a path of a machine begins in one of these.
 _PATH = re.compile(
@@ -56,7 +55,7 @@ def without_tokens(results: Results) -> Results:
 
 def _replaced(value: Any) -> Any:
     if isinstance(value, str):
-        return _TOKEN.sub("$HF_TOKEN", value)
+        return TOKEN.sub("$HF_TOKEN", value)
     if isinstance(value, dict):
         return {_replaced(k): _replaced(v) for k, v in value.items()}
     return [_replaced(v) for v in value] if isinstance(value, list | tuple) else value
@@ -147,7 +146,7 @@ class _Private:
         """Refuse tokens, and the folders in use whatever they are called."""
         words = next((words for value, words in self.secrets.items() if value in text), None)
         words = words or next((words for place, words in self.places.items() if place.search(text)), None)
-        words = words or ("an access token" if _TOKEN.search(text) else None)
+        words = words or ("an access token" if TOKEN.search(text) else None)
         if words:
             raise _found(name, words)
 

@@ -15,13 +15,14 @@ from torch import nn
 from hfproj.backbones.loading import EMBEDDED
 from hfproj.backbones.preprocessing import ImagePreprocessing
 from hfproj.errors import UsageError, unknown
-from hfproj.files import portable, write_json
+from hfproj.files import write_json
 from hfproj.hub import layout
 from hfproj.hub.buffers import START, Position, save_buffers
 from hfproj.hub.card import render_card, write_card, write_eval_results
 from hfproj.hub.outgoing import without_tokens
 from hfproj.hub.preprocessing import known_preprocessing, preprocessor_config
 from hfproj.results import Results
+from hfproj.tuner.description import describe_adapter, starts_random
 from hfproj.tuner.layer import CHILD
 
 ROOT = "default"  # the adapter that lies in the root
@@ -73,11 +74,13 @@ def check_pushable(model: Any, adapters: Sequence[str] | None = None) -> list[st
 
 
 def hub_base(config: Any, adapter: str = ROOT) -> str | None:
-    """Return the id under which everybody finds the backbone of a config; None where it has none.
+    """Return the id under which everybody finds the backbone of a config; None where it has none, or random weights.
 
     Raises:
         UsageError: it is a folder of this machine.
     """
+    if starts_random(config.backbone):
+        return None
     base = _HUB_PREFIX.sub("", str((config.backbone or {}).get("id") or config.base_model_name_or_path or ""))
     if not base:
         return None
@@ -193,8 +196,4 @@ def _name_base(file: Path, base: str | None) -> None:
 
 def described(model: PeftModel, adapter: str) -> Results:
     """Return results without a measurement: what the adapter is, for a card without numbers."""
-    config = {key: value for key, value in model.peft_config[adapter].to_dict().items() if value is not None}
-    base = (config.get("backbone") or {}).get("id") or config.get("base_model_name_or_path")
-    if base and os.path.isdir(base):
-        base = Path(base).resolve()  # `portable` leaves its name
-    return Results(config=portable({"base_model": base or None, "adapter": config}))
+    return Results(config=describe_adapter(model, adapter))

@@ -32,10 +32,9 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.errors import AdapterFileError, HubError, UsageError
 from hfproj.files import write_atomic
 from hfproj.hub.safety import LARGEST_HEADER, TensorInfo, is_folder_name, one_line, short
-from hfproj.hub.sending import HubError
 
 WAITS = (1.0, 3.0)  # seconds before the second and the third try
 LONGEST_WAIT = 30.0  # a server that asks for more gets no second try: the user is told instead

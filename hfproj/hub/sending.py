@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 
-from hfproj.errors import HfprojError, UsageError
+from hfproj.errors import HubError, UsageError
 
 FAILURES = (HTTPError, OSError, ValueError, RuntimeError)  # of huggingface_hub, its HTTP client and hf_xet
 _PASSING = (408, 429, 500, 502, 503, 504)
@@ -16,10 +16,6 @@ _TRIES = 5
 _LONGEST = 60.0  # seconds that are waited because the Hub asks for it
 _PATIENT = ("/preupload/", "/info/lfs/", "/lfs-complete/")  # huggingface_hub itself tries these again
 T = TypeVar("T")
-
-
-class HubError(HfprojError, OSError):
-    """The Hub refused, failed, or could not be reached."""
 
 
 def usable_token(token: str | bool | None) -> str:

@@ -27,6 +27,7 @@ from hfproj.probes.knn import KNNProbe
 from hfproj.probes.similarity import linear_cka, mutual_knn
 from hfproj.probes.views import FixedViews
 from hfproj.results import LAYERS, Measurement, Results, pack_outcomes
+from hfproj.tuner.description import describe_adapter
 
 _EPS = 1e-7  # RankMe's, part of its protocol
 _RIDGE = 1e-4  # LiDAR's
@@ -106,7 +107,7 @@ def evaluate(
         )
     probes = [KNNProbe()] * labelled if probes is None else probes
 
-    results = Results(config=_config(model), seeds=[seed])
+    results = Results(config=describe_adapter(model), seeds=[seed])
     name = str(portable(dataset)) if dataset else ""
 
     def add(layer: str, number: Number, unit: str = "", outcomes: str = "") -> None:
@@ -187,28 +188,3 @@ def _reference(model: Any, reference: nn.Module | None, test: Any, options: Mapp
     with model.disable_adapter():
         found: Features = extract_features(model, test, **options)
     return found.h
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    """Return base model and adapter config, without paths of this machine."""
-    adapters = getattr(model, "peft_config", None)
-    if not adapters:
-        return {}
-    active = getattr(model, "active_adapter", None)
-    config = adapters.get(active if isinstance(active, str) else None) or next(iter(adapters.values()))
-    adapter = config.to_dict() if hasattr(config, "to_dict") else dict(vars(config))
-    backbone = adapter.get("backbone")
-    base = (backbone.get("id") if isinstance(backbone, Mapping) else None) or adapter.get("base_model_name_or_path")
-    base = _base_model(base)
-    for owner, key in ((adapter, "base_model_name_or_path"), (backbone, "id")):
-        if isinstance(owner, dict) and owner.get(key):
-            owner[key] = base
-    return portable({"base_model": base, "adapter": {k: v for k, v in adapter.items() if v is not None}})
-
-
-def _base_model(base: Any) -> str | None:
-    """Return a Hub id as it is and a folder as `./name`."""
-    if not base:
-        return None
-    base = os.fspath(base)
-    return f"./{os.path.basename(os.path.normpath(base))}" if os.path.isabs(base) or os.path.exists(base) else base

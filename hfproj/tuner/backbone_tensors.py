@@ -4,8 +4,6 @@ The tensors in use are always the backbone's own parameters and buffers. Those o
 originals, wait on the CPU; switching copies values in place, so that optimizers and DDP keep their parameters.
 """
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 
@@ -30,12 +28,7 @@ class BackboneTensors:
     def add(self, backbone: nn.Module, adapter: str, names: list[str], *, keep_original: bool) -> None:
         """Give the tensors `names` to `adapter`."""
         self.names[adapter] = names
-        if names and not keep_original:
-            warnings.warn(
-                "keep_original=False: the originals of the trained backbone tensors are given up, so that disabling or "
-                "unloading this adapter leaves the trained backbone in place.",
-                stacklevel=5,
-            )
+        if not keep_original:
             return
         tensors = bare_tensors(backbone)
         for name in names:
@@ -66,7 +59,7 @@ class BackboneTensors:
         if self.in_use == adapter:
             found = bare_tensors(backbone)
         else:
-            found = self.originals | self._waiting.get(adapter, {})
+            found = bare_tensors(backbone) | self.originals | self._waiting.get(adapter, {})
         return {name: found[name] for name in self.names.get(adapter, ())}
 
     @torch.no_grad()

@@ -33,6 +33,7 @@ from hfproj.backbones import (
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.config import ProjectionHeadConfig, plain
+from hfproj.tuner.description import starts_random
 from hfproj.tuner.layer import CHILD, ProjectionLayer, install_hooks, remove_hooks
 
 PREFIX = "projection_head_"
@@ -103,6 +104,12 @@ class ProjectionHeadModel(BaseTuner):
         self.peft_config[adapter_name] = config
         install_hooks(model, layer)
         self.backbone_tensors.add(model, adapter_name, names, keep_original=config.keep_original)
+        if names and not config.keep_original and not starts_random(config.backbone):
+            warnings.warn(
+                "keep_original=False: the originals of the trained backbone tensors are given up, so that disabling or "
+                "unloading this adapter leaves the trained backbone in place.",
+                stacklevel=4,
+            )
         self._mark_only_adapters_as_trainable(model)
         if disabled:  # the PEFT layers that are new don't know it yet
             super()._enable_adapter_layers(False)

@@ -250,7 +250,14 @@ def test_without_labels_and_without_anything():
     empty = body(render_card(a_result(measurements=[], seeds=[])))
     assert "Nothing was measured." in empty
     assert "## Protocol" not in empty
+    assert "generated from" not in empty
     assert "Nothing was measured" in render_card(Results())
+
+
+def test_a_run_that_went_on_says_what_came_before():
+    assert "before it h is the bare backbone's, z an untrained head's." in render_card(a_result())
+    went_on = {**a_result().config, "recipe": {"continue_from": "me/heads"}}
+    assert "before it h and z are those of `me/heads`." in render_card(a_result(config=went_on))
 
 
 def test_each_number_of_a_real_card_is_that_of_its_results():

@@ -1,6 +1,7 @@
 """The backbone's own tensors: bit-equal when disabled or unloaded, exactly the trained ones when switched back."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from cases import (
 from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from hfproj.backbones import bare_tensors, feeds_representation
+from hfproj.backbones import bare_tensors, feeds_representation, load_backbone
 
 TABLE = [(b, t) for b in BACKBONES for t in TRAINED]
 
@@ -175,6 +176,23 @@ def test_without_originals_the_trained_backbone_stays():
     with model.disable_adapter():
         assert_same_tensors({n: t.clone() for n, t in bare_tensors(model.get_base_model()).items()}, trained)
     assert_same_tensors(snapshot(model.unload()), trained)
+
+
+def test_without_originals_an_adapter_never_used_has_the_backbones_values():
+    model = attach("vit", "full")
+    with pytest.warns(UserWarning, match="keep_original=False"):
+        model.add_adapter("second", make_config("vit", "full", keep_original=False))
+    tensors = model.base_model.backbone_tensors
+    assert_same_tensors(tensors.values(model.get_base_model(), "second"), snapshot(make_backbone("vit")))
+
+
+def test_nobody_is_warned_of_random_originals():
+    backbone = load_backbone(
+        "vit_tiny_patch16_224", library="timm", pretrained=False, depth=1, embed_dim=24, num_heads=2
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        get_peft_model(backbone, make_config("timm_vit", "full", keep_original=False))
 
 
 def test_state_dict_holds_no_copies_of_the_backbone():

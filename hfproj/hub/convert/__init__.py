@@ -12,7 +12,6 @@ where all are equal, the adapter holds the head alone and names that backbone; e
 """
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -189,9 +188,7 @@ def conversion(
         in_dim=in_dim,
         **_described(parts),
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="keep_original=False")
-        model = get_peft_model(backbone, config)
+    model = get_peft_model(backbone, config)
     state = _state(parts)
     _load(model, state, {} if alone else matched.tensors)
     read = Counter(name.split(".")[0] for name in state)

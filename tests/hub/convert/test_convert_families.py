@@ -8,8 +8,6 @@ from official_layers import Builder, below
 import hfproj
 from hfproj.hub.convert import FAMILIES, conversion
 
-pytestmark = pytest.mark.filterwarnings("ignore:keep_original=False")
-
 # timm has the class token and its position in one tensor, whose float32 sum is rounded once
 ROUNDED = {"dinov2: SwiGLU, registers, ibot_head", "dinov2: whole model, chunked SwiGLU"}
 

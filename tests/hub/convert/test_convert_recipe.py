@@ -18,8 +18,6 @@ from hfproj.hub.convert import FAMILIES
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
-pytestmark = pytest.mark.filterwarnings("ignore:keep_original=False")
-
 
 def load(name, patch):
     spec = importlib.util.spec_from_file_location(f"recipe_{Path(name).name}", RECIPES / f"{name}.py")
