@@ -75,6 +75,8 @@ def _shorten(path: str) -> str:
 def command_line(argv: Iterable[str] | None = None) -> str:
     """Return the command of this program without paths of this machine or tokens of the Hub, for `Results.command`.
 
+    Of several processes it is the one that launches as many on this machine.
+
     Example:
         >>> command_line(["/home/someone/recipes/simclr_vit.py", "--epochs", "3"])
         'python ./simclr_vit.py --epochs 3'
@@ -82,7 +84,9 @@ def command_line(argv: Iterable[str] | None = None) -> str:
     import shlex
 
     words = [_portable_text(str(word)) for word in (sys.argv if argv is None else argv)]
-    return TOKEN.sub("$HF_TOKEN", "python " + shlex.join(words))
+    processes = os.environ.get("WORLD_SIZE", "1")  # the launcher's
+    launch = "python" if processes == "1" else f"accelerate launch --multi_gpu --num_processes {processes}"
+    return TOKEN.sub("$HF_TOKEN", f"{launch} {shlex.join(words)}")
 
 
 def installed_versions() -> dict[str, str]:

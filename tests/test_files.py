@@ -31,6 +31,13 @@ def test_a_path_inside_the_working_directory_stays_whole(tmp_path, monkeypatch):
     assert command_line([str(tmp_path / "recipes" / "a.py"), "--x", "a b"]) == "python ./recipes/a.py --x 'a b'"
 
 
+def test_a_command_of_several_processes_launches_them(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command_line(["a.py"]) == "accelerate launch --multi_gpu --num_processes 2 a.py"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert command_line(["a.py"]) == "python a.py"
+
+
 def test_a_command_shows_no_token():
     words = ["a.py", "--hub_token", "hf_" + 34 * "a", "--hub_token=hf_" + 34 * "b", "--hf_tokenizer", "hf_short"]
     said = command_line(words)

@@ -198,8 +198,8 @@ def tables(found: dict[str, Any]) -> str:
     sets = found["datasets"]
     text = [
         "# Probes of real backbones and adapters",
-        "Written by `recipes/benchmarks/transfer.py`; protocols of all numbers are in transfer.json. vit_nano on whole "
-        "training sets: [probe_vit_nano.md](probe_vit_nano.md).",
+        f"Written by `recipes/benchmarks/transfer.py`: at most {TEST_IMAGES:,} test images; protocols of all numbers "
+        "are in transfer.json. vit_nano on whole training sets: [probe_vit_nano.md](probe_vit_nano.md).",
     ]
     if rows := found["frozen"]:
         names = list(dict.fromkeys(row["probe"] for row in rows))
