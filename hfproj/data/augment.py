@@ -143,7 +143,7 @@ class Augmentation:
         indices = np.asarray(index, dtype=np.int64)
         epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape)
         draws = uniforms(_DRAWS, seed=seed, epoch=epochs, index=indices, view=view)
-        out = torch.empty(len(images), 3, size, size)
+        out = torch.empty(len(images), 3, size, size, device=images[0].device if len(images) else None)
         for start in range(0, len(images), _CHUNK):
             part = slice(start, start + _CHUNK)
             out[part] = self._views(images[part], draws[part], size)
@@ -160,7 +160,7 @@ class Augmentation:
         # SimCLR's kernel: a radius of size // 10 // 2 either side of the centre.
         kernel_size = 2 * max(size // 20, 1) + 1
         sigma = _between(u[:, _SIGMA], *self.blur_sigma)
-        _apply(x, u[:, _BLUR] < blur, lambda part, rows: ops.gaussian_blur(part, _f32(sigma[rows]), kernel_size))
+        _apply(x, u[:, _BLUR] < blur, lambda part, rows: ops.gaussian_blur(part, _f32(sigma[rows], part), kernel_size))
         _apply(x, u[:, _SOLARIZE] < (self.solarize_probability or 0), lambda part, rows: ops.solarize(part, 0.5))
         return x
 
@@ -174,18 +174,19 @@ class Augmentation:
         groups: dict[tuple, list[int]] = {}
         for row, image in enumerate(images):
             groups.setdefault((image.dtype, image.shape), []).append(row)
-        out = torch.empty(len(images), 3, size, size)
+        out = torch.empty(len(images), 3, size, size, device=images[0].device)
         for rows in groups.values():
             x = torch.stack([images[row] for row in rows])
             x = x.float() if x.is_floating_point() else x.float().div_(255)
-            top, left, height, width = torch.from_numpy(boxes[:, rows])
-            out.index_copy_(0, torch.tensor(rows), ops.resized_crop(x, top, left, height, width, size))
+            top, left, height, width = torch.from_numpy(boxes[:, rows]).to(x.device)
+            out.index_copy_(0, torch.tensor(rows, device=x.device), ops.resized_crop(x, top, left, height, width, size))
         return out
 
     def _move(self, x: Tensor, u: np.ndarray, size: int) -> Tensor:
         reach, turn = (self.translation or 0) * size, self.rotation_degrees or 0
         shift_x, shift_y = (np.rint(_between(u[:, column], -reach, reach)) for column in (_SHIFT_X, _SHIFT_Y))
-        return ops.rotate_translate(x, _f32(_between(u[:, _ROTATION], -turn, turn)), _f32(shift_x), _f32(shift_y))
+        degrees = _between(u[:, _ROTATION], -turn, turn)
+        return ops.rotate_translate(x, _f32(degrees, x), _f32(shift_x, x), _f32(shift_y, x))
 
     def _jitter(self, x: Tensor, u: np.ndarray) -> None:
         strengths = [
@@ -204,7 +205,7 @@ class Augmentation:
                 _apply(
                     x,
                     chosen & (order[:, turn] == number),
-                    lambda part, rows, jitter=jitter, factor=factor: jitter(part, _f32(factor[rows])),
+                    lambda part, rows, jitter=jitter, factor=factor: jitter(part, _f32(factor[rows], part)),
                 )
 
 
@@ -257,7 +258,7 @@ def _apply(x: Tensor, mask: np.ndarray, operation: Any) -> None:
     """Replace the images of `x` that are in `mask` by ``operation(those images, their rows)``."""
     rows = np.flatnonzero(mask)
     if len(rows):
-        at = torch.from_numpy(rows)
+        at = torch.from_numpy(rows).to(x.device)
         x.index_copy_(0, at, operation(x.index_select(0, at), rows))
 
 
@@ -265,5 +266,5 @@ def _between(u: np.ndarray, low: Number, high: Number) -> np.ndarray:
     return low + u * (high - low)
 
 
-def _f32(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
+def _f32(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(like.device)

@@ -118,7 +118,7 @@ def gaussian_blur(x: Images, sigma: PerImage, kernel_size: int) -> Images:
         True
     """
     radius = kernel_size // 2
-    taps = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    taps = torch.arange(-radius, radius + 1, dtype=torch.float64, device=sigma.device)
     weights = torch.exp(-(taps**2) / (2 * sigma.double()[:, None] ** 2))
     total = weights[:, 0].clone()
     for tap in range(1, kernel_size):
@@ -165,7 +165,7 @@ def resized_crop(
             part = x[i : i + 1, :, y0 : y0 + h, x0 : x0 + w]
             out[i] = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)[0]
         return out
-    grid = torch.empty(len(x), size, size, 2, dtype=x.dtype)
+    grid = x.new_empty(len(x), size, size, 2)
     grid[..., 0] = _positions(left, width, x.shape[-1], size)[:, None, :]
     grid[..., 1] = _positions(top, height, x.shape[-2], size)[:, :, None]
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -175,7 +175,7 @@ def _positions(
     start: Int[Tensor, " batch"], length: Int[Tensor, " batch"], full: int, size: int
 ) -> Float[Tensor, "batch {size}"]:
     """Return where the output pixels lie in the input, in ``grid_sample``'s units (-1 to 1 over the whole input)."""
-    steps = torch.arange(size, dtype=torch.float64) + 0.5
+    steps = torch.arange(size, dtype=torch.float64, device=start.device) + 0.5
     inside = steps * (length.double()[:, None] / size) - 0.5
     last = length.double()[:, None] - 1
     pixel = torch.minimum(inside.clamp_min_(0), last) + start.double()[:, None]  # no pixel from outside the rectangle
@@ -193,9 +193,10 @@ def rotate_translate(x: Images, degrees: PerImage, shift_x: PerImage, shift_y: P
     """
     height, width = x.shape[-2:]
     angle = torch.deg2rad(degrees.double())[:, None, None]
-    rows = torch.arange(height, dtype=torch.float64)[None, :, None] - (height - 1) / 2 - shift_y.double()[:, None, None]
-    columns = torch.arange(width, dtype=torch.float64)[None, None] - (width - 1) / 2 - shift_x.double()[:, None, None]
-    grid = torch.empty(len(x), height, width, 2, dtype=x.dtype)
+    place = {"dtype": torch.float64, "device": degrees.device}
+    rows = torch.arange(height, **place)[None, :, None] - (height - 1) / 2 - shift_y.double()[:, None, None]
+    columns = torch.arange(width, **place)[None, None] - (width - 1) / 2 - shift_x.double()[:, None, None]
+    grid = x.new_empty(len(x), height, width, 2)
     grid[..., 0] = (columns * angle.cos() - rows * angle.sin()) * (2 / width)
     grid[..., 1] = (columns * angle.sin() + rows * angle.cos()) * (2 / height)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -265,8 +265,13 @@ class FineTuneProbe:
         )
 
     def _logits(self, batch: Mapping[str, Any]) -> Float[Tensor, "rows classes"]:
+        # Without its cache: in the caller's or fit's own autocast, which is not left between steps, the half-precision
+        # copies of the first step's weights would be used in all later ones.
         autocast = torch.autocast(
-            self._device.type, dtype=_PRECISIONS.get(self.precision or ""), enabled=self.precision is not None
+            self._device.type,
+            dtype=_PRECISIONS.get(self.precision or ""),
+            enabled=self.precision is not None,
+            cache_enabled=False,
         )
         with autocast:
             h = forward(self._network, _inputs(batch, self._dtype), self._device).representation

@@ -270,6 +270,13 @@ def test_mixed_precision_stays_close(precision):
     assert mixed.predict(data).shape == (12,)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns_in_every_step(precision):
+    """Autocast keeps casts of the weights until its outermost context ends: each step must cast anew."""
+    tuned = probe(precision=precision, augmentation=None, epochs=20).fit(make_backbone("vit"), images(18))
+    assert tuned.score(images(9, seed=1)) > 0.8  # by chance: a third
+
+
 def test_texts():
     data = [{"text": "abcdefg"[: 2 + i % 3], "label": i % 2} for i in range(8)]
 

@@ -1,0 +1,31 @@
+"""Committed tables say what the committed results.json beside them holds."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RESULTS = RECIPES / "benchmarks" / "results"
+
+
+def recipe(name):
+    spec = importlib.util.spec_from_file_location(f"recipe_{Path(name).name}", RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_transfer(found):
+    return recipe("benchmarks/transfer").tables(found)
+
+
+def of_dropped_digits(found):
+    return recipe("dropped_digits").document(found["before"], found["runs"])
+
+
+@pytest.mark.parametrize(("name", "table"), [("transfer", of_transfer), ("dropped_digits", of_dropped_digits)])
+def test_a_table_is_that_of_its_results(name, table):
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert table(found) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
