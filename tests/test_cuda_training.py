@@ -2,6 +2,10 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +38,7 @@ def losses(run):
 
 @every_precision
 def test_steps_in_mixed_precision(tmp_path, precision):
-    """Weights, z and loss stay float32; the losses are near those of float32 on the CPU."""
+    """Weights and loss stay float32: the loss is that of z in float64, and the first one near float32's on the CPU."""
     run = run_of(tmp_path, precision=precision, max_steps=3, log_representation=True)
     before = adapter(run.model)
     run.train()
@@ -44,7 +48,10 @@ def test_steps_in_mixed_precision(tmp_path, precision):
     reference = run_of(tmp_path / "cpu", place={"use_cpu": True}, max_steps=3)
     reference.train()
     assert len(losses(run)) == 3
-    assert losses(run)[:1] == pytest.approx(losses(reference)[:1], rel=1e-4 if precision == "float32" else 0.05)
+    z = run.last_batch["z"]
+    assert losses(run)[-1] == pytest.approx(run.objective(z.double()).loss.item(), rel=1e-5)
+    near = 1e-4 if precision == "float32" else 0.2  # BatchNorm divides by the little in which 8 noise images differ
+    assert losses(run)[0] == pytest.approx(losses(reference)[0], rel=near)
     assert all(math.isfinite(loss) for loss in losses(run))
     assert all(math.isfinite(run.state.log_history[0][name]) for name in ("rankme_h", "std_z", "positive_cosine_z"))
 
@@ -56,12 +63,11 @@ def test_training_is_that_of_the_cpu(tmp_path):
         "optim": "sgd", "collator": views(local_views=2, local_size=8),
     }  # fmt: skip
     extra = {"regularizers": {"werank": 0.1, "wasserstein": 0.1}}
-    there, here = (
-        run_of(tmp_path / name, place=place, **options, extra=extra)
-        for name, place in (("there", PLACE), ("here", {"use_cpu": True}))
-    )
-    for run in (there, here):
-        run.train()
+    runs = []
+    for name, place in (("there", PLACE), ("here", {"use_cpu": True})):  # accelerate knows one device at a time
+        runs.append(run_of(tmp_path / name, place=place, **options, extra=extra))
+        runs[-1].train()
+    there, here = runs
     assert losses(there) == pytest.approx(losses(here), rel=1e-3)
     assert_same(adapter(there.model), adapter(here.model), rtol=1e-2, atol=1e-4)
 
@@ -124,9 +130,15 @@ def test_the_moving_average_runs_its_own_weights(tmp_path, precision):
     start = on(copy.deepcopy(model))
     batch = [view.to(device) for view in views()([{**item, "index": i} for i, item in enumerate(images(4))])["views"]]
     run = run_of(
-        tmp_path, model, precision, max_steps=3, learning_rate=0.1, ema_momentum=1.0, ema_momentum_end=1.0,
+        tmp_path,
+        model,
+        precision,
+        max_steps=12,
+        learning_rate=0.1,
+        ema_momentum=1.0,
+        ema_momentum_end=1.0,
         extra={"objective": objective},
-    )  # fmt: skip
+    )  # fmt: skip; fp16's first steps only find its loss scale
     run.train()
     assert_on_device(*run.ema.module.parameters())
     with evaluating(run.ema.module), evaluating(start), torch.no_grad(), run.accelerator.autocast():
@@ -137,18 +149,31 @@ def test_the_moving_average_runs_its_own_weights(tmp_path, precision):
     assert (moved.float() - expected.float()).abs().max() > 0.05
 
 
-@pytest.mark.filterwarnings("default")
+COMPILED = """
+import sys, torch
+from training.small import images, plain, trainer
+import hfproj
+folder, cpu, half = sys.argv[1], sys.argv[2] == "cpu", sys.argv[3] == "bf16"
+options = {"max_steps": 2, "use_cpu": cpu, "bf16": half}
+backend = {"torch_compile": True, "torch_compile_backend": "eager" if cpu else "inductor"}
+for more in ({}, backend):
+    run = trainer(folder, **options, **more)
+    run.train()
+    print("losses", *(entry["loss"] for entry in run.state.log_history if "loss" in entry))
+assert hfproj.extract_features(run.model, images(4), collator=plain()).z.isfinite().all()
+"""
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_compiled(tmp_path, precision):
-    backend = "inductor" if CUDA else "eager"
-    make = {"max_steps": 2, "precision": precision}
-    plain_run = run_of(tmp_path / "plain", **make)
-    compiled = run_of(tmp_path / "compiled", **make, torch_compile=True, torch_compile_backend=backend)
-    for run in (plain_run, compiled):
-        run.train()
-    torch.compiler.reset()
-    assert losses(compiled) == pytest.approx(losses(plain_run), rel=0.05)
-    assert hfproj.extract_features(compiled.model, images(4), collator=plain()).z.isfinite().all()
+    """In a process of its own: the shapes that tests check at run time can't be compiled."""
+    command = [sys.executable, "-c", COMPILED, str(tmp_path), device.type, precision]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("losses")]
+    plain_losses, compiled = ([float(loss) for loss in line] for line in lines)
+    assert compiled == pytest.approx(plain_losses, rel=0.05)
 
 
 def test_callbacks_and_evaluation(tmp_path):

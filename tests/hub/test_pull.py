@@ -110,7 +110,9 @@ def test_a_folder_without_tensors(copied):
         assert_refused(door, "has no adapter_model.safetensors")
 
 
-def test_neither_folder_nor_repository(tmp_path):
+def test_neither_folder_nor_repository(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     for name in ("no/such/folder", "", "../x", "/no/such", "a b", "user\\name", tmp_path / "missing", "x\n" * 300):
         assert_refused(lambda name=name: hfproj.load_head(name), "neither a folder nor a Hub repository")
     assert_refused(lambda: hfproj.load_head("no-such-user/no-such-adapter"), "HF_HUB_OFFLINE is set",
