@@ -193,9 +193,11 @@ def rotate_translate(x: Images, degrees: PerImage, shift_x: PerImage, shift_y: P
     """
     height, width = x.shape[-2:]
     angle = torch.deg2rad(degrees.double())[:, None, None]
-    place = {"dtype": torch.float64, "device": degrees.device}
-    rows = torch.arange(height, **place)[None, :, None] - (height - 1) / 2 - shift_y.double()[:, None, None]
-    columns = torch.arange(width, **place)[None, None] - (width - 1) / 2 - shift_x.double()[:, None, None]
+    down, across = (
+        torch.arange(size, dtype=torch.float64, device=degrees.device) - (size - 1) / 2 for size in (height, width)
+    )
+    rows = down[None, :, None] - shift_y.double()[:, None, None]
+    columns = across[None, None] - shift_x.double()[:, None, None]
     grid = x.new_empty(len(x), height, width, 2)
     grid[..., 0] = (columns * angle.cos() - rows * angle.sin()) * (2 / width)
     grid[..., 1] = (columns * angle.sin() + rows * angle.cos()) * (2 / height)

@@ -22,9 +22,11 @@ from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.functional.rows import full_precision
 
+_CPU_TILE, _GPU_TILE = 512, 4096
+
 
 def tiled_nt_xent(
-    u: Float[Tensor, "views images dim"], *, temperature: float, tile_rows: int = 512, gather: bool = True
+    u: Float[Tensor, "views images dim"], *, temperature: float, tile_rows: int | None = None, gather: bool = True
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return NT-Xent of unit rows, and the mean cosine of positive pairs without a gradient.
 
@@ -33,7 +35,8 @@ def tiled_nt_xent(
     Args:
         u: Rows of unit length, float32 or float64. Over processes the numbers of images may differ.
         temperature: τ.
-        tile_rows: Edge of a tile.
+        tile_rows: Edge of a tile. None: 512 on a CPU, whose cache holds such a tile; 4096 elsewhere, so that the time
+            goes into the tiles and not into launching them, with 128 MiB of memory.
         gather: Whether images of all processes are one batch; value and gradient then follow the convention of
             :mod:`hfproj.distributed`.
 
@@ -46,6 +49,8 @@ def tiled_nt_xent(
         >>> torch.allclose(loss, torch.tensor(2.0 + torch.e).log() - 1), cosine.item()
         (True, 1.0)
     """
+    if tile_rows is None:
+        tile_rows = _CPU_TILE if u.device.type == "cpu" else _GPU_TILE
     return _TiledNTXent.apply(u, temperature, tile_rows, gather and distributed.world_size() > 1)
 
 

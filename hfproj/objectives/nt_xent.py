@@ -58,7 +58,8 @@ class NTXent(nn.Module):
         temperature: τ. 0.2: solo-learn on CIFAR; 0.5: lightly; 0.1: solo-learn's function, SimCLR on ImageNet.
         gather: Whether images of other processes are negatives too; if not, the loss is that of the local batch.
         tile_rows: Edge of the tiles that similarities are computed in: memory O(tile_rows²) instead of
-            O((views·batch)²). None computes them at once, which is twice differentiable.
+            O((views·batch)²). "auto" suits the device, see `hfproj.functional.contrastive`. None computes them at once,
+            which is twice differentiable.
 
     Raises:
         UsageError: an option that cannot work.
@@ -72,10 +73,11 @@ class NTXent(nn.Module):
     views = (2, None)
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, *, temperature: float = 0.2, gather: bool = True, tile_rows: int | None = 512):
+    def __init__(self, *, temperature: float = 0.2, gather: bool = True, tile_rows: int | str | None = "auto"):
         super().__init__()
-        if tile_rows is not None and tile_rows < 1:
-            raise UsageError(f"tile_rows must be at least 1, or None for no tiles, got {tile_rows}.")
+        whole = isinstance(tile_rows, int) and not isinstance(tile_rows, bool) and tile_rows >= 1
+        if not (whole or tile_rows is None or tile_rows == "auto"):
+            raise UsageError(f"tile_rows is a number from 1, 'auto', or None for no tiles, got {tile_rows!r}.")
         self.temperature, self.gather, self.tile_rows = check_temperature(temperature), gather, tile_rows
 
     def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
@@ -91,9 +93,8 @@ class NTXent(nn.Module):
         """
         check_call(self, z, **given)
         if self.tile_rows is not None:
-            loss, cosine = tiled_nt_xent(
-                unit_rows(z), temperature=self.temperature, tile_rows=self.tile_rows, gather=self.gather
-            )
+            edge = self.tile_rows if isinstance(self.tile_rows, int) else None
+            loss, cosine = tiled_nt_xent(unit_rows(z), temperature=self.temperature, tile_rows=edge, gather=self.gather)
             return ObjectiveOutput(loss, {"positive_cosine": cosine})
         if self.gather:
             z = gather_views(z)

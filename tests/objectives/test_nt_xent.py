@@ -12,7 +12,7 @@ from hfproj.objectives import create_objective, list_objectives
 from hfproj.objectives.base import Step
 from hfproj.objectives.nt_xent import NTXent, nt_xent_loss
 
-VARIANTS = [None, 3, 64]  # the whole matrix; ragged tiles; one tile larger than it
+VARIANTS = [None, 3, 64, "auto"]  # the whole matrix; ragged tiles; one tile larger than it
 every_variant = pytest.mark.parametrize("tile_rows", VARIANTS)
 
 
