@@ -25,7 +25,14 @@ def of_dropped_digits(found):
     return recipe("dropped_digits").document(found["before"], found["runs"])
 
 
-@pytest.mark.parametrize(("name", "table"), [("transfer", of_transfer), ("dropped_digits", of_dropped_digits)])
+def of_gpu(found):
+    return recipe("benchmarks/gpu").markdown(found)
+
+
+TABLES = [("transfer", of_transfer), ("dropped_digits", of_dropped_digits), ("gpu", of_gpu)]
+
+
+@pytest.mark.parametrize(("name", "table"), TABLES)
 def test_a_table_is_that_of_its_results(name, table):
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert table(found) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")

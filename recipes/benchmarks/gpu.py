@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/gpu.py            # one GPU, about three minutes
     python recipes/benchmarks/gpu.py --quick    # tiny sizes, on the CPU too: only that it runs
+    python recipes/benchmarks/gpu.py --only losses step    # these alone; the others stay as they are
 
 Times are those of CUDA events, the median of `ROUNDS` calls after warm-up; memory is the peak that a call allocates
 beyond what was there before. Losses are run forward and backward. `plain` is the formula with autograd, `compiled` the
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import itertools
+import json
 import math
 import statistics
 import time
@@ -299,10 +301,17 @@ def markdown(content: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+PARTS = {
+    "losses": losses, "rank": rank, "probes": probes, "step": training_step, "trainer": trainer,
+    "augmentation": augmentation,
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on the CPU too")
     parser.add_argument("--out", help="where to write, without suffix")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="others stay as they are there")
     options = parser.parse_args()
     if not GPU and not options.quick:
         raise SystemExit("There is no GPU with CUDA; --quick runs tiny sizes on the CPU.")
@@ -310,13 +319,17 @@ def main() -> None:
     out = Path(options.out or default)
     out.parent.mkdir(parents=True, exist_ok=True)
     sizes = QUICK if options.quick else FULL
-    content: dict[str, Any] = {"rows": [], "rounds": ROUNDS, "quick": options.quick, "versions": installed_versions()}
+    content: dict[str, Any] = {"rounds": ROUNDS, "quick": options.quick, "versions": installed_versions()}
     content["device"] = torch.cuda.get_device_name() if GPU else "CPU"
-    for part in (losses, rank, probes, training_step, trainer, augmentation):
+    file = out.with_suffix(".json")
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    for name in options.only:
         begin = time.perf_counter()
-        found = part(sizes)
-        content["rows"] += found
-        print(f"{part.__name__}: {time.perf_counter() - begin:.1f} s", flush=True)
+        found = PARTS[name](sizes)
+        order = list(dict.fromkeys(row["part"] for row in rows + found))
+        rows = [row for row in rows if row["part"] not in {row["part"] for row in found}] + found
+        content["rows"] = rows = sorted(rows, key=lambda row: order.index(row["part"]))
+        print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
         write_json(out.with_suffix(".json"), content)  # after each part: a run that is cut short keeps what it has
         write_atomic(out.with_suffix(".md"), markdown(content).encode())
     print(markdown(content))
