@@ -16,9 +16,8 @@ class ProjectionTrainingArguments(TrainingArguments):
 
     Defaults that differ: ``learning_rate`` 1e-3 with a cosine schedule and 10 % warm-up and ``weight_decay`` 0.05
     (AdamW on a head and a low-rank adapter); ``dataloader_drop_last`` (a repeated image is a false negative);
-    ``dataloader_persistent_workers`` wherever there are workers (starting them anew for each epoch of a small data set
-    takes longer than the epoch); ``remove_unused_columns`` False (items are images, not arguments of the model's
-    forward); ``ddp_find_unused_parameters`` False (parameters that the representation does not depend on are frozen).
+    ``remove_unused_columns`` False (items are images, not arguments of the model's forward);
+    ``ddp_find_unused_parameters`` False (parameters that the representation does not depend on are frozen).
 
     Args:
         head_learning_rate: Learning rate of head, predictor and prototypes; None takes `learning_rate`.
@@ -36,6 +35,10 @@ class ProjectionTrainingArguments(TrainingArguments):
         eval_knn_temperature: Its temperature.
         log_representation: Log RankMe, standard deviation and positive-pair cosine of the last batch with the loss.
 
+    ``dataloader_persistent_workers=True`` is worth it where workers take longer to start than an epoch of a small data
+    set does; a run with dropout is then not resumed bit for bit, since torch draws from the global generator whenever
+    workers start.
+
     Of the options for the Hub, ``hub_strategy`` is ``"end"`` (``trainer.push_to_hub()`` and ``trainer.save_model()``
     push) or ``"every_save"`` (so does each checkpoint, in the background).
 
@@ -48,7 +51,6 @@ class ProjectionTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, their share of all steps."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last incomplete batch."})
-    dataloader_persistent_workers: bool | None = field(default=None, metadata={"help": "None: if there are workers."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the collator needs the columns."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "DDP: look for unused parameters."}
@@ -66,8 +68,6 @@ class ProjectionTrainingArguments(TrainingArguments):
     log_representation: bool = field(default=True, metadata={"help": "Log RankMe, std and cosine with the loss."})
 
     def __post_init__(self):
-        if self.dataloader_persistent_workers is None:
-            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
         _usual()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         super().__post_init__()
         if not torch.accelerator.is_available():
@@ -108,9 +108,8 @@ class ProjectionTrainingArguments(TrainingArguments):
     def chosen(self) -> dict[str, object]:
         """Return the values that differ from the defaults of `transformers`, for `hfproj.Results.config`."""
         left_out = {"output_dir", "logging_dir", "disable_tqdm", "report_to", "run_name", "seed"}
-        # They describe this machine, or where it goes.
-        left_out |= {"resume_from_checkpoint", "dataloader_pin_memory", "dataloader_persistent_workers"}
-        left_out |= {n for n in self.to_dict() if n == "push_to_hub" or n.startswith("hub_")}
+        left_out |= {"resume_from_checkpoint", "dataloader_pin_memory"}  # they describe this machine
+        left_out |= {n for n in self.to_dict() if n == "push_to_hub" or n.startswith("hub_")}  # and where it goes
         return {n: v for n, v in self.to_dict().items() if n not in left_out and v != _usual().get(n)}
 
 

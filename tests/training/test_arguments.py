@@ -24,13 +24,6 @@ def test_defaults(tmp_path):
     assert args.ddp_find_unused_parameters is False
 
 
-@pytest.mark.parametrize(("workers", "asked", "persistent"), [(0, None, False), (2, None, True), (2, False, False)])
-def test_workers_stay_where_there_are_some(tmp_path, workers, asked, persistent):
-    args = arguments(tmp_path, dataloader_num_workers=workers, dataloader_persistent_workers=asked)
-    assert args.dataloader_persistent_workers is persistent
-    assert not any("persistent" in name for name in args.chosen())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
