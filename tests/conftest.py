@@ -1,5 +1,6 @@
 """Shared settings: quiet OpenMP, checked shapes, one seed per test, paths of optional real data."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,6 +19,10 @@ import torch
 torch.set_num_threads(1)  # one core for each of pytest's processes, and sums that do not depend on the machine's cores
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish():
+    gc.freeze()  # else each full collection, and a trainer asks for some, goes through a million objects of pytest's
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,8 @@ CUDA = DEVICE.type == "cuda"
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64, another order of summation
 
-needs_device = pytest.mark.skipif(CUDA and not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+if CUDA and not torch.cuda.is_available():
+    pytest.skip("needs a GPU with CUDA", allow_module_level=True)  # of the module that imports this one
 
 
 def on(value: Any, device: torch.device | str = DEVICE) -> Any:

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from cuda_device import DEVICE as device
-from cuda_device import HALF, assert_on_device, assert_same, loss_of, needs_device, on, projections, trained
+from cuda_device import HALF, assert_on_device, assert_same, loss_of, on, projections, trained
 from distributed.methods import IN_DIM as HEAD_WIDTH
 from distributed.methods import Head
 from heads.test_heads import HEADS
@@ -24,7 +24,6 @@ from hfproj.objectives.base import Step
 from hfproj.objectives.grouped import draw_groups
 from hfproj.regularizers import create_regularizer
 
-pytestmark = needs_device
 every_objective = pytest.mark.parametrize("name", CASES)
 every_regularizer = pytest.mark.parametrize(("name", "options"), REGULARIZERS.values(), ids=REGULARIZERS)
 every_head = pytest.mark.parametrize(("name", "options"), HEADS, ids=str)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import make_backbone, make_config, perturb
-from cuda_device import CUDA, assert_on_device, assert_same, needs_device, on
+from cuda_device import CUDA, assert_on_device, assert_same, on
 from cuda_device import DEVICE as device
 from diagnostics.features import KINDS, MEASURES, numbers
 from geometry.geometry_cases import double, two_layers
@@ -19,7 +19,6 @@ from hfproj import geometry as g
 from hfproj import probes as p
 from hfproj.diagnostics import SpectrumState, ViewState
 
-pytestmark = needs_device
 SHAPE = (40, 12)  # rows, dimensions
 # Of the other kinds some measures are a quotient of roundings, which differ from machine to machine.
 SMOOTH = ("decaying", "fewer rows than dimensions", "heavy-tailed", "zero rows")

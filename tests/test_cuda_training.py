@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from cuda_device import CUDA, assert_on_device, assert_same, needs_device, on, trained
+from cuda_device import CUDA, assert_on_device, assert_same, on, trained
 from cuda_device import DEVICE as device
 from objectives.objective_cases import CASES, TRAINED_DIM
 from regularizers.regularizer_cases import CASES as REGULARIZERS
@@ -22,7 +22,6 @@ from hfproj.diagnostics import SpectrumState, ViewState
 from hfproj.functional.modes import evaluating
 from hfproj.probes.neighbours import NeighbourBank
 
-pytestmark = needs_device
 PLACE = {"use_cpu": not CUDA, "dataloader_pin_memory": CUDA}
 PRECISIONS = {"float32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}}
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
