@@ -124,7 +124,8 @@ class Augmentation:
         """Return one view of each image, in [0, 1].
 
         Args:
-            images: Tensors [3, height, width], uint8 or float in [0, 1], of any sizes.
+            images: Tensors [3, height, width], uint8 or float in [0, 1], of any sizes; all on one device, where the
+                views are made from the same draws as on any other.
             size: Side of the views in pixels.
             seed: Seed of the run.
             epoch: One for all, or one per image.

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,8 @@ from hfproj.errors import AdapterFileError, UsageError
 from hfproj.hub.layout import ADAPTER_CONFIG
 from hfproj.hub.remote import is_repo_id
 from hfproj.hub.safety import one_line, pattern_cost, read_json, short
-from hfproj.tuner.config import ProjectionHeadConfig, plain
+from hfproj.tuner.config import WIDEST, ProjectionHeadConfig, entries, plain
 
-WIDEST = 1 << 20  # of a representation, a layer, a projection; 65,536 prototypes are the most that a paper has
-DEEPEST = 256  # linear layers of a head
 LARGEST_RANK = 1 << 16
 SMALL_RANK = 256  # that even a tiny backbone may be given
 MOST_STEPS = 300_000  # for matching one module's name
@@ -48,7 +46,7 @@ def read_config(path: Path, where: str) -> ProjectionHeadConfig:
     if kind != PeftType.PROJECTION_HEAD:
         shown = kind if isinstance(kind, str) and kind.isidentifier() and len(kind) < 40 else short(kind)
         raise AdapterFileError(f"{where} holds a {shown} adapter, no projection head; load it with PEFT itself.")
-    for name, value in _entries(values):
+    for name, value in entries(values):
         if name in _CODE and value not in (None, False, [], {}, ""):
             raise AdapterFileError(
                 f"{where}: {ADAPTER_CONFIG} names code to run ({name}={short(value)}); an adapter needs none, and "
@@ -70,7 +68,6 @@ def read_config(path: Path, where: str) -> ProjectionHeadConfig:
             f"{where}: {ADAPTER_CONFIG} lacks in_dim; save the adapter with model.save_pretrained(…)."
         )
     _check_backbone_fields(values, where)
-    _check_sizes(values, where)
     if values.get("backbone_adapter") is not None:
         values["backbone_adapter"] = _checked_inner(values["backbone_adapter"], where)
     try:
@@ -83,17 +80,6 @@ def read_config(path: Path, where: str) -> ProjectionHeadConfig:
 
 def _misplaced(where: str, name: str, value: Any, expected: str) -> AdapterFileError:
     return AdapterFileError(f"{where}: {ADAPTER_CONFIG} says {name}={short(value)}, expected {expected}.")
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every name with its value, at every depth."""
-    if isinstance(value, dict):
-        for name, part in value.items():
-            yield name, part
-            yield from _entries(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _entries(part)
 
 
 def _is_whole(value: Any, low: int, high: int) -> bool:
@@ -178,16 +164,6 @@ def _check_backbone_fields(values: dict[str, Any], where: str) -> None:
             f"{where}: {ADAPTER_CONFIG} names code to import (auto_mapping={short(mapping)}), which is no backbone of "
             f"{' or '.join(_LIBRARIES)}."
         )
-
-
-def _check_sizes(values: dict[str, Any], where: str) -> None:
-    for name in ("head_options", "predictor", "prototypes"):
-        for option, value in _entries({name: values.get(name)}):
-            numbers = value if isinstance(value, list) else [value]
-            if len(numbers) > DEEPEST or any(isinstance(n, int) and abs(n) > WIDEST for n in numbers):
-                raise _misplaced(where, f"{name}.{option}", value, f"sizes of at most {WIDEST:,}")
-            if option == "depth" and not _is_whole(value, 1, DEEPEST):
-                raise _misplaced(where, f"{name}.depth", value, f"a whole number from 1 to {DEEPEST}")
 
 
 # --- the backbone's PEFT method ---

@@ -1,5 +1,7 @@
 """The configuration of a projection head as a PEFT method."""
 
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,8 @@ from peft.utils import PeftType
 from hfproj.errors import UsageError, unknown
 from hfproj.objectives import OBJECTIVES, create_objective
 
+WIDEST = 1 << 20  # of a representation, a layer, a projection; 65,536 prototypes are the most that a paper has
+DEEPEST = 256  # linear layers of a head
 # Initialisations that rewrite the backbone's own weights: the bare backbone would no longer be bit-equal.
 _REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")
 _NEEDS_MORE = (PeftType.ADALORA, PeftType.XLORA, PeftType.POLY, PeftType.TRAINABLE_TOKENS)
@@ -30,6 +34,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     return str(getattr(value, "value", value)) if isinstance(value, str) else value
+
+
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every name with its value, at every depth."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield name, part
+            yield from entries(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from entries(part)
 
 
 @dataclass
@@ -95,6 +110,7 @@ class ProjectionHeadConfig(PeftConfig):
                 "predictor: expected {'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}."
             )
         self._check_prototypes()
+        self._check_sizes()
         if isinstance(self.backbone_adapter, PeftConfig):
             self.backbone_adapter = plain(self.backbone_adapter.to_dict())
         if self.backbone_adapter is not None:
@@ -140,6 +156,16 @@ class ProjectionHeadConfig(PeftConfig):
         if "scales" in needs and config.get("scales") is None:
             config["scales"] = dict(objective.scales)
         return cls(**config)
+
+    def _check_sizes(self) -> None:
+        """Refuse what no memory holds, before anything is made of it: a config may be somebody else's file."""
+        sized = {name: getattr(self, name) for name in ("in_dim", "out_dim", "head_options", "predictor", "prototypes")}
+        for name, value in entries(sized):
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if len(numbers) > DEEPEST or any(isinstance(n, int) and abs(n) > WIDEST for n in numbers):
+                raise UsageError(f"{name}={reprlib.repr(value)}: expected sizes of at most {WIDEST:,}.")
+            if name == "depth" and isinstance(value, int) and value > DEEPEST:
+                raise UsageError(f"depth={value}: expected at most {DEEPEST} layers.")
 
     def _check_prototypes(self) -> None:
         if self.prototypes is None:

@@ -143,9 +143,18 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
             self.projection_head_modules[adapter_name].to(device or self.device, self.dtype)
 
     def add(self, name: str, config: ProjectionHeadConfig, point: ReadPoint, like: Tensor) -> None:
-        """Make the head of adapter `name`, on the device of the backbone's tensor `like` and in float32 or better."""
+        """Make the head of adapter `name`, on the device of the backbone's tensor `like` and in float32 or better.
+
+        Raises:
+            UsageError: the memory does not suffice.
+        """
         self.device, self.dtype = like.device, torch.promote_types(like.dtype, torch.float32)
-        modules = HeadModules(config, point.in_dim)
+        try:
+            modules = HeadModules(config, point.in_dim)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise UsageError(f"Memory does not suffice for head {config.head!r} of adapter {name!r}.") from error
         if not any(p.is_meta for p in modules.parameters()):
             modules.to(self.device, self.dtype)
         if self.projection_head_modules:

@@ -1,10 +1,12 @@
 """The config: what it refuses, and that JSON holds all of it."""
 
 import json
+import re
 
 import peft
 import pytest
-from peft import LoraConfig, PeftConfig
+from cases import make_backbone
+from peft import LoraConfig, PeftConfig, get_peft_model
 
 import hfproj
 
@@ -58,6 +60,12 @@ def test_a_name_alone_is_a_predictor():
         ({"task_type": "FEATURE_EXTRACTION"}, "task_type must stay None"),
         ({"predictor": {"hidden_dim": 4}}, "'head': name"),
         ({"prototypes": 1}, "at least 2"),
+        ({"out_dim": 10**12}, "out_dim=1000000000000: expected sizes of at most 1,048,576"),
+        ({"head_options": {"hidden_dim": [64, 10**12]}}, "hidden_dim=[64, 1000000000000]: expected sizes of at most"),
+        ({"head_options": {"hidden_dim": [1] * 300}}, "expected sizes of at most"),
+        ({"head_options": {"depth": 300}}, "depth=300: expected at most 256 layers"),
+        ({"predictor": {"head": "mlp", "hidden_dim": 10**12}}, "hidden_dim=1000000000000: expected sizes"),
+        ({"prototypes": 10**12}, "prototypes=1000000000000: expected sizes"),
         ({"trainable": "heads"}, "Did you mean 'head'"),
         ({"trainable": True}, "Unknown value of trainable"),
         ({"trainable": "full", "backbone_adapter": LoraConfig()}, "drop one of the two"),
@@ -74,8 +82,20 @@ def test_a_name_alone_is_a_predictor():
     ],
 )
 def test_what_cannot_work_is_refused(options, said):
-    with pytest.raises(hfproj.UsageError, match=said.replace("(", r"\(")):
+    with pytest.raises(hfproj.UsageError, match=re.escape(said)):
         hfproj.ProjectionHeadConfig(**options)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory: 4 TB"), MemoryError()], ids=repr)
+def test_a_head_larger_than_the_memory_leaves_the_backbone_as_it_was(monkeypatch, error):
+    def too_large(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("hfproj.tuner.layer.HeadModules", too_large)
+    backbone = make_backbone("vit")
+    with pytest.raises(hfproj.UsageError, match="Memory does not suffice for head 'mlp'"):
+        get_peft_model(backbone, hfproj.ProjectionHeadConfig(head="mlp", out_dim=4))
+    assert not hasattr(backbone, "hfproj")
 
 
 @pytest.mark.parametrize(
