@@ -4,8 +4,10 @@ Weights are random but the same in every process: they come from a fixed seed.
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from peft import LoraConfig
@@ -146,6 +148,17 @@ def perturb(model: nn.Module, seed: int = 0) -> None:
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers."""
     return {n: t.detach().clone() for n, t in (*module.named_parameters(), *module.named_buffers())}
+
+
+def assert_refused(call: Callable[[], object], *said: str, error: type | tuple = hfproj.UsageError) -> str:
+    """Fail unless the call ends in an error of one line that says all of it; return the line."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message, message
+    return message
 
 
 def assert_same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

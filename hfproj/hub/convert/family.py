@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hfproj.errors import AdapterFileError, UsageError, unknown
-from hfproj.hub.convert.mlp import MLP, Found, best
+from hfproj.hub.convert.mlp import MLP, Found, Problems, best
 
 _WRAPPERS = re.compile(r"^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module)\.")  # of DDP, torch.compile and FSDP
 # what training scripts save beside networks
@@ -83,7 +83,7 @@ class Family:
 
 
 @dataclass
-class Parts:
+class Parts(Problems):
     """A file's tensors, sorted.
 
     Attributes:
@@ -101,14 +101,6 @@ class Parts:
     prototypes: Tensor | None = None
     lengths: Tensor | None = None
     ignored: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    shapes: list[str] = field(default_factory=list)
-
-    @property
-    def problems(self) -> int:
-        """How many keys and shapes are wrong."""
-        return len(self.missing) + len(self.unexpected) + len(self.shapes)
 
 
 def settle(family: Family, network: str | None, options: Mapping[str, Any]) -> dict[str, Any]:

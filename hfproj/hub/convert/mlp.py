@@ -21,23 +21,15 @@ _NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
-class Found:
-    """What was read, and what was not as it should be, in the words of the file.
+class Problems:
+    """What is not as it should be, in the words of the file.
 
     Attributes:
-        head: Name of our head; empty where nothing could be read.
-        options: Its options, `out_dim` among them.
-        state: Its state dict.
-        in_dim: Width of its input.
         missing: Keys that have to be there and are not.
         unexpected: Keys that are there and should not be.
         shapes: Sentences on tensors of a wrong shape.
     """
 
-    head: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Tensor] = field(default_factory=dict)
-    in_dim: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     shapes: list[str] = field(default_factory=list)
@@ -46,6 +38,23 @@ class Found:
     def problems(self) -> int:
         """How many keys and shapes are wrong."""
         return len(self.missing) + len(self.unexpected) + len(self.shapes)
+
+
+@dataclass
+class Found(Problems):
+    """What was read of a head.
+
+    Attributes:
+        head: Name of our head; empty where nothing could be read.
+        options: Its options, `out_dim` among them.
+        state: Its state dict.
+        in_dim: Width of its input.
+    """
+
+    head: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    in_dim: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import assert_refused
 from official_files import CASES
 
 import hfproj
@@ -11,13 +12,8 @@ WRAPPER = "module."
 
 
 def refused(case, *said, error=hfproj.AdapterFileError, **options):
-    with pytest.raises(error) as caught:
-        hfproj.convert(case.file, case.method, **{**case.options, **options})
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in said:
-        assert part in message, message
-    return message
+    options = {**case.options, **options}
+    return assert_refused(lambda: hfproj.convert(case.file, case.method, **options), *said, error=error)
 
 
 def state_of(case):
