@@ -75,7 +75,7 @@ def _shorten(path: str) -> str:
 def command_line(argv: Iterable[str] | None = None) -> str:
     """Return the command of this program without paths of this machine or tokens of the Hub, for `Results.command`.
 
-    Of several processes it is the one that launches as many on this machine.
+    Of several processes, or with the launcher's mixed precision, it is the one that launches the same on this machine.
 
     Example:
         >>> command_line(["/home/someone/recipes/simclr_vit.py", "--epochs", "3"])
@@ -84,9 +84,10 @@ def command_line(argv: Iterable[str] | None = None) -> str:
     import shlex
 
     words = [_portable_text(str(word)) for word in (sys.argv if argv is None else argv)]
-    processes = os.environ.get("WORLD_SIZE", "1")  # the launcher's
-    launch = "python" if processes == "1" else f"accelerate launch --multi_gpu --num_processes {processes}"
-    return TOKEN.sub("$HF_TOKEN", f"{launch} {shlex.join(words)}")
+    processes, precision = os.environ.get("WORLD_SIZE", "1"), os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    launch = f" --multi_gpu --num_processes {processes}" if processes != "1" else ""
+    launch += f" --mixed_precision {precision}" if precision != "no" else ""
+    return TOKEN.sub("$HF_TOKEN", f"{f'accelerate launch{launch}' if launch else 'python'} {shlex.join(words)}")
 
 
 def installed_versions() -> dict[str, str]:

@@ -31,10 +31,14 @@ def test_a_path_inside_the_working_directory_stays_whole(tmp_path, monkeypatch):
     assert command_line([str(tmp_path / "recipes" / "a.py"), "--x", "a b"]) == "python ./recipes/a.py --x 'a b'"
 
 
-def test_a_command_of_several_processes_launches_them(monkeypatch):
+def test_a_command_launches_what_was_launched(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command_line(["a.py"]) == "accelerate launch --multi_gpu --num_processes 2 a.py"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert command_line(["a.py"]) == "accelerate launch --multi_gpu --num_processes 2 --mixed_precision bf16 a.py"
     monkeypatch.setenv("WORLD_SIZE", "1")
+    assert command_line(["a.py"]) == "accelerate launch --mixed_precision bf16 a.py"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert command_line(["a.py"]) == "python a.py"
 
 
