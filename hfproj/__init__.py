@@ -3,108 +3,259 @@
 ``import hfproj`` registers the PEFT method ``PROJECTION_HEAD``; everything else is imported when first used.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+from hfproj.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hfproj import (
+        backbones as backbones,
+    )
+    from hfproj import (
+        cli as cli,
+    )
+    from hfproj import (
+        converters as converters,
+    )
+    from hfproj import (
+        data as data,
+    )
+    from hfproj import (
+        diagnostics as diagnostics,
+    )
+    from hfproj import (
+        distributed as distributed,
+    )
+    from hfproj import (
+        errors as errors,
+    )
+    from hfproj import (
+        export as export,
+    )
+    from hfproj import (
+        features as features,
+    )
+    from hfproj import (
+        functional as functional,
+    )
+    from hfproj import (
+        geometry as geometry,
+    )
+    from hfproj import (
+        heads as heads,
+    )
+    from hfproj import (
+        hub as hub,
+    )
+    from hfproj import (
+        objectives as objectives,
+    )
+    from hfproj import (
+        plots as plots,
+    )
+    from hfproj import (
+        presets as presets,
+    )
+    from hfproj import (
+        probes as probes,
+    )
+    from hfproj import (
+        regularizers as regularizers,
+    )
+    from hfproj import (
+        reporting as reporting,
+    )
+    from hfproj import (
+        results as results,
+    )
+    from hfproj import (
+        studies as studies,
+    )
+    from hfproj import (
+        training as training,
+    )
+    from hfproj import (
+        tuner as tuner,
+    )
+    from hfproj.backbones import FeatureBackbone, load_backbone
+    from hfproj.converters import convert, list_converters
+    from hfproj.data import (
+        EpochSampler,
+        EvalImages,
+        EvalText,
+        ImageViews,
+        IndexedDataset,
+        TextViews,
+        load_image_dataset,
+    )
+    from hfproj.errors import (
+        AdapterFileError,
+        CollapseWarning,
+        HfprojError,
+        HubError,
+        NonFiniteLossError,
+        UsageError,
+    )
+    from hfproj.export import export_backbone_adapter, export_merged, export_onnx, export_program
+    from hfproj.features import CachedFeatures, EvalFeatures, FeatureViews, cache_features, extract_features
+    from hfproj.heads import create_head, list_heads, register_head
+    from hfproj.hub import detach, from_pretrained, list_adapters, load_head, push_to_hub
+    from hfproj.objectives import create_objective, list_objectives, register_objective
+    from hfproj.presets import get_preset, list_presets
+    from hfproj.probes import KNNProbe, LinearProbe, create_probe, evaluate, list_probes, register_probe
+    from hfproj.regularizers import create_regularizer, list_regularizers, register_regularizer
+    from hfproj.reporting import report, write_card
+    from hfproj.results import Results
+    from hfproj.studies import CorruptedDataset, corrupt, list_corruptions
+    from hfproj.training import (
+        CollapseCallback,
+        CurvatureCallback,
+        OnlineProbeCallback,
+        ProjectionTrainer,
+        ProjectionTrainingArguments,
+        SpectrumCallback,
+        UpdateRatioCallback,
+    )
+    from hfproj.tuner import ProjectionHeadConfig, ProjectionOutput
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "ProjectionHeadConfig": "tuner",
-    "ProjectionOutput": "tuner",
-    "load_backbone": "backbones",
-    "from_pretrained": "hub.pull",
-    "load_head": "hub.pull",
-    "detach": "hub.pull",
-    "list_adapters": "hub.pull",
-    "push_to_hub": "hub.push",
-    "convert": "hub.convert",
-    "list_converters": "hub.convert",
-    "export_backbone_adapter": "hub.export",
-    "export_merged": "hub.export",
-    "export_onnx": "hub.export",
-    "export_program": "hub.export",
-    "ProjectionTrainer": "training.trainer",
-    "ProjectionTrainingArguments": "training.arguments",
-    "SpectrumCallback": "training.callbacks",
-    "CurvatureCallback": "training.callbacks",
-    "UpdateRatioCallback": "training.callbacks",
-    "CollapseCallback": "training.callbacks",
-    "OnlineProbeCallback": "training.callbacks",
-    "ImageViews": "data.images",
-    "EvalImages": "data.images",
-    "TextViews": "data.text",
-    "EvalText": "data.text",
-    "IndexedDataset": "data.indexing",
-    "EpochSampler": "data.indexing",
-    "load_image_dataset": "data.datasets",
-    "CorruptedDataset": "data.corruptions",
-    "corrupt": "data.corruptions",
-    "list_corruptions": "data.corruptions",
-    "cache_features": "data.cache",
-    "CachedFeatures": "data.cache",
-    "FeatureViews": "data.cache",
-    "EvalFeatures": "data.cache",
-    "FeatureBackbone": "backbones",
-    "create_head": "heads",
-    "list_heads": "heads",
-    "register_head": "heads",
-    "create_objective": "objectives",
-    "list_objectives": "objectives",
-    "register_objective": "objectives",
-    "register_regularizer": "regularizers",
-    "create_regularizer": "regularizers",
-    "list_regularizers": "regularizers",
-    "get_preset": "presets",
-    "list_presets": "presets",
-    "KNNProbe": "probes",
-    "LinearProbe": "probes",
-    "create_probe": "probes",
-    "list_probes": "probes",
-    "extract_features": "probes",
-    "evaluate": "probes",
-    "Results": "results",
-    "report": "reporting",
-    "HfprojError": "errors",
-    "UsageError": "errors",
-    "AdapterFileError": "errors",
-    "HubError": "errors",
-    "NonFiniteLossError": "errors",
-    "CollapseWarning": "errors",
-}
-_SUBMODULES = (
-    "backbones",
-    "cli",
-    "data",
-    "diagnostics",
-    "distributed",
-    "functional",
-    "geometry",
-    "heads",
-    "hub",
-    "objectives",
-    "plots",
-    "presets",
-    "probes",
-    "regularizers",
-    "training",
-    "tuner",
-)
+__all__ = [
+    "AdapterFileError",
+    "CachedFeatures",
+    "CollapseCallback",
+    "CollapseWarning",
+    "CorruptedDataset",
+    "CurvatureCallback",
+    "EpochSampler",
+    "EvalFeatures",
+    "EvalImages",
+    "EvalText",
+    "FeatureBackbone",
+    "FeatureViews",
+    "HfprojError",
+    "HubError",
+    "ImageViews",
+    "IndexedDataset",
+    "KNNProbe",
+    "LinearProbe",
+    "NonFiniteLossError",
+    "OnlineProbeCallback",
+    "ProjectionHeadConfig",
+    "ProjectionOutput",
+    "ProjectionTrainer",
+    "ProjectionTrainingArguments",
+    "Results",
+    "SpectrumCallback",
+    "TextViews",
+    "UpdateRatioCallback",
+    "UsageError",
+    "cache_features",
+    "convert",
+    "corrupt",
+    "create_head",
+    "create_objective",
+    "create_probe",
+    "create_regularizer",
+    "detach",
+    "evaluate",
+    "export_backbone_adapter",
+    "export_merged",
+    "export_onnx",
+    "export_program",
+    "extract_features",
+    "from_pretrained",
+    "get_preset",
+    "list_adapters",
+    "list_converters",
+    "list_corruptions",
+    "list_heads",
+    "list_objectives",
+    "list_presets",
+    "list_probes",
+    "list_regularizers",
+    "load_backbone",
+    "load_head",
+    "load_image_dataset",
+    "push_to_hub",
+    "register_head",
+    "register_objective",
+    "register_probe",
+    "register_regularizer",
+    "report",
+    "write_card",
+]
 
-__all__ = sorted(_PUBLIC)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "backbones": ["FeatureBackbone", "load_backbone"],
+            "converters": ["convert", "list_converters"],
+            "data": [
+                "EpochSampler",
+                "EvalImages",
+                "EvalText",
+                "ImageViews",
+                "IndexedDataset",
+                "TextViews",
+                "load_image_dataset",
+            ],
+            "errors": [
+                "AdapterFileError",
+                "CollapseWarning",
+                "HfprojError",
+                "HubError",
+                "NonFiniteLossError",
+                "UsageError",
+            ],
+            "export": ["export_backbone_adapter", "export_merged", "export_onnx", "export_program"],
+            "features": ["CachedFeatures", "EvalFeatures", "FeatureViews", "cache_features", "extract_features"],
+            "heads": ["create_head", "list_heads", "register_head"],
+            "hub": ["detach", "from_pretrained", "list_adapters", "load_head", "push_to_hub"],
+            "objectives": ["create_objective", "list_objectives", "register_objective"],
+            "presets": ["get_preset", "list_presets"],
+            "probes": ["KNNProbe", "LinearProbe", "create_probe", "evaluate", "list_probes", "register_probe"],
+            "regularizers": ["create_regularizer", "list_regularizers", "register_regularizer"],
+            "reporting": ["report", "write_card"],
+            "results": ["Results"],
+            "studies": ["CorruptedDataset", "corrupt", "list_corruptions"],
+            "training": [
+                "CollapseCallback",
+                "CurvatureCallback",
+                "OnlineProbeCallback",
+                "ProjectionTrainer",
+                "ProjectionTrainingArguments",
+                "SpectrumCallback",
+                "UpdateRatioCallback",
+            ],
+            "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
+        },
+        [
+            "backbones",
+            "cli",
+            "converters",
+            "data",
+            "diagnostics",
+            "distributed",
+            "errors",
+            "export",
+            "features",
+            "functional",
+            "geometry",
+            "heads",
+            "hub",
+            "objectives",
+            "plots",
+            "presets",
+            "probes",
+            "regularizers",
+            "reporting",
+            "results",
+            "studies",
+            "training",
+            "tuner",
+        ],
+    )
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(importlib.import_module(f"hfproj.{_PUBLIC[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _SUBMODULES:
-        return importlib.import_module(f"hfproj.{name}")
-    raise AttributeError(f"module 'hfproj' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC, *_SUBMODULES])
-
-
-import hfproj.tuner  # noqa: E402, F401  registers the PEFT method
+import hfproj.tuner  # noqa: F401  registers the PEFT method

@@ -7,6 +7,8 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from torch import Tensor, nn
+
 from hfproj.errors import UsageError, unknown
 
 
@@ -84,6 +86,38 @@ class Registry:
         own = self._entries[name][2] if name in self._entries else {}
         parameters = inspect.signature(self.get(name)).parameters
         return {n: p.replace(default=own.get(n, p.default)) for n, p in parameters.items()}
+
+
+def options_of(made: Any) -> dict[str, Any]:
+    """Return the options of an object: what its constructor takes by keyword and keeps under the same name.
+
+    Example:
+        >>> class Probe:
+        ...     def __init__(self, *, k: int = 20, quiet: bool = True):
+        ...         self.k = k
+        >>> options_of(Probe(k=5))
+        {'k': 5}
+    """
+    parameters = inspect.signature(type(made)).parameters.values()
+    return {p.name: getattr(made, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY and hasattr(made, p.name)}
+
+
+class ShowsOptions:
+    """Beside ``nn.Module``: its ``repr`` shows the options, those that are modules or tensors left to torch.
+
+    Example:
+        >>> class Loss(ShowsOptions, nn.Module):
+        ...     def __init__(self, *, temperature: float = 0.2):
+        ...         super().__init__()
+        ...         self.temperature = temperature
+        >>> Loss()
+        Loss(temperature=0.2)
+    """
+
+    def extra_repr(self) -> str:
+        """Return the options for ``repr``."""
+        shown = {n: v for n, v in options_of(self).items() if not isinstance(v, nn.Module | Tensor)}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 _WORDS: dict[Any, str] = {

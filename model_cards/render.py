@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from hfproj import Results
-from hfproj.hub.card import write_card
+from hfproj.reporting.card import write_card
 
 HERE = Path(__file__).resolve().parent
 

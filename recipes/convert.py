@@ -25,11 +25,11 @@ from peft import PeftModel
 
 import hfproj
 from hfproj import cli
+from hfproj.converters import Conversion, conversion, list_converters
 from hfproj.files import command_line, portable, write_json
-from hfproj.hub.card import write_card
-from hfproj.hub.card_metadata import check_license
-from hfproj.hub.convert import Conversion, conversion, list_converters
-from hfproj.hub.preprocessing import known_preprocessing, preprocessor_config
+from hfproj.reporting.card import write_card
+from hfproj.reporting.card_metadata import check_license
+from hfproj.tuner.preprocessing import known_preprocessing, preprocessor_config
 
 
 def convert(options: argparse.Namespace) -> Path:

@@ -34,9 +34,9 @@ from transformers import set_seed
 
 import hfproj
 from hfproj import cli, plots
-from hfproj.data import DigitsOnImages, DigitViews
+from hfproj.features import extract_features
 from hfproj.files import command_line, installed_versions, measured_once, write_atomic, write_json
-from hfproj.probes import extract_features
+from hfproj.studies import DigitsOnImages, DigitViews
 
 OUT = Path(__file__).resolve().parent / "benchmarks" / "results" / "dropped_digits"
 HEADS = {"MLP": "mlp", "reweighting": "reweight", "no head": "no_head"}  # name → of the preset reweighting_simclr_…

@@ -23,7 +23,8 @@ import torch
 import hfproj
 from hfproj import cli
 from hfproj.files import command_line, write_atomic
-from hfproj.probes import create_probe, verdicts
+from hfproj.probes import create_probe
+from hfproj.results import verdicts
 
 
 @dataclass

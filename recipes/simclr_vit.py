@@ -30,7 +30,7 @@ import hfproj
 from hfproj import cli
 from hfproj.data import split_off
 from hfproj.files import command_line
-from hfproj.hub.card import write_card
+from hfproj.reporting.card import write_card
 
 
 @dataclass

@@ -19,8 +19,8 @@ from training.small import adapter, assert_equal, backbone, differs, head_model,
 import hfproj
 from hfproj import distributed, probes
 from hfproj.diagnostics import SpectrumState, ViewState
+from hfproj.features.neighbours import NeighbourBank
 from hfproj.functional.modes import evaluating
-from hfproj.probes.neighbours import NeighbourBank
 
 PLACE = {"use_cpu": not CUDA, "dataloader_pin_memory": CUDA}
 PRECISIONS = {"float32": {}, "bf16": {"bf16": True}, "fp16": {"fp16": True}}
@@ -263,7 +263,7 @@ def group(tmp_path, monkeypatch):
     """Collectives of one process, by nccl on CUDA: tensors of another device, or of a type it has not, are refused."""
     options = {"backend": "nccl", "device_id": torch.device("cuda:0")} if CUDA else {"backend": "gloo"}
     dist.init_process_group(**options, init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    for module in (distributed, hfproj.probes.features, hfproj.probes.views, hfproj.probes.feature_store):
+    for module in (distributed, hfproj.features.extraction, hfproj.features.fixed_views, hfproj.features.store):
         monkeypatch.setattr(module, "world_size", lambda: OneOfMany(1))
     yield
     dist.destroy_process_group()

@@ -9,13 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hfproj"
 RANKS = [
-    {"errors", "typing", "registry", "distributed", "files"},
+    {"errors", "typing", "registry", "distributed", "files", "filenames", "lazy"},
     {"functional"},
     {"heads", "objectives", "regularizers", "diagnostics", "geometry"},
-    {"backbones", "tuner", "data", "results", "history"},
+    {"backbones", "tuner", "data", "results"},
+    {"features"},
     {"probes"},
-    {"plots", "hub", "presets", "reporting"},
-    {"training"},
+    {"presets", "plots", "reporting"},
+    {"hub"},
+    {"training", "converters", "export"},
+    {"studies"},
     {"cli"},
 ]
 SIBLINGS_APART = 2  # heads, objectives … do not import each other

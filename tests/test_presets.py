@@ -14,10 +14,12 @@ from torch import nn
 
 import hfproj
 from hfproj import cli
-from hfproj.data import CachedFeatures
+from hfproj.features import CachedFeatures
 from hfproj.heads import HEADS, create_head
 from hfproj.objectives import OBJECTIVES
-from hfproj.presets import PRESETS
+from hfproj.presets import all_presets
+
+PRESETS = all_presets()
 from hfproj.regularizers import create_regularizer, weighted
 
 WIDTH, NARROW, OUT, BATCH = 32, 16, 8, 16

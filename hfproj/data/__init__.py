@@ -1,48 +1,42 @@
 """Data sets whose items know their index and epoch, image augmentation that depends on nothing else, and collators.
 
-A batch of any collator is ``{"views": [tensor or dict, …], "index": [B], "labels"?: [B]}``.
+A batch of any collator is ``{"views": [tensor or dict, …], "index": [B], "labels"?: [B]}``. Imports `backbones` (for
+their preprocessing) and what lies below it.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_PUBLIC = {
-    "Augmentation": "augment",
-    "CIFAR100_SUPERCLASSES": "coarse",
-    "CachedFeatures": "cache",
-    "CorruptedDataset": "corruptions",
-    "DigitViews": "composites",
-    "DigitsOnImages": "composites",
-    "EpochSampler": "indexing",
-    "EvalFeatures": "cache",
-    "EvalImages": "images",
-    "EvalText": "text",
-    "FeatureViews": "cache",
-    "ImageViews": "images",
-    "IndexedDataset": "indexing",
-    "SpuriousMixture": "composites",
-    "StreamDataset": "indexing",
-    "TextViews": "text",
-    "cache_features": "cache",
-    "coarse_labels": "coarse",
-    "corrupt": "corruptions",
-    "list_corruptions": "corruptions",
-    "load_image_dataset": "datasets",
-    "split_off": "datasets",
-    "to_rgb_tensor": "images",
-    "with_coarse_labels": "coarse",
-}
+from hfproj.lazy import lazy_names
 
-__all__ = sorted(_PUBLIC)
+if TYPE_CHECKING:
+    from hfproj.data.augment import Augmentation
+    from hfproj.data.datasets import load_image_dataset, split_off
+    from hfproj.data.images import EvalImages, ImageViews, to_rgb_tensor
+    from hfproj.data.indexing import EpochSampler, IndexedDataset, StreamDataset
+    from hfproj.data.text import EvalText, TextViews
 
+__all__ = [
+    "Augmentation",
+    "EpochSampler",
+    "EvalImages",
+    "EvalText",
+    "ImageViews",
+    "IndexedDataset",
+    "StreamDataset",
+    "TextViews",
+    "load_image_dataset",
+    "split_off",
+    "to_rgb_tensor",
+]
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(importlib.import_module(f"hfproj.data.{_PUBLIC[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'hfproj.data' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "augment": ["Augmentation"],
+            "datasets": ["load_image_dataset", "split_off"],
+            "images": ["EvalImages", "ImageViews", "to_rgb_tensor"],
+            "indexing": ["EpochSampler", "IndexedDataset", "StreamDataset"],
+            "text": ["EvalText", "TextViews"],
+        },
+    )

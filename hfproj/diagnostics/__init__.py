@@ -4,9 +4,6 @@ Functions take features `[rows, dim]`, those of positive pairs `[views, batch, d
 give the same numbers from a stream or over processes. docs/diagnostics.md has the table of all.
 """
 
-from hfproj.diagnostics.alignment import alignment, positive_cosine, representation_std
-from hfproj.diagnostics.clid import Clid, clid, clid_scores, cluster_learnability, intrinsic_dimension
-from hfproj.diagnostics.coherence import coherence, self_cluster
 from hfproj.diagnostics.condition import ConditionNumber, covariance_condition_number, pseudo_condition_number
 from hfproj.diagnostics.covariance import (
     correlation_offdiag_energy,
@@ -15,13 +12,15 @@ from hfproj.diagnostics.covariance import (
     whiteness,
 )
 from hfproj.diagnostics.decay import Decay, alpha_req
+from hfproj.diagnostics.discriminant import lidar, lidar_of_views
 from hfproj.diagnostics.information import (
     InformationBounds,
     information_bounds,
     matrix_entropy,
     matrix_mutual_information,
 )
-from hfproj.diagnostics.lidar import lidar, lidar_of_views
+from hfproj.diagnostics.learnability import Clid, clid, clid_scores, cluster_learnability, intrinsic_dimension
+from hfproj.diagnostics.leverage import coherence, self_cluster
 from hfproj.diagnostics.rank import (
     covariance_spectrum,
     effective_rank,
@@ -33,7 +32,8 @@ from hfproj.diagnostics.rank import (
     stable_rank,
 )
 from hfproj.diagnostics.spectrum_state import SpectrumState
-from hfproj.diagnostics.uniformity import uniformity, wasserstein_uniformity
+from hfproj.diagnostics.sphere import uniformity, wasserstein_uniformity
+from hfproj.diagnostics.spread import alignment, positive_cosine, representation_std
 from hfproj.diagnostics.view_state import ViewState
 from hfproj.diagnostics.weighting import WeightInequality, feature_weights, layer_inequality, weight_inequality
 

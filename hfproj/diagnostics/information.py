@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hfproj.diagnostics._common import check_features, double_rows
 from hfproj.diagnostics._spectrum import RowFactor, row_factor
-from hfproj.diagnostics.alignment import check_views
+from hfproj.diagnostics.spread import check_views
 from hfproj.errors import UsageError
 from hfproj.functional import matrix_entropy as functional
 from hfproj.functional.contrastive import tiled_nt_xent

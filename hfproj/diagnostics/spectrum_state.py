@@ -27,12 +27,12 @@ from hfproj.diagnostics import _readouts as read
 from hfproj.diagnostics._common import blocks, check_shape, describe_bad_rows
 from hfproj.diagnostics._joint import agree, joint_rows, refuse
 from hfproj.diagnostics._spectrum import RowFactor, factor_of
-from hfproj.diagnostics.alignment import mean_deviation
-from hfproj.diagnostics.coherence import clustering
 from hfproj.diagnostics.covariance import correlation, mean_covariance_energy, mean_offdiagonal, offdiagonal_share
 from hfproj.diagnostics.decay import FIT_RANGE, Decay, fit_power_law
 from hfproj.diagnostics.information import entropy
-from hfproj.diagnostics.uniformity import wasserstein
+from hfproj.diagnostics.leverage import clustering
+from hfproj.diagnostics.sphere import wasserstein
+from hfproj.diagnostics.spread import mean_deviation
 from hfproj.errors import UsageError
 from hfproj.functional.matrix_entropy import check_alpha
 from hfproj.typing import Features

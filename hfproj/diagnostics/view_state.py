@@ -1,7 +1,7 @@
 """What views of the same samples say, from a stream or over processes: positive cosine, alignment, LiDAR.
 
 The state is two sums over samples and pairs of views, and for LiDAR the triangular factors of the scatter between and
-within samples (:mod:`hfproj.diagnostics.lidar`), each at most dim × dim.
+within samples (:mod:`hfproj.diagnostics.discriminant`), each at most dim × dim.
 
 References:
     Those of the functions of the same names.
@@ -20,8 +20,8 @@ from hfproj import distributed
 from hfproj.diagnostics._common import check_shape, describe_bad_rows
 from hfproj.diagnostics._joint import agree, joint_rows, refuse, uncentred
 from hfproj.diagnostics._spectrum import RowFactor
-from hfproj.diagnostics.alignment import PairSums, check_exponent, check_view_shape, pair_sums
-from hfproj.diagnostics.lidar import Scatters, scatters_of, warn_of_counts
+from hfproj.diagnostics.discriminant import Scatters, scatters_of, warn_of_counts
+from hfproj.diagnostics.spread import PairSums, check_exponent, check_view_shape, pair_sums
 from hfproj.errors import UsageError
 from hfproj.typing import Views
 

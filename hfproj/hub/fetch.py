@@ -15,7 +15,7 @@ from peft.utils import WEIGHTS_NAME
 
 from hfproj.backbones.preprocessing import settings_of
 from hfproj.errors import AdapterFileError, HfprojError, UsageError
-from hfproj.hub.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
+from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
 from hfproj.hub.remote import Remote, UnreachableError, cached_folder, is_repo_id, warn_stale
 from hfproj.hub.safety import (
     LARGEST_CONFIG,
@@ -99,7 +99,7 @@ class SavedAdapter:
         """Return another file of the adapter, checked, or None where it has none.
 
         Args:
-            name: `RESULTS`, `PREPROCESSING`, `OBJECTIVE` or `EMA` of `hfproj.hub.layout`. For an adapter in a folder
+            name: `RESULTS`, `PREPROCESSING`, `OBJECTIVE` or `EMA` of `hfproj.filenames`. For an adapter in a folder
                 of its own it may lie in the root, too, where that has no adapter (a checkpoint); preprocessing always.
 
         Raises:
@@ -198,7 +198,7 @@ def fetch_adapter(
         revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository; every file comes from one commit.
         token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``.
         cache_dir: Where downloads are kept; None is huggingface_hub's cache.
-        also: Further files to download and check where the repository has them (`hfproj.hub.layout`: `RESULTS`,
+        also: Further files to download and check where the repository has them (`hfproj.filenames`: `RESULTS`,
             `PREPROCESSING`, `OBJECTIVE`, `EMA`).
 
     Raises:

@@ -11,19 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hfproj import filenames
 from hfproj.errors import UsageError
 from hfproj.files import TOKEN, portable
-from hfproj.hub import layout
 from hfproj.results import Results
 
 _FILES = {
-    layout.ADAPTER_CONFIG,
-    layout.ADAPTER_WEIGHTS,
-    layout.CARD,
-    layout.RESULTS,
-    layout.PREPROCESSING,
-    layout.OBJECTIVE,
-    layout.EMA,
+    filenames.ADAPTER_CONFIG,
+    filenames.ADAPTER_WEIGHTS,
+    filenames.CARD,
+    filenames.RESULTS,
+    filenames.PREPROCESSING,
+    filenames.OBJECTIVE,
+    filenames.EMA,
 }
 _SECRET = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_?KEY)$")
 # Prose may hold a slash before a word; a path of a machine begins in one of these.
@@ -107,7 +107,7 @@ def _allowed(name: str, folders: set[str]) -> bool:
     parts = name.split("/")
     if len(parts) > 1 and parts[0] in folders:
         parts = parts[1:]
-    if parts[0] == layout.EVAL_RESULTS:
+    if parts[0] == filenames.EVAL_RESULTS:
         return len(parts) == 2 and parts[1].endswith(".yaml")
     return len(parts) == 1 and (parts[0] in _FILES or bool(re.fullmatch(r"[\w-]+\.png", parts[0])))
 

@@ -12,18 +12,18 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from hfproj import filenames
 from hfproj.backbones.loading import EMBEDDED
 from hfproj.backbones.preprocessing import ImagePreprocessing
 from hfproj.errors import UsageError, unknown
 from hfproj.files import write_json
-from hfproj.hub import layout
-from hfproj.hub.buffers import START, Position, save_buffers
-from hfproj.hub.card import render_card, write_card, write_eval_results
 from hfproj.hub.outgoing import without_tokens
-from hfproj.hub.preprocessing import known_preprocessing, preprocessor_config
+from hfproj.objectives.buffers import START, Position, save_buffers
+from hfproj.reporting.card import render_card, write_card, write_eval_results
 from hfproj.results import Results
 from hfproj.tuner.description import describe_adapter, starts_random
 from hfproj.tuner.layer import CHILD
+from hfproj.tuner.preprocessing import known_preprocessing, preprocessor_config
 
 ROOT = "default"  # the adapter that lies in the root
 _ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -143,17 +143,17 @@ def pack(
     if saved is None:
         # Else PEFT asks the Hub whether the vocabulary has changed, and a head has none.
         model.save_pretrained(str(folder), selected_adapters=names, save_embedding_layers=False)
-        (folder / layout.CARD).unlink(missing_ok=True)  # PEFT's own, which is empty
+        (folder / filenames.CARD).unlink(missing_ok=True)  # PEFT's own, which is empty
     for name in names:
         place = folder_of(folder, name)
         if saved is not None:
             place.mkdir(parents=True, exist_ok=True)
-            for file in (layout.ADAPTER_CONFIG, layout.ADAPTER_WEIGHTS):
+            for file in (filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS):
                 shutil.copyfile(folder_of(saved, name) / file, place / file)
-        _name_base(place / layout.ADAPTER_CONFIG, hub_base(model.peft_config[name], name))
+        _name_base(place / filenames.ADAPTER_CONFIG, hub_base(model.peft_config[name], name))
         settings = preprocessing or known_preprocessing(model, name)
         if settings is not None:
-            write_json(place / layout.PREPROCESSING, preprocessor_config(settings))
+            write_json(place / filenames.PREPROCESSING, preprocessor_config(settings))
     place = folder_of(folder, subject)
     if objective is not None:
         save_buffers(objective, place, before=before)
@@ -171,11 +171,11 @@ def pack(
             keep_results=results is not None and name == subject,
         )
     if ROOT not in names:  # the page of a repository is its root: without a "default" there, it shows this adapter
-        files = [file for file in (layout.PREPROCESSING,) if (place / file).is_file()]
+        files = [file for file in (filenames.PREPROCESSING,) if (place / file).is_file()]
         for file in files:
             shutil.copyfile(place / file, folder / file)
         text = render_card(shown, repo_id=repo_id, license=license, files=files, adapters=names, adapter=subject)
-        (folder / layout.CARD).write_text(text, encoding="utf-8")
+        (folder / filenames.CARD).write_text(text, encoding="utf-8")
     if results is not None and eval_results:
         write_eval_results(shown, folder)
     return Parcel(folder, names, subject)

@@ -17,8 +17,8 @@ from hfproj.backbones import load_backbone
 from hfproj.backbones.loading import timm_part_of
 from hfproj.backbones.preprocessing import OF_ADAPTER, own_processor
 from hfproj.errors import AdapterFileError, HfprojError, UsageError
+from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREPROCESSING
 from hfproj.hub.fetch import SavedAdapter, adapters_in, fetch_adapter, open_adapter, open_source
-from hfproj.hub.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREPROCESSING
 from hfproj.hub.safety import LARGEST_CONFIG, one_line, read_json, short
 from hfproj.hub.strangers import backbone_source, check_rank, read_config
 from hfproj.hub.tensors import HEAD_KEYS

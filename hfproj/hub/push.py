@@ -19,15 +19,22 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 import hfproj
+from hfproj import filenames
 from hfproj.errors import HfprojError, UsageError
-from hfproj.hub import layout
 from hfproj.hub.outgoing import check_outgoing
 from hfproj.hub.parcel import ROOT, Parcel, pack
 from hfproj.hub.sending import FAILURES, explain, patiently, usable_token
 from hfproj.results import Results
 
 # What an earlier push may have left beside an adapter, and what would be wrong beside the new one.
-_STALE = (layout.RESULTS, layout.PICTURE, layout.TRAINING_PICTURE, layout.PREPROCESSING, layout.OBJECTIVE, layout.EMA)
+_STALE = (
+    filenames.RESULTS,
+    filenames.PICTURE,
+    filenames.TRAINING_PICTURE,
+    filenames.PREPROCESSING,
+    filenames.OBJECTIVE,
+    filenames.EMA,
+)
 
 
 def push_to_hub(
@@ -244,7 +251,7 @@ class _Push:
         files = {p.relative_to(self.parcel.folder).as_posix(): p for p in self.parcel.folder.rglob("*") if p.is_file()}
         others = [name for name in self.parcel.adapters if name != self.parcel.subject]
         unchanged = [name for name in others if self._is_there(name, files)]
-        root_is_taken = ROOT not in self.parcel.adapters and layout.ADAPTER_CONFIG in self.there
+        root_is_taken = ROOT not in self.parcel.adapters and filenames.ADAPTER_CONFIG in self.there
         sent = {name: p for name, p in files.items() if self._owner(name) not in unchanged}
         if root_is_taken:  # by another adapter, whose card it shows
             sent = {name: path for name, path in sent.items() if "/" in name}
@@ -264,7 +271,7 @@ class _Push:
 
     def _is_there(self, adapter: str, files: dict[str, Path]) -> bool:
         """Whether the repository holds the same tensors: then card and results of that adapter stay, too."""
-        path = layout.ADAPTER_WEIGHTS if adapter == ROOT else f"{adapter}/{layout.ADAPTER_WEIGHTS}"
+        path = filenames.ADAPTER_WEIGHTS if adapter == ROOT else f"{adapter}/{filenames.ADAPTER_WEIGHTS}"
         return path in self.there and self._same({path: files[path]}, self.revision)
 
     def _same(self, files: dict[str, Path], revision: str | None) -> bool:

@@ -20,7 +20,7 @@ from torch import nn
 
 from hfproj.backbones import EMBEDDED, POOLINGS
 from hfproj.errors import AdapterFileError, UsageError
-from hfproj.hub.layout import ADAPTER_CONFIG
+from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.hub.remote import is_repo_id
 from hfproj.hub.safety import one_line, pattern_cost, read_json, short
 from hfproj.tuner.config import WIDEST, ProjectionHeadConfig, entries, plain

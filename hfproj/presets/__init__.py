@@ -6,35 +6,44 @@ A preset is data: its parts are the names and options that `hfproj.create_head`,
 
 | file | settings |
 |---|---|
-| ``papers.py`` | the rows of the tables in five papers on projection heads |
 | ``published.py`` | each objective as it was published, mostly for ImageNet |
 | ``cifar.py`` | solo-learn's for CIFAR |
+| ``hfproj/studies/paper_presets.py`` | the rows of the tables in five papers on projection heads |
 """
+
+import importlib
+from collections.abc import Mapping
+from functools import cache
 
 from hfproj.errors import unknown
 from hfproj.presets.base import Preset
 from hfproj.presets.cifar import CIFAR
-from hfproj.presets.papers import PAPERS
 from hfproj.presets.published import PUBLISHED
 
-__all__ = ["PRESETS", "Preset", "get_preset", "list_presets"]
+__all__ = ["Preset", "all_presets", "get_preset", "list_presets"]
 
-PRESETS: dict[str, Preset] = {**PAPERS, **PUBLISHED, **CIFAR}
+_STUDIES = "hfproj.studies.paper_presets"  # by name: the top floor is reached from here, not imported
+
+
+@cache
+def all_presets() -> Mapping[str, Preset]:
+    """Return every preset by its name, those of the studies included."""
+    return {**importlib.import_module(_STUDIES).PAPERS, **PUBLISHED, **CIFAR}
 
 
 def get_preset(name: str) -> Preset:
     """Return a preset by its name.
 
     Raises:
-        UsageError: no preset has this name.
+        UsageError: If no preset has this name.
 
     Example:
         >>> get_preset("simclr_cifar").objective
         {'name': 'nt_xent', 'temperature': 0.2}
     """
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
-    return PRESETS[name]
+    if name not in all_presets():
+        raise unknown("preset", name, all_presets())
+    return all_presets()[name]
 
 
 def list_presets() -> dict[str, str]:
@@ -44,4 +53,4 @@ def list_presets() -> dict[str, str]:
         >>> list_presets()["byol_cifar"]
         'BYOL on CIFAR, solo-learn'
     """
-    return {name: preset.line for name, preset in sorted(PRESETS.items())}
+    return {name: preset.line for name, preset in sorted(all_presets().items())}

@@ -43,31 +43,39 @@ def create_probe(name: str, **options: Any) -> Any:
     return PROBES.create(name, **options)
 
 
+def register_probe(name: str, cls: type, line: str = "") -> None:
+    """Add a probe class of your own: ``fit(f, y)``, ``score(f, y)``, ``results_`` and a class attribute ``name``.
+
+    Args:
+        name: What :func:`create_probe` and ``evaluate(probes=[…])`` will know it by.
+        cls: Its constructor takes keywords only.
+        line: What it is; defaults to the first line of the class docstring.
+
+    Raises:
+        UsageError: If the name is taken.
+    """
+    PROBES.register(name, cls, line)
+
+
 from hfproj.probes.attentive import AttentiveProbe  # noqa: E402  (the registry has to exist first)
 from hfproj.probes.clustering import KMeansProbe  # noqa: E402
-from hfproj.probes.evaluate import evaluate  # noqa: E402
-from hfproj.probes.features import Features, extract_features  # noqa: E402
+from hfproj.probes.evaluation import evaluate  # noqa: E402
 from hfproj.probes.few_shot import FewShotProbe  # noqa: E402
 from hfproj.probes.finetune import FineTuneProbe  # noqa: E402
 from hfproj.probes.group_robust import GroupRobustProbe, group_accuracies  # noqa: E402
-from hfproj.probes.interval import Interval, paired_interval  # noqa: E402
 from hfproj.probes.knn import KNNProbe  # noqa: E402
 from hfproj.probes.linear import LinearProbe  # noqa: E402
 from hfproj.probes.many_rates import ManyRatesProbe  # noqa: E402
 from hfproj.probes.mlp import MLPProbe  # noqa: E402
 from hfproj.probes.nuisance import ProbeGap, RotatedImages, probe_gap  # noqa: E402
 from hfproj.probes.retrieval import RetrievalProbe  # noqa: E402
-from hfproj.probes.similarity import linear_cka, mutual_knn  # noqa: E402
-from hfproj.probes.verdicts import Verdict, verdicts  # noqa: E402
 
 __all__ = [
     "PROBES",
     "AttentiveProbe",
-    "Features",
     "FewShotProbe",
     "FineTuneProbe",
     "GroupRobustProbe",
-    "Interval",
     "KMeansProbe",
     "KNNProbe",
     "LinearProbe",
@@ -76,15 +84,10 @@ __all__ = [
     "ProbeGap",
     "RetrievalProbe",
     "RotatedImages",
-    "Verdict",
     "create_probe",
     "evaluate",
-    "extract_features",
     "group_accuracies",
-    "linear_cka",
     "list_probes",
-    "mutual_knn",
-    "paired_interval",
     "probe_gap",
-    "verdicts",
+    "register_probe",
 ]

@@ -37,10 +37,10 @@ from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset, as_item
 from hfproj.diagnostics._common import describe_bad_rows
 from hfproj.errors import NonFiniteLossError, UsageError, unknown
+from hfproj.features.extraction import forward
 from hfproj.functional.modes import evaluating
 from hfproj.probes._labels import as_labels
-from hfproj.probes._network import network_of
-from hfproj.probes.features import forward
+from hfproj.tuner.network import network_of
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CROP_AND_FLIP = Augmentation.none(scale=(0.08, 1.0), flip_probability=0.5)  # SimCLR's, for fine-tuning

@@ -7,7 +7,7 @@ References:
     T = 0.07, k = 10, 20, 100, 200. lightly's ``knn_predict`` has k = 200, T = 0.1.
 
 Deviations:
-    The neighbours are exact in float64 (`hfproj.probes.neighbours`). Equal cosines go by the lowest row of the bank,
+    The neighbours are exact in float64 (`hfproj.features.neighbours`). Equal cosines go by the lowest row of the bank,
     equal votes by the smallest label. Weights are taken relative to the nearest neighbour, which changes no vote and
     cannot overflow.
 """
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from hfproj import distributed
 from hfproj.errors import UsageError, unknown
+from hfproj.features.neighbours import NeighbourBank, Neighbours, check_k, together
 from hfproj.probes._labels import Labels, as_labels
-from hfproj.probes.neighbours import NeighbourBank, Neighbours, check_k, together
 from hfproj.typing import Features
 
 _VOTES = 2**22  # float64 votes held at a time: 32 MiB

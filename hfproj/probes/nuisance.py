@@ -26,9 +26,9 @@ from hfproj.data.images import to_rgb_tensor
 from hfproj.data.indexing import as_item
 from hfproj.errors import UsageError, unknown
 from hfproj.probes._labels import Labels
-from hfproj.probes.interval import Interval, paired_interval
 from hfproj.probes.linear import LinearProbe
 from hfproj.probes.mlp import MLPProbe
+from hfproj.results.intervals import Interval, paired_interval
 
 LAYERS = ("h", "z")
 

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from hfproj.diagnostics._common import double_rows
 from hfproj.errors import UsageError
+from hfproj.features.neighbours import NeighbourBank, Neighbours, check_k
 from hfproj.functional.rows import full_precision
 from hfproj.probes._labels import Labels, as_labels
-from hfproj.probes.neighbours import NeighbourBank, Neighbours, check_k
 from hfproj.typing import Features
 
 _ELEMENTS = 2**21  # float64 cosines held at a time: 16 MiB, and as much again for their order

@@ -15,11 +15,11 @@ from typing import Any
 from hfproj import plots
 from hfproj.errors import HfprojError
 from hfproj.files import portable, write_atomic
-from hfproj.history import HISTORY_FILE, read_history
-from hfproj.hub.card import protocols
-from hfproj.probes.verdicts import Verdict, verdicts
+from hfproj.reporting.card import protocols
 from hfproj.reporting.pictures import Picture, pictures_of
 from hfproj.results import Results
+from hfproj.results.history import HISTORY_FILE, read_history
+from hfproj.results.verdict import Verdict, verdicts
 
 PAGE = "report.html"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

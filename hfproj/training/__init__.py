@@ -1,1 +1,24 @@
-"""Training: `transformers.Trainer` with several views, objectives over the joint batch and online probes."""
+"""Training: `transformers.Trainer` with several views, objectives over the joint batch and online probes.
+
+Imports every room below it: `hub` for pushing while it trains, `probes` and `features` for measuring.
+"""
+
+from hfproj.training.arguments import ProjectionTrainingArguments
+from hfproj.training.callbacks import (
+    CollapseCallback,
+    CurvatureCallback,
+    OnlineProbeCallback,
+    SpectrumCallback,
+    UpdateRatioCallback,
+)
+from hfproj.training.trainer import ProjectionTrainer
+
+__all__ = [
+    "CollapseCallback",
+    "CurvatureCallback",
+    "OnlineProbeCallback",
+    "ProjectionTrainer",
+    "ProjectionTrainingArguments",
+    "SpectrumCallback",
+    "UpdateRatioCallback",
+]

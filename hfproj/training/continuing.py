@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hfproj.errors import UsageError, unknown
+from hfproj.filenames import ADAPTER_WEIGHTS, EMA, OBJECTIVE
 from hfproj.heads import HEADS
-from hfproj.hub.buffers import START, Position, load_buffers, read_position
 from hfproj.hub.fetch import SavedAdapter, open_adapter
-from hfproj.hub.layout import ADAPTER_WEIGHTS, EMA, OBJECTIVE
+from hfproj.objectives.buffers import START, Position, load_buffers, read_position
 from hfproj.training import methods
 from hfproj.training.ema import EMA as MovingAverage
 from hfproj.tuner import ProjectionHeadConfig

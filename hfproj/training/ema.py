@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hfproj import filenames
 from hfproj.errors import AdapterFileError, UsageError
-from hfproj.hub import layout
 from hfproj.training.views import forward_views
 from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.layer import CHILD
@@ -81,7 +81,7 @@ class EMA:
     def save(self, folder: Path) -> None:
         """Write the copy into `folder`."""
         tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in self._own().items()}
-        save_file(tensors, folder / layout.EMA, metadata={"format": "pt"})
+        save_file(tensors, folder / filenames.EMA, metadata={"format": "pt"})
 
     def load(self, folder: Path, *, cure: str) -> None:
         """Read the copy from `folder`, where its adapter may have had another name.
@@ -94,13 +94,13 @@ class EMA:
             AdapterFileError: there is none, or that of another adapter.
         """
         try:
-            saved, own = load_file(folder / layout.EMA), self._own()
+            saved, own = load_file(folder / filenames.EMA), self._own()
             names = self._names_in(saved)
             if any(names[n] not in saved or saved[names[n]].shape != t.shape for n, t in own.items()):
                 raise ValueError("its tensors are those of another adapter")
         except (OSError, ValueError, SafetensorError) as error:
             raise AdapterFileError(
-                f"{folder} holds no moving average of this model in {layout.EMA} ({error}); {cure}."
+                f"{folder} holds no moving average of this model in {filenames.EMA} ({error}); {cure}."
             ) from error
         with torch.no_grad():
             for name, tensor in own.items():

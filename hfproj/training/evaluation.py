@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from hfproj.diagnostics import rankme, representation_std
+from hfproj.features import extract_features
 from hfproj.functional.modes import evaluating
-from hfproj.probes import KNNProbe, extract_features
+from hfproj.probes import KNNProbe
 from hfproj.training.loaders import eval_views_loader
 from hfproj.training.representation import positive_cosines
 

@@ -16,15 +16,15 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from hfproj import distributed
 from hfproj.backbones.preprocessing import ImagePreprocessing
 from hfproj.errors import HfprojError, UsageError
-from hfproj.hub.buffers import Position
-from hfproj.hub.card import write_card
 from hfproj.hub.outgoing import without_tokens
 from hfproj.hub.parcel import check_pushable, described, pack
-from hfproj.hub.preprocessing import known_preprocessing
 from hfproj.hub.push import Target, check_repo_id, send
 from hfproj.hub.sending import FAILURES, explain, patiently, usable_token
+from hfproj.objectives.buffers import Position
+from hfproj.reporting.card import write_card
 from hfproj.results import Results
 from hfproj.training import methods
+from hfproj.tuner.preprocessing import known_preprocessing
 
 LOG = logging.getLogger("hfproj.training")
 

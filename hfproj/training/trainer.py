@@ -18,11 +18,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
-from hfproj.history import HISTORY_FILE, read_history, write_history
-from hfproj.hub.buffers import BEFORE, START, Position, load_buffers, read_position, save_buffers
+from hfproj.features.fixed_views import FixedViews
 from hfproj.hub.parcel import folder_of
 from hfproj.objectives.base import Step, check_needs, check_views
-from hfproj.probes.views import FixedViews
+from hfproj.objectives.buffers import BEFORE, START, Position, load_buffers, read_position, save_buffers
+from hfproj.results.history import HISTORY_FILE, read_history, write_history
 from hfproj.training import checks, evaluation, methods
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.training.checkpoints import checkpoint_to_resume, last_complete_checkpoint, replacing

@@ -4,7 +4,7 @@
     python recipes/benchmarks/convert.py --only dino vicreg
 
 Official files are not at hand: these have their names and shapes, with random weights and BatchNorm statistics, as made
-by tests/hub/convert/official_files.py, whose networks are written with torch's functions alone. Both run in float64 on
+by tests/converters/official_files.py, whose networks are written with torch's functions alone. Both run in float64 on
 two images; the adapter is saved and loaded in float32, where the difference has to be 0. Writes convert.json and
 convert.md below recipes/benchmarks/results. What is there is not measured again, unless `--only` names it.
 """
@@ -26,8 +26,8 @@ import torch
 
 import hfproj
 from hfproj import cli
+from hfproj.converters import conversion
 from hfproj.files import installed_versions, rounded, write_atomic, write_json
-from hfproj.hub.convert import conversion
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "recipes" / "benchmarks" / "results"
@@ -36,7 +36,7 @@ PARTS = {"h": "representation", "z": "projection", "p": "prediction", "scores": 
 
 def cases() -> dict[str, Any]:
     """Return the makers of checkpoints that the tests use, too."""
-    sys.path.insert(0, str(ROOT / "tests" / "hub" / "convert"))
+    sys.path.insert(0, str(ROOT / "tests" / "converters"))
     import official_files
 
     return official_files.CASES

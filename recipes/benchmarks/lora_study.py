@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hfproj import Results
 from hfproj.files import installed_versions, write_atomic, write_json
-from hfproj.probes import paired_interval
+from hfproj.results import paired_interval
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/lora_study")

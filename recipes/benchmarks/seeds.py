@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from hfproj import Results
-from hfproj.hub.card import write_card
-from hfproj.probes import paired_interval
+from hfproj.reporting.card import write_card
+from hfproj.results import paired_interval
 
 RECIPE = Path(__file__).resolve().parents[1] / "simclr_vit.py"
 

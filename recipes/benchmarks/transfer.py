@@ -36,8 +36,9 @@ from torch import nn
 import hfproj
 from hfproj import cli
 from hfproj.data.augment import Augmentation
+from hfproj.features import extract_features
 from hfproj.files import installed_versions, measured_once, portable, write_atomic, write_json
-from hfproj.probes import create_probe, extract_features
+from hfproj.probes import create_probe
 
 RUNS = Path("runs/transfer")
 OUT = Path(__file__).resolve().parent / "results" / "transfer"

@@ -11,7 +11,7 @@ from torch import nn
 
 from distributed.run import Processes
 from hfproj import distributed
-from hfproj.probes import extract_features
+from hfproj.features import extract_features
 
 
 class Net(nn.Module):

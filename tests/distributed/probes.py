@@ -6,8 +6,8 @@ from probes.knn_cases import clusters, reference
 
 from distributed.run import Processes
 from hfproj.errors import UsageError
+from hfproj.features.neighbours import NeighbourBank
 from hfproj.probes.knn import KNNProbe
-from hfproj.probes.neighbours import NeighbourBank
 
 KINDS = ("random", "duplicated", "few values", "collapsed", "one a class")
 KS = (7, 1, 1000)

@@ -7,7 +7,7 @@ from cases import assert_refused, make_backbone, make_config, perturb
 from peft import get_peft_model
 
 import hfproj
-from hfproj.hub import layout
+from hfproj import filenames
 
 PARTS = {"predictor": {"head": "mlp", "hidden_dim": 4}, "prototypes": {"count": 5, "learn_norm": True}}
 REFUSED = (hfproj.AdapterFileError, hfproj.UsageError)
@@ -31,12 +31,12 @@ def save_adapter(folder):
 
 
 def config_of(folder):
-    return json.loads((folder / layout.ADAPTER_CONFIG).read_text())
+    return json.loads((folder / filenames.ADAPTER_CONFIG).read_text())
 
 
 def write_config(folder, values):
     text = values if isinstance(values, bytes) else json.dumps(values).encode()
-    (folder / layout.ADAPTER_CONFIG).write_bytes(text)
+    (folder / filenames.ADAPTER_CONFIG).write_bytes(text)
 
 
 def changed(values, path, value):

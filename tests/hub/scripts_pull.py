@@ -13,7 +13,8 @@ from peft import AutoPeftModel, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 import hfproj
-from hfproj.hub import fetch, layout, remote
+from hfproj import filenames
+from hfproj.hub import fetch, remote
 from hfproj.hub.fetch import fetch_adapter, open_adapter
 
 PARTS = {
@@ -113,10 +114,10 @@ def push_with_everything(backbone, repo, name):
     )
     folder = fetch_adapter(repo, adapter=name)
     first = sorted(p.name for p in folder.iterdir())
-    everything = (layout.RESULTS, layout.PREPROCESSING, layout.OBJECTIVE, layout.EMA)
+    everything = (filenames.RESULTS, filenames.PREPROCESSING, filenames.OBJECTIVE, filenames.EMA)
     assert fetch_adapter(repo, adapter=name, also=everything) == folder
     saved = open_adapter(repo, adapter=name)
-    rows = load_file(saved.file(layout.OBJECTIVE))["queues.0.rows"]
+    rows = load_file(saved.file(filenames.OBJECTIVE))["queues.0.rows"]
     return first, sorted(p.name for p in folder.iterdir()), torch.equal(rows, objective.state_dict()["queues.0.rows"])
 
 

@@ -9,7 +9,7 @@ from hostile import REFUSED, changed, config_of, refusal, save_adapter, write_co
 from peft import PeftModel
 
 import hfproj
-from hfproj.hub import layout
+from hfproj import filenames
 from hfproj.hub.fetch import open_adapter
 from hfproj.hub.safety import parse_json, pattern_cost
 from hfproj.hub.strangers import backbone_source
@@ -143,11 +143,11 @@ def test_configurations_that_mean_harm(copied, path, value, said):
 ])  # fmt: skip
 def test_json_that_is_none_or_too_much(copied, text, said):
     write_config(copied, text)
-    refusal(lambda: hfproj.load_head(copied), layout.ADAPTER_CONFIG, said)
+    refusal(lambda: hfproj.load_head(copied), filenames.ADAPTER_CONFIG, said)
 
 
 def test_a_configuration_of_100_megabytes(copied):
-    with open(copied / layout.ADAPTER_CONFIG, "r+b") as file:
+    with open(copied / filenames.ADAPTER_CONFIG, "r+b") as file:
         file.truncate(100 * 2**20)
     tracemalloc.start()
     refusal(lambda: hfproj.load_head(copied), "104,857,600 bytes, more than the 1,048,576")

@@ -13,8 +13,8 @@ from hostile import MARK, Boom, refusal, save_adapter, write_config
 from safetensors.torch import load_file, save_file
 
 import hfproj
+from hfproj import filenames
 from hfproj.backbones.preprocessing import settings_of
-from hfproj.hub import layout
 from hfproj.hub.fetch import fetch_adapter, open_adapter
 from hfproj.hub.safety import parse_header
 
@@ -74,7 +74,7 @@ def entry(shape=(2,), offsets=(0, 8), dtype="F32"):
     (with_header({f"t{i}": 0 for i in range(50_001)}), "lists 50,001 tensors"),
 ])  # fmt: skip
 def test_headers_that_mislead(copied, data, said):
-    (copied / layout.ADAPTER_WEIGHTS).write_bytes(data)
+    (copied / filenames.ADAPTER_WEIGHTS).write_bytes(data)
     for call in (
         lambda: hfproj.load_head(copied),
         lambda: hfproj.from_pretrained(copied, backbone=make_backbone("vit")),
@@ -83,15 +83,15 @@ def test_headers_that_mislead(copied, data, said):
 
 
 def test_a_header_of_20_megabytes(copied):
-    (copied / layout.ADAPTER_WEIGHTS).write_bytes(with_header(b"{" + b" " * 20 * 2**20 + b"}"))
+    (copied / filenames.ADAPTER_WEIGHTS).write_bytes(with_header(b"{" + b" " * 20 * 2**20 + b"}"))
     refusal(lambda: hfproj.load_head(copied), "its header has 20,971,522 bytes, more than 8,388,608")
 
 
 def test_a_sound_header_is_read(saved):
-    data = (saved / layout.ADAPTER_WEIGHTS).read_bytes()
+    data = (saved / filenames.ADAPTER_WEIGHTS).read_bytes()
     found = parse_header(data, len(data))
     assert {n: i.shape for n, i in found.items()} == {
-        n: tuple(t.shape) for n, t in load_file(saved / layout.ADAPTER_WEIGHTS).items()
+        n: tuple(t.shape) for n, t in load_file(saved / filenames.ADAPTER_WEIGHTS).items()
     }
     for cut in range(0, len(data), 997):
         with pytest.raises(ValueError, match=r"bytes|header"):
@@ -113,9 +113,9 @@ HEAD = "base_model.model.hfproj.projection_head_modules.head.last.linear.weight"
     (lambda t: next(v for n, v in t.items() if "lora" in n).fill_(-torch.inf), ["NaN or infinity in"]),
 ])  # fmt: skip
 def test_tensors_that_are_not_those_of_the_config(copied, change, said):
-    tensors = load_file(copied / layout.ADAPTER_WEIGHTS)
+    tensors = load_file(copied / filenames.ADAPTER_WEIGHTS)
     change(tensors)
-    save_file(tensors, copied / layout.ADAPTER_WEIGHTS)
+    save_file(tensors, copied / filenames.ADAPTER_WEIGHTS)
     for call in (
         lambda: hfproj.load_head(copied),
         lambda: hfproj.from_pretrained(copied, backbone=make_backbone("vit")),
@@ -124,9 +124,9 @@ def test_tensors_that_are_not_those_of_the_config(copied, change, said):
 
 
 def test_half_precision_is_no_other_adapter(copied):
-    tensors = load_file(copied / layout.ADAPTER_WEIGHTS)
+    tensors = load_file(copied / filenames.ADAPTER_WEIGHTS)
     save_file(
-        {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}, copied / layout.ADAPTER_WEIGHTS
+        {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}, copied / filenames.ADAPTER_WEIGHTS
     )
     head, h = hfproj.load_head(copied), torch.randn(2, 16)
     assert (head(h) - hfproj.load_head(shutil.copytree(copied, copied.parent / "b"))(h)).abs().max() == 0
@@ -138,7 +138,7 @@ def test_half_precision_is_no_other_adapter(copied):
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "pytorch_model.PTH", "head.ckpt", "x.pkl"])
 def test_a_pickle_alone(copied, name):
-    (copied / layout.ADAPTER_WEIGHTS).unlink()
+    (copied / filenames.ADAPTER_WEIGHTS).unlink()
     (copied / name).write_bytes(pickle.dumps(Boom()))
     for call in (
         lambda: hfproj.load_head(copied),
@@ -152,13 +152,13 @@ def test_a_pickle_beside_safetensors_or_in_their_place(copied, saved):
     (copied / "adapter_model.bin").write_bytes(pickle.dumps(Boom()))
     h = torch.randn(2, 16)
     assert torch.equal(hfproj.load_head(copied)(h), hfproj.load_head(saved)(h))
-    (copied / layout.ADAPTER_WEIGHTS).write_bytes(pickle.dumps(Boom()))
+    (copied / filenames.ADAPTER_WEIGHTS).write_bytes(pickle.dumps(Boom()))
     refusal(lambda: hfproj.load_head(copied), "damaged or cut short")
     assert not os.path.exists(MARK)
 
 
 def test_links_and_pipes(saved, copied, tmp_path):
-    for name in (layout.ADAPTER_CONFIG, layout.ADAPTER_WEIGHTS):
+    for name in (filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS):
         (copied / name).unlink()
         (copied / name).symlink_to(saved / name)
         refusal(lambda: hfproj.load_head(copied), "leads out of the folder")
@@ -184,15 +184,15 @@ def test_snapshots_of_a_cache_are_links(saved, tmp_path):
     snapshot = cache / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
     (cache / "blobs").mkdir()
-    for name in (layout.ADAPTER_CONFIG, layout.ADAPTER_WEIGHTS):
+    for name in (filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS):
         shutil.copyfile(saved / name, cache / "blobs" / name)
         (snapshot / name).symlink_to(f"../../blobs/{name}")
     hfproj.load_head(snapshot)
-    (snapshot / layout.ADAPTER_CONFIG).unlink()
-    (snapshot / layout.ADAPTER_CONFIG).symlink_to(f"../../blobs/../../{saved.name}/{layout.ADAPTER_CONFIG}")
+    (snapshot / filenames.ADAPTER_CONFIG).unlink()
+    (snapshot / filenames.ADAPTER_CONFIG).symlink_to(f"../../blobs/../../{saved.name}/{filenames.ADAPTER_CONFIG}")
     refusal(lambda: hfproj.load_head(snapshot))
-    (snapshot / layout.ADAPTER_CONFIG).unlink()
-    (snapshot / layout.ADAPTER_CONFIG).symlink_to(saved / layout.ADAPTER_CONFIG)
+    (snapshot / filenames.ADAPTER_CONFIG).unlink()
+    (snapshot / filenames.ADAPTER_CONFIG).symlink_to(saved / filenames.ADAPTER_CONFIG)
     refusal(lambda: hfproj.load_head(snapshot), "leads out of the folder")
 
 
@@ -212,7 +212,7 @@ def test_a_listing_with_adapters_of_every_kind(saved, tmp_path):
     write_config(root / "lora", {"peft_type": "LORA"})
     write_config(root / "broken", b"{")
     write_config(root / "huge", b" " * (2**20 + 1))
-    (root / "empty" / layout.ADAPTER_CONFIG).unlink()
+    (root / "empty" / filenames.ADAPTER_CONFIG).unlink()
     (root / "elsewhere").symlink_to(saved)
     with pytest.warns(UserWarning, match="Left out: ") as caught:
         found = hfproj.list_adapters(root)
@@ -226,7 +226,7 @@ def test_a_listing_with_adapters_of_every_kind(saved, tmp_path):
     assert found["good"].out_dim == 6
     hfproj.load_head(root, adapter="odd name")
     refusal(lambda: hfproj.load_head(root, adapter="goof"), "there are: default, ", "good")
-    (root / layout.ADAPTER_CONFIG).unlink()
+    (root / filenames.ADAPTER_CONFIG).unlink()
     refusal(lambda: hfproj.load_head(root), "there are: ", "Say adapter=")
 
 
@@ -234,15 +234,15 @@ def test_a_listing_with_adapters_of_every_kind(saved, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "data", "said"), [
-    (layout.RESULTS, b"[]", "results.json"), (layout.RESULTS, b'{"format": 1, "format": 1}', "comes twice"),
-    (layout.RESULTS, b'{"format": 1, "measurements": [{"name": "x"}]}', "damaged"),
-    (layout.RESULTS, b'{"format": 99}', "damaged"),
-    (layout.PREPROCESSING, b'{"size": 1e9}', "image size"),
-    (layout.PREPROCESSING, b'{"size": {"height": -1}}', "image size"),
-    (layout.PREPROCESSING, b'{"size": 8, "image_std": [0, 1, 1]}', "image_std"),
-    (layout.PREPROCESSING, b'{"size": 8, "image_mean": "abc"}', "image_mean"),
-    (layout.PREPROCESSING, b" " * (2**20 + 1), "more than the 1,048,576"),
-    (layout.OBJECTIVE, b"\x80\x04", "damaged or cut short"), (layout.EMA, b"\x80\x04", "damaged or cut short"),
+    (filenames.RESULTS, b"[]", "results.json"), (filenames.RESULTS, b'{"format": 1, "format": 1}', "comes twice"),
+    (filenames.RESULTS, b'{"format": 1, "measurements": [{"name": "x"}]}', "damaged"),
+    (filenames.RESULTS, b'{"format": 99}', "damaged"),
+    (filenames.PREPROCESSING, b'{"size": 1e9}', "image size"),
+    (filenames.PREPROCESSING, b'{"size": {"height": -1}}', "image size"),
+    (filenames.PREPROCESSING, b'{"size": 8, "image_std": [0, 1, 1]}', "image_std"),
+    (filenames.PREPROCESSING, b'{"size": 8, "image_mean": "abc"}', "image_mean"),
+    (filenames.PREPROCESSING, b" " * (2**20 + 1), "more than the 1,048,576"),
+    (filenames.OBJECTIVE, b"\x80\x04", "damaged or cut short"), (filenames.EMA, b"\x80\x04", "damaged or cut short"),
 ])  # fmt: skip
 def test_files_beside_an_adapter(copied, name, data, said):
     (copied / name).write_bytes(data)
@@ -251,12 +251,12 @@ def test_files_beside_an_adapter(copied, name, data, said):
 
 
 def test_results_of_a_gigabyte_and_an_average_of_nan(copied):
-    with open(copied / layout.RESULTS, "wb") as file:
+    with open(copied / filenames.RESULTS, "wb") as file:
         file.truncate(2**30)
-    refusal(lambda: open_adapter(copied).file(layout.RESULTS), "1,073,741,824 bytes")
-    save_file({"a": torch.tensor([torch.nan])}, copied / layout.EMA)
-    refusal(lambda: open_adapter(copied).file(layout.EMA), "NaN or infinity")
-    assert open_adapter(copied).file(layout.OBJECTIVE) is None
+    refusal(lambda: open_adapter(copied).file(filenames.RESULTS), "1,073,741,824 bytes")
+    save_file({"a": torch.tensor([torch.nan])}, copied / filenames.EMA)
+    refusal(lambda: open_adapter(copied).file(filenames.EMA), "NaN or infinity")
+    assert open_adapter(copied).file(filenames.OBJECTIVE) is None
 
 
 def test_preprocessing_as_transformers_writes_it():

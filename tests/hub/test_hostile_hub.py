@@ -9,7 +9,7 @@ import pytest
 from cases import make_backbone
 from hostile import MARK, Boom, save_adapter
 
-from hfproj.hub import layout
+from hfproj import filenames
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def content(tmp_path_factory):
 
 def test_hostile_repositories(hub, client, content):
     boom = pickle.dumps(Boom())
-    config = json.loads(content[layout.ADAPTER_CONFIG])
-    tensors = content[layout.ADAPTER_WEIGHTS]
+    config = json.loads(content[filenames.ADAPTER_CONFIG])
+    tensors = content[filenames.ADAPTER_WEIGHTS]
     hub.create("me/x")
 
     def configured(**values):
@@ -28,19 +28,20 @@ def test_hostile_repositories(hub, client, content):
 
     far = {"library": "transformers", "id": "../../etc", "kwargs": {}}
     repositories = {
-        "pickle": ({layout.ADAPTER_WEIGHTS: None, "adapter_model.bin": boom}, "as a pickle only"),
-        "pickle by name": ({layout.ADAPTER_WEIGHTS: boom}, "bytes"),
-        "code": ({layout.ADAPTER_CONFIG: configured(auto_map={"AutoModel": "evil--x.Y"}), "evil.py": b"1/0"},
+        "pickle": ({filenames.ADAPTER_WEIGHTS: None, "adapter_model.bin": boom}, "as a pickle only"),
+        "pickle by name": ({filenames.ADAPTER_WEIGHTS: boom}, "bytes"),
+        "code": ({filenames.ADAPTER_CONFIG: configured(auto_map={"AutoModel": "evil--x.Y"}), "evil.py": b"1/0"},
                  "names code"),
-        "huge config": ({layout.ADAPTER_CONFIG: b" " * (100 * 2**20)}, "104,857,600 bytes"),
-        "huge tensors": ({layout.ADAPTER_CONFIG: configured(backbone_adapter=None),
-                          layout.ADAPTER_WEIGHTS: tensors + b"\0" * 2**21}, "asks for at most"),
-        "header": ({layout.ADAPTER_WEIGHTS: struct.pack("<Q", 2**63) + tensors[8:]}, "said to have"),
-        "cut": ({layout.ADAPTER_WEIGHTS: tensors[:-8]}, "damaged or cut short"),
-        "empty": ({layout.ADAPTER_WEIGHTS: b""}, "damaged or cut short"),
-        "shapes": ({layout.ADAPTER_CONFIG: configured(out_dim=7)}, "has shape (6, 8), expected (7, 8)"),
-        "paths": ({layout.ADAPTER_CONFIG: configured(backbone=far)}, None),
-        "names": ({layout.ADAPTER_CONFIG: None, "../adapter_config.json": b"{}", "a\\..\\b/adapter_config.json": b"{}",
+        "huge config": ({filenames.ADAPTER_CONFIG: b" " * (100 * 2**20)}, "104,857,600 bytes"),
+        "huge tensors": ({filenames.ADAPTER_CONFIG: configured(backbone_adapter=None),
+                          filenames.ADAPTER_WEIGHTS: tensors + b"\0" * 2**21}, "asks for at most"),
+        "header": ({filenames.ADAPTER_WEIGHTS: struct.pack("<Q", 2**63) + tensors[8:]}, "said to have"),
+        "cut": ({filenames.ADAPTER_WEIGHTS: tensors[:-8]}, "damaged or cut short"),
+        "empty": ({filenames.ADAPTER_WEIGHTS: b""}, "damaged or cut short"),
+        "shapes": ({filenames.ADAPTER_CONFIG: configured(out_dim=7)}, "has shape (6, 8), expected (7, 8)"),
+        "paths": ({filenames.ADAPTER_CONFIG: configured(backbone=far)}, None),
+        "names": ({filenames.ADAPTER_CONFIG: None, "../adapter_config.json": b"{}",
+                   "a\\..\\b/adapter_config.json": b"{}",
                    "/etc/adapter_config.json": b"{}", "sub/../../adapter_config.json": b"{}"},
                   "has no adapter_config.json"),
     }  # fmt: skip
@@ -78,11 +79,11 @@ def test_hostile_backbones(hub, client, content, tmp_path):
         "with-a-kernel": configured(_attn_implementation="someone/kernel"),
         "sound": configured(**named) | code,
     }
-    config = json.loads(content[layout.ADAPTER_CONFIG])
+    config = json.loads(content[filenames.ADAPTER_CONFIG])
     for name, files in backbones.items():
         source = {"library": "transformers", "id": f"me/{name}", "kwargs": {}}
         for repo, there in ((f"me/{name}", files), (f"me/on-{name}", {
-            **content, layout.ADAPTER_CONFIG: json.dumps({**config, "backbone": source}).encode(),
+            **content, filenames.ADAPTER_CONFIG: json.dumps({**config, "backbone": source}).encode(),
         })):  # fmt: skip
             hub.create(repo)
             hub.put(repo, there)

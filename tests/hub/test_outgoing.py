@@ -15,10 +15,10 @@ from scripts_push import Buffers, results
 from torch import nn
 
 import hfproj
-from hfproj.hub.buffers import Position, load_buffers, read_position, save_buffers
 from hfproj.hub.outgoing import check_outgoing, header, without_tokens
 from hfproj.hub.parcel import hub_base, pack
 from hfproj.hub.push import Target, check_repo_id
+from hfproj.objectives.buffers import Position, load_buffers, read_position, save_buffers
 
 TOKEN = "hf_" + 34 * "t"
 

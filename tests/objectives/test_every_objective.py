@@ -9,9 +9,9 @@ from objectives.objective_cases import CASES, OUT_DIM
 
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.hub.buffers import load_buffers, save_buffers
 from hfproj.objectives import create_objective, list_objectives
 from hfproj.objectives.base import Step, check_call
+from hfproj.objectives.buffers import load_buffers, save_buffers
 
 every_case = pytest.mark.parametrize("name", CASES)
 

@@ -7,11 +7,11 @@ from peft import get_peft_model
 import hfproj
 from hfproj.diagnostics import alpha_req, uniformity
 from hfproj.errors import UsageError
+from hfproj.features.extraction import extract_features
+from hfproj.features.similarity import linear_cka, mutual_knn
 from hfproj.probes import create_probe, list_probes
-from hfproj.probes.evaluate import evaluate
-from hfproj.probes.features import extract_features
+from hfproj.probes.evaluation import evaluate
 from hfproj.probes.knn import KNNProbe
-from hfproj.probes.similarity import linear_cka, mutual_knn
 
 
 class Fake:

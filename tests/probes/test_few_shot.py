@@ -4,9 +4,9 @@ from probes.classifier_cases import HARD, check_hard, check_modes, check_refusal
 
 from hfproj.errors import UsageError
 from hfproj.probes.few_shot import FewShotProbe
-from hfproj.probes.interval import paired_interval
 from hfproj.probes.knn import KNNProbe
 from hfproj.probes.linear import LinearProbe
+from hfproj.results.intervals import paired_interval
 
 
 class Recorder:

@@ -30,8 +30,8 @@ import hfproj
 from hfproj.backbones import bare_tensors, pool, resolve_read_point
 from hfproj.data.augment import Augmentation
 from hfproj.errors import NonFiniteLossError, UsageError
-from hfproj.probes._network import network_of
 from hfproj.probes.finetune import FineTuneProbe, _own_random_state, labels_of, schedule, share_of_each_class
+from hfproj.tuner.network import network_of
 
 PIXELS = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 SHORT = {"epochs": 2, "batch_size": 6, "learning_rate": 1e-2, "backbone_learning_rate": 1e-3}

@@ -6,10 +6,11 @@ import torch
 from probes.knn_cases import CASES, clusters, reference
 
 from hfproj.errors import UsageError
-from hfproj.probes import knn, neighbours
+from hfproj.features import neighbours
+from hfproj.features.neighbours import NeighbourBank
+from hfproj.probes import knn
 from hfproj.probes._labels import as_labels
 from hfproj.probes.knn import KNNProbe
-from hfproj.probes.neighbours import NeighbourBank
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 1000])

@@ -7,10 +7,10 @@ from PIL import Image
 
 from hfproj.data.images import EvalImages
 from hfproj.errors import UsageError
-from hfproj.probes.interval import paired_interval
 from hfproj.probes.linear import LinearProbe
 from hfproj.probes.mlp import MLPProbe
 from hfproj.probes.nuisance import RotatedImages, probe_gap
+from hfproj.results.intervals import paired_interval
 
 
 def features(images, seed):

@@ -11,7 +11,7 @@ from small import adapter, assert_equal, differs, head_model, trainer
 from transformers import TrainerCallback
 
 import hfproj
-from hfproj.hub.buffers import Position, read_position
+from hfproj.objectives.buffers import Position, read_position
 
 RUN = {"max_steps": 5, "save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 4}
 # 12 images in batches of 4: step 4 is the first of epoch 2, so that a warm-up of epochs is not where it began.

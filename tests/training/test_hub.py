@@ -6,7 +6,7 @@ import pytest
 from small import PIXELS, head_model, trainer, views
 
 import hfproj
-from hfproj.hub.buffers import Position
+from hfproj.objectives.buffers import Position
 from hfproj.results import Measurement
 
 

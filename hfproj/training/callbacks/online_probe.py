@@ -31,7 +31,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.probes import KNNProbe, extract_features
+from hfproj.features import extract_features
+from hfproj.probes import KNNProbe
 from hfproj.training.callbacks.base import Watch
 from hfproj.training.checks import is_stream
 

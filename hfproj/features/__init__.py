@@ -1,0 +1,25 @@
+"""Features: h, z, intermediate layers and tokens of whole data sets, kept on disk on request, and their neighbours.
+
+Probes, callbacks and heads on a frozen backbone read features from here. Imports `tuner`, `backbones`, `data` and
+what lies below them.
+"""
+
+from hfproj.features.extraction import Features, extract_features
+from hfproj.features.fixed_views import FixedViews
+from hfproj.features.neighbours import NeighbourBank, Neighbours
+from hfproj.features.similarity import linear_cka, mutual_knn
+from hfproj.features.view_cache import CachedFeatures, EvalFeatures, FeatureViews, cache_features
+
+__all__ = [
+    "CachedFeatures",
+    "EvalFeatures",
+    "FeatureViews",
+    "Features",
+    "FixedViews",
+    "NeighbourBank",
+    "Neighbours",
+    "cache_features",
+    "extract_features",
+    "linear_cka",
+    "mutual_knn",
+]

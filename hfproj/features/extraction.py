@@ -1,0 +1,265 @@
+"""h and z of a whole data set, in its order, on the CPU, on every process: computed once, and kept on request.
+
+With a cache the features are written to disk while they are computed (`hfproj.features.store`) and mapped, not
+read, into memory: a data set may be larger than that. What they are kept under depends on the content of the weights,
+the adapter, the data, the preprocessing and what is read (`hfproj.features.cache_key`).
+"""
+
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hfproj.distributed import gather_objects, gather_rows, rank, world_size
+from hfproj.errors import UsageError
+from hfproj.features import cache_key
+from hfproj.features.reader import Reader, run
+from hfproj.features.store import FeatureStore
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_SHARD_ROWS = 256  # at least: the checksum of a shard takes 40 bytes of the manifest
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a data set on the CPU, float32 unless asked otherwise; row i is item i.
+
+    From a cache the tensors are mapped: reading ``features.h[a:b]`` reads these rows from the disk. Changing them in
+    place changes nothing there.
+
+    Attributes:
+        h: Representations.
+        z: Projections; None for a model without an active head.
+        labels: What the collator gave as "labels", or None.
+        index: What the collator gave as "index", or the position in the data set.
+        layers: Name of each intermediate layer asked for → what it gave, pooled like h.
+        tokens: The sequence that h is pooled from, if asked for: with class token and registers, the positions of a
+            feature map row by row.
+
+    Example:
+        >>> features = Features(torch.zeros(3, 4), None, None, torch.arange(3), layers={"blocks.0": torch.ones(3, 2)})
+        >>> len(features), {name: f.shape[1] for name, f in features.by_name().items()}
+        (3, {'blocks.0': 2, 'h': 4})
+    """
+
+    h: Float[Tensor, "rows dim"]
+    z: Float[Tensor, "rows out_dim"] | None
+    labels: Int[Tensor, " rows"] | None
+    index: Int[Tensor, " rows"]
+    layers: dict[str, Float[Tensor, "rows _"]] = field(default_factory=dict)
+    tokens: Float[Tensor, "rows tokens token_dim"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+    def by_name(self) -> dict[str, Float[Tensor, "rows _"]]:
+        """Return every representation by name: the layers in the order they were asked for, "h" and, if any, "z"."""
+        return {**self.layers, "h": self.h, **({} if self.z is None else {"z": self.z})}
+
+
+def extract_features(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    batch_size: int = 256,
+    collator: Callable[[list], Mapping[str, Any]] | None = None,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+    pooling: str | None = None,
+    layers: Sequence[int | str] | str = (),
+    tokens: bool = False,
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    data_key: str | None = None,
+    preprocessing_key: str | None = None,
+) -> Features:
+    """Return h and z of every item, with the model in eval mode; its training flags come back as they were.
+
+    On several processes each computes a contiguous share, and all of them have all rows in the order of the data set,
+    each once. The global random state is left alone, so that measuring in the middle of a training run does not change
+    it.
+
+    With `cache_dir` a second call reads what the first wrote. An extraction that was interrupted goes on after the last
+    whole shard (the batches of at least 256 items) and, under the same batch size, device and versions, ends with the
+    same bytes. Of two that want the same features at the same time the second waits. A file that was truncated or
+    changed is noticed by its checksums and extracted again, with a warning.
+
+    Args:
+        model: Called with the batch's `pixel_values` or, where the batch holds "inputs", with that mapping. With an
+            active head it returns an object with `representation` and `projection`; of any other, a backbone or a model
+            whose adapter is disabled, h is the pooled output and there is no z.
+        dataset: With a length and integer indices; 🤗 datasets are read a batch at a time.
+        batch_size: Items a forward pass, on each process.
+        collator: Makes a batch `{"pixel_values" or "inputs", "labels"?, "index"?}` of a list of items. Default:
+            `hfproj.data.images.EvalImages.for_model(model)`.
+        device: Where inputs go. Default: where the model's parameters are.
+        num_workers: Processes that load data.
+        progress: Show a bar (first process only).
+        pooling: How a backbone without an adapter becomes h: "cls", "mean", "cls_mean", "max" or "pooler". Default:
+            "cls" where there is a class token, else "mean".
+        layers: Intermediate layers to keep: indices of blocks (their raw output; −1 is the backbone's final output,
+            named "final"), names of submodules, or "all" blocks. Pooled like h; where that is "pooler", by the default.
+        tokens: Keep the sequence that h is pooled from too.
+        dtype: In which h, z, layers and tokens are kept: float32, float16, bfloat16 or float64.
+        autocast: Run the model in mixed precision of this type.
+        cache_dir: Folder of caches, shared by all processes.
+        data_key: A text that changes whenever the data do. Default: the fingerprint of a 🤗 data set, else length and
+            content of 256 evenly spaced items.
+        preprocessing_key: A text that changes whenever the collator's work does. Default: class and public settings of
+            a collator of this library; another one needs the text here or as its attribute `cache_key`.
+
+    Raises:
+        UsageError: an empty data set, a stream, a batch without inputs or with other rows than items, an output without
+            a representation, an unknown layer, values beyond float16, or a cache without a key.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise UsageError(
+            f"Features are extracted from data sets with a length and indices; a {type(dataset).__name__} came. Of a "
+            "stream take the items that are wanted into a list first."
+        )
+    if len(dataset) == 0:
+        raise UsageError("The data set is empty: there is nothing to extract features from.")
+    if batch_size < 1 or dtype not in DTYPES:
+        raise UsageError(
+            f"Expected batch_size ≥ 1 and dtype float32, float16, bfloat16 or float64; batch_size={batch_size} and "
+            f"dtype={dtype} came."
+        )
+    if cache_dir is None and (data_key, preprocessing_key) != (None, None):
+        raise UsageError("data_key and preprocessing_key belong to a cache; give cache_dir too.")
+    if collator is None:
+        from hfproj.data.images import EvalImages
+
+        collator = EvalImages.for_model(model)
+    device = torch.device(device) if device is not None else next(model.parameters(), torch.empty(0)).device
+    reader = Reader(model, device, pooling=pooling, layers=layers, tokens=tokens, dtype=dtype, autocast=autocast)
+    source = _Source(reader, dataset, collator, batch_size, num_workers, progress)
+    if cache_dir is None:
+        whole = _in_memory(source)
+    else:
+        whole = _store(source, cache_dir, data_key, preprocessing_key).get(source.shards)
+    return Features(
+        h=whole["h"],
+        z=whole.get("z"),
+        labels=whole.get("labels"),
+        index=whole["index"],
+        layers={name: whole[f"layers.{name}"] for name in reader.layers},
+        tokens=whole.get("tokens"),
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Computes what is read of ranges of rows."""
+
+    reader: Reader
+    dataset: Any
+    collator: Callable[[list], Mapping[str, Any]]
+    batch_size: int
+    num_workers: int
+    progress: bool
+
+    def shards(self, parts: Sequence[range]) -> Generator[dict[str, Tensor], None, None]:
+        """Yield the tensors of each part; no batch reaches over its end."""
+        batches = [list(part[i : i + self.batch_size]) for part in parts for i in range(0, len(part), self.batch_size)]
+        loader: Any = DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            collate_fn=self.collator,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # a loader without its own generator advances the global one
+        )
+        if self.progress and rank() == 0:
+            from tqdm.auto import tqdm
+
+            loader = tqdm(loader, desc="features", unit="batch")
+        rows = iter(batches)
+        with self.reader:
+            values = (self._values(batch, next(rows)) for batch in loader)
+            for part in parts:
+                pieces = [next(values) for _ in range(0, len(part), self.batch_size)]
+                if any(piece.keys() != pieces[0].keys() for piece in pieces):
+                    raise UsageError("The collator gave 'labels' or 'index' for some batches and not for others.")
+                for name in pieces[0]:
+                    shapes = {tuple(piece[name].shape[1:]) for piece in pieces}
+                    if len(shapes) > 1:
+                        raise UsageError(
+                            f"{name!r} has rows of different shapes, {sorted(shapes)}, such as tokens of texts of "
+                            "different lengths; pad all items to one length."
+                        )
+                # Outside inference mode: a probe that trains on the features could not use inference tensors.
+                with torch.inference_mode(False), torch.no_grad():
+                    yield {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def _values(self, batch: Mapping[str, Any], rows: list[int]) -> dict[str, Tensor]:
+        found = self.reader(batch)
+        for key in ("labels", "index"):
+            if batch.get(key) is not None:
+                found[key] = torch.as_tensor(batch[key]).cpu().long()
+        found.setdefault("index", torch.tensor(rows))
+        for key, tensor in found.items():
+            if len(tensor) != len(rows):
+                raise UsageError(f"{key!r} of a batch of {len(rows)} items has {len(tensor)} rows.")
+        return found
+
+
+def _in_memory(source: _Source) -> dict[str, Tensor]:
+    rows = len(source.dataset)
+    start, stop = rows * rank() // world_size(), rows * (rank() + 1) // world_size()
+    share = range(start, stop) or range(1)  # a process without a share still has to know the widths
+    (whole,) = source.shards([share])
+    whole = {key: tensor[: stop - start] for key, tensor in whole.items()}
+    if world_size() > 1:
+        with torch.no_grad():
+            whole = {key: gather_rows(tensor.to(source.reader.device)).cpu() for key, tensor in whole.items()}
+    return whole
+
+
+def _store(
+    source: _Source, cache_dir: str | os.PathLike, data_key: str | None, preprocessing_key: str | None
+) -> FeatureStore:
+    reader = source.reader
+    made_of = {
+        "model": cache_key.model_identity(reader.model),
+        "data": cache_key.data_identity(source.dataset, data_key),
+        "preprocessing": cache_key.preprocessing_identity(source.collator, preprocessing_key),
+        "read": reader.protocol,
+        "hfproj": cache_key.library_version(),
+    }
+    everywhere = gather_objects(made_of)
+    for other, there in enumerate(everywhere):
+        if there["model"] != everywhere[0]["model"]:
+            raise UsageError(
+                f"Process {other} holds another model than process 0, so their features do not belong together."
+            )
+    versions = {"torch": torch.__version__, "device": reader.device.type}
+    return FeatureStore(
+        cache_dir,
+        cache_key.digest(everywhere[0]),  # fingerprints of data that can't be hashed differ between processes
+        made_of=everywhere[0],
+        rows=len(source.dataset),
+        shard_rows=-(-_SHARD_ROWS // source.batch_size) * source.batch_size,
+        settings={"batch_size": source.batch_size, **versions},
+        names=["h", "z", "labels", "index", *(f"layers.{n}" for n in reader.layers), *["tokens"] * reader.tokens],
+    )
+
+
+def forward(model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Any:
+    """Run a model with an active head on the inputs of a batch: `inputs` (a mapping) or `pixel_values`.
+
+    Raises:
+        UsageError: the batch has neither, or the output has no h and z.
+    """
+    output = run(model, batch, device)
+    if getattr(output, "representation", None) is None or getattr(output, "projection", None) is None:
+        raise UsageError(
+            f"The model returned {type(output).__name__} without `representation` and `projection`; expected a model "
+            "with an active projection head. Is its adapter disabled, or was the head never attached?"
+        )
+    return output

@@ -1,0 +1,190 @@
+"""Measure a model: probes on h, z and intermediate layers, rank, spread and spectra; and what needs no labels."""
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfproj.diagnostics import (
+    alignment,
+    alpha_req,
+    covariance_spectrum,
+    lidar_of_views,
+    positive_cosine,
+    rankme,
+    representation_std,
+    uniformity,
+)
+from hfproj.diagnostics.decay import FIT_RANGE
+from hfproj.errors import UsageError
+from hfproj.features.extraction import Features, extract_features
+from hfproj.features.fixed_views import FixedViews
+from hfproj.features.similarity import linear_cka, mutual_knn
+from hfproj.files import portable
+from hfproj.probes.knn import KNNProbe
+from hfproj.results import LAYERS, Measurement, Results, pack_outcomes
+from hfproj.tuner.description import describe_adapter
+
+_EPS = 1e-7  # RankMe's, part of its protocol
+_RIDGE = 1e-4  # LiDAR's
+_OVERLAP = 20  # neighbours
+_POSITIVE_IMAGES = 512
+Number = tuple[str, float, dict[str, Any]]  # name, value, protocol
+
+
+def evaluate(
+    model: nn.Module,
+    *,
+    probes: Sequence[Any] | None = None,
+    train: Any = None,
+    test: Any,
+    labels: str | None = "auto",
+    layers: Sequence[int | str] | str = (),
+    reference: nn.Module | None = None,
+    batch_size: int = 256,
+    collator: Callable[[list], Mapping[str, Any]] | None = None,
+    when: str = "after",
+    dataset: str | None = None,
+    views: Callable[[list], Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+    cache_dir: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Results:
+    """Return what probes and diagnostics say about h, z and other layers; every number comes with its protocol.
+
+    Probes are fitted on `train` and scored on `test`; RankMe, representation std and spectra are those of `test`. The
+    model runs in eval mode and comes back as it was; the global random state is not used. Call it before and after
+    training and merge the two.
+
+    Without labels (`labels=None`, or a collator that gives none) it says what can be said: α-ReQ; with `views` LiDAR,
+    alignment and uniformity; and how much of the neighbourhoods of h before training is left (mutual k-NN and linear
+    CKA with the backbone whose adapter is disabled, or with `reference`).
+
+    Args:
+        model: A PEFT model with a projection head, or a backbone, which has no z.
+        probes: Objects with `name`, `fit(f, y)`, `score(f, y)`, `results_` and optionally `correct_`; each is copied
+            for every layer. Those with ``on = "tokens"`` get the tokens, those with ``on = "model"`` the model and the
+            data sets themselves. Default: `[KNNProbe()]` where there are labels.
+        train: Labelled bank or training set of the probes. None: no probes.
+        test: Held-out items.
+        labels: None: measure as if there were none.
+        layers: Intermediate layers to measure too, as in `extract_features`: indices of blocks, names, or "all".
+        reference: What h is compared with where no labels are used. Default: the model with its adapter disabled.
+        batch_size: Items a forward pass.
+        collator: As in `extract_features`.
+        when: "before" or "after" training.
+        dataset: Name of the data set in the results, best its Hub id.
+        views: A collator that gives `{"views": [tensor or mapping, …]}` (`ImageViews`) for items of
+            `IndexedDataset(test)`: adds the mean cosine of positive pairs over up to 512 evenly spaced test items.
+        seed: Of the training run; it tells runs apart when results are merged.
+        device: As in `extract_features`.
+        num_workers: As in `extract_features`.
+        cache_dir: As in `extract_features`: features are computed once for all calls that share it.
+        progress: As in `extract_features`.
+
+    Raises:
+        UsageError: probes without labels or `train`, features that are not finite (the rows are named), or what
+            `extract_features` raises.
+    """
+    if labels not in ("auto", None):
+        raise UsageError(f"Expected labels='auto' (those that the collator gives) or None, got {labels!r}.")
+    options: dict[str, Any] = {"batch_size": batch_size, "collator": collator, "device": device}
+    options |= {"num_workers": num_workers, "cache_dir": cache_dir, "progress": progress}
+    on = [getattr(probe, "on", "features") for probe in probes or []]
+    read: dict[str, Any] = {**options, "layers": layers, "tokens": "tokens" in on}
+    held_out = extract_features(model, test, **read)
+    bank = extract_features(model, train, **read) if train is not None and labels is not None else None
+    labelled = bank is not None and bank.labels is not None and held_out.labels is not None
+    if probes and not labelled:
+        raise UsageError(
+            "Probes need labels in `train` and `test`, but there are none; pass probes=[] to go without them."
+        )
+    probes = [KNNProbe()] * labelled if probes is None else probes
+
+    results = Results(config=describe_adapter(model), seeds=[seed])
+    name = str(portable(dataset)) if dataset else ""
+
+    def add(layer: str, number: Number, unit: str = "", outcomes: str = "") -> None:
+        what, value, protocol = number
+        protocol = {**protocol, "seed": seed}
+        results.measurements.append(Measurement(what, layer, when, value, name, unit, protocol, outcomes))
+
+    for layer, f in held_out.by_name().items():
+        for probe in probes:
+            if bank is not None and getattr(probe, "on", "features") == "features":
+                _score(add, layer, probe, (bank.by_name()[layer], bank.labels), (f, held_out.labels))
+        add(layer, ("rankme", rankme(f, eps=_EPS), {"rows": len(f), "eps": _EPS}))
+        add(layer, ("representation_std", representation_std(f), {"rows": len(f)}))
+        if layer in LAYERS:
+            results.spectra[f"{layer} {when}"] = covariance_spectrum(f).tolist()
+    for probe in probes:
+        if getattr(probe, "on", "features") == "tokens" and bank is not None:
+            _score(add, "tokens", probe, (bank.tokens, bank.labels), (held_out.tokens, held_out.labels))
+        elif getattr(probe, "on", "features") == "model":
+            _score(add, "h", probe, (model, train), (test,))
+    positive: dict[str, Tensor] = {}
+    if views is not None:
+        h, z = FixedViews(test, views, images=_POSITIVE_IMAGES, batch_size=batch_size).features(model, device)
+        positive = {"h": h, "z": z}
+        for layer, f in positive.items():
+            add(layer, ("positive_cosine", positive_cosine(f), {"views": f.shape[0], "images": f.shape[1]}))
+    if not labelled:
+        before = _reference(model, reference, test, options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for layer, f in held_out.by_name().items():
+                for number in _without_labels(f, positive.get(layer), before):
+                    add(layer, number)
+        results.notes += list(dict.fromkeys(str(w.message) for w in caught if "LiDAR" in str(w.message)))
+    return results
+
+
+def _score(add: Callable[..., None], layer: str, probe: Any, train: tuple, test: tuple) -> None:
+    """Fit a copy of the probe on `train`, score it on `test`, and add every number that it gives."""
+    fitted = copy.deepcopy(probe).fit(*train)
+    value = fitted.score(*test)
+    found = fitted.results_
+    # "seed" in a measurement is that of the training run.
+    protocol = {"probe_seed" if name == "seed" else name: value for name, value in found["protocol"].items()}
+    unit = getattr(probe, "unit", "")
+    correct = getattr(fitted, "correct_", None)
+    add(layer, (probe.name, value, protocol), unit, "" if correct is None else pack_outcomes(correct.tolist()))
+    for key, other in found.get("values", {}).items():
+        setting, _, of = key.partition("=")
+        if of:  # the same number under another setting, such as k=10
+            if str(protocol.get(setting)) != of:
+                add(layer, (probe.name, other, {**protocol, setting: int(of)}), unit)
+        elif key != unit:
+            add(layer, (f"{probe.name}_{key}", other, protocol))
+
+
+def _without_labels(f: Tensor, views: Tensor | None, before: Tensor | None) -> Iterator[Number]:
+    """Yield what needs no labels of features, of views of them, and of h before training."""
+    if min(f.shape[0] - 1, f.shape[1]) > FIT_RANGE[0] + 2:
+        yield "alpha_req", alpha_req(f).alpha, {"rows": len(f), "fit_range": list(FIT_RANGE)}
+    if views is not None:
+        protocol = {"views": views.shape[0], "images": views.shape[1]}
+        yield "alignment", alignment(views), protocol
+        yield "lidar", lidar_of_views(views, ridge=_RIDGE), {**protocol, "ridge": _RIDGE}
+    yield "uniformity", uniformity(f), {"rows": len(f)}
+    if before is not None:
+        k = min(_OVERLAP, len(f) - 1)
+        yield "knn_overlap", mutual_knn(f, before, k=k), {"rows": len(f), "k": k}
+        yield "cka", linear_cka(f, before), {"rows": len(f)}
+
+
+def _reference(model: Any, reference: nn.Module | None, test: Any, options: Mapping[str, Any]) -> Tensor | None:
+    """Return h of the reference; None where there is nothing to compare with."""
+    if reference is not None:
+        return extract_features(reference, test, **options).h
+    if not hasattr(model, "disable_adapter"):
+        return None
+    with model.disable_adapter():
+        found: Features = extract_features(model, test, **options)
+    return found.h

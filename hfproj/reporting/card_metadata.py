@@ -1,0 +1,235 @@
+"""What the Hub reads of a card: its front matter with the model index, and the files of `.eval_results`.
+
+Only what is true of the adapter itself goes there: numbers before training belong to the bare backbone and stay in the
+card's text. Numbers are means over seeds; their protocol, and the spread, are in each metric's arguments.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hfproj.backbones import EMBEDDED
+from hfproj.errors import UsageError
+from hfproj.filenames import EVAL_RESULTS
+from hfproj.files import rounded, write_atomic
+from hfproj.reporting.card_markdown import mapping, one_line
+from hfproj.reporting.card_numbers import needs_labels, row_names
+from hfproj.results import LAYERS, Results
+
+TAGS = ("hfproj", "projection-head", "self-supervised-learning", "peft")
+_TASKS = {
+    "image": ("image-feature-extraction", "Image feature extraction"),
+    "text": ("feature-extraction", "Feature extraction"),
+}
+_LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
+_TAG = re.compile(r"\w[\w-]{1,30}", re.ASCII)  # without the colon, which the Hub's own tags have
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+
+
+def front_matter(results: Results, name: str) -> str:
+    """Return the YAML between the two lines of a card's front matter."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task, task_name = _TASKS[modality_of(results) or "text"]
+    adapter = mapping(results.config.get("adapter"))
+    methods = [mapping(adapter.get("backbone_adapter")).get("peft_type"), mapping(adapter.get("objective")).get("name")]
+    tags = [*TAGS, *(m.lower() for m in methods if isinstance(m, str) and _TAG.fullmatch(m))]
+    data: dict[str, Any] = {"library_name": "peft", "license": license_of(results), "pipeline_tag": task, "tags": tags}
+    if base := base_model_of(results):
+        data |= {"base_model": base, "base_model_relation": "adapter"}
+    data["datasets"] = [name for name in trained_on(results) if hub_id(name)] or None
+    data["language"] = _languages(results) or None
+    evaluated = [
+        EvalResult(
+            task_type=task,
+            task_name=task_name,
+            dataset_type=one_line(number.dataset) or "unspecified",
+            dataset_name=one_line(number.dataset) or "unspecified",
+            metric_type="accuracy" if number.unit == "accuracy" else one_line(number.measure, 60),
+            metric_name=one_line(number.name),
+            metric_value=number.value,
+            metric_args=number.arguments,
+        )
+        for number in numbers_of(results)
+    ]
+    if evaluated:
+        data |= {"model_name": name, "eval_results": evaluated}
+    return ModelCardData(**data).to_yaml()
+
+
+def write_eval_results(results: Results, folder: str | os.PathLike) -> list[Path]:
+    """Write the Hub's newer form of evaluation results, ``.eval_results/<data set>.yaml``, and return the files.
+
+    One file for each data set that is a Hub id, with what was scored there with labels after training: an entry each
+    of h and z, whose notes hold the protocol. The Hub shows them beside the leaderboards of data sets that have one,
+    and there only for the tasks that these define; ours are called ``knn_h``, ``linear_z`` and so on.
+
+    Raises:
+        UsageError: the folder does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> from hfproj.results import Measurement
+        >>> measured = [Measurement("linear", "h", "after", 0.5, "uoft-cs/cifar10", "accuracy", {"epochs": 100})]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path] = write_eval_results(Results(measurements=measured), folder)
+        ...     print(path.read_text())
+        - dataset:
+            id: uoft-cs/cifar10
+            task_id: linear_h
+          value: 0.5
+          notes: linear accuracy of h (epochs 100)
+        <BLANKLINE>
+    """
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {str(folder)!r}; save the adapter there first.")
+    found: dict[str, list[EvalResultEntry]] = {}
+    for number in numbers_of(results):
+        if hub_id(number.dataset) and number.labelled:
+            own = found.setdefault(number.dataset, [])
+            task = re.sub(r"[^\w.-]+", "_", f"{number.measure}_{number.layer}")
+            task += f"_{number.rank}" * (number.rank > 1)
+            how = ", ".join(f"{key} {value}" for key, value in number.arguments.items() if key != "layer")
+            notes = one_line(f"{number.name} ({how})" if how else number.name, 1000)
+            own.append(EvalResultEntry(dataset_id=number.dataset, task_id=task, value=number.value, notes=notes))
+    paths = []
+    for dataset, entries in found.items():
+        path = folder / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"  # no Hub id holds two hyphens
+        text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=10_000)
+        write_atomic(path, text.encode())
+        paths.append(path)
+    return paths
+
+
+class Number(NamedTuple):
+    """One number of the adapter as the Hub is told it: the mean over seeds."""
+
+    name: str
+    measure: str
+    unit: str
+    layer: str
+    dataset: str
+    value: float
+    arguments: dict[str, Any]
+    labelled: bool
+    rank: int  # among those of the same measure, layer and data set
+
+
+def numbers_of(results: Results) -> Iterator[Number]:
+    """Yield what was measured of h and z after training, with settings, seeds and spread as arguments."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for dataset in dict.fromkeys(m.dataset for m in results.measurements):
+        after = [m for m in results.measurements if (m.dataset, m.when) == (dataset, "after") and m.layer in LAYERS]
+        first = {m.key: m for m in reversed(after)}
+        for key, name in row_names(after).items():
+            m = first[key]
+            for layer in LAYERS:
+                found = results.mean_std(key, layer, "after")
+                if found is None:
+                    continue
+                seeds = [o.protocol.get("seed") for o in after if (o.key, o.layer) == (key, layer)]
+                spread = {"seeds": len(seeds), "std": rounded(found[1])} if len(seeds) > 1 else {}
+                arguments = {**_plain(m.settings), "layer": layer, **spread}
+                counts[dataset, m.name, layer] = rank = counts.get((dataset, m.name, layer), 0) + 1
+                yield Number(
+                    f"{name} of {layer}", m.name, m.unit, layer, dataset, rounded(found[0]), arguments,
+                    needs_labels(m), rank,
+                )  # fmt: skip
+
+
+def hub_id(name: object) -> str | None:
+    """Return a name where it is the id of a repository, ``owner/name``, and None where it is anything else.
+
+    Example:
+        >>> hub_id("uoft-cs/cifar10"), hub_id("./cifar10"), hub_id("digits")
+        ('uoft-cs/cifar10', None, None)
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not isinstance(name, str) or name.count("/") != 1 or not name.isascii():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if all(part[0].isalnum() for part in name.split("/")) else None
+
+
+def base_model_of(results: Results) -> str | None:
+    """Return the base model where it is a Hub id; a local folder (`./name`) or the embedded backbone is none.
+
+    Old models of transformers have ids without an owner (``bert-base-uncased``).
+    """
+    base = re.sub(r"^hf[-_]hub:", "", str(results.config.get("base_model") or ""))
+    backbone = mapping(mapping(results.config.get("adapter")).get("backbone"))
+    old = "/" not in base and backbone.get("library") == "transformers" and hub_id(f"hub/{base}")
+    return base if (hub_id(base) or old) and base.split("/")[-1] != EMBEDDED else None
+
+
+def trained_on(results: Results) -> list[str]:
+    """Return the data sets that the adapter was trained on, where the results say so."""
+    said = results.config.get("dataset") or mapping(results.config.get("recipe")).get("dataset")
+    names = said if isinstance(said, list | tuple) else [said]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
+
+
+def license_of(results: Results) -> str | None:
+    """Return the licence that the author chose, None without one."""
+    said = results.config.get("license")
+    return said if isinstance(said, str) and _LICENSE.fullmatch(said) else None
+
+
+def check_license(license: str | None) -> None:
+    """Refuse what is no identifier of a licence as the Hub has them.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if license is not None and not _LICENSE.fullmatch(str(license)):
+        raise UsageError(
+            "Expected the licence as one of the Hub's identifiers, such as 'apache-2.0', 'mit' or 'cc-by-nc-4.0', got "
+            f"{license!r}."
+        )
+
+
+def modality_of(results: Results) -> str | None:
+    """Return "image" or "text" where the results tell what the backbone reads, else None.
+
+    They say so (``config["modality"]``), or the backbone (timm, the embedded one), the recipe or the objective does.
+    """
+    config, adapter = results.config, mapping(results.config.get("adapter"))
+    if config.get("modality") in _TASKS:
+        return str(config["modality"])
+    recipe, backbone = mapping(config.get("recipe")), mapping(adapter.get("backbone"))
+    objective = mapping(adapter.get("objective")).get("name") or recipe.get("objective")
+    embedded = str(config.get("base_model") or "").split("/")[-1] == EMBEDDED
+    if backbone.get("library") == "timm" or embedded or "image_column" in recipe:
+        return "image"
+    return "text" if objective == "simcse" else None
+
+
+def _languages(results: Results) -> list[str]:
+    said = results.config.get("language")
+    named = said if isinstance(said, list | tuple) else [said]
+    return [name for name in named if isinstance(name, str) and _LANGUAGE.fullmatch(name)]
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as values that YAML writes in one line each."""
+    return {
+        one_line(name, 60): value if isinstance(value, int | float | bool) else one_line(_text(value))
+        for name, value in settings.items()
+        if value is not None
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,9 @@
+"""The Hub's validator accepts the card."""
+
+from card_results import a_result
+
+from hfproj.reporting import render_card
+
+
+def test_the_validator_of_the_hub_takes_it(client):
+    client("scripts_loopback:card", text=render_card(a_result(), repo_id="me/x", license="apache-2.0"))

@@ -1,0 +1,79 @@
+"""What training did to a layer: against sums by hand, and where outcomes are missing, damaged or do not pair."""
+
+import numpy as np
+import pytest
+
+from hfproj.results import Measurement, Results, pack_outcomes, paired_interval
+from hfproj.results.verdict import rank_changes, verdicts
+
+ROWS = np.arange(200)
+
+
+def knn(when, right, *, layer="h", dataset="digits", seed=0, outcomes=True, **settings):
+    """A 20-NN that has the first `right` of 200 rows right."""
+    packed = pack_outcomes(right > ROWS) if outcomes else ""
+    protocol = {"k": 20, "seed": seed, **settings}
+    return Measurement("knn", layer, when, right / 200, dataset, "accuracy", protocol, packed)
+
+
+@pytest.mark.parametrize(
+    ("layer", "after", "sense", "headline"),
+    [
+        ("h", 180, "better", "The representation got better"),
+        ("h", 130, "worse", "The representation got worse"),
+        ("h", 161, "unclear", "No gain was measured"),
+        ("h", 160, "unclear", "No gain was measured"),
+        ("z", 130, "worse", "The projection got worse"),
+        ("block_3", 180, "better", "The layer block_3 got better"),
+    ],
+)
+def test_the_interval_decides(layer, after, sense, headline):
+    results = Results(measurements=[knn("before", 160, layer=layer), knn("after", after, layer=layer)])
+    [verdict] = verdicts(results, layer)
+    assert (verdict.sense, verdict.headline, verdict.layer) == (sense, headline, layer)
+    assert verdict.interval == paired_interval(after > ROWS, ROWS < 160)
+    assert (verdict.before, verdict.after) == (0.8, after / 200)
+    assert verdict.key == results.measurements[0].key
+    assert verdicts(results, "z" if layer == "h" else "h") == []
+
+
+def test_seeds_are_averaged_and_settings_kept_apart():
+    seeds = [knn("after", right, seed=seed) for seed, right in enumerate((170, 180))]
+    # the settings of one are a part of the other's
+    other = [knn("before", 100, bank=7), knn("after", 50, bank=7)]
+    found = verdicts(Results(measurements=[knn("before", 160), *other, *seeds]))
+    assert [(v.before, v.after, v.sense) for v in found] == [(0.5, 0.25, "worse"), (0.8, 0.875, "better")]
+    right = np.stack([ROWS < 170, ROWS < 180])
+    assert found[1].interval == paired_interval(right, ROWS < 160)
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "200:", "200:zz", "9999999999999:ff", "x:ff", "3:" + pack_outcomes([1, 0, 1]).split(":")[1]]
+)
+def test_without_whole_outcomes_there_is_no_interval_and_the_sign_decides(damage):
+    broken = Measurement("knn", "h", "after", 0.7, "digits", "accuracy", {"k": 20, "seed": 0}, damage)
+    [verdict] = verdicts(Results(measurements=[knn("before", 160), broken]))
+    assert verdict.interval is None
+    assert verdict.sense == "worse"
+
+
+def test_what_has_no_pair_or_is_no_accuracy_gets_none():
+    alone = [knn("after", 160), knn("before", 160, dataset="other"), Measurement("rankme", "h", "before", 3.0)]
+    assert verdicts(Results(measurements=[*alone, Measurement("rankme", "h", "after", 2.0)])) == []
+
+
+def test_changes_of_rank_are_means_over_seeds_and_a_half_is_no_collapse():
+    def rank(layer, when, value, seed):
+        return Measurement("rankme", layer, when, value, "digits", "", {"rows": 10, "seed": seed})
+
+    measured = [
+        rank("h", when, value, seed)
+        for when, values in (("before", (10.0, 14.0)), ("after", (5.0, 7.0)))
+        for seed, value in enumerate(values)
+    ]
+    measured += [rank("z", "before", 10.0, 0), rank("z", "after", 4.9, 0), rank("block_1", "after", 1.0, 0)]
+    changes = rank_changes(Results(measurements=measured))
+    assert [(c.layer, c.before, c.after, c.collapsed) for c in changes] == [
+        ("h", 12.0, 6.0, False),
+        ("z", 10.0, 4.9, True),
+    ]
