@@ -34,7 +34,7 @@ from hfproj.diagnostics.leverage import clustering
 from hfproj.diagnostics.sphere import wasserstein
 from hfproj.diagnostics.spread import mean_deviation
 from hfproj.errors import UsageError
-from hfproj.functional.matrix_entropy import check_alpha
+from hfproj.functional.entropies import check_alpha
 from hfproj.typing import Features
 
 _TENSORS = ("origin", "offset", "factor")

@@ -41,7 +41,7 @@ def tiled_nt_xent(
             :mod:`hfproj.distributed`.
 
     Raises:
-        UsageError: one image over all processes, or a second derivative is asked for.
+        UsageError: If there is one image over all processes, or a second derivative is asked for.
 
     Example:
         >>> u = torch.eye(4)[torch.tensor([[0, 1], [0, 1]])]  # two images, two equal views each
@@ -55,14 +55,10 @@ def tiled_nt_xent(
 
 
 def check_images(images: int, method: str = "NT-Xent") -> None:
-    """Pass if a batch has images to tell apart.
-
-    Args:
-        images: Number of images over all processes.
-        method: Who needs them, for the message.
+    """Refuse a global batch in which there is nothing to tell apart; `method` is who asks, for the message.
 
     Raises:
-        UsageError: it has fewer than two.
+        UsageError: If there are fewer than two images over all processes.
     """
     if images < 2:
         raise UsageError(

@@ -1,6 +1,6 @@
-"""VICReg's variance and covariance terms, and Σ_{i≠j} (aᵀb)_ij² by the smaller of two products, over the joint batch.
+"""VICReg's variance and covariance terms, and Σ_{i≠j} (aᵀb)_ij² by the smaller of two products, over the global batch.
 
-With rows centred by the joint mean and the covariance C = ZᵀZ/(N−1),
+With rows centred by its mean and the covariance C = ZᵀZ/(N−1),
 
     v(z) = mean_j max(0, target − √(C_jj + ε)),        c(z) = (1/k) Σ_{i≠j} C_ij²,
 
@@ -20,22 +20,17 @@ from torch import Tensor
 
 from hfproj.distributed import all_reduce_sum, gather_rows, row_counts
 from hfproj.functional.moments import check_rows, joint_centred
-from hfproj.functional.rows import full_precision
+from hfproj.functional.rows import at_least_float32, full_precision
 from hfproj.typing import Features, Scalar
 
 
 def variance_hinge(z: Features, *, eps: float = 1e-4, target: float = 1.0) -> Scalar:
     """Return how far the standard deviations of the columns fall short of `target`, on average.
 
-    At a collapsed batch the value is target − √ε and the gradient is zero.
-
-    Args:
-        z: Rows of this process, in any floating-point type; computed in float32 or better.
-        eps: ε, added to the variance.
-        target: Standard deviation from which on a column is let alone.
+    At a collapsed batch the value is target − √ε (``eps`` is added to the variance) and the gradient is zero.
 
     Raises:
-        UsageError: fewer than two rows over all processes.
+        UsageError: If there are fewer than two rows over all processes.
 
     Example:
         >>> round(variance_hinge(torch.ones(4, 8)).item(), 4)  # 1 - sqrt(1e-4)
@@ -48,11 +43,8 @@ def variance_hinge(z: Features, *, eps: float = 1e-4, target: float = 1.0) -> Sc
 def covariance_penalty(z: Features) -> Scalar:
     """Return the sum of squared covariances between different columns, per column.
 
-    Args:
-        z: Rows of this process, in any floating-point type; computed in float32 or better.
-
     Raises:
-        UsageError: fewer than two rows over all processes.
+        UsageError: If there are fewer than two rows over all processes.
 
     Example:
         >>> column = torch.tensor([[1.0], [1.0], [0.0], [-1.0], [-1.0]])  # variance 1
@@ -74,7 +66,7 @@ def hinge(variance: Float[Tensor, "*dims"], *, eps: float, target: float = 1.0) 
 
 
 def _centred(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    moments = joint_centred(z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(0))
+    moments = joint_centred(at_least_float32(z).unsqueeze(0))
     check_rows("The covariance of dimensions", len(z), moments[0])
     return moments
 
@@ -82,11 +74,8 @@ def _centred(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def off_diagonal_energy(a: Features, b: Features | None = None) -> Scalar:
     """Return Σ_{i≠j} (aᵀb)_ij² over the rows of all processes, by N×N or dim×dim matrices.
 
-    Differentiable any number of times.
-
-    Args:
-        a: Rows of this process, float32 or float64.
-        b: As many rows of the same width; None: `a` itself.
+    Differentiable any number of times. ``a`` and ``b`` (None: `a` itself) are rows of this process, as many and as
+    wide, in float32 or float64.
 
     Example:
         >>> a = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])

@@ -29,13 +29,7 @@ _ENTRIES = 2**24  # of a tile of similarities: 64 MiB in float32
 
 
 class Clusters(NamedTuple):
-    """What `spherical_kmeans` found.
-
-    Attributes:
-        centroids: Unit rows, in float32 or better.
-        assignments: Number of the nearest centroid of each row; of equal ones the first.
-        cosines: Cosine of each row with it.
-    """
+    """Unit centroids, the number of each row's nearest one (of equal ones the first), and the cosine with it."""
 
     centroids: Float[Tensor, "count dim"]
     assignments: Int64[Tensor, " rows"]
@@ -55,14 +49,14 @@ def spherical_kmeans(
 
     Args:
         x: Rows of any length; a zero row has a cosine of 0 with everything.
-        count: Number of clusters, at most that of rows.
-        iterations: Updates of the centroids at most; it stops once no row changes its cluster.
+        count: Number of clusters.
+        iterations: Most updates of the centroids; it stops once no row changes its cluster.
         init: First centroids: ``"random"`` rows, or ``"k-means++"``, each drawn in proportion to its distance 1 − cos
             from those before.
         generator: Source of the draws; with the same rows and generator all processes find the same clusters.
 
     Raises:
-        UsageError: more clusters than rows, no iterations, or an unknown `init`.
+        UsageError: If there are more clusters than rows, no iterations, or `init` is unknown.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [5.0, 0.1], [0.0, 1.0], [0.1, 5.0]])

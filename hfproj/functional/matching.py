@@ -45,12 +45,9 @@ def cosine_logits(
 def match_rows(
     queries: Float[Tensor, "rows dim"], keys: Float[Tensor, "others dim"], *, temperature: float
 ) -> Float[Tensor, " rows"]:
-    """Return ℓ: −log of the softmax probability with which query i picks key i among all keys.
+    """Return ℓ: −log of the softmax probability with which query i picks key i among all keys, at temperature τ.
 
-    Args:
-        queries: One row per image.
-        keys: As many rows in the same order, then any number of negatives for all.
-        temperature: τ.
+    Keys are one row for each query in the same order, then any number of negatives for all.
 
     Example:
         >>> losses = match_rows(torch.ones(3, 4), torch.ones(3, 4), temperature=0.1)
@@ -94,3 +91,21 @@ def unit_rows_own_first(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "all_rows
     """
     counts = distributed.row_counts(len(x), x.device)
     return distributed.gather_rows(unit_rows(x), counts=counts).roll(-sum(counts[: distributed.rank()]), 0)
+
+
+def cross_view_cosines(p: Views, target: Float[Tensor, "target_views batch dim"]) -> Float[Tensor, "pairs batch"]:
+    """Return the cosine of each image's view v in `p` with its view i in `target`, for all pairs with v ≠ i.
+
+    ``p`` has all views, ``target`` the first of them in the same order. Zero rows have cosine zero with everything.
+
+    Example:
+        >>> p = torch.eye(4).view(2, 2, 4)
+        >>> cross_view_cosines(p, p.flip(0)).tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+    rows, others = unit_rows(p), unit_rows(target)
+    dtype = torch.promote_types(rows.dtype, others.dtype)
+    with full_precision(p):
+        cosines = torch.einsum("vnk,tnk->vtn", rows.to(dtype), others.to(dtype))
+    same = torch.eye(len(p), len(target), dtype=torch.bool, device=p.device)
+    return cosines[~same]

@@ -61,7 +61,7 @@ def joint_mean(values: Float[Tensor, "*shape"]) -> Scalar:
 
 
 def check_rows(what: str, here: int, n: Scalar, *, fewest: int = 2) -> None:
-    """Refuse a joint batch that is too small for statistics.
+    """Refuse a global batch that is too small for statistics.
 
     Args:
         what: What needs the rows, the first words of the message.
@@ -70,7 +70,7 @@ def check_rows(what: str, here: int, n: Scalar, *, fewest: int = 2) -> None:
         fewest: How many it takes.
 
     Raises:
-        UsageError: so it is.
+        UsageError: If there are fewer.
     """
     if here < fewest and int(n) < fewest:
         raise UsageError(

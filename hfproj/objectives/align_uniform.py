@@ -21,10 +21,9 @@ from torch import nn
 
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import check_images
+from hfproj.functional.distributions import uniformity
 from hfproj.functional.matching import view_pairs
-from hfproj.functional.rows import unit_rows
-from hfproj.functional.uniformity import uniformity
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import gather_views, unit_rows
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_positive
 from hfproj.typing import Scalar, Views

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import cosine_logits, positive_cosine
-from hfproj.functional.rows import unit_rows
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import gather_views, unit_rows
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_positive, check_temperature
 from hfproj.typing import Scalar, Views

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 
 from hfproj import distributed
 from hfproj.errors import UsageError, unknown
-from hfproj.functional.cross_view import log_probabilities
+from hfproj.functional.assignments import log_probabilities
 from hfproj.functional.kmeans import INITS, nearest_centroids, spherical_kmeans
-from hfproj.functional.rows import full_precision, unit_rows
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import full_precision, gather_views, unit_rows
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
 from hfproj.objectives.checks import check_at_least, check_per_image, check_temperature
 from hfproj.typing import Views

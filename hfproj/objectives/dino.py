@@ -1,7 +1,7 @@
 """DINO: the student's views predict the distribution over prototypes that a teacher gives the other large views.
 
-The teacher, a moving-average copy, sees the T large views only. With scores s of the student's V views, scores t̄ of the
-teacher's and a centre c,
+The teacher, a moving-average copy, sees the T large views only. With scores s of the student's V views, scores t̄ of
+the teacher's and a centre c,
 
     P_i = softmax((t̄_i − c)/τ_t),   p_v = softmax(s_v/τ_s),
     L = 1/(T(V−1)) Σ_i Σ_{v≠i} mean_n [ −Σ_j P_inj log p_vnj ],
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.functional.cross_view import cross_view_entropy, log_probabilities
+from hfproj.functional.assignments import cross_view_entropy, log_probabilities
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
 from hfproj.objectives.checks import check_at_least, check_positive, check_shape
 from hfproj.typing import Scalar, Views

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError
-from hfproj.functional.views import generator_of
+from hfproj.functional.rows import generator_of
 from hfproj.objectives import create_objective
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
 from hfproj.objectives.checks import check_shape

@@ -22,7 +22,7 @@ from torch import nn
 
 from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import match_rows, positive_cosine, view_pairs
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import gather_views
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_temperature
 from hfproj.typing import Scalar, Views

@@ -2,8 +2,8 @@
 
     L = (1 − λ) · mean (z_v − centre)² + λ · mean_v SIGReg(z_v),
 
-with the mean of an image's views as its centre; :mod:`hfproj.functional.sigreg` has the second term. There is no target
-network, stop-gradient or normalisation.
+with the mean of an image's views as its centre; :mod:`hfproj.functional.distributions` has the second term. There is no
+target network, stop-gradient or normalisation.
 
 References:
     Balestriero, LeCun 2025, "LeJEPA", arXiv 2511.08544; rbalestr-lab/lejepa ``MINIMAL.md``; lightly-ai/lightly
@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from hfproj.errors import UsageError
+from hfproj.functional.distributions import random_directions, sigreg
 from hfproj.functional.moments import joint_mean
-from hfproj.functional.sigreg import random_directions, sigreg
-from hfproj.functional.views import generator_of
+from hfproj.functional.rows import generator_of
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
 from hfproj.typing import Scalar, Views
 

@@ -21,8 +21,7 @@ from torch import nn
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import check_images, tiled_nt_xent
 from hfproj.functional.matching import positive_cosine
-from hfproj.functional.rows import full_precision, unit_rows
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import full_precision, gather_views, unit_rows
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_temperature
 from hfproj.typing import Scalar, Views

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import cosine_logits, positive_cosine, view_pairs
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import gather_views
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.typing import Scalar, Views
 

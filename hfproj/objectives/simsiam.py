@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hfproj.functional.cosine import cross_view_cosines
+from hfproj.functional.matching import cross_view_cosines
 from hfproj.functional.moments import joint_mean
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_shape

@@ -24,8 +24,7 @@ from torch import nn
 
 from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import positive_cosine, view_pairs
-from hfproj.functional.rows import full_precision
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import full_precision, gather_views
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.typing import Scalar, Views
 

@@ -28,7 +28,7 @@ from hfproj import distributed
 from hfproj.errors import unknown
 from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import cosine_logits
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import gather_views
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.objectives.checks import check_per_image, check_positive, check_temperature
 from hfproj.typing import Scalar, Views

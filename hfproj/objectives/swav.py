@@ -1,7 +1,7 @@
 """SwAV: each view of an image predicts the code, an assignment to prototypes, that another view of it got.
 
 With scores S of all V views (cosines with the prototypes) and codes Q_i of the first A of them, by Sinkhorn over the
-joint batch so that all prototypes are used alike (:mod:`hfproj.functional.sinkhorn`),
+joint batch so that all prototypes are used alike (:mod:`hfproj.functional.assignments`),
 
     L = 1/A Σ_{i≤A} 1/(V−1) Σ_{v≠i} mean_n [ −Σ_j Q_inj log softmax(S_vn/τ)_j ].
 
@@ -24,10 +24,8 @@ from torch import Tensor, nn
 
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.functional.cross_view import cross_view_entropy, log_probabilities
-from hfproj.functional.rows import full_precision, unit_rows
-from hfproj.functional.sinkhorn import sinkhorn
-from hfproj.functional.views import gather_views
+from hfproj.functional.assignments import cross_view_entropy, log_probabilities, sinkhorn
+from hfproj.functional.rows import full_precision, gather_views, unit_rows
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
 from hfproj.objectives.checks import check_at_least, check_positive, check_shape, check_temperature
 from hfproj.objectives.queue import Queue

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.functional.cosine import cross_view_cosines
-from hfproj.functional.views import gather_views, generator_of
-from hfproj.functional.whitening import cholesky_whiten
+from hfproj.functional.matching import cross_view_cosines
+from hfproj.functional.matrices import cholesky_whiten
+from hfproj.functional.rows import gather_views, generator_of
 from hfproj.objectives.base import ObjectiveOutput, Step, check_call
 from hfproj.typing import Scalar, Views
 

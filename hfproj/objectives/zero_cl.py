@@ -2,7 +2,8 @@
 
 Zero-FCL standardises each feature over the batch and whitens by ZCA, each view by a matrix T of its own, held still:
 
-    T = U diag((s + ε)^−½) Uᵀ for zᵀz/N = U diag(s) Uᵀ,    z̃ = z sg(T),    L_F = Σ_j ( (1/N) Σ_i z̃_a,ij z̃_b,ij − 1 )².
+    T = U diag((s + ε)^−½) Uᵀ for zᵀz/N = U diag(s) Uᵀ,    z̃ = z sg(T),    L_F = Σ_j ( (1/N) Σ_i z̃_a,ij z̃_b,ij − 1
+    )².
 
 Zero-ICL is the same with the roles of images and features exchanged. Variants of the two official scripts:
 
@@ -28,9 +29,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError, unknown
-from hfproj.functional.rows import full_precision
-from hfproj.functional.views import gather_views
-from hfproj.functional.whitening import zca_matrix
+from hfproj.functional.matrices import zca_matrix
+from hfproj.functional.rows import full_precision, gather_views
 from hfproj.objectives.base import ObjectiveOutput, check_call
 from hfproj.typing import Scalar, Views
 

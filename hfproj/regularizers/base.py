@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError, unknown
-from hfproj.functional.views import gather_views
+from hfproj.functional.rows import gather_views
 from hfproj.typing import Views
 
 Representations = Float[Tensor, "views batch in_dim"]

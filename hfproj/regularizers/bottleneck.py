@@ -11,14 +11,14 @@ References:
 
 Deviations:
     Rows of all processes by default, ``gather=False`` for those of each process as in the official code; float32 or
-    better, where it trains in 16 bits; no NaN at α = 1, see `hfproj.functional.matrix_entropy`.
+    better, where it trains in 16 bits; no NaN at α = 1, see `hfproj.functional.entropies`.
 """
 
 from typing import Any
 
 from torch import nn
 
-from hfproj.functional.matrix_entropy import check_alpha, matrix_mutual_information
+from hfproj.functional.entropies import check_alpha, matrix_mutual_information
 from hfproj.regularizers.base import Projections, Representations, check_views, joint
 from hfproj.typing import Scalar
 

@@ -1,6 +1,6 @@
 """SIGReg beside another objective: features are pulled to N(0, I), as seen along random directions.
 
-    L = mean_v SIGReg(z_v),    each view by itself; see `hfproj.functional.sigreg` for the statistic.
+    L = mean_v SIGReg(z_v),    each view by itself; see `hfproj.functional.distributions` for the statistic.
 
 References:
     Balestriero, LeCun 2025, "LeJEPA", arXiv 2511.08544; rbalestr-lab/lejepa ``MINIMAL.md``.
@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.functional.rows import full_precision
-from hfproj.functional.sigreg import random_directions, sigreg
-from hfproj.functional.views import generator_of
+from hfproj.functional.distributions import random_directions, sigreg
+from hfproj.functional.rows import full_precision, generator_of
 from hfproj.regularizers.base import Projections, Representations, check_on, features
 from hfproj.typing import Scalar
 

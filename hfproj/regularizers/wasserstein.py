@@ -9,14 +9,14 @@ References:
     MoCo v2; 30.0 falling linearly to 0 with Barlow Twins (``schedule="linear"`` of the weight).
 
 Deviations:
-    Rows of all processes by default; see also `hfproj.functional.wasserstein`.
+    Rows of all processes by default; see also `hfproj.functional.distributions`.
 """
 
 from typing import Any
 
 from torch import nn
 
-from hfproj.functional.wasserstein import wasserstein_to_uniform
+from hfproj.functional.distributions import wasserstein_to_uniform
 from hfproj.regularizers.base import Projections, Representations, check_on, features, joint
 from hfproj.typing import Scalar
 

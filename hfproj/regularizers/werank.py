@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError, unknown
-from hfproj.functional.orthogonality import SIDES, orthogonality_gap
+from hfproj.functional.matrices import SIDES, orthogonality_gap
 from hfproj.regularizers.weights import effective_weight, layers_of
 from hfproj.typing import Scalar
 

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 import hfproj
 from hfproj.files import installed_versions, write_atomic, write_json
-from hfproj.functional.sigreg import random_directions
+from hfproj.functional.distributions import random_directions
 from hfproj.objectives.base import Step
 from hfproj.objectives.grouped import draw_groups
 

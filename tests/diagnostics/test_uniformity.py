@@ -6,7 +6,7 @@ from diagnostics.features import decaying, normal
 
 from hfproj.diagnostics import uniformity, wasserstein_uniformity
 from hfproj.errors import UsageError
-from hfproj.functional.wasserstein import wasserstein_to_uniform
+from hfproj.functional.distributions import wasserstein_to_uniform
 
 
 def cross_polytope(dim, used):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfproj.functional.eigen import eigh, eigvalsh
+from hfproj.functional.matrices import eigh, eigvalsh
 
 
 def collapsed_covariance(seed, rows=5, dim=256):

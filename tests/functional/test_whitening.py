@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfproj.errors import UsageError
-from hfproj.functional.whitening import cholesky_whiten, zca_matrix
+from hfproj.functional.matrices import cholesky_whiten, zca_matrix
 
 
 def rows(*shape):

@@ -8,7 +8,7 @@ from inputs import extreme_projections, projections, same_directions
 from torch.nn import functional as F
 
 from hfproj.errors import UsageError
-from hfproj.functional.uniformity import uniformity
+from hfproj.functional.distributions import uniformity
 from hfproj.objectives import create_objective
 from hfproj.objectives.align_uniform import AlignUniform, alignment
 

@@ -7,7 +7,7 @@ import torch
 from inputs import extreme_projections, projections
 
 from hfproj.errors import UsageError
-from hfproj.functional.sigreg import random_directions
+from hfproj.functional.distributions import random_directions
 from hfproj.objectives import create_objective
 from hfproj.objectives.base import Step
 from hfproj.objectives.lejepa import LeJEPA, distance_to_centre

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from hfproj.errors import UsageError
-from hfproj.functional.sinkhorn import sinkhorn
+from hfproj.functional.assignments import sinkhorn
 from hfproj.objectives import create_objective
 from hfproj.objectives.base import Step
 from hfproj.objectives.swav import SwAV, swav_loss

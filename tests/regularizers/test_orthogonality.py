@@ -6,8 +6,8 @@ from regularizers.models import ConvNet, head_model
 from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.functional import orthogonality
-from hfproj.functional.orthogonality import orthogonality_gap
+from hfproj.functional import matrices
+from hfproj.functional.matrices import orthogonality_gap
 from hfproj.regularizers import create_regularizer
 from hfproj.regularizers.orthogonality import orthogonality_penalty
 
@@ -24,7 +24,7 @@ def by_definition(w, side):
 @pytest.mark.parametrize("squared", [True, False])
 @pytest.mark.parametrize("block", [2, 512])
 def test_equals_the_definition(shape, side, squared, block, monkeypatch):
-    monkeypatch.setattr(orthogonality, "_BLOCK", block)
+    monkeypatch.setattr(matrices, "_BLOCK", block)
     w = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     norm = by_definition(w, side)
     expected = norm**2 if squared else norm

@@ -5,7 +5,7 @@ import torch
 from regularizers.models import features
 
 from hfproj.errors import UsageError
-from hfproj.functional.sigreg import random_directions
+from hfproj.functional.distributions import random_directions
 from hfproj.objectives.base import Step
 from hfproj.regularizers import create_regularizer
 

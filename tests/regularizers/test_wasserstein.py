@@ -8,7 +8,7 @@ from regularizers.models import features
 from torch.nn import functional as F
 
 from hfproj.errors import UsageError
-from hfproj.functional.wasserstein import wasserstein_to_uniform
+from hfproj.functional.distributions import wasserstein_to_uniform
 from hfproj.regularizers import create_regularizer
 
 

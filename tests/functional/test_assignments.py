@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from hfproj.errors import UsageError
-from hfproj.functional.sinkhorn import sinkhorn
+from hfproj.functional.assignments import sinkhorn
 
 
 def cosines(rows=12, prototypes=5, dtype=torch.float64):

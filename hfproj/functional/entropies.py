@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.errors import UsageError
-from hfproj.functional.eigen import eigvalsh
+from hfproj.functional.matrices import eigvalsh
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.typing import Features, Scalar
 
@@ -35,11 +35,11 @@ def matrix_entropy(f: Features, *, alpha: float = 2.0) -> Scalar:
     Does not centre. Differentiable; the cost is that of the smaller of ``rows`` and ``dim``.
 
     Args:
-        f: Features of the joint batch (h, z or p), any floating-point type; computed in float32 or better.
+        f: Features of the global batch (h, z or p).
         alpha: α, positive. 2 needs no eigenvalues. Below 1, the rounding of zero eigenvalues shows.
 
     Raises:
-        UsageError: alpha is not a positive finite number.
+        UsageError: If `alpha` is not a positive finite number.
 
     Example:
         >>> round(matrix_entropy(torch.eye(8)).exp().item(), 4)
@@ -57,15 +57,11 @@ def matrix_mutual_information(
 ) -> Scalar:
     """Return I_α(h; z) in nats; differentiable in both.
 
-    Does not centre. Memory is O(rows²). Not bounded below by 0 unless α = 1.
-
-    Args:
-        h: Features of the joint batch.
-        z: Features of the same rows; dimensions may differ.
-        alpha: α, positive. 2 needs no eigenvalues.
+    Features are of the same rows of the global batch, not centred; widths may differ. Memory is O(rows²). Not bounded
+    below by 0 unless α = 1; α = 2 needs no eigenvalues.
 
     Raises:
-        UsageError: h and z have different numbers of rows, or alpha is not a positive finite number.
+        UsageError: If h and z have different numbers of rows or `alpha` is not a positive finite number.
 
     Example:
         >>> h = torch.eye(4)
@@ -82,10 +78,10 @@ def matrix_mutual_information(
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuse an order that is not a positive finite number.
+    """Refuse an order of the entropy that cannot be computed.
 
     Raises:
-        UsageError: so it is.
+        UsageError: If `alpha` is not a positive finite number.
     """
     if not 0 < alpha < math.inf:
         raise UsageError(f"alpha, the order of the entropy, must be a positive number (1 or 2 is usual), got {alpha}.")

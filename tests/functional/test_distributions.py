@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfproj.errors import UsageError
-from hfproj.functional.sigreg import random_directions, sigreg
+from hfproj.functional.distributions import random_directions, sigreg
 
 
 def by_characteristic_functions(z, directions, knots, t_max):

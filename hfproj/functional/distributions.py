@@ -1,0 +1,169 @@
+"""How far the distribution of rows is from an even one: on the sphere by distances or by moments, in space by SIGReg.
+
+**Uniformity** of unit rows ẑ, 0 at collapse to a point (its largest value), −2t where all rows are orthogonal to each
+other, near −t·2 + 2t²/D for rows spread evenly over a sphere in many dimensions D:
+
+    U = log mean_{i<j} exp(−t ‖ẑ_i − ẑ_j‖²).
+
+**Wasserstein distance** of unit rows ẑ ``[n, D]`` from a uniform distribution on the sphere, both taken as Gaussians:
+with mean μ and covariance Σ (with 1/n) of the rows, against N(0, I/D),
+
+    W2 = √( ‖μ‖² + 1 + tr Σ − (2/√D) tr Σ^{1/2} )  ∈  [0, √2].
+
+Since ‖μ‖² + tr Σ = 1, it is √(2 − (2/√D) tr Σ^{1/2}): √2 at collapse to a point, 0 for isotropic rows, √(2 − 2√(r/D))
+for rows that are isotropic in r of D dimensions; duplicated rows change nothing.
+
+**SIGReg** measures how far rows are from N(0, I) along random directions, by their characteristic functions. With unit
+directions a_j, y_ij = ⟨z_i, a_j⟩, φ(t) = exp(−t²/2) and frequencies t_l on [0, t_max],
+
+    T_j = N Σ_l w_l φ(t_l) [ (mean_i cos(t_l y_ij) − φ(t_l))² + (mean_i sin(t_l y_ij))² ],    SIGReg(z) = mean_j T_j,
+
+the Epps-Pulley statistic by the trapezoid rule, weights w_l doubled for the negative frequencies. Its expectation under
+N(0, I) is Σ_l w_l φ(t_l) (1 − φ(t_l)²), whatever N. At z = 0 the gradient is zero, but the point is a saddle.
+
+References:
+    Uniformity: Wang & Isola 2020, arXiv 2005.10242, eq. 3; lightly-ai/lightly (e8d317fc) ``loss/hypersphere_loss.py``.
+    Wasserstein: Fang et al. 2024, arXiv 2403.00642; statsle/WassersteinSSL ``code/BarlowTwins/metric.py``.
+    SIGReg: Balestriero, LeCun 2025, "LeJEPA", arXiv 2511.08544; rbalestr-lab/lejepa
+    ``lejepa/univariate/epps_pulley.py``, ``lejepa/multivariate/slicing.py``, ``MINIMAL.md``.
+
+Deviations:
+    Uniformity: distances come from products of rows, in blocks, instead of ``torch.pdist``.
+    Wasserstein: eigenvalues by ``eigvalsh`` (official: ``eig``), of the Gram matrix of centred rows where there are
+    fewer rows than dimensions (the same but for zeros). SIGReg: over processes, N and the means are those of the global
+    batch, also where shards differ in size.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hfproj.distributed import all_reduce_sum
+from hfproj.errors import UsageError
+from hfproj.functional.matrices import eigvalsh
+from hfproj.functional.rows import at_least_float32, full_precision, unit_rows
+from hfproj.typing import Features, Scalar
+
+
+def uniformity(f: Features, *, kernel_scale: float = 2.0, block_rows: int = 1024) -> Scalar:
+    """Return U, differentiable.
+
+    Args:
+        f: At least two rows of any length, which it normalises; a zero row stays zero.
+        kernel_scale: t. 2: Wang & Isola, and the usual metric; 1: lightly's loss.
+        block_rows: Rows whose distances to all others are held at once; memory O(block_rows · rows) without a gradient.
+
+    Raises:
+        UsageError: If there are fewer than two rows.
+
+    Example:
+        >>> uniformity(torch.eye(8)).item()
+        -4.0
+    """
+    count = len(f)
+    if count < 2:
+        raise UsageError(f"Uniformity compares rows with each other and needs at least 2, got {count}.")
+    rows = unit_rows(f)
+    square = rows.square().sum(1)
+    with full_precision(rows):
+        blocks = []
+        for start in range(0, count - 1, block_rows):
+            block, later = slice(start, min(start + block_rows, count - 1)), slice(start + 1, None)
+            distance = square[block, None] + square[later] - 2 * rows[block] @ rows[later].T
+            pairs = torch.ones_like(distance, dtype=torch.bool).triu()  # each pair once, no row with itself
+            blocks.append((-kernel_scale * distance[pairs]).logsumexp(0))
+    return torch.stack(blocks).logsumexp(0) - math.log(count * (count - 1) / 2)
+
+
+def wasserstein_to_uniform(z: Features, *, floor: float = 1e-12) -> Scalar:
+    """Return W2, between 0 (uniform) and √2 (collapsed to a point); differentiable.
+
+    Centres (a covariance does), after the rows are normalised. A row of zeros stays zero.
+
+    Args:
+        z: Rows of the global batch.
+        floor: Eigenvalues of Σ below it count as `floor`: 1e-12 as a loss, whose gradient would be infinite at a rank
+            deficiency (shifts the value at collapse by about √D·1e-6/√2); 0 as a metric, without a gradient.
+
+    Example:
+        >>> round(wasserstein_to_uniform(torch.ones(8, 4)).item() ** 2, 3)
+        2.0
+        >>> cross_polytope = torch.cat([torch.eye(4), -torch.eye(4)]).double()
+        >>> wasserstein_to_uniform(cross_polytope).item() < 1e-7
+        True
+    """
+    with full_precision(z):
+        u = unit_rows(z)
+        rows, dim = u.shape
+        mean = u.mean(0)
+        centred = u - mean
+        covariance = (centred.mT @ centred if dim <= rows else centred @ centred.mT) / rows
+        root_trace = eigvalsh(covariance).clamp_min(floor).sqrt().sum()
+        square = mean.square().sum() + 1 + centred.square().sum() / rows - 2 / dim**0.5 * root_trace
+        # Rounding can bring 0 below 0; the clamp also keeps the root's gradient finite there.
+        return square.clamp_min(torch.finfo(u.dtype).eps ** 2).sqrt()
+
+
+def sigreg(z: Features, *, directions: Float[Tensor, "dim slices"], knots: int = 17, t_max: float = 3.0) -> Scalar:
+    """Return SIGReg of the rows of all processes: about 1.05 under N(0, I), 0.402·N if all rows are zero.
+
+    Args:
+        z: Rows of this process.
+        directions: Unit columns, the same on all processes: :func:`random_directions`, drawn anew in each step.
+        knots: Number of frequencies from 0 to `t_max`, both included.
+        t_max: Highest frequency.
+
+    Raises:
+        UsageError: If there are fewer than two knots or `t_max` is not positive.
+
+    Example:
+        >>> round(sigreg(torch.zeros(10, 4), directions=torch.eye(4)).item(), 2)
+        4.02
+    """
+    check_knots(knots, t_max)
+    z = at_least_float32(z)
+    t = torch.linspace(0, t_max, knots, dtype=z.dtype, device=z.device)
+    gaussian = (-t.square() / 2).exp()
+    weight = torch.full_like(t, 2 * t_max / (knots - 1))
+    weight[[0, -1]] /= 2
+    with full_precision(z):
+        angle = (z @ directions.to(z)).unsqueeze(-1) * t
+    sums = torch.stack([angle.cos().sum(0), angle.sin().sum(0)]).flatten()
+    *sums, n = all_reduce_sum(torch.cat([sums, sums.new_full((1,), len(z))])).split([sums.numel(), 1])
+    cosine, sine = (sums[0] / n).view(2, -1, knots)
+    distance = (cosine - gaussian).square() + sine.square()
+    return (n * (distance * (weight * gaussian)).sum(-1).mean()).squeeze()  # no product that autocast would round
+
+
+def check_knots(knots: int, t_max: float) -> None:
+    """Refuse frequencies of SIGReg that make no trapezoid.
+
+    Raises:
+        UsageError: If there are fewer than two knots or `t_max` is not positive.
+    """
+    if knots < 2 or not 0 < t_max < math.inf:
+        raise UsageError(f"SIGReg needs at least 2 knots and a positive t_max, got knots={knots}, t_max={t_max}.")
+
+
+def random_directions(
+    z: Features, slices: int, *, generator: torch.Generator | None = None
+) -> Float[Tensor, "dim slices"]:
+    """Draw unit columns, uniform on the sphere, for rows with the width, device and type of `z`.
+
+    The generator must be in the same state on all processes; None is torch's own.
+
+    Raises:
+        UsageError: If `slices` is below 1.
+
+    Example:
+        >>> directions = random_directions(torch.zeros(2, 8), 5)
+        >>> torch.allclose(directions.norm(dim=0), torch.ones(5))
+        True
+    """
+    if slices < 1:
+        raise UsageError(f"SIGReg needs at least 1 slice (256 to 1024 are usual), got {slices}.")
+    device = z.device if generator is None else generator.device
+    normal = torch.randn(slices, z.shape[-1], generator=generator, device=device)
+    return unit_rows(normal.to(z.device, torch.promote_types(z.dtype, torch.float32))).T
