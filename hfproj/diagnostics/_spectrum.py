@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._common import blocks
+from hfproj.functional.feature_rows import blocks
 
 EPS = torch.finfo(torch.float64).eps
 RESOLUTION = 16 * EPS

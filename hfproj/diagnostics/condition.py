@@ -14,9 +14,9 @@ Deviations:
 
 import torch
 
-from hfproj.diagnostics._common import check_features
 from hfproj.diagnostics._readouts import ConditionNumber, condition_number, smallest_over_largest
 from hfproj.diagnostics._spectrum import singular_values_of
+from hfproj.functional.feature_rows import check_features
 from hfproj.typing import Features
 
 __all__ = ["ConditionNumber", "covariance_condition_number", "pseudo_condition_number"]

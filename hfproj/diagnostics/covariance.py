@@ -21,8 +21,8 @@ Deviations:
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features
 from hfproj.diagnostics._spectrum import scatter_of
+from hfproj.functional.feature_rows import check_features
 from hfproj.typing import Features
 
 

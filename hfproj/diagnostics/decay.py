@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features
 from hfproj.diagnostics._spectrum import singular_values_of
 from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import check_features
 from hfproj.typing import Features
 
 FIT_RANGE = (6, 100)

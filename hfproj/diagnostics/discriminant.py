@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features, double_rows
 from hfproj.diagnostics._readouts import exp_entropy
 from hfproj.diagnostics._spectrum import RESOLUTION, RowFactor, factor_of, frobenius, reduce_rows
 from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Views
 
 SMOOTHING = 1e-8  # ε

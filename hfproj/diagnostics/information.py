@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features, double_rows
 from hfproj.diagnostics._spectrum import RowFactor, row_factor
 from hfproj.diagnostics.spread import check_views
 from hfproj.errors import UsageError
 from hfproj.functional import entropies as functional
 from hfproj.functional.contrastive import tiled_nt_xent
+from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Features
 
 

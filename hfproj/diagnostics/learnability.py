@@ -27,9 +27,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features, double_rows
 from hfproj.diagnostics._spectrum import largest_entry
 from hfproj.errors import UsageError, unknown
+from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.functional.kmeans import spherical_kmeans
 from hfproj.typing import Features
 

@@ -16,10 +16,10 @@ Deviations:
 
 import torch
 
-from hfproj.diagnostics._common import blocks, check_features
 from hfproj.diagnostics._readouts import count_above
 from hfproj.diagnostics._spectrum import RESOLUTION, RowFactor, row_factor
 from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import blocks, check_features
 from hfproj.typing import Features
 
 

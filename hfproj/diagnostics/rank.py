@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features
 from hfproj.diagnostics._readouts import check_spectrum_name, count_above, exp_entropy, participation, sum_over_largest
 from hfproj.diagnostics._spectrum import entropy_singular_values, gram_spectrum, singular_values_of
+from hfproj.functional.feature_rows import check_features
 from hfproj.typing import Features
 
 

@@ -24,7 +24,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.diagnostics import _readouts as read
-from hfproj.diagnostics._common import blocks, check_shape, describe_bad_rows
 from hfproj.diagnostics._joint import agree, joint_rows, refuse
 from hfproj.diagnostics._spectrum import RowFactor, factor_of
 from hfproj.diagnostics.covariance import correlation, mean_covariance_energy, mean_offdiagonal, offdiagonal_share
@@ -35,6 +34,7 @@ from hfproj.diagnostics.sphere import wasserstein
 from hfproj.diagnostics.spread import mean_deviation
 from hfproj.errors import UsageError
 from hfproj.functional.entropies import check_alpha
+from hfproj.functional.feature_rows import blocks, check_shape, describe_bad_rows
 from hfproj.typing import Features
 
 _TENSORS = ("origin", "offset", "factor")

@@ -20,10 +20,10 @@ import math
 
 import torch
 
-from hfproj.diagnostics._common import check_features, double_rows
 from hfproj.diagnostics._spectrum import RowFactor, row_factor
 from hfproj.errors import UsageError
 from hfproj.functional.distributions import uniformity as pairwise_uniformity
+from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Features
 
 _TILE = 2**22  # distances held at once: 32 MiB in float64

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._common import blocks, check_features, double_rows
 from hfproj.diagnostics._spectrum import RESOLUTION, centre_of, minus
 from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import blocks, check_features, double_rows
 from hfproj.typing import Features, Views
 
 

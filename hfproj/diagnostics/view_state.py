@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.diagnostics._common import check_shape, describe_bad_rows
 from hfproj.diagnostics._joint import agree, joint_rows, refuse, uncentred
 from hfproj.diagnostics._spectrum import RowFactor
 from hfproj.diagnostics.discriminant import Scatters, scatters_of, warn_of_counts
 from hfproj.diagnostics.spread import PairSums, check_exponent, check_view_shape, pair_sums
 from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import check_shape, describe_bad_rows
 from hfproj.typing import Views
 
 _TENSORS = ("origin", "offset", "means", "within")

@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features, double_rows
 from hfproj.diagnostics._readouts import exp_entropy
 from hfproj.diagnostics._spectrum import RESOLUTION, minus, singular_values_of
 from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Features
 
 

@@ -21,8 +21,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.diagnostics._common import check_features, unit_rows
 from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import check_features, exact_unit_rows
 from hfproj.functional.rows import full_precision
 from hfproj.typing import Features
 
@@ -95,7 +95,7 @@ class NeighbourBank:
             rows = self._bank[part].double()
             norm = torch.linalg.vector_norm(rows, dim=1)
             self._scale[part] = torch.where(norm > 0, 1 / norm, 0.0)
-            self._unit[part] = unit_rows(rows)
+            self._unit[part] = exact_unit_rows(rows)
         self._distinct: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -177,7 +177,7 @@ class NeighbourBank:
 
     @torch.no_grad()
     def _one_round(self, f: Tensor, k: int, counts: list[int]) -> Neighbours:
-        queries = unit_rows(f.detach().to(self.device).double())
+        queries = exact_unit_rows(f.detach().to(self.device).double())
         if len(counts) > 1:
             queries = distributed.gather_rows(queries, counts=counts)
         with full_precision(queries):

@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features
 from hfproj.errors import UsageError
 from hfproj.features.neighbours import NeighbourBank, check_k
+from hfproj.functional.feature_rows import check_features
 from hfproj.functional.rows import full_precision
 
 _ELEMENTS = 2**22  # entries of float64 blocks: 32 MiB

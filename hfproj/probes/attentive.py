@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hfproj.diagnostics._common import describe_bad_rows
 from hfproj.errors import NonFiniteLossError, UsageError
+from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.probes._labels import Labels, as_labels
 
 Tokens = Float[Tensor, "rows tokens dim"] | Float[np.ndarray, "rows tokens dim"]

@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hfproj.diagnostics._common import check_features, double_rows
 from hfproj.errors import UsageError, unknown
+from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.probes._labels import Labels, as_labels
 from hfproj.typing import Features
 

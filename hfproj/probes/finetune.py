@@ -35,9 +35,9 @@ from torch.utils.data import DataLoader, Subset
 from hfproj.data.augment import Augmentation
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset, as_item
-from hfproj.diagnostics._common import describe_bad_rows
 from hfproj.errors import NonFiniteLossError, UsageError, unknown
 from hfproj.features.extraction import forward
+from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.functional.modes import evaluating
 from hfproj.probes._labels import as_labels
 from hfproj.tuner.network import network_of

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hfproj.diagnostics._common import double_rows
 from hfproj.errors import UsageError
 from hfproj.features.neighbours import NeighbourBank, Neighbours, check_k
+from hfproj.functional.feature_rows import double_rows
 from hfproj.functional.rows import full_precision
 from hfproj.probes._labels import Labels, as_labels
 from hfproj.typing import Features

@@ -167,7 +167,7 @@ def test_spectra_against_numpy(rows, dim, center, normalize):
 def test_blocks_of_rows_change_nothing(kind, monkeypatch):
     f = KINDS[kind](100, 6)
     whole = [measure(f) for measure in RANKS], covariance_spectrum(f)
-    monkeypatch.setattr("hfproj.diagnostics._common._BLOCK_ELEMENTS", 60)
+    monkeypatch.setattr("hfproj.functional.feature_rows._BLOCK_ELEMENTS", 60)
     monkeypatch.setattr("hfproj.diagnostics._spectrum._PANEL", 4)
     assert [measure(f) for measure in RANKS] == pytest.approx(whole[0], rel=1e-11)
     assert torch.allclose(covariance_spectrum(f), whole[1], rtol=1e-11, atol=1e-16)

@@ -1,4 +1,4 @@
-"""What every diagnostic does first: refuse what cannot be measured, and read rows in float64 a block at a time."""
+"""Features before they are measured: validated, in float64, a block of rows at a time; without gradient."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,11 @@ _BLOCK_ELEMENTS = 2**22  # 32 MiB of float64
 
 
 def check_features(f: Tensor, *, minimum: int = 2, what: str = "features") -> None:
-    """Refuse features that are no `[rows, dim]` matrix of at least `minimum` finite floating-point rows.
+    """Refuse anything but a `[rows, dim]` matrix of at least `minimum` finite floating-point rows, called `what`.
 
     Raises:
-        UsageError: wrong shape or dtype, too few rows, no column, or rows with NaN or infinity (which are named).
+        UsageError: If the shape or dtype is another, there are too few rows or no column, or a row holds NaN or
+            infinity; the message names these rows.
 
     Example:
         >>> check_features(torch.tensor([[0.0], [float("nan")], [1.0]]))
@@ -27,14 +28,11 @@ def check_features(f: Tensor, *, minimum: int = 2, what: str = "features") -> No
 
 
 def check_shape(f: Tensor, *, minimum: int = 2, what: str = "features") -> None:
-    """Refuse what is no `[rows, dim]` matrix of floating-point numbers, without reading them.
-
-    Raises:
-        UsageError: wrong shape or dtype, too few rows, or no column.
-    """
+    """Do what `check_features` does without reading the numbers."""
     if f.ndim != 2 or not f.is_floating_point():
         raise UsageError(
-            f"Expected {what} as floating-point numbers of shape [rows, dim], got {f.dtype} of shape {list(f.shape)}."
+            f"Expected {what} as floating-point numbers of shape [rows, dim], got {f.dtype} of shape {list(f.shape)}; "
+            "turn views into rows by flatten(0, 1)."
         )
     if f.shape[0] < minimum or f.shape[1] < 1:
         raise UsageError(
@@ -45,11 +43,7 @@ def check_shape(f: Tensor, *, minimum: int = 2, what: str = "features") -> None:
 def describe_bad_rows(f: Tensor, *, what: str = "features", start: int = 0, stream: str = "") -> str:
     """Return which rows are not finite and what to do about it, or an empty string.
 
-    Args:
-        f: Rows.
-        what: Their name.
-        start: Number of the first row.
-        stream: What the numbers count over, if not over `f`.
+    Rows are numbered from `start`; `stream` says what these numbers count over, if not over `f`.
     """
     if not f.numel() or torch.isfinite(torch.stack(torch.aminmax(f))).all():  # a tenth of the cost of asking every row
         return ""
@@ -61,8 +55,8 @@ def describe_bad_rows(f: Tensor, *, what: str = "features", start: int = 0, stre
     )
 
 
-def unit_rows(f: Tensor) -> Tensor:
-    """Return `f` with rows of norm 1; a row of zeros stays zero."""
+def exact_unit_rows(f: Tensor) -> Tensor:
+    """Return `f` with rows of norm 1, however short they are; only a row of zeros stays as it is."""
     norm = torch.linalg.vector_norm(f, dim=1, keepdim=True)
     return f / norm.masked_fill(norm == 0, 1.0)
 
@@ -70,15 +64,10 @@ def unit_rows(f: Tensor) -> Tensor:
 def double_rows(f: Tensor, *, normalize: bool = False) -> Tensor:
     """Return `f` in float64, on request with rows of norm 1."""
     f = (f.cpu() if f.device.type == "mps" else f).double()  # Apple's GPUs have no float64
-    return unit_rows(f) if normalize else f
+    return exact_unit_rows(f) if normalize else f
 
 
 def blocks(f: Tensor, *, normalize: bool = False, rows: int = 1) -> Iterator[Tensor]:
     """Yield consecutive rows of `f` as float64, `rows` or more at once: no float64 copy of the whole exists."""
     for block in f.split(max(rows, _BLOCK_ELEMENTS // f.shape[1])):
         yield double_rows(block, normalize=normalize)
-
-
-def mean_row(f: Tensor, *, normalize: bool = False) -> Tensor:
-    """Return the mean of the rows `[dim]` in float64."""
-    return torch.stack([block.sum(0) for block in blocks(f, normalize=normalize)]).sum(0) / f.shape[0]
