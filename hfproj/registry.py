@@ -1,66 +1,105 @@
-"""Names for classes: ``create(name, **options)``, imported only when asked for."""
+"""Names for classes: ``create(name, **options)``, imported only when asked for; constructors are the config."""
 
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError, unknown
 
+Made = TypeVar("Made")
 
-class Registry:
+
+class Registry(Generic[Made]):
     """A table from a name to a class, given as ``"module:Class"`` so that listing names imports nothing.
 
     Args:
         kind: What the entries are, in the singular, for messages: ``"head"``.
         entries: name → (``"module:Class"``, one line that says what it is), with a dict of options as a third part
             where the name stands for a class with other defaults.
+        base: What a registered class derives from.
+        needs: Methods and class attributes that a registered class defines itself.
+        options: Keywords that the constructor of a registered class takes.
     """
 
-    def __init__(self, kind: str, entries: dict[str, tuple[str, str] | tuple[str, str, dict[str, Any]]]):
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        entries: dict[str, tuple[str, str] | tuple[str, str, dict[str, Any]]],
+        *,
+        base: type[Made] | None = None,
+        needs: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ):
+        self.kind, self._base, self._needs, self._options = kind, base or object, needs, options
         self._entries: dict[str, tuple[str | type, str, dict[str, Any]]] = {
             name: (entry[0], entry[1], entry[2] if len(entry) > 2 else {}) for name, entry in entries.items()
         }
 
-    def register(self, name: str, cls: type, line: str = "") -> None:
-        """Add a class of your own under `name`; an adapter saved with it needs the same call before loading.
+    def register(self, name: str, cls: type[Made], line: str = "") -> None:
+        """Add a class of your own under `name`; `line` is by default the first line of its docstring.
 
         Raises:
-            UsageError: the name is taken.
+            UsageError: If the name is taken, or the class lacks what the library needs of it.
         """
         if name in self._entries:
             raise UsageError(f"A {self.kind} named {name!r} exists already; choose another name.")
+        self.check(cls)
         self._entries[name] = (cls, line or next(iter((cls.__doc__ or "").strip().splitlines()), ""), {})
+
+    def check(self, cls: Any) -> None:
+        """Refuse a class that lacks what the library needs of it.
+
+        Raises:
+            UsageError: If `cls` is no class, has another base class, or lacks a method, an attribute or an option.
+
+        Example:
+            >>> Registry("probe", {}, needs=["fit"]).check(Exception)
+            Traceback (most recent call last):
+            hfproj.errors.UsageError: Expected a probe with fit, got Exception without fit; define it.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, self._base)):
+            wanted = "a class" if self._base is object else f"a subclass of {self._base.__name__}"
+            raise UsageError(f"Expected {wanted} as a {self.kind}, got {cls!r}; pass the class, not an instance.")
+        missing = [n for n in self._needs if getattr(cls, n, None) is getattr(self._base, n, None)]
+        taken = inspect.signature(cls).parameters if self._options else {}
+        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            missing += [f"__init__({n}=…)" for n in self._options if n not in taken]
+        if missing:
+            wanted = " and ".join([*self._needs, *(f"__init__({n}=…)" for n in self._options)])
+            raise UsageError(
+                f"Expected a {self.kind} with {wanted}, got {cls.__name__} without {', '.join(missing)}; define "
+                f"{'it' if len(missing) == 1 else 'them'}."
+            )
 
     def list(self) -> dict[str, str]:
         """Return every name with the line that describes it."""
         return {name: line for name, (_, line, _) in sorted(self._entries.items())}
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> type[Made]:
         """Return the class behind `name`.
 
         Raises:
-            UsageError: no entry has this name.
+            UsageError: If no entry has this name.
         """
         if name not in self._entries:
             raise unknown(self.kind, name, self._entries)
-        target = self._entries[name][0]
+        target: Any = self._entries[name][0]
         if isinstance(target, str):
             module, _, attribute = target.partition(":")
             target = getattr(importlib.import_module(module), attribute)
         return target
 
-    def create(self, name: str, **options: Any) -> Any:
+    def create(self, name: str, **options: Any) -> Made:
         """Return ``get(name)(**options)``, with the name's own defaults; it remembers both in ``created``.
 
         Raises:
-            UsageError: no entry has this name, it has no such option, an option is missing, or a value has another type
-                than the constructor's annotation.
+            UsageError: If no entry has this name, it has no such option, an option is missing, or a value has another
+                type than the constructor's annotation.
         """
         cls = self.get(name)
         parameters = inspect.signature(cls).parameters
@@ -69,11 +108,11 @@ class Registry:
                 if option not in parameters:
                     raise unknown(f"option of {self.kind} {name!r}:", option, parameters)
         given = {**self._entries[name][2], **options}
-        missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
-        if absent := [n for n in missing if n not in given]:
+        required = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+        if absent := [n for n in required if n not in given]:
             raise UsageError(f"The {self.kind} {name!r} needs {', '.join(f'{n}=…' for n in absent)}.")
         _check_types(f"{self.kind} {name!r}", cls, given)
-        made = cls(**given)
+        made: Any = cls(**given)
         made.created = {"name": name, **options}
         return made
 
@@ -81,7 +120,7 @@ class Registry:
         """Return the options of `name`, with the name's own defaults.
 
         Raises:
-            UsageError: no entry has this name.
+            UsageError: If no entry has this name.
         """
         own = self._entries[name][2] if name in self._entries else {}
         parameters = inspect.signature(self.get(name)).parameters
@@ -139,9 +178,9 @@ def _check_types(who: str, cls: type, options: Mapping[str, Any]) -> None:
     except (NameError, TypeError):  # annotations of a class of the user's own that can't be read
         return
     for name, value in options.items():
-        hint = hints.get(name, Any)
-        if not _fits(value, hint):
-            words = [_WORDS.get(get_origin(kind) or kind, str(kind)) for kind in _alternatives(hint)]
+        kinds = _alternatives(hints.get(name, Any))
+        if not any(_is(value, kind) for kind in kinds):
+            words = [_WORDS.get(get_origin(kind) or kind, str(kind)) for kind in kinds]
             wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
             raise UsageError(f"{name} of {who} must be {wanted}, got {value!r} of type {type(value).__name__}.")
 
@@ -150,16 +189,16 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    return any(_is(value, kind) for kind in _alternatives(hint))
-
-
 def _is(value: Any, kind: Any) -> bool:
     origin, parts = get_origin(kind) or kind, get_args(kind)
+
+    def all_fit(items: Any, part: int) -> bool:
+        return not parts or all(any(_is(item, k) for k in _alternatives(parts[part])) for item in items)
+
     if origin in (int, float):  # a bool is an int to Python, an int fits where a float is asked for
         return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
     if origin is Sequence:
-        return isinstance(value, list | tuple) and all(_fits(item, parts[0] if parts else Any) for item in value)
+        return isinstance(value, list | tuple) and all_fit(value, 0)
     if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and all(_fits(v, parts[1] if parts else Any) for v in value.values())
+        return isinstance(value, Mapping) and all_fit(value.values(), 1)
     return isinstance(value, origin) if origin in (bool, str, NoneType) else True

@@ -1,5 +1,6 @@
 """Registries: lazy names, errors with a suggestion, classes of the user's own."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+import hfproj
 from hfproj.errors import UsageError
 from hfproj.heads import HEADS
 from hfproj.objectives import OBJECTIVES
+from hfproj.probes import PROBES
 from hfproj.registry import Registry
+from hfproj.regularizers import REGULARIZERS
 
 
 class Doubling(nn.Module):
@@ -21,6 +25,10 @@ class Doubling(nn.Module):
         super().__init__()
         self.in_dim = self.out_dim = in_dim
         self.factor = factor
+
+
+class Empty:
+    """Has nothing that a registered class needs."""
 
 
 @pytest.fixture
@@ -42,6 +50,41 @@ def test_a_class_of_ones_own(registry):
     assert registry.create("doubling", in_dim=3, factor=4.0).factor == 4.0
     with pytest.raises(UsageError, match="'doubling' exists already"):
         registry.register("doubling", Doubling)
+
+
+@pytest.mark.parametrize("kind", ["head", "objective", "regularizer", "probe"])
+def test_registering_is_the_same_for_every_kind(kind):
+    registry = {"head": HEADS, "objective": OBJECTIVES, "regularizer": REGULARIZERS, "probe": PROBES}[kind]
+    register = getattr(hfproj, f"register_{kind}")
+    assert list(inspect.signature(register).parameters) == ["name", "cls", "line"]
+    for name in registry.list():
+        registry.check(registry.get(name))  # what is asked of a class of the user's own holds for ours
+    taken = next(iter(registry.list()))
+    with pytest.raises(UsageError, match=f"A {kind} named '{taken}' exists already"):
+        register(taken, registry.get(taken))
+    for other, message in [(Empty, r"^Expected a"), (Empty(), r"got <.*pass the class, not an instance\.$")]:
+        with pytest.raises(UsageError, match=message):
+            registry.check(other)
+
+
+@pytest.mark.parametrize(
+    ("registry", "cls", "message"),
+    [
+        (
+            PROBES,
+            Empty,
+            "Expected a probe with name and fit and score, got Empty without name, fit, score",
+        ),
+        (HEADS, nn.ReLU, r"got ReLU without __init__\(in_dim=…\); define it"),
+        (HEADS, nn.Module, "got Module without forward; define it"),
+        (HEADS, Empty, "Expected a subclass of Module as a head, got <class"),
+        (OBJECTIVES, nn.Module, "got Module without forward; define it"),
+        (REGULARIZERS, Empty, "Expected a subclass of Module as a regularizer"),
+    ],
+)
+def test_classes_that_lack_what_is_needed_are_refused(registry, cls, message):
+    with pytest.raises(UsageError, match=message):
+        registry.check(cls)
 
 
 def test_unknown_names_and_options(registry):

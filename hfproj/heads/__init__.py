@@ -14,7 +14,7 @@ from hfproj.registry import Registry
 
 __all__ = ["HEADS", "create_head", "list_heads", "register_head"]
 
-HEADS = Registry(
+HEADS: Registry[nn.Module] = Registry(
     "head",
     {
         "identity": ("hfproj.heads.identity:IdentityHead", "z = h: the objective acts on the representation itself"),
@@ -37,6 +37,9 @@ HEADS = Registry(
         ),
         **PRESETS,
     },
+    base=nn.Module,
+    needs=["forward"],
+    options=["in_dim"],
 )
 
 
@@ -76,9 +79,9 @@ def register_head(name: str, cls: type[nn.Module], line: str = "") -> None:
     Args:
         name: What :func:`create_head` will know it by.
         cls: Its constructor takes keywords only, among them ``in_dim``; instances have ``in_dim`` and ``out_dim``.
-        line: What it is; defaults to the first line of the class docstring.
+        line: What it is; by default the first line of the class docstring.
 
     Raises:
-        UsageError: the name is taken.
+        UsageError: If the name is taken, or the class is no ``nn.Module`` with ``forward`` and an option ``in_dim``.
     """
     HEADS.register(name, cls, line)

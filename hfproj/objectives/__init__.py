@@ -13,7 +13,7 @@ from hfproj.registry import Registry
 
 __all__ = ["OBJECTIVES", "create_objective", "list_objectives", "register_objective"]
 
-OBJECTIVES = Registry(
+OBJECTIVES: Registry[nn.Module] = Registry(
     "objective",
     {
         "deepcluster_v2": ("hfproj.objectives.deepcluster_v2:DeepClusterV2", "Predict the cluster of the epoch before"),
@@ -46,6 +46,8 @@ OBJECTIVES = Registry(
         "nnclr": ("hfproj.objectives.nnclr:NNCLR", "Predict the nearest neighbour of another view in a queue"),
         "swav": ("hfproj.objectives.swav:SwAV", "Predict the balanced prototype assignment of another view"),
     },
+    base=nn.Module,
+    needs=["forward"],
 )
 
 
@@ -77,14 +79,14 @@ def list_objectives() -> dict[str, str]:
 
 
 def register_objective(name: str, cls: type[nn.Module], line: str = "") -> None:
-    """Add an objective class of your own.
+    """Add an objective class of your own; a checkpoint trained with it needs the same call before it is loaded.
 
     Args:
         name: What :func:`create_objective` will know it by.
-        cls: Called as the module docstring says, with the class attributes ``views`` and ``needs``.
-        line: What it is; defaults to the first line of the class docstring.
+        cls: Its constructor takes keywords only; it is called as the module docstring says.
+        line: What it is; by default the first line of the class docstring.
 
     Raises:
-        UsageError: the name is taken.
+        UsageError: If the name is taken, or the class is no ``nn.Module`` with ``forward``.
     """
     OBJECTIVES.register(name, cls, line)

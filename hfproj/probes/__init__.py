@@ -4,7 +4,7 @@ from typing import Any
 
 from hfproj.registry import Registry
 
-PROBES = Registry(
+PROBES: Registry[Any] = Registry(
     "probe",
     {
         "knn": ("hfproj.probes.knn:KNNProbe", "weighted k nearest neighbours by cosine (DINO's protocol)"),
@@ -17,6 +17,7 @@ PROBES = Registry(
         "kmeans": ("hfproj.probes.clustering:KMeansProbe", "k-means: matched accuracy, NMI, ARI"),
         "fine_tune": ("hfproj.probes.finetune:FineTuneProbe", "the whole network, on all or a share of the labels"),
     },
+    needs=["name", "fit", "score"],
 )
 
 
@@ -44,15 +45,16 @@ def create_probe(name: str, **options: Any) -> Any:
 
 
 def register_probe(name: str, cls: type, line: str = "") -> None:
-    """Add a probe class of your own: ``fit(f, y)``, ``score(f, y)``, ``results_`` and a class attribute ``name``.
+    """Add a probe class of your own.
 
     Args:
         name: What :func:`create_probe` and ``evaluate(probes=[…])`` will know it by.
-        cls: Its constructor takes keywords only.
-        line: What it is; defaults to the first line of the class docstring.
+        cls: Its constructor takes keywords only; ``fit(f, y)``, ``score(f, y)``, ``results_`` and a class attribute
+            ``name``.
+        line: What it is; by default the first line of the class docstring.
 
     Raises:
-        UsageError: If the name is taken.
+        UsageError: If the name is taken, or the class has no ``name``, ``fit`` or ``score``.
     """
     PROBES.register(name, cls, line)
 

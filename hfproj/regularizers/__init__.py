@@ -15,7 +15,7 @@ from hfproj.regularizers.base import Weighted
 
 __all__ = ["REGULARIZERS", "Weighted", "create_regularizer", "list_regularizers", "register_regularizer"]
 
-REGULARIZERS = Registry(
+REGULARIZERS: Registry[nn.Module] = Registry(
     "regularizer",
     {
         "bottleneck": ("hfproj.regularizers.bottleneck:Bottleneck", "matrix mutual information of h and z"),
@@ -39,6 +39,8 @@ REGULARIZERS = Registry(
         ),
         "werank": ("hfproj.regularizers.werank:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
     },
+    base=nn.Module,
+    needs=["forward"],
 )
 
 
@@ -60,11 +62,16 @@ def list_regularizers() -> dict[str, str]:
     return REGULARIZERS.list()
 
 
-def register_regularizer(name: str, cls: type, line: str = "") -> None:
-    """Add a regularizer class of your own.
+def register_regularizer(name: str, cls: type[nn.Module], line: str = "") -> None:
+    """Add a regularizer class of your own; a checkpoint trained with it needs the same call before it is loaded.
+
+    Args:
+        name: What :func:`create_regularizer` will know it by.
+        cls: Its constructor takes keywords only; it is called as :mod:`hfproj.regularizers.base` says.
+        line: What it is; by default the first line of the class docstring.
 
     Raises:
-        UsageError: the name is taken.
+        UsageError: If the name is taken, or the class is no ``nn.Module`` with ``forward``.
     """
     REGULARIZERS.register(name, cls, line)
 
