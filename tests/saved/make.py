@@ -6,9 +6,9 @@ Run once per released format, in a checkout of that version, from which `hfproj`
     cd /tmp/base && PYTHONPATH=/tmp/base:/tmp/base/tests/hub/convert OMP_NUM_THREADS=1 \
         python …/tests/saved/make.py …/tests/saved/0.1.0
 
-The files in `0.1.0/` were written at commit 455e39c (hfproj 0.1.0, torch 2.14.1, transformers 5.24.0, PEFT 0.21.2, timm
-1.0.31; `surface.json` by `surface.py` at the same commit). What else this module defines (backbones, inputs, the training run) is used by the test as it was here: it is
-written with public names only, and the weights of the backbones are read from files.
+The files in `0.1.0/` were written at commit 455e39c (hfproj 0.1.0, torch 2.14.1, transformers 5.24.0, PEFT 0.21.2,
+timm 1.0.31), `surface.json` by `surface.py` at the same commit. The test uses the rest of this module (backbones,
+inputs, the training run) too: it is written with public names only, and reads the backbones' weights from files.
 """
 
 import json
@@ -265,7 +265,9 @@ def main(folder: Path) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))  # zero biases and unit scales hide mistakes
-        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "backbones" / f"{name}.safetensors")
+        save_file(
+            {n: t.contiguous() for n, t in model.state_dict().items()}, folder / "backbones" / f"{name}.safetensors"
+        )
     write_adapters(folder)
     scratch = folder / "scratch"
     write_run(folder, scratch)
