@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj.data.indexing import EpochSampler, StreamDataset
@@ -329,7 +328,8 @@ class ProjectionTrainer(PushesToHub, Trainer):
             )
             return self.optimizer
         cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        if is_optimizer_factory(cls) or {"params", "model", "optimizer_dict"} & set(kwargs):
+        is_class = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+        if not is_class or {"params", "model", "optimizer_dict"} & set(kwargs):
             return super().create_optimizer(model)  # optimizers of transformers that make their own groups
         self.optimizer = cls(groups, **kwargs)
         return self.optimizer
