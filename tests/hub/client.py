@@ -137,8 +137,10 @@ _waits: list[float] = []
 
 
 def forget() -> None:
-    from huggingface_hub import _tree_cache
-
+    try:
+        from huggingface_hub import _tree_cache
+    except ImportError:  # older versions remember no listings
+        return
     _tree_cache._IN_MEMORY_TREE_CACHE.clear()
 
 
