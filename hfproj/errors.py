@@ -1,7 +1,7 @@
-"""Errors that a user can act on: each message says what was expected, what came and what to do."""
+"""Errors that a user can act on: each message says what was expected, what was given and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class HfprojError(Exception):
@@ -9,11 +9,11 @@ class HfprojError(Exception):
 
 
 class UsageError(HfprojError, ValueError):
-    """An argument, option, input or combination that cannot work."""
+    """An argument, option, input or combination is invalid."""
 
 
 class AdapterFileError(HfprojError, ValueError):
-    """A saved adapter that is missing, damaged or meant for another backbone."""
+    """A saved adapter is missing, damaged or meant for another backbone."""
 
 
 class HubError(HfprojError, OSError):
@@ -39,3 +39,16 @@ def unknown(kind: str, name: object, available: Iterable[str]) -> UsageError:
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UsageError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names)}.")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Refuse an option's value that is none of `choices`.
+
+    Raises:
+        UsageError: If it is none of them; the message lists them.
+
+    Example:
+        >>> check_choice("side", "left", ("left", "right"))
+    """
+    if value not in choices:
+        raise unknown(f"{name}:", value, map(str, choices))

@@ -128,7 +128,7 @@ class Registry(Generic[Made]):
 
 
 def options_of(made: Any) -> dict[str, Any]:
-    """Return the options of an object: what its constructor takes by keyword and keeps under the same name.
+    """Return the options of an object: what its constructor takes and keeps under the same name.
 
     Example:
         >>> class Probe:
@@ -137,8 +137,7 @@ def options_of(made: Any) -> dict[str, Any]:
         >>> options_of(Probe(k=5))
         {'k': 5}
     """
-    parameters = inspect.signature(type(made)).parameters.values()
-    return {p.name: getattr(made, p.name) for p in parameters if p.kind is p.KEYWORD_ONLY and hasattr(made, p.name)}
+    return {name: getattr(made, name) for name in inspect.signature(type(made)).parameters if hasattr(made, name)}
 
 
 class ShowsOptions:

@@ -1,8 +1,9 @@
 """Projection heads: ``z = head(h)``, each an ``nn.Module`` with ``in_dim`` and ``out_dim``, made by name.
 
-A head takes ``h`` as ``[batch, in_dim]`` or ``[views, batch, in_dim]`` and keeps the leading dimensions. Its options
-are numbers, strings, booleans, and lists and dicts of them, so that a configuration file can hold them. Heads of papers
-are names with options of such a class: :mod:`hfproj.heads.presets`.
+A head takes ``h`` as ``[batch, in_dim]`` or ``[views, batch, in_dim]`` and keeps the leading dimensions; any other
+shape raises `UsageError`. Its options are numbers, strings, booleans, and lists and dicts of them, so that a
+configuration file can hold them. Heads of papers are names with options of the class ``mlp``:
+:mod:`hfproj.heads.presets`. This room imports the registry, `functional` and what lies below them, no sibling.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ __all__ = ["HEADS", "create_head", "list_heads", "register_head"]
 HEADS: Registry[nn.Module] = Registry(
     "head",
     {
-        "identity": ("hfproj.heads.identity:IdentityHead", "z = h: the objective acts on the representation itself"),
+        "identity": ("hfproj.heads.linear:IdentityHead", "z = h: the objective acts on the representation itself"),
         "linear": ("hfproj.heads.linear:LinearHead", "one linear layer, optionally followed by a norm"),
         "mlp": ("hfproj.heads.mlp:MLPHead", "linear layers with norms and activations between them (SimCLR and most)"),
         "reweight": ("hfproj.heads.reweight:ReweightHead", "fixed: entry i of h times kappa^-i, nothing to train"),
@@ -27,7 +28,7 @@ HEADS: Registry[nn.Module] = Registry(
         ),
         "subvector": ("hfproj.heads.subvector:SubvectorHead", "DirectCLR: the first d0 entries of h"),
         "constant_subvector": (
-            "hfproj.heads.constant_subvector:ConstantSubvectorHead",
+            "hfproj.heads.subvector:ConstantSubvectorHead",
             "the first d0 entries of h, and a constant in place of the others",
         ),
         "quantized": ("hfproj.heads.quantized:QuantizedHead", "another head, its output rounded to a few levels"),
@@ -52,7 +53,7 @@ def create_head(name: str, *, in_dim: int, **options: Any) -> nn.Module:
         options: Keyword arguments of the head's constructor.
 
     Raises:
-        UsageError: no head has this name, it has no such option, or an option's value cannot work.
+        UsageError: If no head has this name, it has no such option, or the head refuses an option's value.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The linear head, z = W h (+ b), optionally normalised.
+"""The heads without a hidden layer: none at all, z = h, and the linear head, z = W h (+ b), optionally normalised.
 
 References:
     Jing et al. 2021, arXiv 2110.09348 (facebookresearch/directclr, mode "single": no bias, no norm).
@@ -8,11 +8,39 @@ References:
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.heads.checks import check_input, check_positive
 from hfproj.heads.norm import create_norm
+from hfproj.heads.parts import check_input, check_kept_width, check_positive
+from hfproj.registry import ShowsOptions
 
 
-class LinearHead(nn.Module):
+class IdentityHead(ShowsOptions, nn.Module):
+    """z = h, without parameters: the objective acts on the representation itself.
+
+    Args:
+        in_dim: Width of h.
+        out_dim: Width of z; if given, it equals `in_dim`.
+
+    Raises:
+        UsageError: If `out_dim` differs from `in_dim`.
+
+    Example:
+        >>> import torch
+        >>> h = torch.randn(8, 4)
+        >>> IdentityHead(in_dim=4)(h) is h
+        True
+    """
+
+    def __init__(self, *, in_dim: int, out_dim: int | None = None):
+        super().__init__()
+        self.in_dim = self.out_dim = check_kept_width("The identity head", in_dim, out_dim)
+
+    def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:
+        """Return h."""
+        check_input(self, h, self.in_dim)
+        return h
+
+
+class LinearHead(ShowsOptions, nn.Module):
     """One linear layer.
 
     Args:
@@ -22,7 +50,7 @@ class LinearHead(nn.Module):
         norm: None, ``"batch"`` or ``"layer"``, after the linear layer.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If a width is below 1 or the norm is unknown.
 
     Example:
         >>> import torch
@@ -39,11 +67,7 @@ class LinearHead(nn.Module):
         self.norm = create_norm(norm, out_dim)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
-        """Project h.
-
-        Raises:
-            UsageError: h has another shape than ``[batch, in_dim]`` or ``[views, batch, in_dim]``.
-        """
-        check_input("The linear head", h, self.in_dim)
+        """Project h."""
+        check_input(self, h, self.in_dim)
         z = self.linear(h)
         return z if self.norm is None else self.norm(z)

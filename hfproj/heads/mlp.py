@@ -16,14 +16,14 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import unit_rows
-from hfproj.heads.activations import create_activation
-from hfproj.heads.checks import check_choice, check_input, check_positive
 from hfproj.heads.norm import create_norm
+from hfproj.heads.parts import check_input, check_positive, create_activation
+from hfproj.registry import ShowsOptions
 
 
-class MLPHead(nn.Module):
+class MLPHead(ShowsOptions, nn.Module):
     """Linear layers with norms and activations between them.
 
     Modules are named ``hidden.0.linear``, ``hidden.0.norm``, …, ``last.linear``, ``last.norm``.
@@ -33,7 +33,7 @@ class MLPHead(nn.Module):
         out_dim: Width of z; None: `in_dim`.
         hidden_dim: Width of the hidden layers, or a list of ``depth - 1`` widths; None: `in_dim`.
         depth: Number of linear layers.
-        activation: ``"relu"``, ``"gelu"``, … (:data:`hfproj.heads.activations.ACTIVATIONS`).
+        activation: ``"relu"``, ``"gelu"``, … (:data:`hfproj.heads.parts.ACTIVATIONS`).
         norm: None, ``"batch"`` or ``"layer"``, before each activation.
         bias: Whether hidden linear layers have a bias; None: unless a BatchNorm follows, which would cancel it.
         last_norm: None, ``"batch"`` or ``"layer"``, after the last linear layer.
@@ -46,7 +46,8 @@ class MLPHead(nn.Module):
         batch_statistics: ``"per_view"`` or ``"joint"``, see :class:`hfproj.heads.norm.BatchNorm`.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If a name is unknown, a width or the depth is below 1, or `hidden_dim` lists another number of
+            widths; on call, if BatchNorm has one row to train on.
 
     Example:
         >>> head = MLPHead(in_dim=384, out_dim=64, hidden_dim=[512, 256], depth=3)
@@ -79,16 +80,15 @@ class MLPHead(nn.Module):
         check_choice("init", init, ("default", "trunc_normal"))
         hidden_dim = in_dim if hidden_dim is None else hidden_dim
         widths = [in_dim, *_hidden_widths(hidden_dim, check_positive("depth", depth))]
-        create_activation(activation), create_norm(norm, 1)  # a typing error shows even where depth=1 uses neither
+        (
+            create_activation(activation),
+            create_norm(norm, 1),
+        )  # a misspelt name is refused even where depth=1 uses neither
 
         def block(width_in: int, width: int, bias: bool | None, norm: str | None, affine: bool | str) -> OrderedDict:
-            layers: OrderedDict[str, nn.Module] = OrderedDict(
-                linear=nn.Linear(width_in, width, bias=norm != "batch" if bias is None else bias)
-            )
+            linear = nn.Linear(width_in, width, bias=norm != "batch" if bias is None else bias)
             normalise = create_norm(norm, width, affine=affine, statistics=batch_statistics)
-            if normalise is not None:
-                layers["norm"] = normalise
-            return layers
+            return OrderedDict(linear=linear) if normalise is None else OrderedDict(linear=linear, norm=normalise)
 
         hidden = [block(a, b, bias, norm, True) for a, b in pairwise(widths)]
         self.hidden = nn.Sequential(*(nn.Sequential(b | {"act": create_activation(activation)}) for b in hidden))
@@ -103,13 +103,8 @@ class MLPHead(nn.Module):
                         nn.init.zeros_(module.bias)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
-        """Project h.
-
-        Raises:
-            UsageError: h has another shape than ``[batch, in_dim]`` or ``[views, batch, in_dim]``, or BatchNorm is to
-                train on one row.
-        """
-        check_input("The MLP head", h, self.in_dim)
+        """Project h."""
+        check_input(self, h, self.in_dim)
         z = self.last(self.hidden(h))
         return unit_rows(z) if self.l2_normalise else z
 

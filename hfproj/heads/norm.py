@@ -1,4 +1,4 @@
-"""Norms of heads; batch statistics are those of the joint batch of all processes.
+"""Norms of heads; batch statistics are those of the global batch of all processes.
 
 BatchNorm normalises each feature with the mean and the (biased) variance of the batch,
 
@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfproj import distributed
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.moments import joint_moments
-from hfproj.heads.checks import check_choice, check_input, check_positive
+from hfproj.heads.parts import check_input, check_positive
+from hfproj.registry import ShowsOptions
 
 
-class BatchNorm(nn.Module):
-    """BatchNorm over the joint batch of all processes, per view by default.
+class BatchNorm(ShowsOptions, nn.Module):
+    """BatchNorm over the global batch of all processes, per view by default.
 
     The state dict has the keys of ``torch.nn.BatchNorm1d``, so either loads the other's. Statistics are computed in
     float32 or better whatever the input's dtype and autocast say; the result has the input's dtype.
@@ -46,7 +47,7 @@ class BatchNorm(nn.Module):
             running statistics view after view, as separate passes would; ``"joint"`` takes all views as one batch.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If `dim` is below 1, `eps` is not positive, `momentum` is outside (0, 1], or a choice is unknown.
 
     Example:
         >>> norm = BatchNorm(4)
@@ -87,9 +88,9 @@ class BatchNorm(nn.Module):
         """Normalise ``[batch, dim]`` or ``[views, batch, dim]``.
 
         Raises:
-            UsageError: another shape, or a training batch of one row over all processes.
+            UsageError: If h has another shape, or a training batch has one row over all processes.
         """
-        check_input("BatchNorm", h, self.dim)
+        check_input(self, h, self.dim)
         x = h.to(torch.promote_types(h.dtype, torch.float32))
         weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
         if not self.training:
@@ -138,13 +139,6 @@ class BatchNorm(nn.Module):
                 "use a larger batch, drop the last incomplete batch, or make the head with norm=None or norm='layer'."
             )
 
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return (
-            f"{self.dim}, eps={self.eps}, momentum={self.momentum}, affine={self.affine!r}, "
-            f"statistics={self.statistics!r}"
-        )
-
 
 def create_norm(
     name: str | None, dim: int, *, affine: bool | str = True, statistics: str = "per_view"
@@ -158,7 +152,7 @@ def create_norm(
         statistics: ``"per_view"`` or ``"joint"``, for ``"batch"``.
 
     Raises:
-        UsageError: an unknown name or option.
+        UsageError: If the name or a choice is unknown.
 
     Example:
         >>> sum(p.numel() for p in create_norm("layer", 8, affine="scale").parameters())

@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.errors import UsageError
-from hfproj.heads.checks import check_choice, check_input, check_positive
-from hfproj.heads.inner import create_inner
+from hfproj.errors import UsageError, check_choice
+from hfproj.heads.parts import check_input, check_positive, create_inner
+from hfproj.registry import ShowsOptions
 
 # (L − 1)(1 ± 10⁻³)/2 has to round to the outermost level
 _MOST_LEVELS = 1000
@@ -43,13 +43,13 @@ def quantize(u: Float[Tensor, "*shape"], *, levels: int, variant: str = "tan") -
         variant: ``"tan"`` or ``"atanh"``, see the module.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If there are fewer than 2 or more than 1000 levels, or the variant is unknown.
 
     Example:
         >>> quantize(torch.tensor([-9.0, -0.5, 0.0, 0.5, 9.0]), levels=3).tolist()
         [-1.0, 0.0, 0.0, 0.0, 1.0]
     """
-    check_quantizer(levels, variant)
+    _check_quantizer(levels, variant)
     off = 0.0 if levels % 2 else 0.5
     if variant == "tan":
         half = (levels - 1) * (1 - 1e-3) / 2
@@ -62,12 +62,8 @@ def quantize(u: Float[Tensor, "*shape"], *, levels: int, variant: str = "tan") -
     return (bounded + (bounded.round() - bounded).detach()) / (levels // 2)
 
 
-def check_quantizer(levels: object, variant: object) -> None:
-    """Pass if `quantize` can work with these options.
-
-    Raises:
-        UsageError: it can't.
-    """
+def _check_quantizer(levels: object, variant: object) -> None:
+    """Raise `UsageError` for options that `quantize` has no use for."""
     check_choice("variant", variant, ("tan", "atanh"))
     if not 2 <= check_positive("levels", levels) <= _MOST_LEVELS:
         raise UsageError(
@@ -76,7 +72,7 @@ def check_quantizer(levels: object, variant: object) -> None:
         )
 
 
-class QuantizedHead(nn.Module):
+class QuantizedHead(ShowsOptions, nn.Module):
     """An inner head whose output is rounded to a few levels; z is float32 or better, under autocast too.
 
     Args:
@@ -88,7 +84,7 @@ class QuantizedHead(nn.Module):
         variant: ``"tan"``, as in the official code, or ``"atanh"``.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is refused by `quantize` or by the inner head, or the width is given twice.
 
     Example:
         >>> head = QuantizedHead(in_dim=4, out_dim=2, head="linear", levels=3)
@@ -107,21 +103,13 @@ class QuantizedHead(nn.Module):
         variant: str = "tan",
     ):
         super().__init__()
-        check_quantizer(levels, variant)
+        _check_quantizer(levels, variant)
         self.inner = create_inner(head, in_dim=in_dim, options=head_options, out_dim=out_dim)
         self.in_dim = check_positive("in_dim", in_dim)
         self.out_dim = check_positive("out_dim", self.inner.out_dim)
         self.levels, self.variant = levels, variant
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
-        """Project h and round.
-
-        Raises:
-            UsageError: h has another shape than ``[batch, in_dim]`` or ``[views, batch, in_dim]``.
-        """
-        check_input("The quantized head", h, self.in_dim)
+        """Project h and round."""
+        check_input(self, h, self.in_dim)
         return quantize(self.inner(h), levels=self.levels, variant=self.variant)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"levels={self.levels}, variant={self.variant!r}"

@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError
-from hfproj.heads.checks import check_input, check_kept_width
+from hfproj.heads.parts import check_input, check_kept_width
+from hfproj.registry import ShowsOptions
 
 
 def decay_weights(dim: int, kappa: float) -> Float[Tensor, " dim"]:
@@ -38,7 +39,7 @@ def decay_weights(dim: int, kappa: float) -> Float[Tensor, " dim"]:
     return (kappa ** -torch.arange(dim, dtype=torch.float64)).float()
 
 
-class ReweightHead(nn.Module):
+class ReweightHead(ShowsOptions, nn.Module):
     """z_i = κ^(−i) h_i, without parameters; z is float32 or better, under autocast too.
 
     Args:
@@ -48,7 +49,7 @@ class ReweightHead(nn.Module):
             its supervised and SupCon runs on CIFAR-100.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If `kappa` is below 1 or not finite, or `out_dim` differs from `in_dim`.
 
     Example:
         >>> import torch
@@ -81,17 +82,9 @@ class ReweightHead(nn.Module):
         return (square.sum().square() / square.square().sum()).item()
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:
-        """Weigh the entries of h.
-
-        Raises:
-            UsageError: h has another shape than ``[batch, in_dim]`` or ``[views, batch, in_dim]``.
-        """
-        check_input("The reweight head", h, self.in_dim)
+        """Weigh the entries of h."""
+        check_input(self, h, self.in_dim)
         weights = self.weights
         if torch.finfo(weights.dtype).bits < 32:  # a module cast to half precision: most weights would be lost in it
             weights = decay_weights(self.in_dim, self.kappa).to(weights.device)
         return h * weights.to(torch.promote_types(h.dtype, torch.float32))
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"{self.in_dim}, kappa={self.kappa}"

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.heads.checks import check_input, check_kept_width
+from hfproj.heads.parts import check_input, check_kept_width
+from hfproj.registry import ShowsOptions
 
 
 def symmetric_relu(a: Float[Tensor, "*shape"], threshold: Float[Tensor, ""]) -> Float[Tensor, "*shape"]:
@@ -29,7 +30,7 @@ def symmetric_relu(a: Float[Tensor, "*shape"], threshold: Float[Tensor, ""]) -> 
     return torch.relu(a - threshold) - torch.relu(-a - threshold)
 
 
-class SymmetricReLUHead(nn.Module):
+class SymmetricReLUHead(ShowsOptions, nn.Module):
     """Linear layer, symmetric ReLU with one learnable threshold, linear layer; the identity map at first.
 
     Args:
@@ -37,7 +38,7 @@ class SymmetricReLUHead(nn.Module):
         out_dim: Width of z; if given, it equals `in_dim`.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If `out_dim` differs from `in_dim`.
 
     Example:
         >>> h = torch.randn(8, 4)
@@ -55,10 +56,6 @@ class SymmetricReLUHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:
-        """Project h.
-
-        Raises:
-            UsageError: h has another shape than ``[batch, in_dim]`` or ``[views, batch, in_dim]``.
-        """
-        check_input("The symmetric-ReLU head", h, self.in_dim)
+        """Project h."""
+        check_input(self, h, self.in_dim)
         return self.second(symmetric_relu(self.first(h), self.threshold))

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.heads.checks import check_input, check_kept_width, check_positive
-from hfproj.heads.inner import create_inner
+from hfproj.heads.parts import check_input, check_kept_width, check_positive, create_inner
+from hfproj.registry import ShowsOptions
 
 
 def keep_largest(a: Float[Tensor, "*batch width"], top_k: int) -> Float[Tensor, "*batch width"]:
@@ -42,7 +42,7 @@ def keep_largest(a: Float[Tensor, "*batch width"], top_k: int) -> Float[Tensor, 
     return torch.zeros_like(a).scatter(-1, where, kept)
 
 
-class TopKHead(nn.Module):
+class TopKHead(ShowsOptions, nn.Module):
     """A sparse top-k autoencoder as a head.
 
     The buffer ``idle`` counts, for each unit, the rows of all processes since it was last kept with a positive value in
@@ -58,7 +58,8 @@ class TopKHead(nn.Module):
         stem_options: Options of the stem.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If a number is below 1, `top_k` is larger than `width`, the stem refuses its options, or `out_dim`
+            differs from `in_dim` without a stem.
 
     Example:
         >>> head = TopKHead(in_dim=4, width=32, top_k=3)
@@ -82,7 +83,7 @@ class TopKHead(nn.Module):
         self.in_dim = check_positive("in_dim", in_dim)
         if stem is None:
             if stem_options:
-                raise UsageError(f"stem_options={stem_options} without a stem; name it: stem='mlp'.")
+                raise UsageError(f"Expected a stem for stem_options={stem_options}, got None; name it: stem='mlp'.")
             self.stem = None
             self.out_dim = check_kept_width("The top-k head without a stem", in_dim, out_dim)
         else:
@@ -101,12 +102,8 @@ class TopKHead(nn.Module):
         self.register_buffer("idle", torch.zeros(self.width, dtype=torch.int64))
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
-        """Project h.
-
-        Raises:
-            UsageError: h has another shape than ``[batch, in_dim]`` or ``[views, batch, in_dim]``.
-        """
-        check_input("The top-k head", h, self.in_dim)
+        """Project h."""
+        check_input(self, h, self.in_dim)
         kept = self._kept(h)
         if self.training:
             self._count(kept.detach())
@@ -114,7 +111,7 @@ class TopKHead(nn.Module):
 
     def units(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch width"]:
         """Return a_top, the kept activations, with 0 for all other units."""
-        check_input("The top-k head", h, self.in_dim)
+        check_input(self, h, self.in_dim)
         return self._kept(h)
 
     def dead_units(self, *, rows: int = 100_000) -> Int[Tensor, " dead"]:
@@ -140,9 +137,5 @@ class TopKHead(nn.Module):
 
     def _count(self, kept: Tensor) -> None:
         active = (kept.flatten(0, -2) > 0).sum(0)
-        joint = distributed.all_reduce_sum(torch.cat([active, active.new_full((1,), kept.shape[:-1].numel())]))
-        self.idle.add_(joint[-1]).masked_fill_(joint[:-1] > 0, 0)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"width={self.width}, top_k={self.top_k}"
+        total = distributed.all_reduce_sum(torch.cat([active, active.new_full((1,), kept.shape[:-1].numel())]))
+        self.idle.add_(total[-1]).masked_fill_(total[:-1] > 0, 0)

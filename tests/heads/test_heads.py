@@ -8,7 +8,7 @@ from torch import nn
 
 from hfproj.errors import UsageError
 from hfproj.heads import create_head, list_heads
-from hfproj.heads.activations import ACTIVATIONS, create_activation
+from hfproj.heads.parts import ACTIVATIONS, create_activation
 from hfproj.heads.presets import PRESETS
 
 IN_DIM = 6

@@ -1,0 +1,76 @@
+"""What heads are made of: checks of their options and input, activations by name, and a head inside a head."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfproj.errors import UsageError, check_choice
+from hfproj.heads import create_head
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,  # the exact form, by the error function
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+}
+
+
+def create_activation(name: str) -> nn.Module:
+    """Make an activation by its name, one of `ACTIVATIONS`.
+
+    Raises:
+        UsageError: If no activation has this name.
+    """
+    check_choice("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]()
+
+
+def create_inner(name: str, *, in_dim: int, options: dict[str, Any] | None, out_dim: int | None) -> nn.Module:
+    """Make the head `name` inside another one, whose `out_dim` (if given) is that of the inner head.
+
+    Raises:
+        UsageError: If `options` have another `out_dim`, or in the cases of `create_head`.
+    """
+    options = dict(options or {})
+    if out_dim is not None and options.setdefault("out_dim", out_dim) != out_dim:
+        raise UsageError(
+            f"Expected one width of the inner head {name!r}, got out_dim={out_dim} beside out_dim={options['out_dim']} "
+            "in its options; give the width once."
+        )
+    return create_head(name, in_dim=in_dim, **options)
+
+
+def check_positive(name: str, value: object) -> int:
+    """Return `value`, or raise `UsageError` if it is no integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    return value
+
+
+def check_kept_width(who: str, in_dim: object, out_dim: object) -> int:
+    """Return `in_dim`, or raise `UsageError` if it is no width, or if `out_dim` is given and differs."""
+    width = check_positive("in_dim", in_dim)
+    if out_dim not in (None, width):
+        raise UsageError(
+            f"{who} keeps the width: out_dim must be in_dim={width}, got {out_dim}. "
+            "Leave out_dim away, or use the head 'linear' to change the width."
+        )
+    return width
+
+
+def check_input(head: nn.Module, h: Tensor, width: int) -> None:
+    """Raise `UsageError` if `h` is neither ``[batch, width]`` nor ``[views, batch, width]``."""
+    if h.ndim not in (2, 3) or h.shape[-1] != width:
+        raise UsageError(
+            f"{type(head).__name__} expects h of shape [batch, {width}] or [views, batch, {width}], got "
+            f"{list(h.shape)}. "
+            + (
+                f"Make it with in_dim={h.shape[-1]}, or give it features of width {width}."
+                if h.ndim in (2, 3)
+                else "Pool tokens or feature maps to one vector per image first."
+            )
+        )
