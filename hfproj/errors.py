@@ -51,4 +51,4 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
         >>> check_choice("side", "left", ("left", "right"))
     """
     if value not in choices:
-        raise unknown(f"{name}:", value, map(str, choices))
+        raise unknown(name, value, map(str, choices))

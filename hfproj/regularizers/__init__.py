@@ -1,6 +1,7 @@
 """Regularizers: scalar terms beside an objective, ``regularizer(model, h, z)``; h and z are ``[views, batch, dim]``.
 
-:mod:`hfproj.regularizers.base` says what else they may do.
+:mod:`hfproj.regularizers.base` says how they are called and what else they may do. This room imports the registry,
+`functional` and what lies below them, no sibling.
 """
 
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def create_regularizer(name: str, **options: Any) -> nn.Module:
         options: Keyword arguments of its constructor.
 
     Raises:
-        UsageError: no regularizer has this name, or it has no such option.
+        UsageError: If no regularizer has this name, it has no such option, or it refuses an option's value.
     """
     return REGULARIZERS.create(name, **options)
 
@@ -76,7 +77,7 @@ def register_regularizer(name: str, cls: type[nn.Module], line: str = "") -> Non
     REGULARIZERS.register(name, cls, line)
 
 
-def weighted(name: str, value: Any) -> Weighted:
+def weighted(name: str, value: object) -> Weighted:
     """Return the regularizer that `value` describes, with its weight.
 
     Args:
@@ -84,7 +85,7 @@ def weighted(name: str, value: Any) -> Weighted:
         value: Its weight; or a dict of its options and ``weight``, ``schedule`` and ``end_weight``; or a regularizer.
 
     Raises:
-        UsageError: no regularizer has this name, it has no such option, or the weight is no number.
+        UsageError: If no regularizer has this name, it has no such option, or the weight is no number.
     """
     if isinstance(value, Weighted):
         return value

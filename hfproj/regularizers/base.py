@@ -1,11 +1,17 @@
 """What a regularizer is, and its weight over training.
 
-A regularizer is an ``nn.Module`` without parameters, called as ``regularizer(model, h, z, step=step)`` with h and z
-``[views, batch, dim]`` of this process; it returns a scalar, of the joint batch of all processes where it depends on
-rows. ``model`` is the ``PeftModel`` (or a bare head), never a moving-average copy. Optional methods:
+A regularizer is an ``nn.Module`` without parameters, called as ``regularizer(model, h, z, step=step)`` with
+
+* ``model``: the ``PeftModel`` with a projection head, or a bare head; never an EMA teacher;
+* ``h`` and ``z``: representations and projections of this process, ``[views, batch, dim]``; terms on weights need none;
+* ``step``: the training step, from whose generator random terms draw, the same on all processes; None on one process:
+  torch's own generator.
+
+It returns a scalar, that of the global batch of all processes where it depends on rows. It raises `UsageError` for
+features of another shape or type, and for a term on h of a frozen backbone. Optional methods:
 
 * ``after_step(model, learning_rate, weight)``, called after each optimizer step (a proximal step);
-* ``report(model)``, returning named numbers to log (the share of switched-off features).
+* ``report(model)``, returning named numbers to log (the fraction of switched-off features).
 """
 
 import math
@@ -15,13 +21,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import gather_views
 from hfproj.typing import Views
 
 Representations = Float[Tensor, "views batch in_dim"]
 Projections = Float[Tensor, "views batch out_dim"]
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 class Weighted:
@@ -34,7 +39,7 @@ class Weighted:
         end_weight: Its weight at the end, for the other two.
 
     Raises:
-        UsageError: an unknown schedule, or a weight that is not finite.
+        UsageError: If the schedule is unknown or a weight is not finite.
 
     Example:
         >>> Weighted(nn.Identity(), 1.0, schedule="linear").at(0.25)
@@ -42,8 +47,7 @@ class Weighted:
     """
 
     def __init__(self, module: nn.Module, weight: float = 1.0, *, schedule: str = "constant", end_weight: float = 0.0):
-        if schedule not in SCHEDULES:
-            raise unknown("schedule", schedule, SCHEDULES)
+        check_choice("schedule", schedule, ("constant", "linear", "cosine"))
         if not (math.isfinite(weight) and math.isfinite(end_weight)):
             raise UsageError(f"A regularizer's weight must be a finite number, got {weight} and {end_weight}.")
         self.module, self.weight, self.schedule, self.end_weight = module, weight, schedule, end_weight
@@ -52,8 +56,8 @@ class Weighted:
         """Return the weight at `progress` in [0, 1] of the training."""
         if self.schedule == "constant":
             return self.weight
-        share = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
-        return self.weight + (self.end_weight - self.weight) * share
+        done = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.weight + (self.end_weight - self.weight) * done
 
     def describe(self) -> dict[str, Any]:
         """Return what makes it again: weight, schedule and the regularizer's own options."""
@@ -62,16 +66,18 @@ class Weighted:
         return {"weight": self.weight, **moving, **options}
 
 
-def features(on: str, h: Tensor, z: Tensor) -> Views:
+def features(on: str, h: Tensor, z: Tensor, *, gather: bool = False) -> Views:
     """Return h or z, for regularizers that act on either.
 
     Args:
         on: ``"h"`` or ``"z"``.
         h: Representations.
         z: Projections.
+        gather: Whether the images of all processes are returned, differentiably, instead of those of this process.
 
     Raises:
-        UsageError: another `on`, features of another shape, or h that carries no gradient while z does.
+        UsageError: If `on` is something else, the features have another shape or type, or h carries no gradient while
+            z does.
 
     Example:
         >>> features("z", torch.zeros(2, 4, 8), torch.zeros(2, 4, 3)).shape
@@ -84,39 +90,20 @@ def features(on: str, h: Tensor, z: Tensor) -> Views:
             "This regularizer acts on h, which carries no gradient: the backbone is frozen. Use on='z', or train the "
             "backbone (ProjectionHeadConfig(backbone_adapter=LoraConfig(r=8)) or trainable='full')."
         )
-    return x
+    return gather_views(x) if gather else x
 
 
 def check_on(on: str) -> None:
-    """Refuse features that are neither h nor z.
-
-    Raises:
-        UsageError: so it is.
-    """
-    if on not in ("h", "z"):
-        raise unknown("features: on =", on, ("h", "z"))
+    """Raise `UsageError` for features that are neither h nor z."""
+    check_choice("features (option on)", on, ("h", "z"))
 
 
 def check_views(name: str, x: Any) -> Views:
-    """Return `x` if it is ``[views, batch, dim]`` in floating-point numbers.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Return `x`, or raise `UsageError` if it is not ``[views, batch, dim]`` in floating-point numbers."""
     if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
-        came = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        given = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UsageError(
-            f"A regularizer takes floating-point {name} of shape [views, batch, dim], got {came}. Stack the views: "
+            f"A regularizer takes floating-point {name} of shape [views, batch, dim], got {given}. Stack the views: "
             f"torch.stack([{name}_a, {name}_b])."
         )
     return x
-
-
-def joint(x: Views, gather: bool = True) -> Views:
-    """Return `x` with the images of all processes if `gather`, differentiable; else as it is.
-
-    Example:
-        >>> joint(torch.zeros(2, 4, 8)).shape
-        torch.Size([2, 4, 8])
-    """
-    return gather_views(x) if gather else x

@@ -14,17 +14,17 @@ Deviations:
     better, where it trains in 16 bits; no NaN at α = 1, see `hfproj.functional.entropies`.
 """
 
-from typing import Any
-
 from torch import nn
 
 from hfproj.functional.entropies import check_alpha, matrix_mutual_information
-from hfproj.regularizers.base import Projections, Representations, check_views, joint
+from hfproj.functional.rows import gather_views
+from hfproj.registry import ShowsOptions
+from hfproj.regularizers.base import Projections, Representations, check_views
 from hfproj.typing import Scalar
 
 
-class Bottleneck(nn.Module):
-    """Matrix mutual information of h and z over all views of the joint batch, in nats.
+class Bottleneck(ShowsOptions, nn.Module):
+    """Matrix mutual information of h and z over all views of the global batch, in nats.
 
     Memory is O(rows²), rows = views · batch of all processes.
 
@@ -33,7 +33,7 @@ class Bottleneck(nn.Module):
         gather: Whether rows of other processes belong to the batch; if not, the value is that of the local batch.
 
     Raises:
-        UsageError: alpha is not a positive finite number.
+        UsageError: If alpha is not a positive finite number; on call, if h and z have different numbers of rows.
 
     Example:
         >>> import torch
@@ -47,21 +47,10 @@ class Bottleneck(nn.Module):
         check_alpha(alpha)
         self.alpha, self.gather = alpha, gather
 
-    def forward(self, model: Any, h: Representations, z: Projections, *, step: Any = None) -> Scalar:
-        """Return I_α(h; z).
-
-        Args:
-            model: Unused.
-            h: Representations.
-            z: Projections of the same rows.
-            step: Unused.
-
-        Raises:
-            UsageError: h or z has another shape, or they have different numbers of rows.
-        """
-        h, z = (joint(check_views(n, x), self.gather).flatten(0, 1) for n, x in (("h", h), ("z", z)))
+    def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:
+        """Return I_α(h; z)."""
+        h, z = check_views("h", h), check_views("z", z)
+        if self.gather:
+            h, z = gather_views(h), gather_views(z)
+        h, z = h.flatten(0, 1), z.flatten(0, 1)
         return matrix_mutual_information(h, z, alpha=self.alpha)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"alpha={self.alpha}, gather={self.gather}"

@@ -10,7 +10,7 @@ References:
     crop, weight 0.1).
 
 Deviations:
-    Neighbours are searched in the joint batch of all processes by default; ``gather=False`` is DINOv2's, per process.
+    Neighbours are searched in the global batch of all processes by default; ``gather=False`` is DINOv2's, per process.
     Rows that coincide exactly get no gradient from each other. Where three or more do, the official code has one of up
     to 1e7, which comes from ε alone.
 
@@ -19,14 +19,13 @@ Notes:
     order 1e5 at a distance of 1e-6): clip them (``max_grad_norm``).
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from hfproj.errors import UsageError
 from hfproj.functional.rows import full_precision, unit_rows
-from hfproj.regularizers.base import Projections, Representations, check_on, features, joint
+from hfproj.registry import ShowsOptions
+from hfproj.regularizers.base import Projections, Representations, check_on, features
 from hfproj.typing import Features, Scalar
 
 
@@ -38,7 +37,7 @@ def koleo_loss(f: Features, *, eps: float = 1e-8) -> Scalar:
         eps: ε: norm up to which a row counts as zero, added to each difference and to each distance.
 
     Raises:
-        UsageError: fewer than two rows.
+        UsageError: If there are fewer than two rows.
 
     Example:
         >>> bool(koleo_loss(torch.eye(4)).isclose(-torch.tensor(2.0).log() / 2))
@@ -58,8 +57,8 @@ def koleo_loss(f: Features, *, eps: float = 1e-8) -> Scalar:
         return -(distance + eps).log().mean()
 
 
-class KoLeo(nn.Module):
-    """KoLeo of each view of the joint batch, summed over views.
+class KoLeo(ShowsOptions, nn.Module):
+    """KoLeo of each view of the global batch, summed over views.
 
     Args:
         on: ``"h"`` (DINOv2) or ``"z"``.
@@ -67,7 +66,7 @@ class KoLeo(nn.Module):
         eps: ε. 1e-8: DINOv2.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If `on` is unknown or `eps` is not in (0, 1); on call, if the batch has one image.
 
     Example:
         >>> h = torch.eye(4).expand(2, 4, 4)
@@ -82,21 +81,7 @@ class KoLeo(nn.Module):
             raise UsageError(f"eps must be a small positive number (1e-8 is usual), got {eps}.")
         self.on, self.gather, self.eps = on, gather, eps
 
-    def forward(self, model: Any, h: Representations, z: Projections, *, step: Any = None) -> Scalar:
-        """Return the sum over views.
-
-        Args:
-            model: Unused.
-            h: Representations.
-            z: Projections.
-            step: Unused.
-
-        Raises:
-            UsageError: features of another shape, h of a frozen backbone with ``on="h"``, or a batch of one image.
-        """
-        x = joint(features(self.on, h, z), self.gather)
+    def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:
+        """Return the sum over views."""
+        x = features(self.on, h, z, gather=self.gather)
         return torch.stack([koleo_loss(view, eps=self.eps) for view in x]).sum()
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"on={self.on!r}, gather={self.gather}, eps={self.eps}"

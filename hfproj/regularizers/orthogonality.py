@@ -17,13 +17,12 @@ Notes:
     scale of W does not show in z. Keep weight decay off the layer when the weight is large: the two pull apart.
 """
 
-from typing import Any
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.errors import unknown
+from hfproj.errors import check_choice
 from hfproj.functional.matrices import SIDES, orthogonality_gap
+from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, layers_of
 from hfproj.typing import Scalar
 
@@ -37,15 +36,14 @@ def orthogonality_penalty(weight: Float[Tensor, "out fan_in"], *, side: str = "a
         reduction: ``"sum"``, or ``"mean"`` over the entries of that matrix.
 
     Raises:
-        UsageError: an unknown side or reduction.
+        UsageError: If the side or the reduction is unknown.
 
     Example:
         >>> import torch
         >>> orthogonality_penalty(2 * torch.eye(3, 5)).item()  # three singular values of 2: 3·(4 − 1)²
         27.0
     """
-    if reduction not in ("sum", "mean"):
-        raise unknown("reduction", reduction, ("sum", "mean"))
+    check_choice("reduction", reduction, ("sum", "mean"))
     gap = orthogonality_gap(weight, side=side)
     if reduction == "sum":
         return gap
@@ -53,7 +51,7 @@ def orthogonality_penalty(weight: Float[Tensor, "out fan_in"], *, side: str = "a
     return gap / {"auto": min(out, fan_in), "WWt": out, "WtW": fan_in}[side] ** 2
 
 
-class Orthogonality(nn.Module):
+class Orthogonality(ShowsOptions, nn.Module):
     """The orthogonality term of one layer's weight.
 
     Args:
@@ -63,7 +61,7 @@ class Orthogonality(nn.Module):
         reduction: ``"sum"`` (the paper), or ``"mean"`` over the entries of the matrix, which depends less on widths.
 
     Raises:
-        UsageError: an unknown option.
+        UsageError: If an option is unknown; on call, if the model has no such layer, or it is not trained.
 
     Example:
         >>> import torch
@@ -75,30 +73,13 @@ class Orthogonality(nn.Module):
 
     def __init__(self, *, side: str = "auto", layer: str = "head", reduction: str = "sum"):
         super().__init__()
-        if side not in SIDES:
-            raise unknown("side", side, SIDES)
-        if layer not in ("head", "encoder"):
-            raise unknown("layer", layer, ("head", "encoder"))
-        if reduction not in ("sum", "mean"):
-            raise unknown("reduction", reduction, ("sum", "mean"))
+        check_choice("side", side, SIDES)
+        check_choice("layer", layer, ("head", "encoder"))
+        check_choice("reduction", reduction, ("sum", "mean"))
         self.side, self.layer, self.reduction = side, layer, reduction
 
-    def forward(self, model: nn.Module, h: Any = None, z: Any = None, *, step: Any = None) -> Scalar:
-        """Return the term of the model's weights as they are now.
-
-        Args:
-            model: A ``PeftModel`` with a projection head, or a bare head.
-            h: Unused.
-            z: Unused.
-            step: Unused.
-
-        Raises:
-            UsageError: the model has no such layer, or it is not trained.
-        """
+    def forward(self, model: nn.Module, h: object = None, z: object = None, *, step: object = None) -> Scalar:
+        """Return the term of the model's weights as they are now."""
         layers = layers_of(model, "last" if self.layer == "head" else "encoder")
         last = list(layers.values())[-1]
         return orthogonality_penalty(effective_weight(last), side=self.side, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"side={self.side!r}, layer={self.layer!r}, reduction={self.reduction!r}"

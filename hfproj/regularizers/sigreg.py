@@ -9,20 +9,19 @@ Deviations:
     None. LeJEPA itself, with its invariance term, is an objective.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from hfproj.errors import UsageError
 from hfproj.functional.distributions import random_directions, sigreg
 from hfproj.functional.rows import full_precision, generator_of
+from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Projections, Representations, check_on, features
-from hfproj.typing import Scalar
+from hfproj.typing import HasGenerator, Scalar
 
 
-class SIGReg(nn.Module):
-    """SIGReg of each view of the joint batch, averaged over views.
+class SIGReg(ShowsOptions, nn.Module):
+    """SIGReg of each view of the global batch, averaged over views.
 
     Features are not normalised: about 1.05 under N(0, I), 0.402 times the number of images if all are zero.
 
@@ -34,7 +33,8 @@ class SIGReg(nn.Module):
         t_max: Highest frequency. 3: LeJEPA.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If `on` is unknown, a count is too small or `t_max` is not positive and finite; on call, if there is
+            no step on several processes.
 
     Example:
         >>> z = torch.zeros(2, 10, 4)
@@ -52,25 +52,10 @@ class SIGReg(nn.Module):
             )
         self.on, self.slices, self.knots, self.t_max = on, slices, knots, t_max
 
-    def forward(self, model: Any, h: Representations, z: Projections, *, step: Any = None) -> Scalar:
-        """Return the mean over views.
-
-        Args:
-            model: Unused.
-            h: Representations.
-            z: Projections.
-            step: Its generator draws the directions, the same on all processes; None: torch's own generator.
-
-        Raises:
-            UsageError: features of another shape, h of a frozen backbone with ``on="h"``, or no step on several
-                processes.
-        """
+    def forward(self, model: object, h: Representations, z: Projections, *, step: HasGenerator | None = None) -> Scalar:
+        """Return the mean over views."""
         x = features(self.on, h, z)
         directions = random_directions(x[0], self.slices, generator=generator_of(step))
         with full_precision(x):
             views = [sigreg(view, directions=directions, knots=self.knots, t_max=self.t_max) for view in x]
         return torch.stack(views).mean()
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"on={self.on!r}, slices={self.slices}, knots={self.knots}, t_max={self.t_max}"

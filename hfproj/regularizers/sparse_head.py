@@ -19,6 +19,7 @@ Deviations:
 
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,27 +27,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import full_precision
+from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, head_of, layers_of
 from hfproj.typing import Scalar
 
 _GROUPS = {"input": 0, "output": 1}  # the dimension of [out, in] that a group runs along
-_OFF = 1e-3  # a group whose norm is no larger than this share of the largest is switched off
+_OFF = 1e-3  # a group whose norm is no larger than this fraction of the largest is switched off
 
 
 def group_norms(weight: Float[Tensor, "out fan_in"], *, group: str = "input") -> Float[Tensor, " groups"]:
     """Return the norm of each column, or of each row for ``group="output"``; at a group of zeros its gradient is 0.
 
     Raises:
-        UsageError: an unknown group.
+        UsageError: If the group is unknown.
 
     Example:
         >>> group_norms(torch.tensor([[3.0, 0.0], [4.0, 0.0]])).tolist()
         [5.0, 0.0]
     """
-    if group not in _GROUPS:
-        raise unknown("group", group, _GROUPS)
+    check_choice("group", group, _GROUPS)
     return torch.linalg.vector_norm(weight, dim=_GROUPS[group])
 
 
@@ -56,7 +57,7 @@ def shrink_groups(
     """Return the proximal map of ``threshold · Σ_i ‖W[:, i]‖``: norms fall by `threshold`, those below it to zero.
 
     Raises:
-        UsageError: an unknown group.
+        UsageError: If the group is unknown.
 
     Example:
         >>> shrink_groups(torch.tensor([[3.0, 0.1], [4.0, 0.1]]), 0.5).tolist()  # norms 5 → 4.5 and 0.14 → 0
@@ -67,10 +68,10 @@ def shrink_groups(
 
 
 def sparsity(weight: Float[Tensor, "out fan_in"], *, group: str = "input") -> float:
-    """Return the share of groups that are switched off: norm at most 1e-3 of the largest; 1 if all are zero.
+    """Return the fraction of groups that are switched off: norm at most 1e-3 of the largest; 1 if all are zero.
 
     Raises:
-        UsageError: an unknown group.
+        UsageError: If the group is unknown.
 
     Example:
         >>> sparsity(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
@@ -80,8 +81,10 @@ def sparsity(weight: Float[Tensor, "out fan_in"], *, group: str = "input") -> fl
     return (norms <= _OFF * norms.max()).double().mean().item()
 
 
-class SparseHead(nn.Module):
+class SparseHead(ShowsOptions, nn.Module):
     """The L2,1 norm of the head's weights, biases excluded.
+
+    It warns once where a BatchNorm follows a layer that is not normalised.
 
     Args:
         method: ``"subgradient"``: the term is a part of the loss. ``"proximal"``: its value carries no gradient, and
@@ -92,7 +95,8 @@ class SparseHead(nn.Module):
             would undo while the penalty shrinks all groups alike. For ``"subgradient"``.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is unknown, or `normalise` is combined with the proximal method; on call, if the head
+            has no linear layer.
 
     Example:
         >>> head = nn.Linear(2, 2)
@@ -105,31 +109,16 @@ class SparseHead(nn.Module):
         self, *, method: str = "subgradient", group: str = "input", layers: str = "first", normalise: bool = False
     ):
         super().__init__()
-        if method not in ("subgradient", "proximal"):
-            raise unknown("method", method, ("subgradient", "proximal"))
-        if group not in _GROUPS:
-            raise unknown("group", group, _GROUPS)
-        if layers not in ("first", "all"):
-            raise unknown("layers", layers, ("first", "all"))
+        check_choice("method", method, ("subgradient", "proximal"))
+        check_choice("group", group, _GROUPS)
+        check_choice("layers", layers, ("first", "all"))
         if normalise and method == "proximal":
             raise UsageError("normalise=True has no proximal step of this form; use method='subgradient' with it.")
         self.method, self.group, self.layers, self.normalise = method, group, layers, normalise
         self._warned = normalise
 
-    def forward(self, model: nn.Module, h: Any = None, z: Any = None, *, step: Any = None) -> Scalar:
-        """Return the term of the head's weights as they are now; without a gradient if the method is proximal.
-
-        Warns once where a BatchNorm follows a layer, unless it is normalised.
-
-        Args:
-            model: A ``PeftModel`` with a projection head, or a bare head.
-            h: Unused.
-            z: Unused.
-            step: Unused.
-
-        Raises:
-            UsageError: the head has no linear layer.
-        """
+    def forward(self, model: nn.Module, h: object = None, z: object = None, *, step: object = None) -> Scalar:
+        """Return the term of the head's weights as they are now; without a gradient if the method is proximal."""
         layers = self._layers(model)
         self._warn_of_batch_norm(model, layers)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.method == "subgradient"):
@@ -153,7 +142,7 @@ class SparseHead(nn.Module):
             weight: λ.
 
         Raises:
-            UsageError: the head has no linear layer, or it is reparametrized (weight norm).
+            UsageError: If the head has no linear layer, or it is reparametrized (weight norm).
         """
         if self.method != "proximal":
             return
@@ -167,10 +156,10 @@ class SparseHead(nn.Module):
 
     @torch.no_grad()
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Return ``sparsity``, the share of groups that are switched off, over all the layers that are regularized.
+        """Return ``sparsity``, the fraction of groups that are switched off, over all the layers that are regularized.
 
         Raises:
-            UsageError: the head has no linear layer.
+            UsageError: If the head has no linear layer.
         """
         weights = [effective_weight(layer) for layer in self._layers(model).values()]
         counts = [w.shape[1 - _GROUPS[self.group]] for w in weights]
@@ -183,8 +172,9 @@ class SparseHead(nn.Module):
     def _warn_of_batch_norm(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
         if self._warned:
             return
-        leaves = list(_leaves(head_of(model)))
-        followed = [name for name, layer in layers.items() if _is_batch_norm(leaves, leaves.index(layer) + 1)]
+        leaves = _leaves(head_of(model))
+        before_norm = {leaf for leaf, after in pairwise(leaves) if "BatchNorm" in type(after).__name__}
+        followed = [name for name, layer in layers.items() if layer in before_norm]
         if followed:
             self._warned = True
             warnings.warn(
@@ -194,10 +184,6 @@ class SparseHead(nn.Module):
                 stacklevel=3,
             )
 
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"method={self.method!r}, group={self.group!r}, layers={self.layers!r}, normalise={self.normalise}"
-
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
     children = [] if parametrize.is_parametrized(module) else list(module.children())
@@ -205,7 +191,3 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
         yield module
     for child in children:
         yield from _leaves(child)
-
-
-def _is_batch_norm(leaves: list[nn.Module], position: int) -> bool:
-    return position < len(leaves) and "BatchNorm" in type(leaves[position]).__name__

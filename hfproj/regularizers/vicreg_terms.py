@@ -15,30 +15,31 @@ Deviations:
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.covariance import covariance_penalty, variance_hinge
+from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Projections, Representations, check_on, features
 from hfproj.typing import Scalar
 
 
-class VICRegTerms(nn.Module):
-    """Variance and covariance of each view of the joint batch.
+class VICRegTerms(ShowsOptions, nn.Module):
+    """Variance and covariance of each view of the global batch.
 
     Args:
         on: ``"z"`` or ``"h"``.
         variance_weight: μ. 25: VICReg.
         covariance_weight: ν. 1: VICReg.
         variance_reduction: ``"mean"`` over views (official, lightly) or ``"sum"`` (solo-learn).
-        target: Standard deviation from which on a feature is let alone. 1: VICReg.
+        target: Standard deviation from which on a feature adds nothing. 1: VICReg.
         eps: Added to the variance. 1e-4: VICReg.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If `on` or the reduction is unknown, a weight is negative or not finite, or `target` or `eps` is not
+            positive; on call, if the batch has one image.
 
     Example:
         >>> z = torch.ones(2, 4, 8)  # collapsed: 25·(1 − √1e-4), no covariance
@@ -58,8 +59,7 @@ class VICRegTerms(nn.Module):
     ):
         super().__init__()
         check_on(on)
-        if variance_reduction not in ("mean", "sum"):
-            raise unknown("variance_reduction", variance_reduction, ("mean", "sum"))
+        check_choice("variance_reduction", variance_reduction, ("mean", "sum"))
         if not (0 <= variance_weight < math.inf and 0 <= covariance_weight < math.inf and target > 0 and eps > 0):
             raise UsageError(
                 "VICReg's terms need weights of 0 or more and positive target and eps, got "
@@ -68,27 +68,10 @@ class VICRegTerms(nn.Module):
         self.on, self.variance_weight, self.covariance_weight = on, variance_weight, covariance_weight
         self.variance_reduction, self.target, self.eps = variance_reduction, target, eps
 
-    def forward(self, model: Any, h: Representations, z: Projections, *, step: Any = None) -> Scalar:
-        """Return the weighted sum of both terms.
-
-        Args:
-            model: Unused.
-            h: Representations.
-            z: Projections.
-            step: Unused.
-
-        Raises:
-            UsageError: features of another shape, h of a frozen backbone with ``on="h"``, or a batch of one image.
-        """
+    def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:
+        """Return the weighted sum of both terms."""
         x = features(self.on, h, z)
         variance = torch.stack([variance_hinge(view, eps=self.eps, target=self.target) for view in x])
         covariance = torch.stack([covariance_penalty(view) for view in x])
         variance = variance.mean() if self.variance_reduction == "mean" else variance.sum()
         return self.variance_weight * variance + self.covariance_weight * covariance.sum()
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return (
-            f"on={self.on!r}, variance_weight={self.variance_weight}, covariance_weight={self.covariance_weight}, "
-            f"variance_reduction={self.variance_reduction!r}, target={self.target}, eps={self.eps}"
-        )

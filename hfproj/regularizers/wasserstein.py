@@ -12,24 +12,23 @@ Deviations:
     Rows of all processes by default; see also `hfproj.functional.distributions`.
 """
 
-from typing import Any
-
 from torch import nn
 
 from hfproj.functional.distributions import wasserstein_to_uniform
-from hfproj.regularizers.base import Projections, Representations, check_on, features, joint
+from hfproj.registry import ShowsOptions
+from hfproj.regularizers.base import Projections, Representations, check_on, features
 from hfproj.typing import Scalar
 
 
-class Wasserstein(nn.Module):
-    """W2 distance of the unit rows of all views of the joint batch from uniform, between 0 and √2.
+class Wasserstein(ShowsOptions, nn.Module):
+    """W2 distance of the unit rows of all views of the global batch from uniform, between 0 and √2.
 
     Args:
         on: ``"z"`` (the paper) or ``"h"``.
         gather: Whether rows of other processes belong to the batch; if not, the value is that of the local batch.
 
     Raises:
-        UsageError: an unknown `on`.
+        UsageError: If `on` is unknown.
 
     Example:
         >>> import torch
@@ -43,20 +42,6 @@ class Wasserstein(nn.Module):
         check_on(on)
         self.on, self.gather = on, gather
 
-    def forward(self, model: Any, h: Representations, z: Projections, *, step: Any = None) -> Scalar:
-        """Return W2.
-
-        Args:
-            model: Unused.
-            h: Representations.
-            z: Projections.
-            step: Unused.
-
-        Raises:
-            UsageError: features of another shape, or h of a frozen backbone with ``on="h"``.
-        """
-        return wasserstein_to_uniform(joint(features(self.on, h, z), self.gather).flatten(0, 1))
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"on={self.on!r}, gather={self.gather}"
+    def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:
+        """Return W2."""
+        return wasserstein_to_uniform(features(self.on, h, z, gather=self.gather).flatten(0, 1))

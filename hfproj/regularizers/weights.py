@@ -30,11 +30,11 @@ from peft.tuners.lycoris_utils import LycorisLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import full_precision
 
-PARTS = ("all", "encoder", "first", "head", "last")
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 _CHILD = "hfproj"  # where the tuner keeps its heads in a backbone
 
 
@@ -43,33 +43,31 @@ def layers_of(model: nn.Module, part: str) -> dict[str, Any]:
 
     Args:
         model: A ``PeftModel`` with a projection head, its backbone, or a bare head; what wraps it (DDP,
-            ``torch.compile``) is looked through.
+            ``torch.compile``) is opened.
         part: See the table above.
 
     Raises:
-        UsageError: an unknown part, a model without an active head, a part without such layers, or an encoder of which
-            no layer is trained.
+        UsageError: If the part is unknown, no head is active, the part has no such layers, or no layer of the encoder
+            is trained.
 
     Example:
         >>> head = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> list(layers_of(head, "last"))
         ['head.2']
     """
-    if part not in PARTS:
-        raise unknown("part of a model", part, PARTS)
+    check_choice("part of a model", part, ("all", "encoder", "first", "head", "last"))
     backbone, head = _parts_of(model)
     in_head = dict(_layers(head, "head", set()))
-    if not in_head and (part in ("first", "head") or (backbone is None and part == "all")):
+    if backbone is None and part == "all":
+        part = "head"
+    if not in_head and part in ("first", "head"):
         raise UsageError(
             f"The head, {type(head).__name__}, has no linear layer; use a head that has (head='mlp'), or regularize "
             "the encoder (layers='encoder')."
         )
-    if part == "first":
-        return dict(list(in_head.items())[:1])
-    if part == "head" or (part == "all" and backbone is None):
-        return in_head
-    if part == "last" and in_head:
-        return dict(list(in_head.items())[-1:])
+    if part in ("first", "head") or (part == "last" and in_head):
+        names = list(in_head)
+        return {name: in_head[name] for name in {"first": names[:1], "head": names, "last": names[-1:]}[part]}
     if backbone is None:
         raise UsageError(
             f"The encoder is asked for, but {type(head).__name__} is a bare head: pass the PeftModel that holds it, or "
@@ -82,16 +80,16 @@ def layers_of(model: nn.Module, part: str) -> dict[str, Any]:
             "(ProjectionHeadConfig(backbone_adapter=LoraConfig(r=8)) or trainable='full'), or regularize a head with "
             "linear layers (layers='head')."
         )
-    return (
-        in_encoder | in_head if part == "all" else dict(list(in_encoder.items())[-1:]) if part == "last" else in_encoder
-    )
+    if part == "last":
+        return dict([in_encoder.popitem()])
+    return in_encoder | in_head if part == "all" else in_encoder
 
 
 def effective_weight(layer: Any) -> Float[Tensor, "out fan_in"]:
     """Return the weight that a layer of `layers_of` multiplies with, differentiable in what is trained of it.
 
     Raises:
-        UsageError: a layer of a PEFT method whose weight is not known here, or a quantized one.
+        UsageError: If the weight that a PEFT method makes is not known here, or the weight is quantized.
 
     Example:
         >>> effective_weight(nn.Conv2d(3, 8, kernel_size=2)).shape
@@ -115,16 +113,15 @@ def head_of(model: nn.Module) -> nn.Module:
     """Return the head that is active in `model`, or `model` itself where it is a bare head.
 
     Raises:
-        UsageError: a ``PeftModel`` without a projection head, or all adapters are disabled.
+        UsageError: If a ``PeftModel`` has no projection head, or all adapters are disabled.
     """
     return _parts_of(model)[1]
 
 
 def _parts_of(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
     """Return the backbone (None for a bare head) and the active head."""
-    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        model = model.module
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    while (parallel := isinstance(model, _PARALLEL)) or hasattr(model, "_orig_mod"):  # the latter by torch.compile
+        model = model.module if parallel else model._orig_mod  # type: ignore[assignment]
     peft_model = hasattr(model, "get_base_model")
     backbone: Any = model.get_base_model() if peft_model else model  # type: ignore[operator]
     heads: Any = getattr(backbone, _CHILD, None)

@@ -14,17 +14,15 @@ Deviations:
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.functional.matrices import SIDES, orthogonality_gap
+from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, layers_of
 from hfproj.typing import Scalar
-
-_LAYERS = ("all", "last", "head", "encoder")
 
 
 def werank_penalty(
@@ -39,7 +37,7 @@ def werank_penalty(
         squared: Whether norms are squared.
 
     Raises:
-        UsageError: an unknown side.
+        UsageError: If the side is unknown.
 
     Example:
         >>> werank_penalty([3 * torch.eye(4), torch.eye(2)]).item()  # ‖8 I‖_F of the first, 0 of the second
@@ -49,7 +47,7 @@ def werank_penalty(
     return gaps.sum() if alphas is None else (gaps * gaps.new_tensor(alphas)).sum()
 
 
-class WERank(nn.Module):
+class WERank(ShowsOptions, nn.Module):
     """The WERank term of the model's weights.
 
     Args:
@@ -62,7 +60,8 @@ class WERank(nn.Module):
             regularized. `hfproj.regularizers.weights.layers_of` gives the names.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is unknown or a weight is not finite; on call, if the model has no such layers, none of
+            them is trained, or `alpha` names one that it does not have.
 
     Example:
         >>> head = nn.Linear(2, 2, bias=False)
@@ -80,35 +79,19 @@ class WERank(nn.Module):
         alpha: float | dict[str, float] = 1.0,
     ):
         super().__init__()
-        if layers not in _LAYERS:
-            raise unknown("layers", layers, _LAYERS)
-        if side not in SIDES:
-            raise unknown("side", side, SIDES)
+        check_choice("layers", layers, ("all", "last", "head", "encoder"))
+        check_choice("side", side, SIDES)
         for value in alpha.values() if isinstance(alpha, Mapping) else [alpha]:
             if not math.isfinite(value):
-                raise UsageError(f"alpha must be a finite number, or a dict of such, got {alpha}.")
+                raise UsageError(f"alpha must be a finite number, or a dict of finite numbers, got {alpha}.")
         self.layers, self.squared, self.side, self.alpha = layers, squared, side, alpha
 
-    def forward(self, model: nn.Module, h: Any = None, z: Any = None, *, step: Any = None) -> Scalar:
-        """Return the term of the model's weights as they are now.
-
-        Args:
-            model: A ``PeftModel`` with a projection head, or a bare head.
-            h: Unused.
-            z: Unused.
-            step: Unused.
-
-        Raises:
-            UsageError: the model has no such layers, none is trained, or `alpha` names one that it does not have.
-        """
+    def forward(self, model: nn.Module, h: object = None, z: object = None, *, step: object = None) -> Scalar:
+        """Return the term of the model's weights as they are now."""
         layers = layers_of(model, self.layers)
         alphas = _alphas(self.alpha, list(layers))
         weights = [effective_weight(layers[name]) for name in alphas]
         return werank_penalty(weights, alphas=list(alphas.values()), side=self.side, squared=self.squared)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"layers={self.layers!r}, squared={self.squared}, side={self.side!r}, alpha={self.alpha}"
 
 
 def _alphas(given: float | Mapping[str, float], names: list[str]) -> dict[str, float]:

@@ -107,5 +107,5 @@ def test_regularizer_concatenates_views(on):
 
 
 def test_options_that_cannot_work():
-    with pytest.raises(UsageError, match="Unknown features: on = 'p'"):
+    with pytest.raises(UsageError, match=r"Unknown features \(option on\) 'p'"):
         create_regularizer("wasserstein", on="p")

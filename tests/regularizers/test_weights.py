@@ -155,12 +155,15 @@ def test_copies_are_not_reached():
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_wrappers_are_looked_through():
+def test_wrappers_are_opened():
     model = head_model(backbone_adapter=lora())
     names = list(layers_of(model, "all"))
     compiled = nn.Module()  # what torch.compile returns looks like this
     compiled._orig_mod = model
-    for wrapped in (nn.DataParallel(model), compiled, nn.DataParallel(compiled), model.get_base_model()):
+    compiled_parallel = nn.Module()
+    compiled_parallel._orig_mod = nn.DataParallel(model)
+    wrappers = (nn.DataParallel(model), compiled, nn.DataParallel(compiled), compiled_parallel)
+    for wrapped in (*wrappers, model.get_base_model()):
         assert list(layers_of(wrapped, "all")) == names
 
 
