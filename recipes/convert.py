@@ -25,11 +25,12 @@ from peft import PeftModel
 
 import hfproj
 from hfproj import cli
+from hfproj.backbones.preprocessing import preprocessor_config
 from hfproj.converters import Conversion, conversion, list_converters
 from hfproj.files import command_line, portable, write_json
 from hfproj.reporting.card import write_card
 from hfproj.reporting.card_metadata import check_license
-from hfproj.tuner.preprocessing import known_preprocessing, preprocessor_config
+from hfproj.tuner.description import known_preprocessing
 
 
 def convert(options: argparse.Namespace) -> Path:

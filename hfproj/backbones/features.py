@@ -1,10 +1,13 @@
 """A stand-in for a frozen backbone whose representations are cached: heads train on the cache."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class FeatureBackbone(nn.Module):
@@ -33,11 +36,11 @@ class FeatureBackbone(nn.Module):
         self.__dict__["hfproj_source"] = source
 
     @classmethod
-    def of(cls, model: nn.Module) -> "FeatureBackbone":
-        """Return the stand-in for the backbone of `model`, a ``PeftModel`` with an active head.
+    def of(cls, model: "PeftModel") -> "FeatureBackbone":
+        """Return the stand-in for the backbone of `model`, whose active adapter is a head.
 
         Raises:
-            UsageError: the adapter changes the backbone, so that its representations can't be cached.
+            UsageError: If the adapter changes the backbone, so that its representations can't be cached.
         """
         config = model.peft_config[model.active_adapter]
         if config.trains_backbone or (config.backbone_adapter and config.trainable != "head"):
@@ -48,10 +51,10 @@ class FeatureBackbone(nn.Module):
         return cls(config.in_dim, pooling=config.pooling, layer=config.layer, source=config.backbone)
 
     def check(self, pooling: str | None, layer: int) -> None:
-        """Refuse another pooling or layer than the features have.
+        """Refuse another pooling or layer than that of the features.
 
         Raises:
-            UsageError: so it is.
+            UsageError: If `pooling` or `layer` is another.
         """
         if pooling not in (None, self.pooling) or layer != self.layer:
             raise UsageError(

@@ -1,9 +1,10 @@
-"""Loading a backbone by name, and telling where a backbone came from."""
+"""Loading a backbone by name, and where a backbone came from."""
 
+import difflib
 import inspect
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from torch import nn
@@ -21,12 +22,17 @@ def library_of(backbone: nn.Module) -> str:
     return "timm" if type(backbone).__module__.startswith("timm.") else "torch"
 
 
+def bare_backbone(model: Any) -> nn.Module:
+    """Return the backbone of a PEFT model, or `model` itself if it is a backbone."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def timm_part_of(backbone: nn.Module) -> tuple[str, nn.Module] | None:
     """Return (prefix of its names, timm model) for a timm model, bare or inside transformers' wrapper."""
     if library_of(backbone) == "timm":
         return "", backbone
     if type(backbone).__name__ == "TimmWrapperModel":
-        return "timm_model.", backbone.timm_model
+        return "timm_model.", backbone.get_submodule("timm_model")
     return None
 
 
@@ -55,22 +61,20 @@ def load_backbone(
             JSON values only, since they are stored with the adapter.
 
     Raises:
-        UsageError: nothing can be loaded under this name.
+        UsageError: If nothing can be loaded under this name.
     """
     if library not in (None, "transformers", "timm"):
         raise unknown("backbone library", library, ("transformers", "timm"))
     if "trust_remote_code" in kwargs:
         raise UsageError("trust_remote_code is not supported: code from a repository is never run.")
     if library is None:
-        library = "timm" if name.startswith("timm/") or name.startswith("hf-hub:timm/") else "transformers"
+        library = "timm" if name.startswith(("timm/", "hf-hub:timm/")) else "transformers"
     if library == "timm":
-        backbone = _load_timm(name, revision, dict(kwargs))
+        backbone = _load_timm(name, revision, kwargs)
     else:
         backbone = _load_transformers(name, revision, token, dict(kwargs))
-    source = {"library": library, "id": name, "kwargs": dict(kwargs)}
-    if revision is not None:
-        source["revision"] = revision
-    backbone.__dict__["hfproj_source"] = source
+    source = {"library": library, "id": name, "kwargs": kwargs}
+    backbone.__dict__["hfproj_source"] = source if revision is None else {**source, "revision": revision}
     return backbone
 
 
@@ -87,22 +91,24 @@ def _load_transformers(name: str, revision: str | None, token: str | bool | None
         if cls is None:
             from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-            target = MODEL_MAPPING[type(config)]
             cls = AutoModel
-            if "add_pooling_layer" in inspect.signature(target.__init__).parameters:
+            if "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters:
                 kwargs.setdefault("add_pooling_layer", False)  # else ViTs get a pooler with random weights
         options = {"revision": revision, "token": token, "trust_remote_code": False, "use_safetensors": True}
         backbone = cls.from_pretrained(source, **options, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"No backbone could be loaded from {name!r}; expected 'vit_nano', the id of a Hub model with safetensors, "
             "a folder with config.json and model.safetensors, or a timm name such as 'timm/resnet18.a1_in1k'. "
-            f"({reason})"
+            f"({_reason(error)})"
         ) from error
     if embedded:
         backbone.name_or_path = backbone.config._name_or_path = ""  # a path of this installation says nothing elsewhere
     return backbone
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _refuse_kernels(config: Any, name: str) -> None:
@@ -111,7 +117,8 @@ def _refuse_kernels(config: Any, name: str) -> None:
         attention = getattr(part, "_attn_implementation", None)
         if isinstance(attention, str) and attention.removeprefix("paged|") not in _ATTENTION:
             raise UsageError(
-                f"The config.json of {name!r} asks for attention {attention!r}, code from the Hub, which is never run."
+                f"The config.json of {name!r} asks for attention {attention!r}, code from the Hub, which is never run; "
+                f"expected one of {', '.join(_ATTENTION)}."
             )
 
 
@@ -121,46 +128,36 @@ def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Mo
     bare = name.removeprefix("hf-hub:").removeprefix("timm/")
     if revision is not None:
         bare = f"hf-hub:timm/{bare}@{revision}"
-    kwargs = {"pretrained": True, "num_classes": 0, **kwargs}
     try:
-        return timm.create_model(bare, **kwargs)
+        return timm.create_model(bare, **{"pretrained": True, "num_classes": 0, **kwargs})
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        known = timm.list_models()
-        if bare.split(".")[0] not in known and revision is None:
-            raise unknown("timm backbone", bare.split(".")[0], known[:0] or _near(bare, known)) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        known, wanted = timm.list_models(), bare.split(".")[0]
+        if wanted not in known and revision is None:
+            near = difflib.get_close_matches(bare, known, n=5, cutoff=0.4) or ["see timm.list_models()"]
+            raise unknown("timm backbone", wanted, near) from error
         raise UsageError(
             f"The weights of timm model {name!r} could not be loaded; check the name and the connection, or "
-            f"use a folder or 'vit_nano'. ({reason})"
+            f"use a folder or 'vit_nano'. ({_reason(error)})"
         ) from error
-
-
-def _near(name: str, known: list[str]) -> list[str]:
-    import difflib
-
-    return difflib.get_close_matches(name, known, n=5, cutoff=0.4) or ["see timm.list_models()"]
 
 
 def source_of(backbone: nn.Module) -> dict[str, Any] | None:
     """Return ``{"library", "id", "kwargs"}`` that loads `backbone` again, or None where that is unknown."""
     if "hfproj_source" in backbone.__dict__:
         return backbone.__dict__["hfproj_source"]
-    library = library_of(backbone)
-    if library == "transformers" and getattr(backbone, "name_or_path", ""):
-        kwargs = {}
-        if getattr(backbone, "pooler", False) is None:
-            kwargs["add_pooling_layer"] = False
-        return {"library": library, "id": backbone.name_or_path, "kwargs": kwargs}
-    if library == "timm":
-        config = getattr(backbone, "pretrained_cfg", None) or {}
-        name = config.get("architecture")
-        if name:
-            tag = f".{config['tag']}" if config.get("tag") else ""
-            return {"library": library, "id": f"timm/{name}{tag}", "kwargs": {"num_classes": backbone.num_classes}}
+    library, model = library_of(backbone), cast(Any, backbone)
+    if library == "transformers" and getattr(model, "name_or_path", None):
+        no_pooler = {"add_pooling_layer": False} if getattr(model, "pooler", ...) is None else {}
+        return {"library": library, "id": model.name_or_path, "kwargs": no_pooler}
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if library == "timm" and config.get("architecture"):
+        tag = f".{config['tag']}" if config.get("tag") else ""
+        name = f"timm/{config['architecture']}{tag}"
+        return {"library": library, "id": name, "kwargs": {"num_classes": model.num_classes}}
     return None
 
 
 def files_of(backbone: nn.Module) -> str | None:
-    """Return the folder or Hub id of a transformers model's files."""
+    """Return the folder or Hub id of a transformers model's files, or None where it is unknown."""
     name = (source_of(backbone) or {}).get("id")
     return str(embedded_folder()) if name == EMBEDDED else name

@@ -9,18 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from hfproj.backbones.loading import files_of, timm_part_of
+from hfproj.backbones.loading import bare_backbone, files_of, timm_part_of
 from hfproj.errors import UsageError
 
 _HALF = (0.5, 0.5, 0.5)
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers in a preprocessor_config.json
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers in a preprocessor_config.json, those that views know
+_RESAMPLE_OF = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # those that timm's configurations name
 _LARGEST, _MOST_CHANNELS = 10_000, 1000
-OF_ADAPTER = "hfproj_preprocessing"  # in a backbone's __dict__: what the adapter says, for a backbone that does not
+OF_ADAPTER = "hfproj_preprocessing"  # in a backbone's __dict__: the adapter's file, for a backbone without one
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePreprocessing:
-    """How a backbone wants its images: square side in pixels, mean and std per channel of values in [0, 1]."""
+    """Images that a backbone expects: side of the square in pixels, mean and std per channel of values in [0, 1]."""
 
     size: int
     mean: tuple[float, ...]
@@ -32,37 +33,56 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     """Return the image size, mean and std that `model`'s backbone was trained with.
 
     They come from a `transformers` checkpoint's ``preprocessor_config.json`` or from timm's configuration; where the
-    backbone has neither, from that of the adapter that `hfproj.from_pretrained` loaded onto it. Where none exists (a
-    backbone made from a config) it is the config's size and mean = std = 0.5, with a warning.
+    backbone has neither, from that of the adapter that `hfproj.from_pretrained` loaded onto it. Without any (a backbone
+    made from a config) it is the config's size and mean = std = 0.5, with a warning.
 
     Raises:
-        UsageError: the image size is unknown, or the file says what can't be.
+        UsageError: If the image size is unknown, or a value in the file is impossible.
     """
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = bare_backbone(model)
+    kind = type(backbone).__name__
     timm_part = timm_part_of(backbone)
     if timm_part:
         from timm.data import resolve_model_data_config
 
         data = resolve_model_data_config(timm_part[1])
-        # the size this very model was made for (img_size=…) goes before the one its weights were trained with
+        # The size that this model was made for (img_size=…) goes before the one its weights were trained with.
         size = getattr(getattr(timm_part[1], "patch_embed", None), "img_size", None) or data["input_size"][1:]
         return ImagePreprocessing(size[-1], tuple(data["mean"]), tuple(data["std"]), data["interpolation"])
     size = getattr(getattr(backbone, "config", None), "image_size", None)
     size = size[-1] if isinstance(size, list | tuple) else size
     found = own_processor(backbone) or backbone.__dict__.get(OF_ADAPTER)
     if found:
-        return settings_of(found, f"The preprocessing of {type(backbone).__name__}", size=size)
+        return settings_of(found, f"The preprocessing of {kind}", size=size)
     if not size:
         raise UsageError(
-            f"The image size of {type(backbone).__name__} is unknown; pass size=, mean= and std= to the "
-            "collator instead of for_model."
+            f"The image size of {kind} is unknown; pass size=, mean= and std= to the collator instead of for_model."
         )
     warnings.warn(
-        f"{type(backbone).__name__} has no preprocessor_config.json: images are normalised with mean = std = 0.5; "
-        "pass mean= and std= if it was trained with others.",
+        f"{kind} has no preprocessor_config.json: images are normalised with mean = std = 0.5; pass mean= and std= if "
+        "it was trained with others.",
         stacklevel=2,
     )
     return ImagePreprocessing(int(size), _HALF, _HALF)
+
+
+def preprocessor_config(settings: ImagePreprocessing) -> dict[str, Any]:
+    """Return what ``AutoImageProcessor`` reads: shorter side resized, centre cropped, normalised, as `EvalImages` does.
+
+    Example:
+        >>> preprocessor_config(ImagePreprocessing(32, (0.5,) * 3, (0.25,) * 3))["crop_size"]
+        {'height': 32, 'width': 32}
+    """
+    return {
+        "crop_size": {"height": settings.size, "width": settings.size},
+        **dict.fromkeys(("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
+        "image_mean": list(settings.mean),
+        "image_processor_type": "ViTImageProcessor",
+        "image_std": list(settings.std),
+        "resample": _RESAMPLE_OF.get(settings.interpolation, _RESAMPLE_OF["bicubic"]),
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": settings.size},
+    }
 
 
 def settings_of(found: dict[str, Any], where: str, *, size: int | None = None) -> ImagePreprocessing:
@@ -71,10 +91,10 @@ def settings_of(found: dict[str, Any], where: str, *, size: int | None = None) -
     Args:
         found: Its content.
         where: What it is, for messages.
-        size: Of images, where it names none.
+        size: Side of images where the file names none.
 
     Raises:
-        UsageError: a value in it can't be.
+        UsageError: If a value in it is impossible.
     """
     wanted = found.get("crop_size") if found.get("do_center_crop", False) else found.get("size")
     if isinstance(wanted, dict):
@@ -95,23 +115,18 @@ def settings_of(found: dict[str, Any], where: str, *, size: int | None = None) -
 
 def own_processor(backbone: nn.Module) -> dict[str, Any] | None:
     """Return the processor's configuration that lies beside a transformers backbone, or None."""
-    source = files_of(backbone)
-    return _read_processor(source) if source else None
-
-
-def _read_processor(source: str) -> dict[str, Any] | None:
     from transformers.utils import cached_file
 
+    source = files_of(backbone)
+    if not source:
+        return None
     for name in ("preprocessor_config.json", "processor_config.json"):
         try:
             file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        except (OSError, ValueError):
+            found = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
+        except (OSError, ValueError, RecursionError):
             return None
         if file:
-            try:
-                found = json.loads(Path(file).read_text(encoding="utf-8"))
-            except (ValueError, RecursionError):
-                return None
             found = found.get("image_processor", found) if isinstance(found, dict) else None
             return found if isinstance(found, dict) else None
     return None

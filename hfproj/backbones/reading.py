@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from hfproj.backbones.features import FeatureBackbone
@@ -26,7 +27,7 @@ class ReadPoint:
         pooling: One of `POOLINGS`.
         module: Name of the submodule to read; None reads the backbone's own output.
         side: Whether that submodule's ``"output"`` or its first ``"input"`` is read.
-        prefix_tokens: How many tokens before the patches are no patches (class token, registers).
+        prefix_tokens: Number of tokens before the patches (class token, registers).
         text: Whether the tokens are those of a text, so that means respect ``attention_mask``.
         in_dim: Width of the representation.
     """
@@ -46,7 +47,7 @@ def blocks_of(backbone: nn.Module) -> list[str]:
     ``blocks``, ``stages``), or the children ``layer1`` … ``layerN`` of a ResNet.
 
     Raises:
-        UsageError: no such container exists.
+        UsageError: If no such container exists.
     """
     timm_part = timm_part_of(backbone)
     prefix, root = timm_part or ("", backbone)
@@ -63,47 +64,32 @@ def blocks_of(backbone: nn.Module) -> list[str]:
     if not best:
         raise UsageError(
             f"{type(backbone).__name__} has no list of blocks (ModuleList or Sequential), so `layer` and an integer "
-            "`trainable` mean nothing for it; use layer=-1 and trainable='head', 'adapter' or 'full'."
+            "`trainable` can't be used with it; use layer=-1 and trainable='head', 'adapter' or 'full'."
         )
     return [f"{prefix}{best}.{n}" for n, _ in root.get_submodule(best).named_children()]
 
 
-def _block_name(backbone: nn.Module, layer: int) -> str:
-    blocks = blocks_of(backbone)
-    if not -len(blocks) <= layer < len(blocks):
-        raise UsageError(
-            f"layer={layer}: {type(backbone).__name__} has {len(blocks)} blocks; expected -1 (its final output) or an "
-            f"index from {-len(blocks)} to {len(blocks) - 1}."
-        )
-    return blocks[layer]
-
-
 def _prefix_tokens(backbone: nn.Module) -> tuple[int, bool]:
     """Return (tokens before the patches, whether the first of them is a class token)."""
-    timm_part = timm_part_of(backbone)
-    if timm_part:
-        model = timm_part[1]
+    if timm_part := timm_part_of(backbone):
+        model: Any = timm_part[1]
         return int(getattr(model, "num_prefix_tokens", 0)), getattr(model, "cls_token", None) is not None
     embeddings = getattr(backbone, "embeddings", None)
-    special = [
-        name
-        for name in ("cls_token", "class_embedding", "distillation_token")
-        if getattr(embeddings, name, None) is not None
-    ]
+    names = ("cls_token", "class_embedding", "distillation_token")
+    special = sum(getattr(embeddings, name, None) is not None for name in names)
     registers = int(getattr(getattr(backbone, "config", None), "num_register_tokens", 0) or 0)
-    return len(special) + registers, bool(special)
+    return special + registers, special > 0
 
 
-def _width(backbone: nn.Module) -> int | None:
-    timm_part = timm_part_of(backbone)
-    if timm_part:
-        return int(timm_part[1].num_features)
-    config = getattr(backbone, "config", None)
+def _width(backbone: Any) -> int | None:
+    if timm_part := timm_part_of(backbone):
+        return int(getattr(timm_part[1], "num_features"))  # noqa: B009  torch types it as Tensor | Module
+    config: Any = getattr(backbone, "config", None)
     if getattr(config, "hidden_size", None):
         return int(config.hidden_size)
-    for owner, attribute in ((config, "hidden_sizes"), (config, "depths_width"), (config, "embed_dims")):
-        if getattr(owner, attribute, None):
-            return int(getattr(owner, attribute)[-1])
+    for attribute in ("hidden_sizes", "depths_width", "embed_dims"):
+        if getattr(config, attribute, None):
+            return int(getattr(config, attribute)[-1])
     for attribute in ("num_features", "embed_dim", "hidden_size", "out_features", "out_dim"):
         if isinstance(getattr(backbone, attribute, None), int):
             return int(getattr(backbone, attribute))
@@ -119,28 +105,21 @@ def _timm_read_module(model: nn.Module) -> tuple[str, str] | None:
 
 
 def _checkpoint_lacks(backbone: nn.Module, part: str) -> bool:
-    """Whether the checkpoint of a transformers model has no tensor below `part`; False when it can't be told."""
-    from safetensors import safe_open
+    """Whether the checkpoint of a transformers model has no tensor below `part`; False when that is not known."""
     from transformers.utils import cached_file
 
     source = files_of(backbone)
     if source is None:
         return False
-    names: list[str] = []
+    quiet = dict.fromkeys(
+        (f"_raise_exceptions_for_{e}" for e in ("missing_entries", "gated_repo", "connection_errors")), False
+    )
     try:
-        index = cached_file(
-            source,
-            "model.safetensors.index.json",
-            local_files_only=True,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        index = cached_file(source, "model.safetensors.index.json", local_files_only=True, **quiet)
         if index:
             names = list(json.loads(Path(index).read_text())["weight_map"])
         else:
-            file = cached_file(source, "model.safetensors", local_files_only=True)
-            with safe_open(file, framework="pt") as handle:
+            with safe_open(cached_file(source, "model.safetensors", local_files_only=True), framework="pt") as handle:
                 names = list(handle.keys())
     except (OSError, ValueError, KeyError):
         return False
@@ -159,7 +138,7 @@ def resolve_read_point(
         in_dim: Width of the representation, for modules from which it can't be inferred.
 
     Raises:
-        UsageError: the combination can't work for this backbone.
+        UsageError: If this backbone can't be read in this way.
     """
     if isinstance(backbone, FeatureBackbone):
         backbone.check(pooling, layer)
@@ -171,12 +150,10 @@ def resolve_read_point(
     prefix, has_cls = _prefix_tokens(backbone)
     has_cls = has_cls or text
     width = _width(backbone)
-    timm_part = timm_part_of(backbone)
     module: str | None = None
     side = "output"
-
-    if pooling is None:
-        pooling = "cls" if has_cls else "mean"
+    timm_prefix, timm_model = timm_part_of(backbone) or ("", None)
+    pooling = pooling or ("cls" if has_cls else "mean")
     if pooling == "pooler":
         if layer != -1:
             raise UsageError(
@@ -184,56 +161,62 @@ def resolve_read_point(
                 "with it; use pooling='cls' or 'mean', or layer=-1."
             )
         _check_pooler(backbone)
-        if timm_part and getattr(timm_part[1], "head_hidden_size", None):
-            width = int(timm_part[1].head_hidden_size)
+        width = int(getattr(timm_model, "head_hidden_size", None) or 0) or width
     elif layer != -1:
-        module = _block_name(backbone, layer)
-        sizes = getattr(getattr(backbone, "config", None), "hidden_sizes", None) or []
-        if len(sizes) == len(blocks_of(backbone)):  # the stages of a CNN differ in width
-            width = int(sizes[layer])
-        if timm_part:
-            info = timm_part[1].feature_info if isinstance(getattr(timm_part[1], "feature_info", None), list) else []
-            widths = {timm_part[0] + i["module"]: i["num_chs"] for i in info}
-            if prefix == 0 and library_of(timm_part[1]) == "timm" and _timm_read_module(timm_part[1])[1] == "input":
-                width = widths.get(module)
-    elif timm_part:
-        found = _timm_read_module(timm_part[1])
+        module, width = _block(backbone, layer, prefix, width)
+    elif timm_model is not None:
+        found = _timm_read_module(timm_model)
         if found is None:
             raise UsageError(
                 f"{kind} shows neither a token norm nor a pooling layer; use pooling='pooler' with a model "
                 "made by timm.create_model(…, num_classes=0)."
             )
-        module, side = timm_part[0] + found[0], found[1]
+        module, side = timm_prefix + found[0], found[1]
     if pooling in ("cls", "cls_mean") and not has_cls:
         raise UsageError(f"pooling={pooling!r} needs a class token and {kind} has none; use pooling='mean' or 'max'.")
-    width = in_dim if in_dim is not None and pooling != "cls_mean" else width
-    if width is None:
+    if in_dim is None and width is not None:
+        in_dim = 2 * width if pooling == "cls_mean" else width
+    if in_dim is None or (pooling == "cls_mean" and width is None):
         raise UsageError(f"The width of {kind}'s representation can't be inferred; pass in_dim=… to the head's config.")
-    if pooling == "cls_mean":
-        width = 2 * width if in_dim is None else in_dim
-    return ReadPoint(pooling=pooling, module=module, side=side, prefix_tokens=prefix, text=text, in_dim=int(width))
+    return ReadPoint(pooling=pooling, module=module, side=side, prefix_tokens=prefix, text=text, in_dim=int(in_dim))
 
 
-def _check_pooler(backbone: nn.Module) -> None:
-    kind, cure = type(backbone).__name__, "use pooling='cls' or 'mean'"
-    timm_part = timm_part_of(backbone)
-    if timm_part:
+def _block(backbone: nn.Module, layer: int, prefix_tokens: int, width: int | None) -> tuple[str, int | None]:
+    """Return the name of block `layer` and the width of its output."""
+    blocks = blocks_of(backbone)
+    if not -len(blocks) <= layer < len(blocks):
+        raise UsageError(
+            f"layer={layer}: {type(backbone).__name__} has {len(blocks)} blocks; expected -1 (its final output) or an "
+            f"index from {-len(blocks)} to {len(blocks) - 1}."
+        )
+    sizes = getattr(getattr(backbone, "config", None), "hidden_sizes", None) or []
+    if len(sizes) == len(blocks):  # the stages of a CNN differ in width
+        width = int(sizes[layer])
+    prefix, model = timm_part_of(backbone) or ("", None)
+    if model is not None and prefix_tokens == 0 and (_timm_read_module(model) or ("", ""))[1] == "input":
+        info: Any = getattr(model, "feature_info", None)
+        widths = {prefix + i["module"]: i["num_chs"] for i in info} if isinstance(info, list) else {}
+        width = widths.get(blocks[layer])
+    return blocks[layer], width
+
+
+def _check_pooler(backbone: Any) -> None:
+    kind, hint = type(backbone).__name__, "use pooling='cls' or 'mean'"
+    if timm_part := timm_part_of(backbone):
         if getattr(timm_part[1], "num_classes", 0):
             raise UsageError(
-                f"pooling='pooler' of {kind} would read class scores; make the backbone with num_classes=0, or {cure}."
+                f"pooling='pooler' of {kind} would read class scores; make the backbone with num_classes=0, or {hint}."
             )
-        return
-    if library_of(backbone) != "transformers":
-        return
-    parts = {n: getattr(backbone, n, None) for n in ("pooler", "head")}
-    learned = [n for n, m in parts.items() if isinstance(m, nn.Module) and any(True for _ in m.parameters())]
-    if hasattr(backbone, "pooler") and backbone.pooler is None:
-        raise UsageError(f"pooling='pooler': this {kind} has no pooler; {cure}.")
-    if learned and _checkpoint_lacks(backbone, learned[0]):
-        raise UsageError(
-            f"pooling='pooler': the checkpoint {backbone.name_or_path!r} has no pooler, so {kind} made one with random "
-            f"weights; {cure}."
-        )
+    elif library_of(backbone) == "transformers":
+        if getattr(backbone, "pooler", ...) is None:
+            raise UsageError(f"pooling='pooler': this {kind} has no pooler; {hint}.")
+        parts = {n: getattr(backbone, n, None) for n in ("pooler", "head")}
+        learned = [n for n, m in parts.items() if isinstance(m, nn.Module) and any(True for _ in m.parameters())]
+        if learned and _checkpoint_lacks(backbone, learned[0]):
+            raise UsageError(
+                f"pooling='pooler': the checkpoint {backbone.name_or_path!r} has no pooler, so {kind} made one with "
+                f"random weights; {hint}."
+            )
 
 
 def bare_tensors(backbone: nn.Module) -> dict[str, Tensor]:
@@ -241,17 +224,17 @@ def bare_tensors(backbone: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def walk(module: nn.Module, prefix: str) -> None:
-        for wrapped in ("base_layer", "original_module"):  # how PEFT's layers keep what they wrap
-            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and hasattr(module, wrapped):
-                return walk(getattr(module, wrapped), prefix)
-        if isinstance(module, BaseTunerLayer):
-            return None
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            for wrapped in ("base_layer", "original_module"):  # where PEFT's layers keep what they wrap
+                if hasattr(module, wrapped):
+                    return walk(getattr(module, wrapped), prefix)
+            if isinstance(module, BaseTunerLayer):
+                return
         found.update({prefix + n: p for n, p in module.named_parameters(recurse=False)})
         transient = module._non_persistent_buffers_set
         found.update({prefix + n: b for n, b in module.named_buffers(recurse=False) if n not in transient})
         for name, child in module.named_children():
             walk(child, f"{prefix}{name}.")
-        return None
 
     walk(backbone, "")
     return found
@@ -260,8 +243,8 @@ def bare_tensors(backbone: nn.Module) -> dict[str, Tensor]:
 def feeds_representation(backbone: nn.Module, point: ReadPoint) -> list[str]:
     """Return the names (as in `bare_tensors`) of the tensors that the representation depends on.
 
-    Left out are mask tokens, poolers and classifiers that are not read, and whatever is registered after the module
-    that is read (blocks after `layer`, final norms, classifiers).
+    Left out are mask tokens, poolers and classifiers that are not read, and what is registered after the module that is
+    read (blocks after `layer`, final norms, classifiers).
     """
     names = list(bare_tensors(backbone))
     drop = {"mask_token"}
@@ -288,7 +271,7 @@ def last_blocks(backbone: nn.Module, point: ReadPoint, count: int) -> list[str]:
     """Return the names, among `feeds_representation`, of the last `count` blocks that feed it and of what follows them.
 
     Raises:
-        UsageError: `count` is no number from 1 to the number of blocks that feed the representation.
+        UsageError: If `count` is not between 1 and the number of blocks that feed the representation.
     """
     names = feeds_representation(backbone, point)
     blocks = [b for b in blocks_of(backbone) if any(n.startswith(b + ".") for n in names)]
@@ -332,7 +315,7 @@ def pool(output: Any, point: ReadPoint, attention_mask: Tensor | None = None) ->
     """Return the representation ``h`` ``[batch, in_dim]`` from a backbone's output or a captured feature.
 
     Raises:
-        UsageError: the output has another width than the head was made for, or can't be pooled this way.
+        UsageError: If the output has another width than the head was made for, or can't be pooled this way.
     """
     if point.pooling == "pooler":
         h = _pooled(output)
@@ -366,10 +349,10 @@ def _pool_tokens(f: Tensor, point: ReadPoint, prefix: int, attention_mask: Tenso
 
 
 def fit_image_size(backbone: nn.Module, size: tuple[int, int]) -> bool:
-    """Return whether a `transformers` ViT has to be told to interpolate its positions for images of `size`.
+    """Return whether a `transformers` ViT needs ``interpolate_pos_encoding=True`` for images of `size`.
 
     Raises:
-        UsageError: a `timm` model made for one size only gets another.
+        UsageError: If a `timm` model that takes images of one size only would get another.
     """
     timm_part = timm_part_of(backbone)
     if timm_part:

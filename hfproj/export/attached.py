@@ -49,7 +49,7 @@ class Attached:
         if self.config.trains_backbone:
             blocks = self.config.trainable
             return "all of its weights" if blocks == "full" else f"its last {blocks} block{'s' if blocks != 1 else ''}"
-        return f"a {self.config.backbone_adapter['peft_type']} adapter" if self.config.backbone_adapter else "nothing"
+        return f"a {self.config.backbone_options['peft_type']} adapter" if self.config.backbone_adapter else "nothing"
 
 
 def attached(model: Any, adapter_name: str | None = None) -> Attached:

@@ -11,11 +11,12 @@ from torch import nn
 
 from hfproj.backbones import library_of
 from hfproj.backbones.loading import files_of
+from hfproj.backbones.preprocessing import preprocessor_config
 from hfproj.errors import UsageError
 from hfproj.export.attached import Attached, attached, merged_backbone, staged
 from hfproj.export.loading import auto_class, call_line, pooler_option, readme
 from hfproj.filenames import ADAPTER_CONFIG, CARD, PREPROCESSING
-from hfproj.tuner.preprocessing import known_preprocessing, preprocessor_config
+from hfproj.tuner.description import known_preprocessing
 
 _WEIGHTS = "model.safetensors"
 _IMAGE_FILES = (PREPROCESSING, "processor_config.json")

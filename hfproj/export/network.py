@@ -15,8 +15,8 @@ from hfproj.errors import UsageError
 from hfproj.export.attached import Attached, attached, merged_backbone
 from hfproj.files import installed_versions, portable
 from hfproj.hub.pull import detach
+from hfproj.tuner.description import known_preprocessing
 from hfproj.tuner.layer import CHILD
-from hfproj.tuner.preprocessing import known_preprocessing
 
 Batch = dict[str, Tensor]
 

@@ -14,16 +14,15 @@ from torch import nn
 
 from hfproj import filenames
 from hfproj.backbones.loading import EMBEDDED
-from hfproj.backbones.preprocessing import ImagePreprocessing
+from hfproj.backbones.preprocessing import ImagePreprocessing, preprocessor_config
 from hfproj.errors import UsageError, unknown
 from hfproj.files import write_json
 from hfproj.hub.outgoing import without_tokens
 from hfproj.objectives.buffers import START, Position, save_buffers
 from hfproj.reporting.card import render_card, write_card, write_eval_results
 from hfproj.results import Results
-from hfproj.tuner.description import describe_adapter, starts_random
+from hfproj.tuner.description import describe_adapter, known_preprocessing, starts_random
 from hfproj.tuner.layer import CHILD
-from hfproj.tuner.preprocessing import known_preprocessing, preprocessor_config
 
 ROOT = "default"  # the adapter that lies in the root
 _ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")

@@ -248,7 +248,7 @@ def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) ->
     Raises:
         AdapterFileError: it does.
     """
-    inner = config.backbone_adapter or {}
+    inner = config.backbone_options
     widest = max((n for p in backbone.parameters() for n in p.shape), default=0)
     ranks = [inner.get("r"), *(inner.get("rank_pattern") or {}).values()]
     largest = max((r for r in ranks if isinstance(r, int | float)), default=0)

@@ -151,7 +151,7 @@ def _parts(config: ProjectionHeadConfig) -> dict[str, Any]:
         parts |= _head_options("predictor", config.predictor["head"], config.predictor)
     prototypes = config.prototypes if isinstance(config.prototypes, dict) else {"count": config.prototypes}
     parts |= {f"prototypes.{n}": v for n, v in {"learn_norm": False, **prototypes}.items()}
-    for name, value in (config.backbone_adapter or {}).items():
+    for name, value in config.backbone_options.items():
         if name not in _FREE and "dropout" not in name and not name.startswith("init_"):
             parts[f"backbone_adapter.{name}"] = sorted(value) if isinstance(value, list | set) else value
     return {name: plain(value) for name, value in parts.items() if value is not None}

@@ -24,7 +24,7 @@ from hfproj.objectives.buffers import Position
 from hfproj.reporting.card import write_card
 from hfproj.results import Results
 from hfproj.training import methods
-from hfproj.tuner.preprocessing import known_preprocessing
+from hfproj.tuner.description import known_preprocessing
 
 LOG = logging.getLogger("hfproj.training")
 

@@ -1,36 +1,32 @@
-"""The projection head as a PEFT method, registered when this package is imported."""
+"""The projection head as a PEFT method, registered when this package is imported.
 
+Here live the config, the layer and its hooks, the tuner with an adapter's saved form, and what an adapter is in plain
+values. It imports `backbones`, `heads`, `objectives` and what lies below them, and PEFT.
+"""
+
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 
-NAME = "projection_head"
+NAME = "PROJECTION_HEAD"
 
 
-def _register() -> None:
-    """Add PROJECTION_HEAD to PEFT's enum, then register the method the way PEFT's own methods do.
-
-    `register_peft_method` refuses names outside the enum, and a plain string as key breaks transformers' integration.
-    """
-    if NAME.upper() not in PeftType.__members__:
-        member = str.__new__(PeftType, NAME.upper())
-        member._name_ = member._value_ = NAME.upper()
-        type.__setattr__(PeftType, NAME.upper(), member)
-        PeftType._member_names_.append(NAME.upper())
-        PeftType._member_map_[NAME.upper()] = member
-        PeftType._value2member_map_[NAME.upper()] = member
-
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
-    if PeftType(NAME.upper()) in PEFT_TYPE_TO_TUNER_MAPPING:
-        return
-    from hfproj.tuner.config import ProjectionHeadConfig
-    from hfproj.tuner.model import ProjectionHeadModel
-
-    register_peft_method(name=NAME, config_cls=ProjectionHeadConfig, model_cls=ProjectionHeadModel)
+def _extend_enum() -> None:
+    # `register_peft_method` refuses names outside the enum, and a plain string as key breaks transformers' integration.
+    if NAME not in PeftType.__members__:
+        member = str.__new__(PeftType, NAME)
+        member._name_ = member._value_ = NAME
+        type.__setattr__(PeftType, NAME, member)
+        PeftType._member_names_.append(NAME)
+        PeftType._member_map_[NAME] = PeftType._value2member_map_[NAME] = member
 
 
-_register()
+_extend_enum()
 
 from hfproj.tuner.config import ProjectionHeadConfig  # noqa: E402
 from hfproj.tuner.layer import ProjectionOutput  # noqa: E402
+from hfproj.tuner.model import ProjectionHeadModel  # noqa: E402
+
+if PeftType(NAME) not in PEFT_TYPE_TO_TUNER_MAPPING:
+    register_peft_method(name=NAME.lower(), config_cls=ProjectionHeadConfig, model_cls=ProjectionHeadModel)
 
 __all__ = ["ProjectionHeadConfig", "ProjectionOutput"]

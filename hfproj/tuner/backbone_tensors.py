@@ -1,7 +1,7 @@
 """Tensors of the backbone itself that belong to adapters (``trainable="full"`` or a number of blocks).
 
-The tensors in use are always the backbone's own parameters and buffers. Those of adapters that are not in use, and the
-originals, wait on the CPU; switching copies values in place, so that optimizers and DDP keep their parameters.
+The values in use are always in the backbone's own parameters and buffers. Those of adapters that are not in use, and
+the originals, are kept on the CPU; switching copies values in place, so that optimizers and DDP keep their parameters.
 """
 
 import torch
@@ -28,12 +28,9 @@ class BackboneTensors:
     def add(self, backbone: nn.Module, adapter: str, names: list[str], *, keep_original: bool) -> None:
         """Give the tensors `names` to `adapter`."""
         self.names[adapter] = names
-        if not keep_original:
-            return
-        tensors = bare_tensors(backbone)
-        for name in names:
-            if name not in self.originals:  # a name that another adapter trains was kept before it changed
-                self.originals[name] = tensors[name].detach().to("cpu", copy=True)
+        if keep_original:  # a name that another adapter trains was kept before it changed
+            tensors = bare_tensors(backbone)
+            self.originals |= _on_cpu({n: tensors[n] for n in names if n not in self.originals})
 
     @torch.no_grad()
     def use(self, backbone: nn.Module, adapter: str | None) -> None:
@@ -45,7 +42,7 @@ class BackboneTensors:
         tensors = bare_tensors(backbone)
         if self.in_use is not None:
             leaving = self.names[self.in_use]
-            self._waiting[self.in_use] = {n: tensors[n].detach().to("cpu", copy=True) for n in leaving}
+            self._waiting[self.in_use] = _on_cpu({n: tensors[n] for n in leaving})
             for name in leaving:
                 if name in self.originals:
                     tensors[name].copy_(self.originals[name])
@@ -56,23 +53,20 @@ class BackboneTensors:
 
     def values(self, backbone: nn.Module, adapter: str) -> dict[str, Tensor]:
         """Return the current values of the tensors of `adapter`, in use or not."""
-        if self.in_use == adapter:
-            found = bare_tensors(backbone)
-        else:
-            found = bare_tensors(backbone) | self.originals | self._waiting.get(adapter, {})
+        found = bare_tensors(backbone)
+        if self.in_use != adapter:
+            found |= self.originals | self._waiting.get(adapter, {})
         return {name: found[name] for name in self.names.get(adapter, ())}
 
     @torch.no_grad()
     def load(self, backbone: nn.Module, adapter: str, values: dict[str, Tensor]) -> None:
         """Set the values of the tensors of `adapter`."""
-        if not values:
+        if self.in_use != adapter:
+            self._waiting |= {adapter: _on_cpu(values)} if values else {}
             return
-        if self.in_use == adapter:
-            tensors = bare_tensors(backbone)
-            for name, value in values.items():
-                tensors[name].copy_(value)
-        else:
-            self._waiting[adapter] = {n: v.detach().to("cpu", copy=True) for n, v in values.items()}
+        tensors = bare_tensors(backbone)
+        for name, value in values.items():
+            tensors[name].copy_(value)
 
     def forget(self, adapter: str) -> None:
         """Drop an adapter that is not in use, and the originals that no other adapter needs."""
@@ -80,3 +74,7 @@ class BackboneTensors:
         self._waiting.pop(adapter, None)
         needed = {name for names in self.names.values() for name in names}
         self.originals = {name: value for name, value in self.originals.items() if name in needed}
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -1,19 +1,20 @@
 """The configuration of a projection head as a PEFT method."""
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from peft import PeftConfig
+from peft.config import PeftConfig
 from peft.utils import PeftType
+from torch import nn
 
 from hfproj.errors import UsageError, unknown
 from hfproj.objectives import OBJECTIVES, create_objective
 
 WIDEST = 1 << 20  # of a representation, a layer, a projection; 65,536 prototypes are the most that a paper has
 DEEPEST = 256  # linear layers of a head
-# Initialisations that rewrite the backbone's own weights: the bare backbone would no longer be bit-equal.
+# Initialisations that rewrite the backbone's own weights: the bare backbone could not be restored bit for bit.
 _REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")
 _NEEDS_MORE = (PeftType.ADALORA, PeftType.XLORA, PeftType.POLY, PeftType.TRAINABLE_TOKENS)
 _CHANGES_BACKBONE = {
@@ -55,11 +56,13 @@ class ProjectionHeadConfig(PeftConfig):
         head: Name of the head, see `hfproj.list_heads`.
         head_options: Keyword arguments of that head, without `in_dim` and `out_dim`.
         out_dim: Width of the projection z; None takes the head's own default.
-        predictor: None, or ``{"head": name, **options}``: a second head from z to the prediction p (BYOL, SimSiam).
-        prototypes: None, or the number of prototypes that z is scored against by cosine (SwAV, DINO); a dict
-            ``{"count": n, "learn_norm": True}`` multiplies each score by a learned length.
-        scales: None, or name → initial value of learnable scalars that the objective asks for (SigLIP).
-        backbone_adapter: None, or the config of any other PEFT method for the backbone (``LoraConfig(r=8)``). Without
+        predictor: A second head from z to the prediction p (BYOL, SimSiam): its name, or ``{"head": name, **options}``.
+        prototypes: Number of prototypes that z is compared with by cosine (SwAV, DINO); a dict ``{"count": n,
+            "learn_norm": True}`` multiplies each cosine by a learned length.
+        scales: Name → initial value of the learnable scalars that the objective needs (SigLIP).
+        objective: ``{"name", **options}`` of the objective that the adapter was trained on; the trainer fills it in.
+        regularizers: Name → ``{"weight", **options}`` of the regularizers; the trainer fills it in.
+        backbone_adapter: The config of any other PEFT method for the backbone (``LoraConfig(r=8)``). Without
             `target_modules` it reaches every linear layer (for a CNN: every ungrouped convolution; for LN tuning: every
             norm) that the representation depends on.
         trainable: ``"adapter"`` (head and `backbone_adapter`), ``"head"``, ``"full"`` (head and the whole backbone) or
@@ -67,54 +70,52 @@ class ProjectionHeadConfig(PeftConfig):
         pooling: ``"cls"``, ``"mean"``, ``"cls_mean"``, ``"max"`` or ``"pooler"``; None takes ``"cls"`` where there is a
             class token, else ``"mean"``.
         layer: -1 for the backbone's final output, or the index of the block whose raw output is the representation.
-        objective: ``{"name", **options}`` of the objective that it was trained on; the trainer fills it in.
-        regularizers: name → ``{"weight", **options}`` of the regularizers; the trainer fills it in.
         in_dim: Width of the representation; inferred unless the backbone is an unknown module.
         backbone: Where the backbone came from, ``{"library", "id", "kwargs"}``; filled in when known.
         keep_original: Keep the original of every trained backbone tensor on the CPU, so that disabling and unloading
             restore the backbone bit for bit.
 
     Raises:
-        UsageError: an option is unknown or contradicts another.
+        UsageError: If an option is unknown, out of its range, or contradicts another.
     """
 
-    head: str = field(default="mlp", metadata={"help": "Name of the head."})
-    head_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the head."})
-    out_dim: int | None = field(default=None, metadata={"help": "Width of the projection."})
-    predictor: str | dict[str, Any] | None = field(default=None, metadata={"help": "Head from z to the prediction."})
-    prototypes: int | dict[str, Any] | None = field(default=None, metadata={"help": "Number of prototypes."})
-    scales: dict[str, float] | None = field(default=None, metadata={"help": "Learnable scalars of the objective."})
-    objective: dict[str, Any] | None = field(default=None, metadata={"help": "What it was trained on."})
-    regularizers: dict[str, Any] | None = field(default=None, metadata={"help": "What was added to the objective."})
-    backbone_adapter: PeftConfig | dict[str, Any] | None = field(
-        default=None, metadata={"help": "PEFT config for the backbone."}
-    )
-    trainable: str | int = field(default="adapter", metadata={"help": "head, adapter, full or a number of blocks."})
-    pooling: str | None = field(default=None, metadata={"help": "How tokens become one vector."})
-    layer: int = field(default=-1, metadata={"help": "Block that is read; -1 is the final output."})
-    in_dim: int | None = field(default=None, metadata={"help": "Width of the representation."})
-    backbone: dict[str, Any] | None = field(default=None, metadata={"help": "Where the backbone came from."})
-    keep_original: bool = field(default=True, metadata={"help": "Keep originals of trained backbone tensors."})
+    head: str = "mlp"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    out_dim: int | None = None
+    predictor: str | dict[str, Any] | None = None
+    prototypes: int | dict[str, Any] | None = None
+    scales: dict[str, float] | None = None
+    objective: dict[str, Any] | None = None
+    regularizers: dict[str, Any] | None = None
+    backbone_adapter: PeftConfig | dict[str, Any] | None = None
+    trainable: str | int = "adapter"
+    pooling: str | None = None
+    layer: int = -1
+    in_dim: int | None = None
+    backbone: dict[str, Any] | None = None
+    keep_original: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.PROJECTION_HEAD
+        self.peft_type = PeftType("PROJECTION_HEAD")  # in the enum since hfproj.tuner was imported
         if self.task_type is not None:
             raise UsageError(
-                "task_type must stay None: it makes PeftModel expect input_ids first, which images have not."
+                f"task_type must be None, got {self.task_type!r}: with a task type PeftModel expects input_ids first, "
+                "which images do not have."
             )
         if isinstance(self.predictor, str):
             self.predictor = {"head": self.predictor}
         if self.predictor is not None and "head" not in self.predictor:
             raise UsageError(
-                "predictor: expected {'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}."
+                f"predictor={self.predictor!r}: expected {{'head': name, **options}}, for example {{'head': 'mlp', "
+                "'hidden_dim': 512}."
             )
         self._check_prototypes()
         self._check_sizes()
         if isinstance(self.backbone_adapter, PeftConfig):
-            self.backbone_adapter = plain(self.backbone_adapter.to_dict())
+            self.backbone_adapter = cast(dict[str, Any], plain(self.backbone_adapter.to_dict()))
         if self.backbone_adapter is not None:
-            self._check_backbone_adapter()
+            self._check_backbone_adapter(self.backbone_adapter)
         number = isinstance(self.trainable, int) and not isinstance(self.trainable, bool)
         if not number and self.trainable not in ("head", "adapter", "full"):
             raise unknown("value of trainable", self.trainable, ("head", "adapter", "full", "a number of blocks"))
@@ -125,40 +126,39 @@ class ProjectionHeadConfig(PeftConfig):
             )
 
     @classmethod
-    def for_objective(cls, objective: Any, **config: Any) -> "ProjectionHeadConfig":
+    def for_objective(cls, objective: nn.Module | str | Mapping[str, Any], **config: Any) -> "ProjectionHeadConfig":
         """Return a config with the predictor, the prototypes and the scales that an objective needs.
 
         Args:
             objective: An objective, its name, or ``{"name": name, **options}``.
-            config: Values of the config. Without a `predictor` or `prototypes`, where the objective needs such: an MLP
-                with 512 hidden units, 300 prototypes.
+            config: Values of the config. Where the objective needs a `predictor` or `prototypes` and none are given: an
+                MLP with 512 hidden units, 300 prototypes.
 
         Raises:
-            UsageError: no objective has this name, or a value of the config can't work.
+            UsageError: If no objective has this name, or a value of the config is refused.
 
         Example:
             >>> ProjectionHeadConfig.for_objective("byol").predictor
             {'head': 'mlp', 'hidden_dim': 512}
         """
-        if isinstance(objective, str):
-            objective = {"name": objective}
-        if isinstance(objective, dict):
-            options = {**objective}
+        made: Any = objective
+        if not isinstance(objective, nn.Module):
+            options = {"name": objective} if isinstance(objective, str) else dict(objective)
             name = options.pop("name")
-            # Without the number of images, which the trainer knows, there is the class alone: it says what it needs.
+            # Without the number of images, which the trainer knows, the class alone says what it needs.
             unknown_size = "num_images" in OBJECTIVES.options(name) and "num_images" not in options
-            objective = OBJECTIVES.get(name) if unknown_size else create_objective(name, **options)
-        needs = getattr(objective, "needs", frozenset())
+            made = OBJECTIVES.get(name) if unknown_size else create_objective(name, **options)
+        needs = getattr(made, "needs", ())
         if "prediction" in needs and config.get("predictor") is None:
             config["predictor"] = {"head": "mlp", "hidden_dim": 512}
         if "scores" in needs and config.get("prototypes") is None:
             config["prototypes"] = 300
         if "scales" in needs and config.get("scales") is None:
-            config["scales"] = dict(objective.scales)
+            config["scales"] = dict(made.scales)
         return cls(**config)
 
     def _check_sizes(self) -> None:
-        """Refuse what no memory holds, before anything is made of it: a config may be somebody else's file."""
+        """Refuse sizes that no memory holds before anything is allocated: a config may be an untrusted file."""
         sized = {name: getattr(self, name) for name in ("in_dim", "out_dim", "head_options", "predictor", "prototypes")}
         for name, value in entries(sized):
             numbers = value if isinstance(value, list | tuple) else [value]
@@ -183,40 +183,47 @@ class ProjectionHeadConfig(PeftConfig):
         """Whether tensors of the backbone itself are trained and saved with the adapter."""
         return self.trainable == "full" or isinstance(self.trainable, int)
 
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        """`backbone_adapter` as plain values, which is how it is kept; empty where there is none."""
+        return cast(dict[str, Any], self.backbone_adapter or {})
+
     def inner_config(self) -> PeftConfig | None:
         """Return `backbone_adapter` as a PEFT config, or None."""
-        if self.backbone_adapter is None:
-            return None
-        return PeftConfig.from_peft_type(**self.backbone_adapter)
+        return PeftConfig.from_peft_type(**self.backbone_options) if self.backbone_adapter is not None else None
 
-    def _check_backbone_adapter(self) -> None:
+    @staticmethod
+    def _check_backbone_adapter(adapter: dict[str, Any]) -> None:
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
         from peft.tuners.tuners_utils import BaseTuner
 
-        kind = self.backbone_adapter.get("peft_type")
-        kind = getattr(kind, "value", kind)
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
-        own_keys = BaseTuner._remove_adapter_name_from_key.__func__
+        kind = getattr(adapter.get("peft_type"), "value", adapter.get("peft_type"))
+        tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+        if not isinstance(tuner, type) or not issubclass(tuner, BaseTuner):
+            tuner = None
         if (
-            not (isinstance(tuner, type) and issubclass(tuner, BaseTuner))
-            or kind in (PeftType.PROJECTION_HEAD, *_NEEDS_MORE)
+            tuner is None
+            or kind in ("PROJECTION_HEAD", *_NEEDS_MORE)
             or tuner.uses_shared_state
-            or tuner._remove_adapter_name_from_key.__func__ is not own_keys
+            # A method with keys of its own would be saved under names that a head's adapter can't translate back.
+            or tuner._remove_adapter_name_from_key.__func__ is not BaseTuner._remove_adapter_name_from_key.__func__
         ):
             raise UsageError(
                 f"backbone_adapter of type {kind!r} can't live beside a head: it shares state between layers, learns "
                 "prompts, needs calls of its own while training, or is a head itself; use LoRA, DoRA, IA3, LN tuning, "
                 "LoHa, OFT or BOFT."
             )
-        for option, cure in _CHANGES_BACKBONE.items():
-            if self.backbone_adapter.get(option) not in (None, "none", []):
+        for option, hint in _CHANGES_BACKBONE.items():
+            if adapter.get(option) not in (None, "none", []):
                 raise UsageError(
-                    f"backbone_adapter with {option}={self.backbone_adapter[option]!r} would change the backbone's "
-                    f"own tensors, so the bare backbone could not be restored; use {cure}."
+                    f"backbone_adapter with {option}={adapter[option]!r} would change the backbone's own tensors, so "
+                    f"the bare backbone could not be restored; use {hint}."
                 )
-        if self.backbone_adapter.get("megatron_config") is not None:  # makes PEFT import the module megatron_core
-            raise UsageError("backbone_adapter with megatron_config is not supported: an adapter names no code to run.")
-        init = self.backbone_adapter.get("init_lora_weights")
+        if adapter.get("megatron_config") is not None:  # makes PEFT import the module megatron_core
+            raise UsageError(
+                "backbone_adapter with megatron_config is not supported: it would import a module named in a file."
+            )
+        init = adapter.get("init_lora_weights")
         if isinstance(init, str) and init.split("_niter")[0] in _REWRITES_BACKBONE:
             raise UsageError(
                 f"init_lora_weights={init!r} rewrites the backbone's weights, so that it could not be restored; "

@@ -1,27 +1,31 @@
-"""What an adapter is, in plain values for results and cards: its configuration, its backbone, what that reads."""
+"""What an adapter is, in plain values for results and cards: its configuration, its backbone, its preprocessing."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from hfproj.backbones.loading import timm_part_of
+from hfproj.backbones import ImagePreprocessing, image_preprocessing
+from hfproj.backbones.loading import bare_backbone, timm_part_of
+from hfproj.errors import UsageError
 from hfproj.files import portable
+from hfproj.tuner.layer import CHILD
 
 
 def describe_adapter(model: nn.Module, adapter: str | None = None) -> dict[str, Any]:
-    """Return ``{"base_model", "modality", "adapter"}`` without paths of this machine, empty where there is no adapter.
+    """Return ``{"base_model", "modality", "adapter"}`` without paths of this machine; empty where there is no adapter.
 
     A folder of this machine is given as ``./name``. "base_model" is None for a backbone that starts from random weights
-    (``pretrained=False``): nobody else's model is what the adapter belongs to. "modality" ("image" or "text") is there
-    where the backbone tells.
+    (``pretrained=False``), since then the adapter belongs to nobody else's model. "modality" is "image" or "text", and
+    missing where the backbone does not tell.
 
     Args:
         model: A PEFT model, or a bare backbone.
         adapter: Name of the adapter; None takes the active one.
     """
-    configs = getattr(model, "peft_config", None)
+    configs: Any = getattr(model, "peft_config", None)
     if not configs:
         return {}
     if adapter is None:
@@ -35,10 +39,11 @@ def describe_adapter(model: nn.Module, adapter: str | None = None) -> dict[str, 
         if isinstance(owner, dict) and owner.get(key):
             owner[key] = base
     found: dict[str, Any] = {"base_model": None if starts_random(backbone) else base}
-    if modality := _modality(model.get_base_model() if hasattr(model, "get_base_model") else model):
+    bare = bare_backbone(model)
+    modality = {"input_ids": "text", "pixel_values": "image"}.get(getattr(bare, "main_input_name", ""))
+    if modality := "image" if timm_part_of(bare) else modality:
         found["modality"] = modality
-    found["adapter"] = {key: value for key, value in values.items() if value is not None}
-    return portable(found)
+    return portable(found | {"adapter": {key: value for key, value in values.items() if value is not None}})
 
 
 def starts_random(backbone: Mapping[str, Any] | None) -> bool:
@@ -46,14 +51,25 @@ def starts_random(backbone: Mapping[str, Any] | None) -> bool:
     return ((backbone or {}).get("kwargs") or {}).get("pretrained") is False
 
 
-def _modality(backbone: nn.Module) -> str | None:
-    if timm_part_of(backbone):
-        return "image"
-    return {"input_ids": "text", "pixel_values": "image"}.get(getattr(backbone, "main_input_name", ""))
+def known_preprocessing(model: nn.Module, adapter: str) -> ImagePreprocessing | None:
+    """Return how images are prepared for `model`'s backbone; None where it takes none, or where that is not known.
+
+    Args:
+        model: A ``PeftModel`` with a projection head.
+        adapter: Name of the adapter.
+    """
+    if getattr(bare_backbone(model), CHILD).points[adapter].text:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a guessed mean must not be saved as if it were known
+        try:
+            return image_preprocessing(model)
+        except (UsageError, UserWarning):
+            return None
 
 
 def _portable_id(base: Any) -> str | None:
-    """Return a Hub id as it is and a folder as `./name`."""
+    """Return a Hub id unchanged, and a folder as `./name`."""
     if not base:
         return None
     base = os.fspath(base)

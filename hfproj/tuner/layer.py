@@ -30,8 +30,8 @@ class ProjectionOutput(ModelOutput):
         representation: h ``[batch, in_dim]``, the pooled backbone output.
         projection: z ``[batch, out_dim]``.
         prediction: p ``[batch, out_dim]``, where the adapter has a predictor.
-        scores: ``[batch, prototypes]``, cosines of z with each prototype, where the adapter has prototypes.
-        scales: name → learnable scalar, where the adapter has such.
+        scores: Prototype logits ``[batch, prototypes]``, cosines of z with each prototype, where the adapter has any.
+        scales: Name → learnable scalar, where the adapter has any.
         backbone_output: What the bare backbone returned.
     """
 
@@ -49,15 +49,15 @@ class Prototypes(nn.Module):
     def __init__(self, dim: int, count: int, learn_norm: bool = False):
         super().__init__()
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(count, dim)))
-        self.register_parameter("length", nn.Parameter(torch.ones(count)) if learn_norm else None)
+        self.length = nn.Parameter(torch.ones(count)) if learn_norm else None
 
     def vectors(self) -> Tensor:
-        """Return ``[count, dim]``, what unit z are multiplied with: unit rows, times their lengths if learned."""
+        """Return ``[count, dim]``, which unit z are multiplied with: unit rows, times their lengths if learned."""
         rows = nn.functional.normalize(self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)), dim=-1)
         return rows if self.length is None else rows * self.length.to(rows.dtype)[:, None]
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return scores ``[..., count]``, in [-1, 1] with lengths of 1."""
+        """Return prototype logits ``[..., count]``, in [-1, 1] with lengths of 1."""
         with torch.autocast(z.device.type, enabled=False):
             vectors = self.vectors()
             dtype = torch.promote_types(z.dtype, vectors.dtype)
@@ -65,16 +65,18 @@ class Prototypes(nn.Module):
 
 
 class HeadModules(nn.Module):
-    """One adapter's head, with its predictor and prototypes where the config asks for them."""
+    """One adapter's head, with the predictor, prototypes and scales that the config asks for."""
+
+    head: Any
+    predictor: Any
+    prototypes: Any
 
     def __init__(self, config: ProjectionHeadConfig, in_dim: int):
         super().__init__()
-        options = dict(config.head_options)
-        if config.out_dim is not None:
-            options["out_dim"] = config.out_dim
-        self.head = create_head(config.head, in_dim=in_dim, **options)
+        out_dim = {} if config.out_dim is None else {"out_dim": config.out_dim}
+        self.head = create_head(config.head, in_dim=in_dim, **{**config.head_options, **out_dim})
         self.predictor, self.prototypes = None, None
-        if config.predictor is not None:
+        if isinstance(config.predictor, dict):
             kwargs = {"out_dim": self.head.out_dim, **config.predictor}
             self.predictor = create_head(kwargs.pop("head"), in_dim=self.head.out_dim, **kwargs)
         if config.prototypes is not None:
@@ -84,7 +86,7 @@ class HeadModules(nn.Module):
         self.scales = nn.ParameterDict(scales)
 
     def forward(self, h: Tensor) -> dict[str, Tensor]:
-        """Return z, and p and scores where there are such modules; h is ``[batch, dim]`` or ``[views, batch, dim]``."""
+        """Return z, p and prototype logits as far as there are modules; h is ``[batch, dim]`` or with views first."""
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
         z = self.head(h if weight is None else h.to(weight.dtype))
         out = {"projection": z}
@@ -101,30 +103,34 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("projection_head_modules",)
     other_param_names = ()
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.projection_head_modules = nn.ModuleDict()
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
         self.points: dict[str, ReadPoint] = {}
         self.num_views = 1
         self.handles: list[Any] = []
 
     def forward(self, x: Any) -> Any:
-        """Return `x`: a backbone that is a Sequential runs its children in turn, and this is one; hooks run heads."""
+        """Return `x`: a backbone that is a Sequential runs this child in turn; the hooks run the heads."""
         return x
 
     @property
-    def weight(self):
-        """Of the wrapped layer; PEFT asks every tuner layer for it, and a head wraps none."""
+    def weight(self) -> Tensor:
+        """PEFT asks every tuner layer for the weight of the layer that it wraps; a head wraps none."""
         raise AttributeError("a projection head wraps no layer, so it has no base weight")
 
     @property
-    def bias(self):
-        """Of the wrapped layer, see `weight`."""
+    def bias(self) -> Tensor:
+        """See `weight`."""
         raise AttributeError("a projection head wraps no layer, so it has no base bias")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: a head has no weights to be merged into."""
+        """Refuse: a head has no weights to be merged into.
+
+        Raises:
+            UsageError: If it is called.
+        """
         raise UsageError(
             "A projection head can't be merged into a backbone: it comes after it. To get the bare backbone back use "
             "model.unload()."
@@ -137,8 +143,9 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         """Return False: a head is no low-rank change of a weight."""
         return False
 
+    # Private to PEFT, without a public form: called after loading with low_cpu_mem_usage, with the device of the base
+    # layer. A head has none; its device and dtype are the backbone's at injection.
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT calls this after loading with low_cpu_mem_usage; device and dtype are the backbone's at injection.
         if adapter_name in self.projection_head_modules:
             self.projection_head_modules[adapter_name].to(device or self.device, self.dtype)
 
@@ -146,7 +153,7 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         """Make the head of adapter `name`, on the device of the backbone's tensor `like` and in float32 or better.
 
         Raises:
-            UsageError: the memory does not suffice.
+            UsageError: If memory does not suffice.
         """
         self.device, self.dtype = like.device, torch.promote_types(like.dtype, torch.float32)
         try:
@@ -158,7 +165,7 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         if not any(p.is_meta for p in modules.parameters()):
             modules.to(self.device, self.dtype)
         if self.projection_head_modules:
-            modules.train(self.training)  # a head that joins others takes their mode
+            modules.train(self.training)  # a head that joins others takes over their mode
         self.projection_head_modules[name] = modules
         self.points[name] = point
 
@@ -172,31 +179,35 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         """Name of the head in use, or None while disabled."""
         if self.disable_adapters:
             return None
-        return next((n for n in self.active_adapters if n in self.projection_head_modules), None)
+        names: Any = self.active_adapters
+        return next((n for n in names if n in self.projection_head_modules), None)
 
     def project(self, backbone: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Return a `ProjectionOutput` around the backbone's `output`, or that output itself while disabled."""
         name = self.active_name
-        captured = {m: _take(backbone, m) for m in {p.module for p in self.points.values()} if m is not None}
+        captured = {
+            m: backbone.get_submodule(m).__dict__.pop(_FEATURE, None)
+            for m in {point.module for point in self.points.values()}
+            if m is not None
+        }
         if name is None:
             return output
         point = self.points[name]
-        source = output
-        if point.module is not None:
-            source = captured[point.module]
-            if source is None:
-                raise UsageError(
-                    f"{type(backbone).__name__} did not run its module {point.module!r}, which the head reads."
-                )
-        h = pool(source, point, _attention_mask(backbone, args, kwargs) if point.text else None)
-        rows = h
+        source = output if point.module is None else captured[point.module]
+        if source is None and point.module is not None:
+            raise UsageError(
+                f"{type(backbone).__name__} did not run its module {point.module!r}, which the head reads; set another "
+                "`layer` in its config."
+            )
+        h = rows = pool(source, point, _attention_mask(backbone, args, kwargs) if point.text else None)
         if self.num_views != 1:
             if self.num_views < 1 or h.shape[0] % self.num_views:
                 raise UsageError(
-                    f"num_views={self.num_views}, but the batch has {h.shape[0]} rows, which it does not divide."
+                    f"num_views={self.num_views}: expected a divisor of the number of rows, got a batch of "
+                    f"{h.shape[0]} rows."
                 )
             rows = h.reshape(self.num_views, -1, h.shape[-1])
-        modules = self.projection_head_modules[name]
+        modules: Any = self.projection_head_modules[name]
         scales = dict(modules.scales) or None
         return ProjectionOutput(representation=h, **modules(rows), scales=scales, backbone_output=output)
 
@@ -207,19 +218,15 @@ def _attention_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> Tensor | 
     return inspect.signature(backbone.forward).bind_partial(*args).arguments.get("attention_mask")
 
 
-def _take(backbone: nn.Module, module: str) -> Any:
-    return backbone.get_submodule(module).__dict__.pop(_FEATURE, None)
-
-
 def before_backbone(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Take ``num_views`` out of the call, make ready to capture, and see to images of another size."""
+    """Take ``num_views`` out of the call, prepare the captures, and ask for interpolated positions where needed."""
     layer = getattr(module, CHILD)
     layer.num_views = kwargs.pop("num_views", 1)
     for point in layer.points.values():
         if point.module is not None:
             module.get_submodule(point.module).__dict__[_FEATURE] = None
     images = kwargs.get("pixel_values", args[0] if args else None)
-    if isinstance(images, Tensor) and images.ndim == 4 and fit_image_size(module, tuple(images.shape[-2:])):
+    if isinstance(images, Tensor) and images.ndim == 4 and fit_image_size(module, (images.shape[-2], images.shape[-1])):
         kwargs.setdefault("interpolate_pos_encoding", True)
     return args, kwargs
 
@@ -231,7 +238,7 @@ def after_backbone(module: nn.Module, args: tuple, kwargs: dict, output: Any) ->
 
 def capture_output(module: nn.Module, args: tuple, output: Any) -> None:
     """Keep a submodule's output until the backbone has returned."""
-    if _FEATURE in module.__dict__:  # not when checkpointing runs it again in the backward: nobody would take it
+    if _FEATURE in module.__dict__:  # not when checkpointing runs it again in the backward pass
         module.__dict__[_FEATURE] = output
 
 
@@ -242,7 +249,7 @@ def capture_input(module: nn.Module, args: tuple) -> None:
 
 
 def install_hooks(backbone: nn.Module, layer: ProjectionLayer) -> None:
-    """(Re)connect `layer` with `backbone`; done anew after each injection, since PEFT replaces modules."""
+    """Connect `layer` with `backbone`, anew after each injection, since PEFT replaces modules."""
     remove_hooks(layer)
     layer.handles = [
         backbone.register_forward_pre_hook(before_backbone, with_kwargs=True),

@@ -2,13 +2,14 @@
 
 Three things differ from PEFT's other methods. The head sits behind the backbone instead of inside one of its layers
 (`hfproj.tuner.layer`). One adapter may carry a second PEFT method for the backbone, under the same name and in the same
-file. And with ``trainable="full"`` or a number of blocks the backbone's own tensors belong to the adapter: the ones in
-use are always the module's own parameters, those of inactive adapters and the originals wait on the CPU, and switching,
-disabling and unloading copy values in place.
+file. And with ``trainable="full"`` or a number of blocks the backbone's own tensors belong to the adapter
+(`hfproj.tuner.backbone_tensors`).
+
+A PEFT method is made by overriding methods of ``BaseTuner`` that are private by their names. Those used here are listed
+with their signatures in tests/test_upstream.py, which fails when PEFT moves one.
 """
 
 import copy
-import re
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,21 +17,14 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import PeftConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import PeftType
 from torch import Tensor, nn
 
-from hfproj.backbones import (
-    ReadPoint,
-    bare_tensors,
-    feeds_representation,
-    last_blocks,
-    resolve_read_point,
-    source_of,
-)
+from hfproj.backbones import bare_tensors, feeds_representation
 from hfproj.errors import AdapterFileError, UsageError
+from hfproj.tuner import fitting
 from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.config import ProjectionHeadConfig, plain
 from hfproj.tuner.description import starts_random
@@ -39,6 +33,7 @@ from hfproj.tuner.layer import CHILD, ProjectionLayer, install_hooks, remove_hoo
 PREFIX = "projection_head_"
 _MODULES = f".{CHILD}.projection_head_modules."
 _BACKBONE = f".{CHILD}.backbone."  # keys of trained backbone tensors in a saved adapter
+_MODEL = "base_model.model"  # how PeftModel's state dict names the backbone
 
 
 class ProjectionHeadModel(BaseTuner):
@@ -47,9 +42,10 @@ class ProjectionHeadModel(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = BaseTunerLayer  # set, enable and delete reach the head and the backbone's PEFT layers alike
     target_module_mapping: dict[str, list[str]] = {}
-    # Doors that inject without a PeftModel would load the head and leave its LoRA random: this flag closes them.
+    # Without a PeftModel the head would be loaded and its LoRA left random: this flag makes PEFT refuse.
     uses_shared_state = True
 
+    # The only place between the module's own __init__ and the first injection, both of which BaseTuner.__init__ runs.
     def _pre_injection_hook(self, model: nn.Module, config: ProjectionHeadConfig, adapter_name: str) -> None:
         self.backbone_tensors = BackboneTensors()
         self._frozen = False  # whether the active adapter was asked for without gradients
@@ -65,15 +61,15 @@ class ProjectionHeadModel(BaseTuner):
         """Attach the head of adapter `adapter_name`, and its PEFT method for the backbone, to `model`.
 
         Raises:
-            UsageError: the config does not fit the backbone.
-            AdapterFileError: the config is that of a head for a representation of another width.
+            UsageError: If the config does not fit the backbone.
+            AdapterFileError: If the config is that of a head for a representation of another width.
         """
         # What the backbone decides is filled into a copy: the caller's config may serve for another backbone too.
         config: ProjectionHeadConfig = copy.deepcopy(self.peft_config[adapter_name])
-        self._refuse_foreign(model)
-        point = self._resolve(model, config)
-        names = self._backbone_names(model, config, point)
-        inner = self._inner_config(model, config, point)
+        fitting.refuse_foreign(model)
+        point = fitting.resolve(model, config)
+        names = fitting.trained_names(model, config, point)
+        inner = fitting.resolved_inner(model, config, point)
         first = not hasattr(model, CHILD)
         layer = ProjectionLayer() if first else getattr(model, CHILD)
         disabled = layer.disable_adapters
@@ -82,24 +78,24 @@ class ProjectionHeadModel(BaseTuner):
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             layer.add(adapter_name, config, point, like)
-        config.out_dim = layer.projection_head_modules[adapter_name].head.out_dim
-        try:
-            if inner is not None:
+        modules: Any = layer.projection_head_modules[adapter_name]
+        config.out_dim = modules.head.out_dim
+        if inner is not None:
+            try:
                 self._inject_inner(model, inner, adapter_name, low_cpu_mem_usage)
-                targets = config.backbone_adapter.get("target_modules")
-                config.backbone_adapter = plain(inner.to_dict()) | {
-                    "inference_mode": False
-                }  # the head's own field rules
-                if isinstance(targets, list):  # PEFT shortens long lists to suffixes, which may match more elsewhere
-                    config.backbone_adapter["target_modules"] = targets
-        except Exception as error:
-            self._undo_injection(model, layer, adapter_name, trainability)
-            if isinstance(error, StopIteration | ValueError):
-                raise UsageError(
-                    f"backbone_adapter does not fit {type(model).__name__}: {error or type(error).__name__}; name "
-                    "other target_modules, or leave them out to reach every linear layer."
-                ) from error
-            raise
+            except Exception as error:
+                self._undo_injection(model, layer, adapter_name, trainability)
+                if isinstance(error, StopIteration | ValueError):
+                    raise UsageError(
+                        f"backbone_adapter does not fit {type(model).__name__}: {error or type(error).__name__}; name "
+                        "other target_modules, or leave them out to reach every linear layer."
+                    ) from error
+                raise
+            written = plain(inner.to_dict()) | {"inference_mode": False}  # the head's own field is the one that counts
+            targets = config.backbone_options.get("target_modules")
+            if isinstance(targets, list):  # PEFT shortens long lists to suffixes, which may match more elsewhere
+                written["target_modules"] = targets
+            config.backbone_adapter = written
         model.add_module(CHILD, layer)
         self.peft_config[adapter_name] = config
         install_hooks(model, layer)
@@ -111,23 +107,22 @@ class ProjectionHeadModel(BaseTuner):
                 stacklevel=4,
             )
         self._mark_only_adapters_as_trainable(model)
-        if disabled:  # the PEFT layers that are new don't know it yet
+        if disabled:  # the new PEFT layers start enabled
             super()._enable_adapter_layers(False)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode if first else self._frozen)
         if not first:
-            for parameter, requires_grad in trainability.items():
-                parameter.requires_grad_(requires_grad)
+            _restore_trainability(trainability)
 
-    def _inject_inner(self, model: nn.Module, inner: PeftConfig, adapter_name: str, low_cpu_mem_usage: bool) -> None:
-        others = self.peft_config.items()
-        kinds = {c.backbone_adapter["peft_type"] for n, c in others if n != adapter_name and c.backbone_adapter}
-        if kinds - {inner.peft_type.value}:
+    def _inject_inner(self, model: nn.Module, inner: Any, adapter_name: str, low_cpu_mem_usage: bool) -> None:
+        others = [c for n, c in self.peft_config.items() if n != adapter_name and c.backbone_adapter]
+        kinds = {c.backbone_adapter["peft_type"] for c in others} - {inner.peft_type.value}
+        if kinds:
             raise ValueError(
                 f"its {inner.peft_type.value} would wrap the layers that another head's {kinds.pop()} wraps already"
             )
         # Out of sight meanwhile: the other heads, whose layers a target name such as 'linear' would match; the capture
         # hooks, which LN tuning would copy with the norm; and peft_config, into which the inner tuner would write.
-        layer = model._modules.pop(CHILD, None)
+        layer: Any = model._modules.pop(CHILD, None)
         if layer is not None:
             remove_hooks(layer)
         outer = model.__dict__.pop("peft_config", None)
@@ -141,10 +136,11 @@ class ProjectionHeadModel(BaseTuner):
                 model.add_module(CHILD, layer)
 
     def _undo_injection(
-        self, model: nn.Module, layer: ProjectionLayer, adapter_name: str, trainability: dict[Tensor, bool]
+        self, model: nn.Module, layer: ProjectionLayer, adapter_name: str, trainability: dict[nn.Parameter, bool]
     ) -> None:
         layer.delete_adapter(adapter_name)
         for module in model.modules():
+            # Private to PEFT: there is no public list of a layer's adapters.
             if isinstance(module, BaseTunerLayer) and adapter_name in module._all_available_adapter_names():
                 module.delete_adapter(adapter_name)
         if hasattr(model, CHILD):
@@ -155,82 +151,7 @@ class ProjectionHeadModel(BaseTuner):
             super().unload()  # unwraps the layers that were reached before the error
             if outer is not None:
                 model.peft_config = outer
-        for parameter, requires_grad in trainability.items():
-            parameter.requires_grad_(requires_grad)
-
-    # --- what a config means for this backbone ---
-
-    def _refuse_foreign(self, model: nn.Module) -> None:
-        if hasattr(model, CHILD) and not isinstance(getattr(model, CHILD), ProjectionLayer):
-            raise UsageError(
-                f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it."
-            )
-        if hasattr(model, CHILD):
-            return
-        if any(isinstance(m, BaseTunerLayer) for m in model.modules()):
-            raise UsageError(
-                "This backbone carries another PEFT adapter already. Attach the head to the bare backbone and pass "
-                "that method as ProjectionHeadConfig(backbone_adapter=LoraConfig(…)), or merge it first."
-            )
-
-    def _resolve(self, model: nn.Module, config: ProjectionHeadConfig) -> ReadPoint:
-        saved_width = config.in_dim
-        try:
-            point = resolve_read_point(model, pooling=config.pooling, layer=config.layer)
-        except UsageError:
-            if saved_width is None:
-                raise
-            point = resolve_read_point(model, pooling=config.pooling, layer=config.layer, in_dim=saved_width)
-        if saved_width is not None and saved_width != point.in_dim:
-            raise AdapterFileError(
-                f"This head takes a representation of {saved_width} dimensions, but {type(model).__name__} gives "
-                f"{point.in_dim} (pooling={point.pooling!r}, layer={config.layer}); use the backbone it was made for"
-                + (f" ({config.backbone['id']})." if config.backbone else ".")
-            )
-        config.in_dim, config.pooling = point.in_dim, point.pooling
-        if config.backbone is None:
-            config.backbone = source_of(model)
-        return point
-
-    def _backbone_names(self, model: nn.Module, config: ProjectionHeadConfig, point: ReadPoint) -> list[str]:
-        if not config.trains_backbone:
-            return []
-        if config.trainable == "full":
-            return feeds_representation(model, point)
-        return last_blocks(model, point, config.trainable)
-
-    def _inner_config(self, model: nn.Module, config: ProjectionHeadConfig, point: ReadPoint) -> Any:
-        """Return the backbone's PEFT config with its targets resolved from the model itself, or None."""
-        inner = config.inner_config()
-        if inner is None:
-            return None
-        if getattr(inner, "target_modules", None) in (None, "all-linear"):
-            reached = {n.rpartition(".")[0] for n in feeds_representation(model, point)}
-            bare = {
-                n.replace(".base_layer", ""): m for n, m in model.named_modules() if not isinstance(m, BaseTunerLayer)
-            }
-            modules = {n: m for n, m in bare.items() if n in reached}
-            # Exact types: a subclass has a forward of its own (padding, weight norm), which PEFT does not imitate.
-            if inner.peft_type == PeftType.LN_TUNING:
-                targets = [n for n, m in modules.items() if "Norm" in type(m).__name__]
-            else:
-                targets = [n for n, m in modules.items() if type(m) is nn.Linear]
-                targets = targets or [n for n, m in modules.items() if type(m) is nn.Conv2d and m.groups == 1]
-            if not targets:
-                raise UsageError(
-                    f"{type(model).__name__} has no layer that {inner.peft_type.value} can adapt; give the "
-                    "backbone_adapter target_modules."
-                )
-            targets.sort()
-            # PEFT takes a name for a suffix: 'norm' would match 'blocks.0.attn.norm', too. A pattern matches in full.
-            if any(n.endswith(f".{t}") for t in targets for n in bare if n not in targets):
-                targets = "|".join(re.escape(t) for t in targets)
-            inner.target_modules = config.backbone_adapter["target_modules"] = targets
-            if inner.peft_type == PeftType.IA3 and inner.feedforward_modules is None:
-                inner.feedforward_modules = []
-        inner.inference_mode = config.inference_mode
-        inner.base_model_name_or_path = None
-        return inner
+        _restore_trainability(trainability)
 
     # --- what follows from the active adapter ---
 
@@ -279,7 +200,7 @@ class ProjectionHeadModel(BaseTuner):
         """Use the head (and the backbone tensors, and the backbone's PEFT layers) of one adapter.
 
         Raises:
-            UsageError: more than one adapter is named; one representation goes through one head.
+            UsageError: If more than one adapter is named: one representation goes through one head.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if len(names) > 1:
@@ -288,6 +209,7 @@ class ProjectionHeadModel(BaseTuner):
         self._frozen = inference_mode
         self._update()
 
+    # Private to PEFT: enable_adapter_layers and disable_adapter_layers, and so disable_adapter(), both end here.
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         super()._enable_adapter_layers(enabled)
         self._update()
@@ -301,7 +223,11 @@ class ProjectionHeadModel(BaseTuner):
             self._update()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; the backbone tensors it trained return to their originals."""
+        """Delete an adapter; the backbone tensors it trained return to their originals.
+
+        Raises:
+            UsageError: If there is no such adapter.
+        """
         if adapter_name not in self.peft_config:
             raise UsageError(f"There is no adapter {adapter_name!r}; there are: {', '.join(self.peft_config)}.")
         if adapter_name in self.active_adapters:
@@ -325,11 +251,15 @@ class ProjectionHeadModel(BaseTuner):
         return backbone.train(backbone.training)  # BatchNorm that was held in eval mode is free again
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Refuse: a head comes after the backbone and has nothing to be merged into."""
+        """Refuse, see `merge_adapter`."""
         return getattr(self.model, CHILD).merge()
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse before the backbone's PEFT layers are merged, which come first."""
+        """Refuse, before the backbone's PEFT layers are merged: a head has no weights to be merged into.
+
+        Raises:
+            UsageError: If it is called.
+        """
         getattr(self.model, CHILD).merge()
 
     def train(self, mode: bool = True) -> "ProjectionHeadModel":
@@ -338,25 +268,32 @@ class ProjectionHeadModel(BaseTuner):
         self._set_batch_norm_modes()
         return self
 
-    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:  # abstract in PEFT
         raise AssertionError("inject_adapter is overridden; no layer is replaced")
 
-    # --- saved form ---
+    # --- saved form: private to PEFT, whose get_peft_model_state_dict and set_peft_model_state_dict call these ---
 
     @classmethod
-    def _get_adapter_state_dict(cls, model, config, adapter_name, state_dict, unwanted_adapter_names):
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: ProjectionHeadConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
         inner, tuner = config.inner_config(), model.base_model
         # PEFT drops tensors with another adapter's name in their path: with an adapter "mlp", those of all MLPs.
-        own = {f"base_model.model.{n}": t.detach() for n, t in tuner._own_tensors(adapter_name).items()}
-        selector = super() if inner is None else PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
+        own = {f"{_MODEL}.{n}": t.detach() for n, t in tuner._own_tensors(adapter_name).items()}
+        selector: Any = super() if inner is None else PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
         chosen = selector._get_adapter_state_dict(
             model, config if inner is None else inner, adapter_name, own | state_dict, unwanted_adapter_names
         )
         values = tuner.backbone_tensors.values(tuner.model, adapter_name)
         if tuner.backbone_tensors.in_use == adapter_name:  # a state dict that was passed in may hold gathered shards
-            given = {k.removeprefix("base_model.model.").replace(".base_layer.", "."): v for k, v in state_dict.items()}
+            given = {k.removeprefix(f"{_MODEL}.").replace(".base_layer.", "."): v for k, v in state_dict.items()}
             values = {name: given.get(name, value) for name, value in values.items()}
-        return chosen | {f"base_model.model{_BACKBONE}{name}": value.detach() for name, value in values.items()}
+        return chosen | {f"{_MODEL}{_BACKBONE}{name}": value.detach() for name, value in values.items()}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -368,40 +305,43 @@ class ProjectionHeadModel(BaseTuner):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
-        tuner = model.base_model
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: ProjectionHeadConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        tuner, inner = model.base_model, config.inner_config()
         saved_backbone = {k.partition(_BACKBONE)[2]: v for k, v in state_dict.items() if _BACKBONE in k}
         saved_head = {k: v for k, v in state_dict.items() if _MODULES in k}
         rest = {k: v for k, v in state_dict.items() if _BACKBONE not in k and k not in saved_head}
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, saved_head)
-        inner = config.inner_config()
         if inner is not None:
-            inner_class = PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
-            mapped |= inner_class._remap_adapter_state_dict_for_load(model, inner, adapter_name, rest)
-        else:
-            mapped |= rest
+            inner_class: Any = PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
+            rest = inner_class._remap_adapter_state_dict_for_load(model, inner, adapter_name, rest)
+        mapped |= rest
         tuner._check_saved(adapter_name, config, mapped, saved_backbone)
         tuner.backbone_tensors.load(tuner.model, adapter_name, saved_backbone)
         return mapped
 
-    def _check_saved(self, adapter: str, config: Any, mapped: dict[str, Tensor], backbone: dict[str, Tensor]) -> None:
+    def _check_saved(
+        self, adapter: str, config: ProjectionHeadConfig, mapped: dict[str, Tensor], backbone: dict[str, Tensor]
+    ) -> None:
         """Refuse a file whose tensors are not exactly those of this adapter; PEFT would only warn."""
-        head = f"base_model.model.{CHILD}.projection_head_modules.{adapter}."
-        there = {n: t.shape for n, t in self._own_tensors(adapter).items()}
-        expected = {f"base_model.model.{n}": s for n, s in there.items()}
+
+        def shapes(own: dict[str, Tensor], prefix: str, of_backbone: dict[str, Tensor]) -> dict[str, tuple]:
+            found = {f"{prefix}{n}": tuple(t.shape) for n, t in own.items()}
+            return found | {f"{_MODEL}{_BACKBONE}{n}": tuple(t.shape) for n, t in of_backbone.items()}
+
         trained = self.backbone_tensors.values(self.model, adapter)
-        expected |= {f"base_model.model{_BACKBONE}{n}": t.shape for n, t in trained.items()}
-        came = {n: t.shape for n, t in mapped.items()}
-        came |= {f"base_model.model{_BACKBONE}{n}": t.shape for n, t in backbone.items()}
-        problems = [f"missing {n}" for n in expected if n not in came]
-        problems += [f"unexpected {n}" for n in came if n not in expected]
+        expected = shapes(self._own_tensors(adapter), f"{_MODEL}.", trained)
+        found = shapes(mapped, "", backbone)
+        problems = [f"missing {n}" for n in expected if n not in found]
+        problems += [f"unexpected {n}" for n in found if n not in expected]
+        both = expected.keys() & found.keys()
         problems += [
-            f"{n} has shape {tuple(came[n])}, expected {tuple(expected[n])}"
-            for n in expected
-            if n in came and came[n] != expected[n]
+            f"{n} has shape {found[n]}, expected {s}" for n, s in expected.items() if n in both and found[n] != s
         ]
         if problems:
-            listed = "; ".join(p.replace(head, "head: ").replace("base_model.model.", "") for p in problems[:3])
+            head = f"{_MODEL}{_MODULES}{adapter}."
+            listed = "; ".join(p.replace(head, "head: ").replace(f"{_MODEL}.", "") for p in problems[:3])
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise AdapterFileError(
                 f"The saved tensors do not fit this adapter (head {config.head!r}, {config.in_dim} → {config.out_dim}):"
@@ -411,11 +351,15 @@ class ProjectionHeadModel(BaseTuner):
 
     def _own_tensors(self, adapter: str) -> dict[str, Tensor]:
         """Return the tensors of one adapter's head and PEFT layers, under their names in the model."""
-        found = {}
-        for module_name, module in self.model.named_modules():
-            if not isinstance(module, BaseTunerLayer):
-                continue
-            for name, tensor in module.state_dict(keep_vars=True).items():
-                if not name.startswith("base_layer.") and name.split(".")[1:2] == [adapter]:  # container.adapter.…
-                    found[f"{module_name}.{name}"] = tensor
-        return found
+        return {
+            f"{module_name}.{name}": tensor
+            for module_name, module in self.model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+            for name, tensor in module.state_dict(keep_vars=True).items()
+            if not name.startswith("base_layer.") and name.split(".")[1:2] == [adapter]  # container.adapter.…
+        }
+
+
+def _restore_trainability(trainability: dict[nn.Parameter, bool]) -> None:
+    for parameter, requires_grad in trainability.items():
+        parameter.requires_grad_(requires_grad)

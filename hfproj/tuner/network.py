@@ -10,27 +10,32 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from hfproj.backbones.loading import bare_backbone
 from hfproj.errors import UsageError
 from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, ProjectionLayer, remove_hooks
 
 
-def network_of(model: Any, *, pooling: str | None = None, layer: int = -1, in_dim: int | None = None) -> nn.Module:
+def network_of(
+    model: nn.Module, *, pooling: str | None = None, layer: int = -1, in_dim: int | None = None
+) -> nn.Module:
     """Return a copy of the backbone of `model` with what its adapter learned merged in, every tensor of it trainable.
 
     Its output's `representation` is h. Tensors that h does not depend on stay frozen. Half precision becomes float32.
 
     Raises:
-        UsageError: a pooling beside that of a head, an adapter that can't be merged, or a width that can't be told.
+        UsageError: If pooling, layer or in_dim are given beside those of a head, the adapter can't be merged, or the
+            width of h can't be inferred.
     """
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = bare_backbone(model)
     head = getattr(backbone, CHILD, None)
     if isinstance(head, ProjectionLayer) and head.active_name is not None:
         if (pooling, layer, in_dim) != (None, -1, None):
             raise UsageError(
                 "pooling, layer and in_dim are those of the projection head; leave them out, or pass the backbone."
             )
-        config = model.peft_config[head.active_name]
+        configs: Any = model.peft_config
+        config = configs[head.active_name]
         pooling, layer, in_dim = config.pooling, config.layer, config.in_dim
     bare = copy.deepcopy(backbone)
     for parameter in bare.parameters():
@@ -39,9 +44,8 @@ def network_of(model: Any, *, pooling: str | None = None, layer: int = -1, in_di
     bare.to(torch.promote_types(like.dtype, torch.float32))
     _merge_adapters(bare)
     config = ProjectionHeadConfig(
-        head="identity", out_dim=None, pooling=pooling, layer=layer, in_dim=in_dim, trainable="full",
-        keep_original=False,
-    )  # fmt: skip
+        head="identity", pooling=pooling, layer=layer, in_dim=in_dim, trainable="full", keep_original=False
+    )
     with warnings.catch_warnings():  # that the originals are given up: this is a copy
         warnings.filterwarnings("ignore", message="keep_original=False")
         return get_peft_model(bare, config)
@@ -68,13 +72,10 @@ def _merge_adapters(backbone: nn.Module) -> None:
 
 
 def _merged(module: nn.Module) -> nn.Module:
-    """Return a PEFT layer's base layer with what is active merged in; any other module as it is."""
-    if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and hasattr(
-        module, "unload_and_optionally_merge_module"
-    ):
-        return module.unload_and_optionally_merge_module(
-            merge=not module.disable_adapters, safe_merge=False, adapter_names=None
-        )
+    """Return a PEFT layer's base layer with what is active merged in; any other module unchanged."""
+    merge = getattr(module, "unload_and_optionally_merge_module", None)
+    if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and merge is not None:
+        return merge(merge=not module.disable_adapters, safe_merge=False, adapter_names=None)
     if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
         if not module.merged and not module.disable_adapters:
             module.merge(safe_merge=False, adapter_names=None)
