@@ -5,7 +5,7 @@ With C the covariance and P the correlation matrix of f (both centre), D = dim,
     off-diagonal energy             Σ_{i≠j} C_ij² / Σ_ij C_ij²       in [0, 1 − 1/D]
     correlation off-diagonal energy Σ_{i≠j} P_ij² / Σ_ij P_ij²       in [0, 1 − 1/D]
     whiteness                       ‖P − I‖_F² / (D(D − 1))          in [0, 1]
-    VICReg's covariance term        Σ_{i≠j} C_ij² / D                in [0, ∞), of the unit of f to the fourth
+    VICReg's covariance term        Σ_{i≠j} C_ij² / D                in [0, ∞), in the fourth power of the unit of f
 
 0 iff the dimensions are uncorrelated. None of them is invariant to rotations, unlike the ranks.
 
@@ -21,43 +21,43 @@ Deviations:
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._spectrum import scatter_of
+from hfproj.diagnostics._factors import scatter_of
 from hfproj.functional.feature_rows import check_features
 from hfproj.typing import Features
 
 
 @torch.no_grad()
 def covariance_offdiag_energy(f: Features) -> float:
-    """Return the share of the covariance's squared entries off its diagonal: 0 (uncorrelated) to 1 − 1/dim.
+    """Return the fraction of the covariance's squared entries off its diagonal: 0 (uncorrelated) to 1 − 1/dim.
 
     Centres. Not invariant to the scales of dimensions: large ones decide.
 
     Raises:
-        UsageError: fewer than two rows, or rows that are not finite.
+        UsageError: If `f` has fewer than two rows, or rows that are not finite.
 
     Example:
         >>> covariance_offdiag_energy(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))  # both dimensions the same
         0.5
     """
     check_features(f)
-    return offdiagonal_share(scatter_of(f))
+    return offdiagonal_fraction(scatter_of(f))
 
 
 @torch.no_grad()
 def correlation_offdiag_energy(f: Features) -> float:
-    """Return the share of the correlation matrix's squared entries off its diagonal: 0 to 1 − 1/dim.
+    """Return the fraction of the correlation matrix's squared entries off its diagonal: 0 to 1 − 1/dim.
 
     Centres, and divides every dimension by its standard deviation.
 
     Raises:
-        UsageError: fewer than two rows, or rows that are not finite.
+        UsageError: If `f` has fewer than two rows, or rows that are not finite.
 
     Example:
         >>> correlation_offdiag_energy(torch.tensor([[1.0, 9.0], [-1.0, -9.0]]))
         0.5
     """
     check_features(f)
-    return offdiagonal_share(correlation(scatter_of(f)))
+    return offdiagonal_fraction(correlation(scatter_of(f)))
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def whiteness(f: Features) -> float:
     Centres, and divides every dimension by its standard deviation. One dimension alone gives 0.
 
     Raises:
-        UsageError: fewer than two rows, or rows that are not finite.
+        UsageError: If `f` has fewer than two rows, or rows that are not finite.
 
     Example:
         >>> whiteness(torch.tensor([[1.0, 9.0], [-1.0, -9.0]]))
@@ -84,7 +84,7 @@ def vicreg_covariance(f: Features) -> float:
     Centres. It grows with the fourth power of the features' scale.
 
     Raises:
-        UsageError: fewer than two rows, or rows that are not finite.
+        UsageError: If `f` has fewer than two rows, or rows that are not finite.
 
     Example:
         >>> vicreg_covariance(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))  # both covariances are 2
@@ -103,7 +103,7 @@ def correlation(scatter: Tensor) -> Tensor:
     return matrix
 
 
-def offdiagonal_share(matrix: Tensor) -> float:
+def offdiagonal_fraction(matrix: Tensor) -> float:
     """Return Σ_{i≠j} m²/Σ m²; 0 if all are 0."""
     matrix = matrix / (matrix.abs().max() or 1.0)
     whole = matrix.square().sum()
@@ -111,7 +111,7 @@ def offdiagonal_share(matrix: Tensor) -> float:
 
 
 def mean_offdiagonal(matrix: Tensor) -> float:
-    """Return the mean of m² off the diagonal; 0 if there is nothing."""
+    """Return the mean of m² off the diagonal; 0 if there is only one entry."""
     return _offdiagonal(matrix).item() / max(1, len(matrix) * (len(matrix) - 1))
 
 

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._spectrum import RowFactor, row_factor
-from hfproj.diagnostics.spread import check_views
+from hfproj.diagnostics._factors import RowFactor, row_factor
+from hfproj.diagnostics.views import check_views
 from hfproj.errors import UsageError
 from hfproj.functional import entropies as functional
 from hfproj.functional.contrastive import tiled_nt_xent
@@ -39,12 +39,8 @@ def matrix_entropy(f: Features, *, alpha: float = 2.0) -> float:
 
     Does not centre. exp(S_1) is the effective rank, on eigenvalues, of the unit rows.
 
-    Args:
-        f: Features.
-        alpha: α, positive.
-
     Raises:
-        UsageError: fewer than two rows, rows that are not finite, or alpha not positive.
+        UsageError: If `f` has fewer than two rows, or rows that are not finite, or alpha is not positive.
 
     Example:
         >>> round(math.exp(matrix_entropy(torch.eye(8))), 6)
@@ -62,15 +58,11 @@ def matrix_mutual_information(
     """Return I_α(h; z) in nats, at most min(S_α(K_h), S_α(K_z)) ≤ log(rows).
 
     Not bounded below by 0 unless α = 1. Does not centre. Memory is O(rows²): take some thousand rows. It compares all
-    pairs and so can't be streamed.
-
-    Args:
-        h: Features.
-        z: Features of the same rows; dimensions may differ.
-        alpha: α, positive.
+    pairs and so can't be streamed. Dimensions of h and z may differ.
 
     Raises:
-        UsageError: fewer than two rows, different numbers of rows, rows that are not finite, or alpha not positive.
+        UsageError: If h or z has fewer than two rows, or rows that are not finite, or their numbers of rows differ, or
+            alpha is not positive.
 
     Example:
         >>> h = torch.eye(4)
@@ -113,17 +105,12 @@ def information_bounds(
 
     They compare checkpoints or heads on the same rows and are no bounds in themselves: both leave out a term that is
     unknown without labels; −L is negative and lacks the logarithm of the number of negatives that an InfoNCE bound has;
-    the matrix entropy is not the Shannon entropy, and theorem 3.2 holds for discrete variables. Does not centre.
-
-    Args:
-        h: Representations `[views, batch, dim]`.
-        z: Projections of the same rows.
-        alpha: α, positive.
-        temperature: Of the NT-Xent loss of h. 0.2: the paper's SimCLR.
+    the matrix entropy is not the Shannon entropy, and theorem 3.2 holds for discrete variables. Does not centre. The
+    temperature of the NT-Xent loss of h is that of the paper's SimCLR, 0.2.
 
     Raises:
-        UsageError: fewer than two views or samples, h and z of different numbers of them, rows that are not finite, or
-            alpha or temperature not positive.
+        UsageError: If there are fewer than two views or samples, or rows that are not finite, or h and z hold different
+            numbers of views or samples, or alpha or temperature is not positive.
 
     Example:
         >>> h = torch.eye(4).expand(2, 4, 4)  # two equal views of four orthogonal rows
@@ -146,7 +133,7 @@ def information_bounds(
 def entropy(rows: RowFactor, alpha: float) -> float:
     """Return S_α of unit rows."""
     values = rows.singular_values(center=False).square() / rows.size
-    zeros = 1 - float(values.sum())  # the share of rows without a direction
+    zeros = 1 - float(values.sum())  # the fraction of rows without a direction
     if zeros > 0.5 / rows.size:
         values = torch.cat([values, values.new_tensor([zeros])])
     values = values[values > 0]

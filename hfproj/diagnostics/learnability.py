@@ -5,8 +5,8 @@ cluster, either `prequential`, the mean over rows of being right knowing only th
 the rows knowing the other half.
 
 Intrinsic dimension: TwoNN. With r1 < r2 the distances of a row to its two nearest neighbours and μ = r2/r1, in d
-dimensions P(μ ≤ x) = 1 − x^{−d}. d is the slope through 0 of −log(1 − F(μ)) against log μ, F the share of rows up to μ,
-without the largest tenth (`fit`), or (n − 1)/Σ log μ (`likelihood`).
+dimensions P(μ ≤ x) = 1 − x^{−d}. d is the slope through 0 of −log(1 − F(μ)) against log μ, F the fraction of rows up
+to μ, without the largest tenth (`fit`), or (n − 1)/Σ log μ (`likelihood`).
 
 CLID adds both after each has been standardised over the models that are compared.
 
@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._spectrum import largest_entry
+from hfproj.diagnostics._factors import largest_entry
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.functional.kmeans import spherical_kmeans
@@ -36,7 +36,7 @@ from hfproj.typing import Features
 PROTOCOLS, ESTIMATORS = ("prequential", "split"), ("fit", "likelihood")
 _TILE = 2**22  # similarities held at once: 32 MiB in float64
 _CANDIDATES = 8  # neighbours by products of rows, whose distances are then computed anew without cancellation
-_KEPT = 0.9  # share of the rows in the fit: Facco et al.
+_KEPT = 0.9  # fraction of the rows in the fit: Facco et al.
 
 
 class Clid(NamedTuple):
@@ -61,17 +61,11 @@ def clid(
 ) -> Clid:
     """Return cluster learnability and intrinsic dimension of one model; `clid_scores` compares several.
 
-    The cost is rows² · dim. The same features and seed give the same values.
-
-    Args:
-        f: Features.
-        clusters: Number of clusters; √rows, rounded, by default.
-        protocol: ``"prequential"`` or ``"split"``.
-        estimator: ``"fit"`` or ``"likelihood"``.
-        seed: Of the clusters' first centroids and of the order of the rows.
+    Options are those of `cluster_learnability` and `intrinsic_dimension`. The cost is rows² · dim. The same features
+    and seed give the same values.
 
     Raises:
-        UsageError: fewer than four rows, rows that are not finite, more clusters than rows, or an unknown name.
+        UsageError: If one of the two raises it.
 
     Example:
         >>> f = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
@@ -93,13 +87,14 @@ def cluster_learnability(
     are equally near the first counts.
 
     Args:
-        f: Features.
+        f: Features `[rows, dim]`.
         clusters: Number of clusters; √rows, rounded, by default.
         protocol: ``"prequential"``: each row is classified by those before; ``"split"``: one half by the other.
         seed: Of the clusters' first centroids and of the order of the rows.
 
     Raises:
-        UsageError: fewer than four rows, rows that are not finite, more clusters than rows, or an unknown protocol.
+        UsageError: If `f` has fewer than four rows, or rows that are not finite, or there are more clusters than rows,
+            or the protocol is unknown.
 
     Example:
         >>> cluster_learnability(torch.eye(2).repeat(50, 1), clusters=2)  # but for the first of each kind, 1 at best
@@ -108,21 +103,19 @@ def cluster_learnability(
     if protocol not in PROTOCOLS:
         raise unknown("protocol of cluster learnability", protocol, PROTOCOLS)
     check_features(f, minimum=4)
-    rows = len(f)
+    rows, prequential = len(f), protocol == "prequential"
     generator = torch.Generator().manual_seed(seed)
     unit = double_rows(f, normalize=True)
     count = round(math.sqrt(rows)) if clusters is None else clusters
     found = spherical_kmeans(unit, count, iterations=100, init="k-means++", generator=generator)
     order = torch.randperm(rows, generator=generator).to(unit.device)
     unit, labels = unit[order], found.assignments[order]
-    first = 1 if protocol == "prequential" else rows // 2  # of the rows that are classified
+    first = 1 if prequential else rows // 2  # of the rows that are classified
     right = 0
-    step = max(1, _TILE // rows)
-    for start in range(first, rows, step):
-        block = torch.arange(start, min(start + step, rows), device=unit.device)
-        known = int(block[-1]) if protocol == "prequential" else first
+    for block in torch.arange(first, rows, device=unit.device).split(max(1, _TILE // rows)):
+        known = int(block[-1]) if prequential else first
         cosines = unit[block] @ unit[:known].T
-        if protocol == "prequential":
+        if prequential:
             cosines = cosines.masked_fill(torch.arange(known, device=unit.device) >= block[:, None], -torch.inf)
         right += int((labels[cosines.argmax(1)] == labels[block]).sum())
     return right / (rows - first)
@@ -133,14 +126,11 @@ def intrinsic_dimension(f: Features, *, estimator: str = "fit") -> float:
     """Return the intrinsic dimension by TwoNN, from 0; invariant to rotations, offsets and scales.
 
     Rows that are equal count once; fewer than three different rows are points and give 0. Infinite if every row's two
-    nearest neighbours are equally far.
-
-    Args:
-        f: Features.
-        estimator: ``"fit"``: slope of the distribution without its largest tenth; ``"likelihood"``: (n − 1)/Σ log μ.
+    nearest neighbours are equally far. The estimator is ``"fit"``, the slope of the distribution without its largest
+    tenth, or ``"likelihood"``, (n − 1)/Σ log μ.
 
     Raises:
-        UsageError: fewer than two rows, rows that are not finite, or an unknown estimator.
+        UsageError: If `f` has fewer than two rows, or rows that are not finite, or the estimator is unknown.
 
     Example:
         >>> line = torch.rand(500, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(1, 10)
@@ -169,14 +159,11 @@ def intrinsic_dimension(f: Features, *, estimator: str = "fit") -> float:
 def clid_scores(models: Mapping[str, Clid]) -> dict[str, float]:
     """Return CLID of each model: cluster learnability plus intrinsic dimension, each standardised over the models.
 
-    Scores have mean 0 and mean something only within one comparison: the same data, number of rows and settings. A part
-    that is the same for all models adds 0.
-
-    Args:
-        models: Name → what `clid` returned, of at least two models.
+    Takes what `clid` returned, by name of the model. Scores have mean 0 and mean something only within one comparison:
+    the same data, number of rows and settings. A part that is the same for all models adds 0.
 
     Raises:
-        UsageError: fewer than two models, or parts that are not finite.
+        UsageError: If there are fewer than two models, or parts that are not finite.
 
     Example:
         >>> scores = clid_scores({"a": Clid(0.9, 12.0), "b": Clid(0.7, 10.0)})

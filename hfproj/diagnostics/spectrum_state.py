@@ -1,19 +1,9 @@
 """Spectra of features that come in blocks, from a stream or over processes.
 
-The state is the number of rows, their mean and the triangular factor R [≤ dim, dim] of the rows about their mean, and
-while it is fed up to `dim` rows that wait for the next factorisation. Every singular value of the features, centred or
-not, is in it to 1e-16 of the largest; a Gram matrix would hide those below 2e-8.
-
-    R = qr([R₁; R₂; √(n₁n₂/(n₁+n₂)) (μ₁ − μ₂)]).R
-
-merges two states, and a state with a block of rows.
-
-References:
-    Demmel, Grigori, Hoemmen, Langou 2012, Communication-optimal parallel and sequential QR and LU factorizations
-    (TSQR). The measures' own are with the functions of the same names.
-
-Deviations:
-    None: every read-out equals the function of the same name on all rows at once, to 1e-10.
+The state is the number of rows, their mean and the triangular factor R [≤ dim, dim] of the rows about their mean
+(:mod:`hfproj.diagnostics._factors` has the mathematics and its source), and while it is fed up to `dim` rows that wait
+for the next factorisation. Every singular value of the features, centred or not, is in it to 1e-16 of the largest.
+Every read-out equals the function of the same name on all rows at once, to 1e-10.
 """
 
 import copy
@@ -23,15 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics import _readouts as read
-from hfproj.diagnostics._joint import agree, joint_rows, refuse
-from hfproj.diagnostics._spectrum import RowFactor, factor_of
-from hfproj.diagnostics.covariance import correlation, mean_covariance_energy, mean_offdiagonal, offdiagonal_share
-from hfproj.diagnostics.decay import FIT_RANGE, Decay, fit_power_law
+from hfproj.diagnostics import spectrum as read
+from hfproj.diagnostics._factors import RowFactor, factor_of
+from hfproj.diagnostics._stream import Stream, global_rows
+from hfproj.diagnostics.covariance import correlation, mean_covariance_energy, mean_offdiagonal, offdiagonal_fraction
 from hfproj.diagnostics.information import entropy
-from hfproj.diagnostics.leverage import clustering
-from hfproj.diagnostics.sphere import wasserstein
-from hfproj.diagnostics.spread import mean_deviation
+from hfproj.diagnostics.spectrum import FIT_RANGE, ConditionNumber, Decay
+from hfproj.diagnostics.spread import clustering, mean_deviation, wasserstein
 from hfproj.errors import UsageError
 from hfproj.functional.entropies import check_alpha
 from hfproj.functional.feature_rows import blocks, check_shape, describe_bad_rows
@@ -40,7 +28,7 @@ from hfproj.typing import Features
 _TENSORS = ("origin", "offset", "factor")
 
 
-class SpectrumState:
+class SpectrumState(Stream):
     """Streams features and gives the measures that their mean and singular values hold.
 
     A method has the options, range and limits of the function of the same name, but for `normalize`, which is the
@@ -66,9 +54,6 @@ class SpectrumState:
         self.normalize = normalize
         self._rows: RowFactor | None = None
         self._pending: list[Tensor] = []
-        self._refused = ""
-        self._sigma: dict[bool, Tensor] = {}
-        self._entropy_sigma: dict[bool, Tensor] = {}
 
     @property
     def count(self) -> int:
@@ -90,19 +75,18 @@ class SpectrumState:
         """Take in rows, of any number; returns itself.
 
         Raises:
-            UsageError: another width than before, no floating-point numbers, or rows that are not finite, which are
-                numbered over the stream. The state is then as before.
+            UsageError: If the width is another than before, or `f` holds no floating-point numbers, or rows that are
+                not finite, which are numbered over the stream. The state is then as before.
         """
         check_shape(f, minimum=0)
         dim = f.shape[1]
         if self.dim not in (None, dim):
-            raise UsageError(f"This state holds features of {self.dim} dimensions, got {dim}.")
+            raise UsageError(f"Expected features of {self.dim} dimensions, as this state holds, got {dim}.")
         if bad := describe_bad_rows(f, start=self.count, stream=" of the stream"):
-            self._refused = self._refused or refuse(bad)
+            self._refuse(bad)
             return self
         for block in blocks(f.detach(), normalize=self.normalize, rows=2 * dim):
             if len(block):
-                self._forget()
                 self._pending.append(block)
             if sum(map(len, self._pending)) >= dim:
                 self._flush()
@@ -115,7 +99,7 @@ class SpectrumState:
         """Take in the rows of another state; returns itself.
 
         Raises:
-            UsageError: states of different widths, or of which one normalises.
+            UsageError: If the states differ in width or in `normalize`.
         """
         if other.normalize != self.normalize:
             raise UsageError("One of these states normalises rows and the other does not; they can't be merged.")
@@ -123,10 +107,7 @@ class SpectrumState:
             raise UsageError(f"States of {self.dim} and {other.dim} dimensions can't be merged.")
         mine, theirs = self._flush(), other._flush()
         if theirs is not None:
-            if mine is not None:
-                theirs = mine.merge(theirs.to(mine.factor.device))
-            self._rows = theirs
-            self._forget()
+            self._rows = theirs if mine is None else mine.merge(theirs.to(mine.factor.device))
         self._refused = self._refused or other._refused
         return self
 
@@ -144,18 +125,18 @@ class SpectrumState:
         Every process calls it, also one without rows.
 
         Raises:
-            UsageError: on every process: one of them refused rows, or widths or `normalize` differ.
+            UsageError: If one process refused rows, or widths or `normalize` differ; on every process.
         """
-        agree(self._refused, {"normalize": self.normalize})
+        self._agree(normalize=self.normalize)
         new = copy.copy(self)
-        new._rows = joint_rows(new._rows)
+        new._rows = global_rows(new._rows)
         return new
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as tensors: count, normalize, origin, offset and factor (mean = origin + offset).
 
         Raises:
-            UsageError: rows were refused.
+            UsageError: If rows were refused.
         """
         self._check_refused()
         rows = self._flush()
@@ -167,7 +148,7 @@ class SpectrumState:
         """Become what `state_dict` returned.
 
         Raises:
-            UsageError: other entries, or a state that normalises where this one does not.
+            UsageError: If the entries are others, or `normalize` is not that of this state.
         """
         if set(state) != {"count", "normalize", *_TENSORS}:
             raise UsageError(f"Expected what SpectrumState.state_dict returned, got the entries {sorted(state)}.")
@@ -176,7 +157,6 @@ class SpectrumState:
         count = int(state["count"])
         self._rows = RowFactor(count, *(state[name].clone() for name in _TENSORS)) if count else None
         self._pending, self._refused = [], ""
-        self._forget()
 
     def mean(self) -> Float[Tensor, " dim"]:
         """Return the mean row."""
@@ -189,62 +169,62 @@ class SpectrumState:
 
     def singular_values(self, *, center: bool = False) -> Float[Tensor, " values"]:
         """Return the min(rows, dim) singular values, sorted descending."""
-        return self._singular_values(center).clone()
+        return self._read().singular_values(center=center).clone()
 
     def covariance_spectrum(self, *, center: bool = True) -> Float[Tensor, " dim"]:
         """Return the dim eigenvalues of the covariance with 1/(rows − 1), sorted descending."""
-        rows, values = self._read(), self._singular_values(center).square()
-        return torch.cat([values, values.new_zeros(len(rows.mean) - len(values))]) / (rows.size - 1)
+        rows = self._read()
+        return read.eigenvalues(rows.singular_values(center=center), rows.size, len(rows.mean))
 
     def rankme(self, *, eps: float = 1e-7) -> float:
         """Return RankMe."""
-        return read.exp_entropy(self._entropy_values(False), eps)
+        return read.exp_entropy(self._read().entropy_singular_values(center=False), eps)
 
     def effective_rank(self, *, center: bool = False, on: str = "singular_values") -> float:
         """Return the effective rank."""
         read.check_spectrum_name(on)
-        sigma = self._entropy_values(center)
+        sigma = self._read().entropy_singular_values(center=center)
         return read.exp_entropy(sigma if on == "singular_values" else read.squares(sigma))
 
     def stable_rank(self) -> float:
         """Return the stable rank."""
-        return read.sum_over_largest(read.squares(self._entropy_values(False)))
+        return read.sum_over_largest(read.squares(self._read().entropy_singular_values(center=False)))
 
     def nesum(self) -> float:
         """Return NESum."""
-        return read.sum_over_largest(read.squares(self._entropy_values(True)))
+        return read.sum_over_largest(read.squares(self._read().entropy_singular_values(center=True)))
 
     def participation_ratio(self, *, center: bool = True) -> float:
         """Return the participation ratio."""
-        return read.participation(read.squares(self._entropy_values(center)))
+        return read.participation(read.squares(self._read().entropy_singular_values(center=center)))
 
     def numerical_rank(self, *, tol: float = 1e-8, center: bool = False) -> int:
         """Return the numerical rank."""
-        return read.count_above(self._singular_values(center), tol)
+        return read.count_above(self._read().singular_values(center=center), tol)
 
     def alpha_req(self, *, fit_range: tuple[int, int] = FIT_RANGE) -> Decay:
         """Return α-ReQ."""
-        return fit_power_law(self._singular_values(True), fit_range)
+        return read.fit_power_law(self._read().singular_values(center=True), fit_range)
 
     def pseudo_condition_number(self) -> float:
         """Return the pseudo-condition number."""
-        return read.smallest_over_largest(self._singular_values(False))
+        return read.smallest_over_largest(self._read().singular_values(center=False))
 
     def covariance_condition_number(
         self, *, center: bool = True, tol: float = 1e-8, floor: float = 1e-7
-    ) -> read.ConditionNumber:
+    ) -> ConditionNumber:
         """Return the condition numbers of the covariance."""
         rows = self._read()
-        sigma = self._singular_values(center)
-        return read.condition_number(sigma, dim=len(rows.mean), divisor=rows.size - 1, tol=tol, floor=floor)
+        sigma = rows.singular_values(center=center)
+        return read.condition_number(sigma, rows.size, len(rows.mean), tol=tol, floor=floor)
 
     def covariance_offdiag_energy(self) -> float:
         """Return the off-diagonal energy of the covariance."""
-        return offdiagonal_share(self.covariance())
+        return offdiagonal_fraction(self.covariance())
 
     def correlation_offdiag_energy(self) -> float:
         """Return the off-diagonal energy of the correlation matrix."""
-        return offdiagonal_share(correlation(self.covariance()))
+        return offdiagonal_fraction(correlation(self.covariance()))
 
     def whiteness(self) -> float:
         """Return the whiteness."""
@@ -281,10 +261,6 @@ class SpectrumState:
             self._rows, self._pending = rows, []
         return self._rows
 
-    def _check_refused(self) -> None:
-        if self._refused:
-            raise UsageError(self._refused)
-
     def _read(self) -> RowFactor:
         self._check_refused()
         rows = self._flush()
@@ -296,21 +272,3 @@ class SpectrumState:
         if not self.normalize:
             raise UsageError(f"{name} is of unit rows; make the state with SpectrumState(normalize=True).")
         return self._read()
-
-    def _singular_values(self, center: bool) -> Tensor:
-        rows = self._read()
-        if center not in self._sigma:
-            self._sigma[center] = rows.singular_values(center=center)
-        return self._sigma[center]
-
-    def _entropy_values(self, center: bool) -> Tensor:
-        """Singular values up to a factor that ranks do not feel: cheaper, where a Gram matrix will do."""
-        rows = self._read()
-        if center in self._sigma:
-            return self._sigma[center]
-        if center not in self._entropy_sigma:
-            self._entropy_sigma[center] = rows.entropy_singular_values(center=center)
-        return self._entropy_sigma[center]
-
-    def _forget(self) -> None:
-        self._sigma, self._entropy_sigma = {}, {}

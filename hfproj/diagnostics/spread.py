@@ -1,27 +1,44 @@
-"""Whether features spread out, and whether views of one input stay together.
+"""Whether rows spread over the sphere or crowd together: as points, by pairs, as a Gaussian, by single rows.
 
-    representation std   mean over dimensions of the std of the unit rows; 1/√dim when they spread evenly, 0 at collapse
-    positive cosine      mean over samples and pairs of views a < b of cos(z_a, z_b)
-    alignment            mean over samples and pairs of views a < b of ‖ẑ_a − ẑ_b‖^α
+With f̂ unit rows, μ their mean, λ the D = dim eigenvalues of their covariance (1/rows) and n = rows,
+
+    representation std       mean over dimensions of std(f̂)                  0 at collapse, 1/√D when spread evenly
+    uniformity               log mean_{i<j} exp(−t ‖f̂_i − f̂_j‖²),  t = 2    in [−4t, 0], lower is more uniform
+    Wasserstein uniformity   W2 = √(‖μ‖² + Σ_i (√λ_i − 1/√D)²)                in [0, √2], lower is more uniform
+    SelfCluster              (‖f̂f̂ᵀ‖_F² − e)/(n² − e),  e = n + n(n − 1)/D    e: rows spread at random
+    coherence                max_i ‖U_i‖² · n/D                               U_i: rows of f's left singular vectors
+
+Uniformity is not invariant to duplicated rows and can fall (look better) under dimensional collapse: the 8 axes of a
+cross-polytope in 8 dimensions give −4.07, 2 of them −4.40. W2 sees that: rows isotropic in r of D dimensions give
+√(2 − 2√(r/D)).
 
 References:
     Representation std: Chaudhry 2026, arXiv 2605.17180, and SimSiam (Chen & He 2021, arXiv 2011.10566, Fig. 2).
-    Alignment: Wang & Isola 2020, arXiv 2005.10242, Eq. 1. At α = 2 it is 2 − 2 · positive cosine.
+    Wang & Isola 2020, arXiv 2005.10242, Eq. 3. Fang et al. 2024, arXiv 2403.00642; statsle/WassersteinSSL
+    ``code/BarlowTwins/metric.py``, which reports −W2 as "uniformity". Tsitsulin et al. 2023, Unsupervised Embedding
+    Quality Evaluation, arXiv 2305.16562, as google-research/google-research ``graph_embedding/metrics/metrics.py`` has
+    it (SelfCluster, coherence).
 
 Deviations:
-    The std has 1/(rows − 1), as `torch.std`.
+    The std has 1/(rows − 1), as `torch.std`. W2 is the distance, with its own sign, not −W2. It is written as a sum of
+    squares, equal to √(‖μ‖² + 1 + tr Σ − (2/√D) tr Σ^{1/2}) for rows without zeros, and does not cancel near 0. U has
+    the singular vectors of the support only: those of σ up to tol·σ_1 are arbitrary. Google's code divides by min(n, D)
+    and adds 1e-12 to the features of SelfCluster.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._spectrum import RESOLUTION, centre_of, minus
+from hfproj.diagnostics._factors import RESOLUTION, RowFactor, centre_of, minus, row_factor
+from hfproj.diagnostics.spectrum import count_above
 from hfproj.errors import UsageError
+from hfproj.functional.distributions import uniformity as pairwise_uniformity
 from hfproj.functional.feature_rows import blocks, check_features, double_rows
-from hfproj.typing import Features, Views
+from hfproj.typing import Features
+
+_TILE = 2**22  # distances held at once: 32 MiB in float64
 
 
 @torch.no_grad()
@@ -29,10 +46,10 @@ def representation_std(f: Features) -> float:
     """Return the mean over dimensions of the standard deviation of the L2-normalised rows.
 
     Between 0 and √(rows/((rows − 1)·dim)): 1/√dim for many rows that spread evenly, 0 if all point the same way.
-    Centres (a standard deviation does), after the rows are normalised. Float64, no gradient.
+    Centres (a standard deviation does), after the rows are normalised.
 
     Raises:
-        UsageError: fewer than two rows, or rows that are not finite.
+        UsageError: If `f` has fewer than two rows, or rows that are not finite.
 
     Example:
         >>> representation_std(torch.ones(4, 3))  # collapsed to one point
@@ -45,121 +62,118 @@ def representation_std(f: Features) -> float:
     return mean_deviation(squares, origin + offset, len(f))
 
 
+@torch.no_grad()
+def uniformity(f: Features, *, kernel_scale: float = 2.0) -> float:
+    """Return the logarithm of the mean Gaussian potential of pairs of unit rows, in [−4t, 0]; 0 if all are parallel.
+
+    Does not centre. A row of zeros stays zero. `kernel_scale` is t (2: Wang & Isola). The cost is rows² · dim: take
+    some thousand rows. It compares all pairs and so can't be streamed. It may improve while dimensions collapse; read
+    it with `wasserstein_uniformity` or a rank.
+
+    Raises:
+        UsageError: If `f` has fewer than two rows, or rows that are not finite, or kernel_scale is not positive.
+
+    Example:
+        >>> round(uniformity(torch.eye(8)), 6)  # all pairs at a squared distance of 2
+        -4.0
+    """
+    if not 0 < kernel_scale < math.inf:
+        raise UsageError(f"kernel_scale must be a positive number, got {kernel_scale}.")
+    check_features(f)
+    unit = double_rows(f, normalize=True)
+    return pairwise_uniformity(unit, kernel_scale=kernel_scale, block_rows=max(1, _TILE // len(f))).item()
+
+
+@torch.no_grad()
+def wasserstein_uniformity(f: Features) -> float:
+    """Return the Wasserstein distance W2 of unit rows from uniform, in [0, √2]: 0 uniform, √2 collapsed to a point.
+
+    It is a distance: lower is more uniform (Fang et al. report its negative). Centres, after the rows are normalised; a
+    row of zeros stays zero. Duplicated rows change nothing.
+
+    Raises:
+        UsageError: If `f` has fewer than two rows, or rows that are not finite.
+
+    Example:
+        >>> round(wasserstein_uniformity(torch.ones(8, 4)) ** 2, 6)
+        2.0
+        >>> wasserstein_uniformity(torch.cat([torch.eye(4), -torch.eye(4)])) < 1e-12
+        True
+    """
+    check_features(f)
+    return wasserstein(row_factor(f, normalize=True))
+
+
+@torch.no_grad()
+def self_cluster(f: Features) -> float:
+    """Return SelfCluster, in [−1/(max(rows, dim) − 1), 1]: 1 if all rows are parallel, about 0 if spread at random.
+
+    Does not centre. Below 0 rows are spread more evenly than at random. A row of zeros has a cosine of 0 with every
+    row.
+
+    Raises:
+        UsageError: If `f` has fewer than two rows or two dimensions, or rows that are not finite.
+
+    Example:
+        >>> round(self_cluster(torch.ones(10, 4)), 6)
+        1.0
+    """
+    check_features(f)
+    return clustering(row_factor(f, normalize=True))
+
+
+@torch.no_grad()
+def coherence(f: Features, *, tol: float = 1e-8) -> float:
+    """Return the coherence, between rank/dim (all rows matter alike) and rows/dim (one row has a direction to itself).
+
+    Features that are all zero give 0. Does not centre. Singular values above `tol` times the largest are the support.
+    Needs the features twice and so can't be streamed.
+
+    Raises:
+        UsageError: If `f` has fewer than two rows, or rows that are not finite, or tol lies outside [0, 1).
+
+    Example:
+        >>> round(coherence(torch.cat([torch.eye(4), -torch.eye(4)])), 6)
+        1.0
+        >>> f = torch.zeros(10, 2)
+        >>> f[:9, 0], f[9, 1] = 1.0, 5.0  # the last row alone has the second direction
+        >>> round(coherence(f), 6)
+        5.0
+    """
+    check_features(f)
+    rows = row_factor(f)
+    _, sigma, vh = torch.linalg.svd(rows.rows(center=False), full_matrices=False)
+    sigma = sigma.masked_fill(sigma <= RESOLUTION * rows.norm(), 0.0)
+    rank = count_above(sigma, tol)
+    if rank == 0:
+        return 0.0
+    basis = vh[:rank].T / sigma[:rank]
+    leverage = max(float((block @ basis).square().sum(1).max()) for block in blocks(f))
+    return leverage * f.shape[0] / f.shape[1]
+
+
+# What the functions above and `SpectrumState` read from unit rows.
+
+
 def mean_deviation(squares: Tensor, mean: Tensor, count: int) -> float:
     """Return the mean of √(squares/(count − 1)), columns whose squared deviations `squares` are rounding being 0."""
     constant = squares <= RESOLUTION**2 * (squares + count * mean.square())
     return (squares.masked_fill(constant, 0.0) / (count - 1)).sqrt().mean().item()
 
 
-@torch.no_grad()
-def positive_cosine(z: Views) -> float:
-    """Return the mean cosine of two views of the same sample, over samples and pairs of views; in [−1, 1].
-
-    Does not centre. Float64, no gradient. High values say little alone: at collapse it is 1. A row of zeros has a
-    cosine of 0 with every other.
-
-    Raises:
-        UsageError: fewer than two views or two samples, or rows that are not finite.
-
-    Example:
-        >>> z = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [1.0, 0.0]]])
-        >>> positive_cosine(z)  # cosines 1 and 0
-        0.5
-    """
-    check_views(z)
-    return pair_sums(z, alpha=2.0).mean_cosine
+def wasserstein(rows: RowFactor) -> float:
+    """Return W2 of unit rows."""
+    dim = len(rows.mean)
+    roots = rows.singular_values(center=True) / math.sqrt(rows.size)
+    square = rows.mean.square().sum() + (roots - 1 / math.sqrt(dim)).square().sum() + (dim - len(roots)) / dim
+    return square.sqrt().item()
 
 
-@torch.no_grad()
-def alignment(z: Views, *, alpha: float = 2.0) -> float:
-    """Return the mean of ‖ẑ_a − ẑ_b‖^α over samples and pairs of views; in [0, 2^α], 0 if views of a sample agree.
-
-    Does not centre; rows are normalised, a row of zeros stays zero. Float64, no gradient. Low is aligned; at collapse
-    it is 0, so read it with `uniformity` or a rank.
-
-    Args:
-        z: Features `[views, batch, dim]`.
-        alpha: α, positive. 2: Wang & Isola.
-
-    Raises:
-        UsageError: fewer than two views or two samples, rows that are not finite, or alpha not positive.
-
-    Example:
-        >>> z = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [1.0, 0.0]]])
-        >>> round(alignment(z), 6)  # squared distances 0 and 2
-        1.0
-    """
-    check_exponent(alpha)
-    check_views(z)
-    return pair_sums(z, alpha=alpha).mean_distance
-
-
-class PairSums(NamedTuple):
-    """Sums over samples and pairs of views.
-
-    Attributes:
-        pairs: Number of pairs, times samples.
-        cosine: Sum of their cosines.
-        distance: Sum of their distances to the power α.
-    """
-
-    pairs: int
-    cosine: float
-    distance: float
-
-    def __add__(self, other: "PairSums") -> "PairSums":  # type: ignore[override]
-        return PairSums(self.pairs + other.pairs, self.cosine + other.cosine, self.distance + other.distance)
-
-    @property
-    def mean_cosine(self) -> float:
-        """The mean cosine."""
-        return self.cosine / self.pairs
-
-    @property
-    def mean_distance(self) -> float:
-        """The mean distance to the power α."""
-        return self.distance / self.pairs
-
-
-def pair_sums(z: Views, *, alpha: float) -> PairSums:
-    """Return the sums over samples and pairs of views, a block of samples at a time."""
-    views, batch, dim = z.shape
-    cosine = distance = 0.0
-    for part in z.split(max(1, 2**21 // (views * dim)), dim=1):
-        unit = torch.stack([double_rows(view, normalize=True) for view in part])
-        for a in range(views):
-            for b in range(a):
-                cosine += float((unit[a] * unit[b]).sum())
-                distance += float(torch.linalg.vector_norm(unit[a] - unit[b], dim=1).pow(alpha).sum())
-    return PairSums(batch * views * (views - 1) // 2, cosine, distance)
-
-
-def check_exponent(alpha: float) -> None:
-    """Refuse an exponent that is not positive and finite.
-
-    Raises:
-        UsageError: so it is.
-    """
-    if not 0 < alpha < math.inf:
-        raise UsageError(f"alpha, the exponent of the distance, must be a positive number, got {alpha}.")
-
-
-def check_view_shape(z: Tensor) -> None:
-    """Refuse what is no `[views, batch, dim]` of at least two views.
-
-    Raises:
-        UsageError: so it is.
-    """
-    if z.ndim != 3 or z.shape[0] < 2:
-        raise UsageError(f"A positive pair needs two views, got shape {list(z.shape)}: expected [views, batch, dim].")
-
-
-def check_views(z: Tensor) -> None:
-    """Refuse what is no `[views, batch, dim]` of at least two views and two samples with finite rows.
-
-    Raises:
-        UsageError: so it is.
-    """
-    check_view_shape(z)
-    for number, view in enumerate(z):
-        check_features(view, what=f"features of view {number}")
+def clustering(rows: RowFactor) -> float:
+    """Return SelfCluster of unit rows."""
+    n, dim = rows.size, len(rows.mean)
+    if dim < 2:
+        raise UsageError("SelfCluster compares with rows spread over a sphere and needs at least 2 dimensions, got 1.")
+    expected = n + n * (n - 1) / dim
+    actual = rows.singular_values(center=False).square().square().sum().item()
+    return (actual - expected) / (n * n - expected)

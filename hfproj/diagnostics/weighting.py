@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._readouts import exp_entropy
-from hfproj.diagnostics._spectrum import RESOLUTION, minus, singular_values_of
+from hfproj.diagnostics._factors import RESOLUTION, minus
+from hfproj.diagnostics.spectrum import exp_entropy, singular_values
 from hfproj.errors import UsageError
 from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Features
@@ -50,15 +50,11 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
     """Return the weight w_i = ‖E[f φ_i]‖ of each known feature in f, in float64 and the unit of f.
 
     Centres both and divides each φ_i by its standard deviation (1/rows). A weight also holds what f shares with other
-    features that φ_i is correlated with.
-
-    Args:
-        f: Features of a layer.
-        phi: Known scalar features of the same inputs, a column each.
+    features that φ_i is correlated with. `phi` holds known scalar features of the same inputs, a column each.
 
     Raises:
-        UsageError: fewer than two rows, different numbers of rows, rows that are not finite, or a column of phi that is
-            constant.
+        UsageError: If f or phi has fewer than two rows, or rows that are not finite, or their numbers of rows differ,
+            or a column of phi is constant.
 
     Example:
         >>> phi = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -84,18 +80,15 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
 def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
     """Return how unequal weights are.
 
-    Args:
-        weights: Numbers from 0.
-
     Raises:
-        UsageError: no weight, or weights that are negative or not finite.
+        UsageError: If there is no weight, or one is negative or not finite.
 
     Example:
         >>> weight_inequality(torch.ones(4))
         WeightInequality(max_over_min=1.0, variation=0.0, effective_count=4.0)
     """
     if not len(weights) or not (torch.isfinite(weights) & (weights >= 0)).all():
-        raise UsageError(f"Weights must be finite numbers from 0, got {weights.tolist()}.")
+        raise UsageError(f"Weights must be finite numbers of at least 0, got {weights.tolist()}.")
     weights = double_rows(weights)
     largest, smallest = weights.max().item(), weights.min().item()
     if largest == 0:
@@ -119,7 +112,7 @@ def layer_inequality(
             (`min(rows, dim)` of them, so that `effective_count` and `variation` compare layers of one width only).
 
     Raises:
-        UsageError: as `feature_weights`.
+        UsageError: If `feature_weights` raises it.
 
     Example:
         >>> h = torch.cat([torch.eye(3), -torch.eye(3)])
@@ -130,10 +123,5 @@ def layer_inequality(
     found = {}
     for name, f in layers.items():
         check_features(f, what=f"features of {name}")
-        found[name] = weight_inequality(_singular_weights(f) if phi is None else feature_weights(f, phi))
+        found[name] = weight_inequality(singular_values(f, center=True) if phi is None else feature_weights(f, phi))
     return found
-
-
-@torch.no_grad()
-def _singular_weights(f: Tensor) -> Tensor:
-    return singular_values_of(f, center=True)

@@ -19,7 +19,7 @@ from hfproj.diagnostics import (
     representation_std,
     uniformity,
 )
-from hfproj.diagnostics.decay import FIT_RANGE
+from hfproj.diagnostics.spectrum import FIT_RANGE
 from hfproj.errors import UsageError
 from hfproj.features.extraction import Features, extract_features
 from hfproj.features.fixed_views import FixedViews

@@ -146,7 +146,7 @@ def test_rows_that_are_not_finite_are_numbered_over_the_stream():
 
 def test_refusals():
     state = streamed(normal(9, 4))
-    with pytest.raises(UsageError, match="4 dimensions, got 3"):
+    with pytest.raises(UsageError, match="4 dimensions, as this state holds, got 3"):
         state.update(normal(9, 3))
     with pytest.raises(UsageError, match="4 and 3 dimensions"):
         state.merge(streamed(normal(9, 3)))

@@ -78,9 +78,9 @@ def test_rows_that_are_not_finite_are_numbered_over_the_stream():
 def test_refusals():
     z = views_of("decaying")
     state = streamed(z)
-    with pytest.raises(UsageError, match="3 views of 10 dimensions, got 2 of 10"):
+    with pytest.raises(UsageError, match="3 views of 10 dimensions, as this state holds, got 2 of 10"):
         state.update(z[:2])
-    with pytest.raises(UsageError, match="3 views of 10 dimensions, got 3 of 9"):
+    with pytest.raises(UsageError, match="3 views of 10 dimensions, as this state holds, got 3 of 9"):
         state.merge(streamed(z[:, :, :9]))
     with pytest.raises(UsageError, match=r"alpha 2\.0 and 1\.0"):
         state.merge(ViewState(alpha=1.0))

@@ -104,9 +104,9 @@ def test_refusals():
         feature_weights(f, f[1:])
     with pytest.raises(UsageError, match="constant: columns 1"):
         feature_weights(f, torch.cat([f[:, :1], torch.full((9, 1), 0.1, dtype=torch.float64)], 1))
-    with pytest.raises(UsageError, match="finite numbers from 0"):
+    with pytest.raises(UsageError, match="finite numbers of at least 0"):
         weight_inequality(torch.tensor([1.0, -1.0]))
-    with pytest.raises(UsageError, match="finite numbers from 0"):
+    with pytest.raises(UsageError, match="finite numbers of at least 0"):
         weight_inequality(torch.empty(0))
     f[4, 0] = math.nan
     with pytest.raises(UsageError, match=r"features of z .*row 4"):

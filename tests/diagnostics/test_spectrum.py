@@ -168,7 +168,7 @@ def test_blocks_of_rows_change_nothing(kind, monkeypatch):
     f = KINDS[kind](100, 6)
     whole = [measure(f) for measure in RANKS], covariance_spectrum(f)
     monkeypatch.setattr("hfproj.functional.feature_rows._BLOCK_ELEMENTS", 60)
-    monkeypatch.setattr("hfproj.diagnostics._spectrum._PANEL", 4)
+    monkeypatch.setattr("hfproj.diagnostics._factors._PANEL", 4)
     assert [measure(f) for measure in RANKS] == pytest.approx(whole[0], rel=1e-11)
     assert torch.allclose(covariance_spectrum(f), whole[1], rtol=1e-11, atol=1e-16)
 
@@ -188,5 +188,5 @@ def test_what_cannot_be_measured_is_refused(measure):
 def test_options_are_checked():
     with pytest.raises(UsageError, match="Did you mean 'eigenvalues'"):
         effective_rank(torch.eye(3), on="eigenvalue")
-    with pytest.raises(UsageError, match="share of the largest"):
+    with pytest.raises(UsageError, match="fraction of the largest"):
         numerical_rank(torch.eye(3), tol=1.0)

@@ -54,7 +54,7 @@ def test_self_cluster_at_its_ends():
 
 
 def test_refusals():
-    with pytest.raises(UsageError, match="share of the largest"):
+    with pytest.raises(UsageError, match="fraction of the largest"):
         coherence(torch.eye(3), tol=2.0)
     with pytest.raises(UsageError, match="at least 2 dimensions"):
         self_cluster(torch.ones(5, 1))

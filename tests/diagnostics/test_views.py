@@ -1,30 +1,13 @@
-import math
-
 import pytest
 import torch
 from diagnostics.features import normal
 
-from hfproj.diagnostics import alignment, positive_cosine, representation_std
+from hfproj.diagnostics import alignment, positive_cosine
 from hfproj.errors import UsageError
 
 
 def pairs(views):
     return [(a, b) for a in range(views) for b in range(a)]
-
-
-def test_representation_std_is_the_formula():
-    f = torch.randn(50, 9) * 3 + 1
-    expected = torch.nn.functional.normalize(f.double(), dim=1).std(0).mean().item()
-    assert representation_std(f) == pytest.approx(expected, rel=1e-12)
-    assert representation_std(f * torch.rand(50, 1).add(0.1)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_representation_std_of_spread_and_of_collapsed_rows():
-    f = torch.cat([torch.eye(64), -torch.eye(64)]).repeat(50, 1)
-    assert representation_std(f) == pytest.approx(1 / math.sqrt(64), rel=1e-3)
-    assert representation_std(f) == pytest.approx(math.sqrt(6400 / 6399 / 64), rel=1e-12)
-    assert representation_std(torch.randn(1, 8).expand(30, 8)) == 0
-    assert representation_std(torch.randn(1, 8) * torch.rand(30, 1, dtype=torch.float64)) == 0  # one direction
 
 
 def test_positive_cosine_and_alignment_are_means_over_pairs():
@@ -75,7 +58,3 @@ def test_refusals():
             measure(z)
     with pytest.raises(UsageError, match="exponent"):
         alignment(torch.randn(2, 5, 3), alpha=0.0)
-    with pytest.raises(UsageError, match="row 2"):
-        representation_std(z[1])
-    with pytest.raises(UsageError, match="at least 2 rows"):
-        representation_std(z[0, :1])

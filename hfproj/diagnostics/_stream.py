@@ -1,47 +1,42 @@
-"""States over processes: what one of them refused, all refuse; what each holds becomes one description of all rows."""
+"""States over processes: what one process refuses all refuse; what each holds becomes one description of all rows."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.diagnostics._spectrum import RowFactor, reduce_rows
+from hfproj.diagnostics._factors import RowFactor, reduce_rows
 from hfproj.errors import UsageError
 
 
-def refuse(message: str) -> str:
-    """Refuse rows: at once on one process; on several return the message for `agree`, so that none waits for another.
+class Stream:
+    """Rows that come in parts: on one process bad ones raise at once, on several later, so that none waits forever."""
 
-    Raises:
-        UsageError: on one process.
-    """
-    if distributed.world_size() == 1:
-        raise UsageError(message)
-    return f"Process {distributed.rank()}: {message}"
+    _refused = ""
+
+    def _refuse(self, message: str) -> None:
+        if distributed.world_size() == 1:
+            raise UsageError(message)
+        self._refused = self._refused or f"Process {distributed.rank()}: {message}"
+
+    def _check_refused(self) -> None:
+        if self._refused:
+            raise UsageError(self._refused)
+
+    def _agree(self, **settings: object) -> None:
+        """Raise on every process if one of them refused rows or if their settings differ."""
+        found = distributed.gather_objects((self._refused, settings))
+        if messages := [message for message, _ in found if message]:
+            raise UsageError(" ".join(messages))
+        if different := [other for _, other in found if other != found[0][1]]:
+            raise UsageError(f"Processes measure with different settings: {found[0][1]} and {different[0]}.")
 
 
-def agree(refused: str, settings: dict[str, Any]) -> None:
-    """Raise on every process if one of them refused rows or if their settings differ.
-
-    Raises:
-        UsageError: so it is.
-    """
-    found = distributed.gather_objects((refused, settings))
-    if messages := [message for message, _ in found if message]:
-        raise UsageError(" ".join(messages))
-    if different := [other for _, other in found if other != found[0][1]]:
-        raise UsageError(f"Processes measure with different settings: {found[0][1]} and {different[0]}.")
-
-
-def joint_rows(rows: RowFactor | None) -> RowFactor | None:
+def global_rows(rows: RowFactor | None) -> RowFactor | None:
     """Return the description of the rows of all processes, on each of them; None stands for no rows.
 
     Factors are gathered a slice at a time: memory stays a few times dim × dim, whatever the number of processes.
-
-    Raises:
-        UsageError: processes hold rows of different widths.
     """
     own = None if rows is None else (rows.size, *rows.factor.shape, rows.factor.device.type)
     found = distributed.gather_objects(own)

@@ -4,9 +4,24 @@ import pytest
 import torch
 from diagnostics.features import decaying, normal
 
-from hfproj.diagnostics import uniformity, wasserstein_uniformity
+from hfproj.diagnostics import representation_std, uniformity, wasserstein_uniformity
 from hfproj.errors import UsageError
 from hfproj.functional.distributions import wasserstein_to_uniform
+
+
+def test_representation_std_is_the_formula():
+    f = torch.randn(50, 9) * 3 + 1
+    expected = torch.nn.functional.normalize(f.double(), dim=1).std(0).mean().item()
+    assert representation_std(f) == pytest.approx(expected, rel=1e-12)
+    assert representation_std(f * torch.rand(50, 1).add(0.1)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_representation_std_of_spread_and_of_collapsed_rows():
+    f = torch.cat([torch.eye(64), -torch.eye(64)]).repeat(50, 1)
+    assert representation_std(f) == pytest.approx(1 / math.sqrt(64), rel=1e-3)
+    assert representation_std(f) == pytest.approx(math.sqrt(6400 / 6399 / 64), rel=1e-12)
+    assert representation_std(torch.randn(1, 8).expand(30, 8)) == 0
+    assert representation_std(torch.randn(1, 8) * torch.rand(30, 1, dtype=torch.float64)) == 0  # one direction
 
 
 def cross_polytope(dim, used):
@@ -68,7 +83,7 @@ def test_wasserstein_is_the_formula(rows, dim):
 
 
 def test_refusals():
-    for measure in (uniformity, wasserstein_uniformity):
+    for measure in (representation_std, uniformity, wasserstein_uniformity):
         with pytest.raises(UsageError, match="at least 2 rows"):
             measure(torch.ones(1, 3))
         with pytest.raises(UsageError, match="row 1"):

@@ -76,5 +76,5 @@ def test_refusals():
         covariance_condition_number(torch.tensor([[0.0], [math.nan]]))
     with pytest.raises(UsageError, match="at least 2 rows"):
         pseudo_condition_number(torch.ones(1, 3))
-    with pytest.raises(UsageError, match="share of the largest"):
+    with pytest.raises(UsageError, match="fraction of the largest"):
         covariance_condition_number(torch.eye(3), tol=-1.0)

@@ -5,16 +5,18 @@ about 2e-8 of the largest. Triangular factors lose nothing beyond 1e-16 of the l
 
     R = qr([R₁; R₂; √(n₁n₂/(n₁+n₂)) (μ₁ − μ₂)])      centred,        qr([R; √n μ])      uncentred,
 
-so that features can come in blocks, from a stream or from several processes.
+so that features can come in blocks, from a stream or from several processes (Demmel, Grigori, Hoemmen, Langou 2012,
+Communication-optimal parallel and sequential QR and LU factorizations: TSQR).
 
 What is rounding and no feature: after a mean is subtracted, features that are constant are not 0 but about 1e-16 of
 what they were. Singular values up to `RESOLUTION` times the Frobenius norm of the features before centring count as 0,
 and so do columns whose spread is up to `RESOLUTION` times their norm.
 """
 
+import functools
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ RESOLUTION = 16 * EPS
 _PANEL = 192  # columns of a Gram matrix computed at once: its lower triangle is a copy
 
 
-class RowFactor(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class RowFactor:
     """Rows `[size, dim]`, as far as their mean and their scatter go.
 
     Attributes:
@@ -40,6 +43,8 @@ class RowFactor(NamedTuple):
     origin: Tensor
     offset: Tensor
     factor: Tensor
+    _sigma: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False)  # by whether they are centred
+    _entropy_sigma: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def mean(self) -> Tensor:
@@ -48,7 +53,7 @@ class RowFactor(NamedTuple):
 
     def reduced(self) -> "RowFactor":
         """Return the same with at most `dim` rows in `factor`."""
-        return self._replace(factor=reduce_rows(self.factor))
+        return replace(self, factor=reduce_rows(self.factor))
 
     def to(self, device: torch.device) -> "RowFactor":
         """Return the same on a device."""
@@ -66,29 +71,33 @@ class RowFactor(NamedTuple):
         """Return the Frobenius norm of the rows, not centred."""
         return math.hypot(frobenius(self.factor), math.sqrt(self.size) * frobenius(self.mean))
 
-    def singular_values(self, *, center: bool) -> Tensor:
-        """Return the min(size, dim) singular values, sorted descending; what is rounding is 0."""
-        sigma = torch.linalg.svdvals(self.rows(center=center))[: min(self.size, len(self.mean))]
-        return sigma.masked_fill(sigma <= RESOLUTION * self.norm(), 0.0)
-
-    def entropy_singular_values(self, *, center: bool) -> Tensor:
-        """Return singular values up to a common factor, exact enough for the entropy of σ/Σσ (to 1e-10)."""
-        rows = self.rows(center=center)
-        if rows.shape[0] >= rows.shape[1]:
-            matrix = _gram([rows / (largest_entry(rows) or 1.0)], rows.shape[1])
-            if _looks_well_conditioned(matrix):
-                values = torch.linalg.eigvalsh(matrix).flip(0)
-                if _entropy_is_exact(values, rows.shape[1]):
-                    return values.sqrt()
-        return self.singular_values(center=center)
-
     def rows(self, *, center: bool) -> Tensor:
         """Return rows with the singular values of these."""
         return self.factor if center else torch.cat([self.factor, math.sqrt(self.size) * self.mean[None]])
 
+    def singular_values(self, *, center: bool) -> Tensor:
+        """Return the min(size, dim) singular values, sorted descending; those that are rounding are 0."""
+        if center not in self._sigma:
+            sigma = torch.linalg.svdvals(self.rows(center=center))[: min(self.size, len(self.mean))]
+            self._sigma[center] = sigma.masked_fill(sigma <= RESOLUTION * self.norm(), 0.0)
+        return self._sigma[center]
+
+    def entropy_singular_values(self, *, center: bool) -> Tensor:
+        """Return singular values up to a common factor, exact enough for the entropy of σ/Σσ (to 1e-10)."""
+        rows = self.rows(center=center)
+        if center in self._sigma or len(rows) < rows.shape[1]:
+            return self.singular_values(center=center)
+        if center not in self._entropy_sigma:
+            matrix = _gram([rows / (largest_entry(rows) or 1.0)], rows.shape[1])
+            values = torch.linalg.eigvalsh(matrix).flip(0) if _looks_well_conditioned(matrix) else None
+            if values is None or not _entropy_is_exact(values, rows.shape[1]):
+                return self.singular_values(center=center)
+            self._entropy_sigma[center] = values.sqrt()
+        return self._entropy_sigma[center]
+
     def scatter(self) -> Tensor:
         """Return RᵀR `[dim, dim]`; columns that are constant up to rounding are 0."""
-        return without_constants(self.factor.T @ self.factor, self.mean, self.size)
+        return _without_constants(self.factor.T @ self.factor, self.mean, self.size)
 
 
 def factor_of(rows: Tensor) -> RowFactor:
@@ -99,13 +108,10 @@ def factor_of(rows: Tensor) -> RowFactor:
     return RowFactor(len(rows), origin, offset, centred - offset)
 
 
-def merge_all(parts: Iterable[RowFactor]) -> RowFactor:
-    """Return the description of the rows of all parts, of which there is at least one."""
-    merged = None
-    for part in parts:
-        merged = part.reduced() if merged is None else merged.merge(part)
-    assert merged is not None
-    return merged
+def row_factor(f: Tensor, *, normalize: bool = False) -> RowFactor:
+    """Return the description of features `[rows, dim]`, a block of rows at a time."""
+    parts = map(factor_of, blocks(f, normalize=normalize, rows=4 * f.shape[1]))
+    return functools.reduce(RowFactor.merge, parts, next(parts).reduced())
 
 
 def reduce_rows(rows: Tensor) -> Tensor:
@@ -113,20 +119,22 @@ def reduce_rows(rows: Tensor) -> Tensor:
     return rows if rows.shape[0] <= rows.shape[1] else torch.linalg.qr(rows, mode="r").R
 
 
-def row_factor(f: Tensor, *, normalize: bool = False) -> RowFactor:
-    """Return the description of features `[rows, dim]`, a block of rows at a time."""
-    return merge_all(factor_of(block) for block in blocks(f, normalize=normalize, rows=4 * f.shape[1]))
-
-
 def singular_values_of(f: Tensor, *, center: bool, normalize: bool = False) -> Tensor:
-    """Return the min(rows, dim) singular values of features, sorted descending; what is rounding is 0."""
+    """Return the min(rows, dim) singular values of features, sorted descending; those that are rounding are 0."""
     if center:
         return row_factor(f, normalize=normalize).singular_values(center=True)
-    factor = f.new_empty(0, f.shape[1], dtype=torch.float64, device="cpu" if f.device.type == "mps" else f.device)
-    for block in blocks(f, normalize=normalize, rows=4 * f.shape[1]):
+    parts = blocks(f, normalize=normalize, rows=4 * f.shape[1])
+    factor = reduce_rows(next(parts))
+    for block in parts:
         factor = reduce_rows(torch.cat([factor, block]))
     sigma = torch.linalg.svdvals(factor)
     return sigma.masked_fill(sigma <= RESOLUTION * frobenius(factor), 0.0)
+
+
+def largest_entry(f: Tensor) -> float:
+    """Return the largest absolute value."""
+    low, high = torch.aminmax(f)
+    return max(-float(low), float(high))
 
 
 def frobenius(x: Tensor) -> float:
@@ -135,29 +143,15 @@ def frobenius(x: Tensor) -> float:
     return scale * float(torch.linalg.vector_norm(x / scale)) if scale else 0.0
 
 
-def without_constants(scatter: Tensor, mean: Tensor, count: int) -> Tensor:
-    """Return the scatter of rows about their mean with 0 for the columns whose spread is rounding."""
-    diagonal = scatter.diagonal()
-    constant = diagonal <= RESOLUTION**2 * (diagonal + count * mean.square())
-    return scatter.masked_fill(constant[:, None] | constant, 0.0)
-
-
 def centre_of(f: Tensor, *, normalize: bool = False) -> tuple[Tensor, Tensor]:
     """Return a row near the features, and their mean minus it: two small roundings for one large."""
-    origin, total = None, None
-    for block in blocks(f, normalize=normalize):
-        origin = block.mean(0) if origin is None else origin
-        part = (block - origin).sum(0)
-        total = part if total is None else total + part
-    assert origin is not None
-    assert total is not None
+    parts = blocks(f, normalize=normalize)
+    first = next(parts)
+    origin = first.mean(0)
+    total = (first - origin).sum(0)
+    for block in parts:
+        total = total + (block - origin).sum(0)
     return origin, total / len(f)
-
-
-def largest_entry(f: Tensor) -> float:
-    """Return the largest absolute value."""
-    low, high = torch.aminmax(f)
-    return max(-float(low), float(high))
 
 
 def minus(rows: Tensor, shifts: Iterable[Tensor]) -> Tensor:
@@ -167,29 +161,49 @@ def minus(rows: Tensor, shifts: Iterable[Tensor]) -> Tensor:
     return rows
 
 
-def scatter_of(f: Tensor, *, normalize: bool = False) -> Tensor:
+def scatter_of(f: Tensor) -> Tensor:
     """Return Σ (f − μ)(f − μ)ᵀ `[dim, dim]`; columns that are constant up to rounding are 0."""
-    origin, offset = centre_of(f, normalize=normalize)
-    centred = (minus(block, (origin, offset)) for block in blocks(f, normalize=normalize))
-    return without_constants(_gram(centred, f.shape[1]), origin + offset, len(f))
+    origin, offset = centre_of(f)
+    centred = (minus(block, (origin, offset)) for block in blocks(f))
+    return _without_constants(_gram(centred, f.shape[1]), origin + offset, len(f))
 
 
-def gram_spectrum(f: Tensor, *, center: bool, normalize: bool = False) -> Tensor:
+def _without_constants(scatter: Tensor, mean: Tensor, count: int) -> Tensor:
+    diagonal = scatter.diagonal()
+    constant = diagonal <= RESOLUTION**2 * (diagonal + count * mean.square())
+    return scatter.masked_fill(constant[:, None] | constant, 0.0)
+
+
+def gram_spectrum(f: Tensor, *, center: bool) -> Tensor:
     """Return the min(rows, dim) squared singular values up to a common factor, sorted descending; rounding is 0.
 
     Each is exact to about 1e-15 of the largest: enough for their sum, the sum of their squares and the largest.
     """
-    matrix, square = _gram_of(f, center=center, normalize=normalize)
+    matrix, square = _gram_of(f, center=center)
     values = torch.linalg.eigvalsh(matrix).flip(0)
     return values.masked_fill(values <= RESOLUTION**2 * square, 0.0)
 
 
-def _gram_of(f: Tensor, *, center: bool, normalize: bool) -> tuple[Tensor, float]:
+def entropy_singular_values(f: Tensor, *, center: bool) -> Tensor:
+    """Return singular values up to a common factor that are exact enough for the entropy of σ/Σσ, to 1e-10.
+
+    They are roots of the Gram matrix's eigenvalues. If its rounding could move the entropy by more than that, which is
+    so when many singular values are small, they come from triangular factors. A few rows tell in advance, mostly.
+    """
+    rows, dim = f.shape
+    if rows < 8 * dim or _looks_well_conditioned(_gram_of(f[: dim + dim // 4], center=center)[0]):
+        values = gram_spectrum(f, center=center)
+        if _entropy_is_exact(values, dim):
+            return values.sqrt()
+    return singular_values_of(f, center=center)
+
+
+def _gram_of(f: Tensor, *, center: bool) -> tuple[Tensor, float]:
     """Return the Gram matrix of the shorter side up to a factor, and ‖f‖_F² before centring up to the same."""
-    scale = 1.0 if normalize else largest_entry(f)
+    scale = largest_entry(f)
     scale = 1.0 if scale == 0 or 1e-100 < scale < 1e100 else scale  # keeps squares in range
-    shift: tuple[Tensor, ...] = centre_of(f, normalize=normalize) if center else ()
-    rows = (minus(block, shift) for block in blocks(f, normalize=normalize))
+    shift: tuple[Tensor, ...] = centre_of(f) if center else ()
+    rows = (minus(block, shift) for block in blocks(f))
     rows = rows if scale == 1 else (block / scale for block in rows)
     if len(f) < f.shape[1]:
         whole = torch.cat(list(rows))
@@ -198,21 +212,6 @@ def _gram_of(f: Tensor, *, center: bool, normalize: bool) -> tuple[Tensor, float
         matrix = _gram(rows, f.shape[1])
     mean_square = len(f) * frobenius(torch.stack(shift).sum(0) / scale) ** 2 if center else 0.0
     return matrix, float(matrix.trace()) + mean_square
-
-
-def entropy_singular_values(f: Tensor, *, center: bool, normalize: bool = False) -> Tensor:
-    """Return singular values up to a common factor that are exact enough for the entropy of σ/Σσ, to 1e-10.
-
-    They are roots of the Gram matrix's eigenvalues. If its rounding could move the entropy by more than that, which is
-    so when many singular values are small, they come from triangular factors. A few rows tell in advance, mostly.
-    """
-    rows, dim = f.shape
-    sample = f[: dim + dim // 4]
-    if rows < 8 * dim or _looks_well_conditioned(_gram_of(sample, center=center, normalize=normalize)[0]):
-        values = gram_spectrum(f, center=center, normalize=normalize)
-        if _entropy_is_exact(values, dim):
-            return values.sqrt()
-    return singular_values_of(f, center=center, normalize=normalize)
 
 
 def _looks_well_conditioned(gram: Tensor) -> bool:
@@ -237,11 +236,10 @@ def _entropy_is_exact(values: Tensor, dim: int) -> bool:
 
 def _gram(parts: Iterable[Tensor], dim: int) -> Tensor:
     """Return the sum of the Gram matrices of blocks of rows, the upper triangle of which is computed."""
-    total = None
+    total = torch.empty(0)
     for part in parts:
-        total = part.new_zeros(dim, dim) if total is None else total
+        total = total if total.numel() else part.new_zeros(dim, dim)
         for start in range(0, dim, _PANEL):
             panel = slice(start, start + _PANEL)
             total[panel, start:].addmm_(part[:, panel].T, part[:, start:])
-    assert total is not None
     return total.triu() + total.triu(1).T

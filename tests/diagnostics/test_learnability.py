@@ -1,5 +1,4 @@
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -45,7 +44,7 @@ def test_learnability_in_tiles(monkeypatch):
     whole = [cluster_learnability(f, protocol=protocol) for protocol in ("prequential", "split")]
     dimension = intrinsic_dimension(f)
 
-    monkeypatch.setattr(sys.modules["hfproj.diagnostics.learnability"], "_TILE", 7 * 90)
+    monkeypatch.setattr("hfproj.diagnostics.learnability._TILE", 7 * 90)
     assert [cluster_learnability(f, protocol=protocol) for protocol in ("prequential", "split")] == whole
     assert intrinsic_dimension(f) == pytest.approx(dimension, rel=1e-12)
 
