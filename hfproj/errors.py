@@ -52,3 +52,15 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """
     if value not in choices:
         raise unknown(name, value, map(str, choices))
+
+
+def one_line(error: BaseException, length: int = 200) -> str:
+    r"""Return the first line of an error's message without its last full stop, or its type where it has no message.
+
+    Example:
+        >>> one_line(ValueError("The shapes differ.\nSee the manual.")), one_line(KeyError())
+        ('The shapes differ', 'KeyError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0].removesuffix(".") if lines else type(error).__name__
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,9 @@ from hfproj.files import TOKEN, portable
 from hfproj.results import Results
 
 _FILES = {
-    filenames.ADAPTER_CONFIG,
-    filenames.ADAPTER_WEIGHTS,
-    filenames.CARD,
-    filenames.RESULTS,
-    filenames.PREPROCESSING,
-    filenames.OBJECTIVE,
-    filenames.EMA,
-}
+    filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS, filenames.CARD, filenames.RESULTS, filenames.PREPROCESSING,
+    filenames.OBJECTIVE, filenames.EMA,
+}  # fmt: skip
 _SECRET = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_?KEY)$")
 # Prose may hold a slash before a word; a path of a machine begins in one of these.
 _PATH = re.compile(
@@ -61,6 +56,9 @@ def _replaced(value: Any) -> Any:
     return [_replaced(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+Pattern = tuple[re.Pattern[str], str]  # what may not occur in what is sent, with the words for it
+
+
 def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: str, texts: dict[str, str]) -> None:
     """Refuse to send a folder in which there is anything but an adapter's files, or anything private.
 
@@ -69,32 +67,30 @@ def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: 
         adapters: Names of its adapters; each but "default" has a folder.
         owner: User or organisation that it is sent to, whose name may occur.
         token: The token in use.
-        texts: What is sent beside the files, by name, such as the commit's message.
+        texts: What is sent beside the files, by name, such as the commit's message, which may name people.
 
     Raises:
-        UsageError: so there is; it says in which file, and what to change.
+        UsageError: If there is; it says in which file, and what to change.
     """
-    private, folders = _Private(owner, token), set(adapters) - {"default"}
+    folders, secrets = set(adapters) - {"default"}, _secrets(token)
+    typed = [*secrets, (_PATH, "a path of this machine")]
+    everything = [*typed, *_accounts(owner)]
     for name, text in texts.items():
-        private.check_typed(name, text)
+        _check(name, text, typed)
     for path in sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not _allowed(name, folders):
             raise UsageError(
-                f"{name} is no file of an adapter, so it is not sent: an adapter has {', '.join(sorted(_FILES))} and "
-                "pictures as .png."
+                f"{name} is no file of an adapter, so it is not sent; take it out: an adapter has "
+                f"{', '.join(sorted(_FILES))} and pictures as .png."
             )
-        if path.suffix == ".safetensors":
-            text = header(path)
-            private.check(name, text)
+        if path.suffix == ".png":
+            _check(name, path.read_bytes().decode("latin-1"), secrets)
+            continue
+        text = header(path) if path.suffix == ".safetensors" else path.read_text(encoding="utf-8")
+        _check(name, text, everything)
+        if path.suffix in (".safetensors", ".json"):
             _check_paths(name, json.loads(text))
-        elif path.suffix == ".png":
-            private.check_secrets(name, path.read_bytes().decode("latin-1"))
-        else:
-            text = path.read_text(encoding="utf-8")
-            private.check(name, text)
-            if path.suffix == ".json":
-                _check_paths(name, json.loads(text))
 
 
 def header(path: Path) -> str:
@@ -112,50 +108,38 @@ def _allowed(name: str, folders: set[str]) -> bool:
     return len(parts) == 1 and (parts[0] in _FILES or bool(re.fullmatch(r"[\w-]+\.png", parts[0])))
 
 
-class _Private:
-    """What may not occur in what is sent, each with the words for it."""
-
-    def __init__(self, owner: str, token: str):
-        values = {value: f"the value of ${name}" for name, value in os.environ.items() if _SECRET.search(name.upper())}
-        self.secrets = {value: words for value, words in values.items() if len(value) >= 12}
-        self.secrets[token] = "the access token"
-        places = {str(Path.home()): "home folder", str(Path.cwd()): "working folder"}
-        places |= {tempfile.gettempdir(): "folder of temporary files"}
-        self.places = {
-            re.compile(rf"(?<![\w.~/\\:-]){re.escape(place)}(?![\w-])"): f"the {words} of this machine"
+def _secrets(token: str) -> list[Pattern]:
+    """Return tokens, passwords of the environment, and the folders in use whatever they are called."""
+    values = {value: f"the value of ${name}" for name, value in os.environ.items() if _SECRET.search(name.upper())}
+    found = {value: words for value, words in values.items() if len(value) >= 12} | {token: "the access token"}
+    places = {str(Path.home()): "home folder", str(Path.cwd()): "working folder"}
+    places |= {tempfile.gettempdir(): "folder of temporary files"}
+    return [
+        *((re.compile(re.escape(value)), words) for value, words in found.items()),
+        *(
+            (re.compile(rf"(?<![\w.~/\\:-]){re.escape(place)}(?![\w-])"), f"the {words} of this machine")
             for place, words in places.items()
             if len(place) > 1
-        }
-        names = [re.escape(name) for name in _accounts() if name.lower() not in _ANYBODY | {owner.lower()}]
-        # `name/repository` is an id of the Hub, which anybody may see; `../name/folder` is a path
-        self.accounts = [re.compile(rf"(?<![\w-]){name}(?![\w-])(?!(?<![/\\]{name})/\w)") for name in names]
-
-    def check(self, name: str, text: str) -> None:
-        """Refuse secrets, paths and accounts of this machine."""
-        self.check_typed(name, text)
-        if any(account.search(text) for account in self.accounts):
-            raise _found(name, "the name of this machine's user")
-
-    def check_typed(self, name: str, text: str) -> None:
-        """Refuse secrets and paths in what somebody wrote, who may well name people."""
-        self.check_secrets(name, text)
-        if path := _PATH.search(text):
-            raise _found(name, f"a path of this machine, {path.group()}…")
-
-    def check_secrets(self, name: str, text: str) -> None:
-        """Refuse tokens, and the folders in use whatever they are called."""
-        words = next((words for value, words in self.secrets.items() if value in text), None)
-        words = words or next((words for place, words in self.places.items() if place.search(text)), None)
-        words = words or ("an access token" if TOKEN.search(text) else None)
-        if words:
-            raise _found(name, words)
+        ),
+        (TOKEN, "an access token"),
+    ]
 
 
-def _accounts() -> Iterator[str]:
+def _accounts(owner: str) -> list[Pattern]:
+    """Return the names of this machine's user, unless they say nothing of a person or are the owner's."""
     names = {Path.home().name, *(os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME"))}
     with suppress(OSError, KeyError, ImportError):  # a container's user may have no entry
         names.add(getpass.getuser())
-    yield from sorted(name for name in names if len(name) > 2)
+    told = [re.escape(n) for n in sorted(names) if len(n) > 2 and n.lower() not in _ANYBODY | {owner.lower()}]
+    # `name/repository` is an id of the Hub, which anybody may see; `../name/folder` is a path
+    patterns = [re.compile(rf"(?<![\w-]){name}(?![\w-])(?!(?<![/\\]{name})/\w)") for name in told]
+    return [(pattern, "the name of this machine's user") for pattern in patterns]
+
+
+def _check(name: str, text: str, patterns: Iterable[Pattern]) -> None:
+    for pattern, words in patterns:
+        if found := pattern.search(text):
+            raise _found(name, f"{words}, {found.group()}…" if pattern is _PATH else words)
 
 
 def _check_paths(name: str, value: Any, where: str = "") -> None:

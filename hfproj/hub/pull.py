@@ -2,6 +2,9 @@
 
 A folder and a repository on the Hub are treated alike: `hfproj.hub.fetch` gets and checks the files, so that what is
 damaged, hostile or meant for another backbone is refused in one line, and nothing that a file says is run.
+
+Here and everywhere, `adapter` is the name of an adapter in a folder or repository, and `adapter_name`, as in PEFT, its
+name in a model.
 """
 
 import copy
@@ -16,16 +19,15 @@ from torch import nn
 from hfproj.backbones import load_backbone
 from hfproj.backbones.loading import timm_part_of
 from hfproj.backbones.preprocessing import OF_ADAPTER, own_processor
-from hfproj.errors import AdapterFileError, HfprojError, UsageError
-from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREPROCESSING
-from hfproj.hub.fetch import SavedAdapter, adapters_in, fetch_adapter, open_adapter, open_source
-from hfproj.hub.safety import LARGEST_CONFIG, one_line, read_json, short
-from hfproj.hub.strangers import backbone_source, check_rank, read_config
+from hfproj.errors import AdapterFileError, HfprojError, UsageError, one_line
+from hfproj.filenames import ADAPTER_WEIGHTS, PREPROCESSING
+from hfproj.hub.fetch import SavedAdapter, config_of, open_adapter
+from hfproj.hub.sources import adapters_in, open_source
 from hfproj.hub.tensors import HEAD_KEYS
+from hfproj.hub.untrusted import read_json, short
+from hfproj.hub.validation import backbone_source, check_rank, read_config
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
-
-__all__ = ["detach", "fetch_adapter", "from_pretrained", "list_adapters", "load_head"]
 
 
 def from_pretrained(
@@ -44,9 +46,9 @@ def from_pretrained(
 
     Args:
         repo: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
-        adapter: Which one, where there are several (`list_adapters`).
+        adapter: Which adapter of `repo`, by the name it was saved under (`list_adapters`).
         backbone: The backbone, if it is loaded already; None loads the one that the adapter's config names.
-        adapter_name: Name under which the adapter is attached; None keeps the one it has there.
+        adapter_name: Its name in the model; None keeps the one it has in `repo`, with "_" for each dot.
         is_trainable: Whether training goes on; False freezes the adapter and sets eval mode.
         revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository; every file comes from one commit.
         token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``. The backbone is loaded with
@@ -55,10 +57,19 @@ def from_pretrained(
         low_cpu_mem_usage: Make the head on the meta device before its weights arrive.
 
     Raises:
-        AdapterFileError: there is no such adapter, it is damaged or hostile, or its tensors are those of another head
-            or backbone.
-        HubError: the Hub refuses or can't be reached.
-        UsageError: the config does not say which backbone to load, or `backbone` carries a head already.
+        AdapterFileError: If there is no such adapter, it is damaged or hostile, or its tensors are those of another
+            head or backbone.
+        HubError: If the Hub refuses or can't be reached.
+        UsageError: If the config does not say which backbone to load, or `backbone` carries a head already.
+
+    Example:
+        >>> import tempfile, hfproj
+        >>> from peft import get_peft_model
+        >>> model = get_peft_model(hfproj.load_backbone("vit_nano"), hfproj.ProjectionHeadConfig(out_dim=16))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     from_pretrained(folder, adapter_name="student").active_adapter
+        'student'
     """
     if backbone is not None and (isinstance(backbone, PeftModel) or hasattr(backbone, CHILD)):
         raise UsageError(
@@ -89,15 +100,15 @@ def load_head(
 
     Args:
         repo: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
-        adapter: Which one, where there are several (`list_adapters`).
-        revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository.
+        adapter: Which adapter of `repo`, by the name it was saved under (`list_adapters`).
+        revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository; every file comes from one commit.
         token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``.
         cache_dir: Where downloads are kept; None is huggingface_hub's cache.
 
     Raises:
-        AdapterFileError: there is no such adapter, or it is damaged or hostile.
-        HubError: the Hub refuses or can't be reached.
-        UsageError: `adapter` or `revision` is no name of one.
+        AdapterFileError: If there is no such adapter, or it is damaged or hostile.
+        HubError: If the Hub refuses or can't be reached.
+        UsageError: If `adapter` or `revision` can't be the name of one.
     """
     saved = open_adapter(repo, adapter=adapter, revision=revision, token=token, cache_dir=cache_dir)
     modules = HeadModules(saved.config, saved.config.in_dim)
@@ -125,21 +136,17 @@ def list_adapters(
         cache_dir: Where downloads are kept; None is huggingface_hub's cache.
 
     Raises:
-        AdapterFileError: there is no such folder or repository.
-        HubError: the Hub refuses or can't be reached.
-        UsageError: `revision` can't be one.
+        AdapterFileError: If there is no such folder or repository.
+        HubError: If the Hub refuses or can't be reached.
+        UsageError: If `revision` can't be the name of one.
     """
     source = open_source(repo, revision=revision, token=token, cache_dir=cache_dir)
     found = {}
     for name in adapters_in(source):
-        file = ADAPTER_CONFIG if name == "default" else f"{name}/{ADAPTER_CONFIG}"
         where = f"{repo} (adapter {name!r})"
         try:
-            size = source.size(file) or 0
-            if size > LARGEST_CONFIG:
-                raise AdapterFileError(f"{where}: {ADAPTER_CONFIG} has {size:,} bytes.")
-            path = source.get(file, size)
-            if read_json(path, where).get("peft_type") == "PROJECTION_HEAD":
+            path = config_of(source, "" if name == "default" else f"{name}/", where)
+            if path is not None and read_json(path, where).get("peft_type") == "PROJECTION_HEAD":
                 found[name] = read_config(path, where)
         except HfprojError as error:
             warnings.warn(f"Left out: {error}", stacklevel=2)
@@ -151,10 +158,10 @@ def detach(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
 
     Args:
         model: A model with a projection head.
-        adapter_name: Whose head; None takes the active one.
+        adapter_name: The adapter of the model whose head it is; None takes the active one.
 
     Raises:
-        UsageError: there is no such head.
+        UsageError: If there is no such head.
     """
     layer = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, CHILD, None)
     if layer is None:
@@ -174,7 +181,7 @@ def _load_backbone(saved: SavedAdapter) -> nn.Module:
         return load_backbone(**source)
     except HfprojError:
         raise
-    except Exception as error:  # whatever the files of another stranger do to transformers or timm
+    except Exception as error:  # whatever the files of another third party do to transformers or timm
         raise AdapterFileError(
             f"{saved.where}: its backbone {short(source['name'])} can't be loaded ({one_line(error)}); load it "
             "yourself and pass it as backbone=."

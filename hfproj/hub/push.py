@@ -1,4 +1,4 @@
-"""Sending adapters to the Hub: one folder, looked through before anything is sent, in one commit.
+"""Pushing adapters to the Hub: one folder, validated before anything is sent, in one commit.
 
 The commit is made by ``HfApi.create_commit``: ``upload_folder`` may split a folder over several commits, and opens a
 pull request before it knows that its files arrive.
@@ -13,28 +13,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import ModelInfo
 from torch import nn
 
 import hfproj
 from hfproj import filenames
-from hfproj.errors import HfprojError, UsageError
+from hfproj.errors import HfprojError, HubError, UsageError
 from hfproj.hub.outgoing import check_outgoing
-from hfproj.hub.parcel import ROOT, Parcel, pack
-from hfproj.hub.sending import FAILURES, explain, patiently, usable_token
+from hfproj.hub.retry import FAILURES, explain, retry
+from hfproj.hub.sources import is_repo_id
+from hfproj.hub.staging import ROOT, SavesItself, Staged, folder_of, stage
 from hfproj.results import Results
 
 # What an earlier push may have left beside an adapter, and what would be wrong beside the new one.
 _STALE = (
-    filenames.RESULTS,
-    filenames.PICTURE,
-    filenames.TRAINING_PICTURE,
-    filenames.PREPROCESSING,
-    filenames.OBJECTIVE,
+    filenames.RESULTS, filenames.PICTURE, filenames.TRAINING_PICTURE, filenames.PREPROCESSING, filenames.OBJECTIVE,
     filenames.EMA,
-)
+)  # fmt: skip
 
 
 def push_to_hub(
@@ -44,7 +41,7 @@ def push_to_hub(
     results: Results | None = None,
     adapters: Sequence[str] | None = None,
     objective: nn.Module | None = None,
-    ema: Any = None,
+    ema: SavesItself | None = None,
     commit_message: str | None = None,
     commit_description: str | None = None,
     private: bool | None = None,
@@ -67,7 +64,7 @@ def push_to_hub(
         results: What was measured of the active adapter (`hfproj.evaluate`); None: the card says that nothing was.
         adapters: Names of those to push. None: all.
         objective: The objective whose buffers (queues, centres) go along, for ``continue_from=`` of the trainer.
-        ema: The moving-average copy that goes along (``trainer.ema``).
+        ema: The EMA teacher that goes along (``trainer.ema``).
         commit_message: Title of the commit.
         commit_description: Its text.
         private: Whether a repository that is made is private; of one that exists and is public, True is refused.
@@ -81,12 +78,12 @@ def push_to_hub(
         The commit, with ``oid``, ``commit_url`` and, with `create_pr`, ``pr_url``.
 
     Raises:
-        UsageError: something about the model, the target or the contents cannot work; nothing was sent.
-        HubError: the Hub refused or could not be reached; it says what the repository is like now.
+        UsageError: If something about the model, the target or the contents can't be pushed; nothing was sent.
+        HubError: If the Hub refused or could not be reached; it says what the repository is like now.
     """
     target = Target(repo_id, token=token, revision=revision, create_pr=create_pr, private=private)
     with tempfile.TemporaryDirectory(prefix="hfproj-") as folder:
-        parcel = pack(
+        staged = stage(
             model,
             Path(folder),
             repo_id,
@@ -97,22 +94,15 @@ def push_to_hub(
             license=license,
             eval_results=eval_results,
         )
-        return send(parcel, target, commit_message=commit_message, commit_description=commit_description)
+        return send(staged, target, commit_message=commit_message, commit_description=commit_description)
 
 
 @dataclass
 class Target:
-    """Where a push goes.
-
-    Args:
-        repo_id: As in `push_to_hub`, as the others.
-        token: None: looked up.
-        revision: Branch or pull request.
-        create_pr: Whether a pull request is opened.
-        private: Whether a new repository is private.
+    """Where a push goes; the arguments are those of `push_to_hub`.
 
     Raises:
-        UsageError: a value that cannot work, no token, or the process is offline.
+        UsageError: If a value can't name a target, there is no token, or the process is offline.
     """
 
     repo_id: str
@@ -127,59 +117,66 @@ class Target:
             raise UsageError(f"revision={self.revision!r} is a commit, and pushes go to branches; name one.")
         if self.create_pr and self.revision not in (None, "main"):
             raise UsageError(
-                f"create_pr=True opens a pull request against main, so revision={self.revision!r} has no meaning; drop "
-                "one of the two (a pull request that is open already is revision='refs/pr/<number>')."
+                f"create_pr=True opens a pull request against main, not against revision={self.revision!r}; drop one "
+                "of the two (a pull request that is open already is revision='refs/pr/<number>')."
             )
         self.token = usable_token(self.token)
 
-    @property
-    def owner(self) -> str:
-        """User or organisation."""
-        return self.repo_id.split("/")[0]
+
+def usable_token(token: str | bool | None) -> str:
+    """Return the token to write with.
+
+    Raises:
+        UsageError: If there is none, or the process is offline.
+    """
+    if constants.is_offline_mode():
+        raise UsageError("HF_HUB_OFFLINE=1 keeps this process from reaching the Hub; unset it to push.")
+    found = token if isinstance(token, str) else None if token is False else get_token()
+    if not found:
+        raise UsageError(
+            "There is no access token: log in with `hf auth login`, set HF_TOKEN, or pass token=…; it needs the right "
+            "to write (https://huggingface.co/settings/tokens)."
+        )
+    return found
 
 
 def check_repo_id(repo_id: Any) -> None:
     """Refuse what is no ``owner/name``.
 
     Raises:
-        UsageError: so it is.
+        UsageError: If it is none.
     """
-    try:
-        validate_repo_id(repo_id)
-        valid = isinstance(repo_id, str) and repo_id.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
+    if not isinstance(repo_id, str) or repo_id.count("/") != 1 or not is_repo_id(repo_id):
         raise UsageError(
             f"repo_id={repo_id!r}: expected 'user/name' or 'organisation/name', of letters, digits, '-', '_' and '.'."
         )
 
 
 def send(
-    parcel: Parcel, target: Target, *, commit_message: str | None = None, commit_description: str | None = None
+    staged: Staged, target: Target, *, commit_message: str | None = None, commit_description: str | None = None
 ) -> CommitInfo:
-    """Look through a parcel and push it.
+    """Validate a staged folder and push it.
 
     Raises:
-        UsageError: it holds something private; nothing was sent.
-        HubError: the Hub refused or could not be reached.
+        UsageError: If it holds something private; nothing was sent.
+        HubError: If the Hub refused or could not be reached.
     """
-    plural = "s" if len(parcel.adapters) > 1 or parcel.adapters == [ROOT] else ""
-    named = "" if parcel.adapters == [ROOT] else f" {', '.join(parcel.adapters)}"
-    message = commit_message or f"Projection head{plural if named else ''}{named}"
+    named = "" if staged.adapters == [ROOT] else f" {', '.join(staged.adapters)}"
+    message = commit_message or f"Projection head{'s' if len(staged.adapters) > 1 else ''}{named}"
     if not message.strip():
         raise UsageError("commit_message is empty; leave it out, or say what is new.")
     texts = {"commit_message": message, "commit_description": commit_description or ""}
     assert isinstance(target.token, str)
-    check_outgoing(parcel.folder, adapters=parcel.adapters, owner=target.owner, token=target.token, texts=texts)
-    return _Push(parcel, target).run(message, commit_description)
+    owner = target.repo_id.split("/")[0]
+    check_outgoing(staged.folder, adapters=staged.adapters, owner=owner, token=target.token, texts=texts)
+    return _Push(staged, target).run(message, commit_description)
 
 
 class _Push:
     """One push: what it found, what it made, and how to take that back."""
 
-    def __init__(self, parcel: Parcel, target: Target):
-        self.parcel, self.target, self.repo_id = parcel, target, target.repo_id
+    def __init__(self, staged: Staged, target: Target):
+        self.staged, self.target, self.repo_id = staged, target, target.repo_id
         self.revision = None if target.revision == "main" else target.revision
         self.api = HfApi(token=target.token, library_name="hfproj", library_version=hfproj.__version__)
         self.made_repo = self.made_branch = False
@@ -190,7 +187,7 @@ class _Push:
         try:
             self._open()
             operations = self._operations()
-            return patiently(
+            return retry(
                 lambda: self.api.create_commit(
                     self.repo_id,
                     operations,
@@ -205,77 +202,69 @@ class _Push:
             state = self._undo()
             if isinstance(error, HfprojError) or not isinstance(error, FAILURES):
                 raise
-            raise explain(error, f"Pushing to {self.repo_id}", self.repo_id, state) from error
+            raise HubError(f"Pushing to {self.repo_id} failed: {explain(error, self.repo_id)}. {state}") from error
 
     def _open(self) -> None:
         """Find the repository and the branch, or make them."""
         try:
-            info = patiently(lambda: self.api.model_info(self.repo_id))
+            info = self._info()
         except RepositoryNotFoundError:
-            self._make()
-            info = patiently(lambda: self.api.model_info(self.repo_id))
+            try:
+                retry(lambda: self.api.create_repo(self.repo_id, private=self.target.private))
+                self.made_repo = True
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:  # it exists all the same
+                    raise
+            info = self._info()
         if self.target.private and not info.private:
             raise UsageError(
-                f"{self.repo_id} exists and is public, so that private=True would be without effect. Make it private "
-                "in its settings, or leave private= out."
+                f"{self.repo_id} exists and is public, which private=True does not change. Make it private in its "
+                "settings, or leave private= out."
             )
         if self.revision is not None:
-            info = self._branch(info.sha)
+            info = self._branch(self.revision, info.sha)
         self.before, self.there = info.sha, {sibling.rfilename for sibling in info.siblings or ()}
         if self.target.create_pr:
-            self.pulls = patiently(self._pulls)
+            self.pulls = retry(self._pulls)
 
-    def _make(self) -> None:
-        try:
-            patiently(lambda: self.api.create_repo(self.repo_id, private=self.target.private))
-            self.made_repo = True
-        except HfHubHTTPError as error:
-            if error.response.status_code != 409:  # it exists all the same
-                raise
+    def _info(self, revision: str | None = None) -> ModelInfo:
+        return retry(lambda: self.api.model_info(self.repo_id, revision=revision))
 
-    def _branch(self, main: str | None) -> Any:
+    def _branch(self, name: str, main: str | None) -> ModelInfo:
         try:
-            return patiently(lambda: self.api.model_info(self.repo_id, revision=self.revision))
+            return self._info(name)
         except RevisionNotFoundError:
-            assert self.revision is not None
-            if self.revision.startswith("refs/"):
+            if name.startswith("refs/"):
                 raise
-            branch = self.revision
-            patiently(lambda: self.api.create_branch(self.repo_id, branch=branch, revision=main, exist_ok=True))
+            retry(lambda: self.api.create_branch(self.repo_id, branch=name, revision=main, exist_ok=True))
             self.made_branch = True
-            return patiently(lambda: self.api.model_info(self.repo_id, revision=branch))
+            return self._info(name)
 
-    # --- what to do ---
-
-    def _operations(self) -> list[Any]:
-        files = {p.relative_to(self.parcel.folder).as_posix(): p for p in self.parcel.folder.rglob("*") if p.is_file()}
-        others = [name for name in self.parcel.adapters if name != self.parcel.subject]
-        unchanged = [name for name in others if self._is_there(name, files)]
-        root_is_taken = ROOT not in self.parcel.adapters and filenames.ADAPTER_CONFIG in self.there
-        sent = {name: p for name, p in files.items() if self._owner(name) not in unchanged}
-        if root_is_taken:  # by another adapter, whose card it shows
-            sent = {name: path for name, path in sent.items() if "/" in name}
-        gone = {
-            path
-            for name in self.parcel.adapters
-            if name not in unchanged
-            for stale in _STALE
-            if (path := stale if name == ROOT else f"{name}/{stale}") in self.there and path not in sent
+    def _operations(self) -> list[CommitOperationAdd | CommitOperationDelete]:
+        """Return what to add and to delete; an adapter whose tensors are there already keeps its card and results."""
+        folder, adapters = self.staged.folder, self.staged.adapters
+        sent = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+        weights = {name: folder_of(Path(), name).joinpath(filenames.ADAPTER_WEIGHTS).as_posix() for name in adapters}
+        unchanged = {
+            name
+            for name, path in weights.items()
+            if name != self.staged.subject and path in self.there and self._same({path: sent[path]}, self.revision)
         }
-        added = [CommitOperationAdd(name, str(path)) for name, path in sorted(sent.items())]
+
+        def owner(path: str) -> str:
+            first = path.split("/")[0]
+            return first if "/" in path and first in adapters else ROOT
+
+        sent = {path: file for path, file in sent.items() if owner(path) not in unchanged}
+        if ROOT not in adapters and filenames.ADAPTER_CONFIG in self.there:  # of another adapter, whose card it shows
+            sent = {path: file for path, file in sent.items() if "/" in path}
+        places = [folder_of(Path(), name) for name in adapters if name not in unchanged]
+        gone = {(place / stale).as_posix() for place in places for stale in _STALE} & self.there - set(sent)
+        added = [CommitOperationAdd(path, str(file)) for path, file in sorted(sent.items())]
         return [*added, *(CommitOperationDelete(path) for path in sorted(gone))]
 
-    def _owner(self, path: str) -> str:
-        folder = path.split("/")[0]
-        return folder if "/" in path and folder in self.parcel.adapters else ROOT
-
-    def _is_there(self, adapter: str, files: dict[str, Path]) -> bool:
-        """Whether the repository holds the same tensors: then card and results of that adapter stay, too."""
-        path = filenames.ADAPTER_WEIGHTS if adapter == ROOT else f"{adapter}/{filenames.ADAPTER_WEIGHTS}"
-        return path in self.there and self._same({path: files[path]}, self.revision)
-
     def _same(self, files: dict[str, Path], revision: str | None) -> bool:
-        found = patiently(lambda: self.api.get_paths_info(self.repo_id, list(files), revision=revision))
+        found = retry(lambda: self.api.get_paths_info(self.repo_id, list(files), revision=revision))
         kept = {info.path: info for info in found}
         return all(name in kept and _is_content(kept[name], path.read_bytes()) for name, path in files.items())
 
@@ -314,8 +303,7 @@ class _Push:
                 return f"{self.repo_id} was new and empty, and is deleted again."
             if self.before is None:
                 return "Nothing was sent."
-            now = self.api.model_info(self.repo_id, revision=self.revision).sha
-            if now != self.before:
+            if self.api.model_info(self.repo_id, revision=self.revision).sha != self.before:
                 return f"{self.repo_id} has changed meanwhile, look at it."
             if self.made_branch:
                 self.api.delete_branch(self.repo_id, branch=str(self.revision))

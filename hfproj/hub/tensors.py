@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import torch
 
-from hfproj.errors import AdapterFileError
+from hfproj.errors import AdapterFileError, one_line
 from hfproj.heads import HEADS
-from hfproj.hub.safety import FLOATS, TensorInfo, one_line, short
+from hfproj.hub.untrusted import FLOATS, TensorInfo, short
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
 
@@ -25,7 +25,7 @@ def head_tensors(config: ProjectionHeadConfig, where: str) -> dict[str, TensorIn
     Nothing is allocated. The dtype is "F32" for whatever may have any floating-point type.
 
     Raises:
-        AdapterFileError: no head has this name, or none can be made with these options.
+        AdapterFileError: If no head has this name, or none can be made with these options.
     """
     try:
         modules = _modules(config)
@@ -55,19 +55,13 @@ def _modules(config: ProjectionHeadConfig) -> HeadModules:
 def check_tensors(
     found: dict[str, TensorInfo], expected: dict[str, TensorInfo], config: ProjectionHeadConfig, where: str
 ) -> None:
-    """Refuse a file whose tensors are not those of the config.
+    """Refuse a file whose header lists other tensors (`found`) than the config has (`expected`, of `head_tensors`).
 
     The head's are compared one by one. Those of the backbone's PEFT method, and the trained ones of the backbone
     itself, may be there where the config has such; they are compared when the backbone is there too.
 
-    Args:
-        found: What the file's header lists.
-        expected: What `head_tensors` returned.
-        config: The configuration.
-        where: The adapter, for messages.
-
     Raises:
-        AdapterFileError: names, shapes or dtypes differ.
+        AdapterFileError: If names, shapes or dtypes differ.
     """
     problems = [f"missing {n}" for n in expected if n not in found]
     for name, info in found.items():
@@ -95,12 +89,7 @@ def _may_have(config: ProjectionHeadConfig, name: str) -> bool:
 
 
 def plausible_size(expected: dict[str, TensorInfo], config: ProjectionHeadConfig) -> tuple[int, int | None]:
-    """Return the fewest and the most bytes that a file of this config's tensors can have; None where that is open.
-
-    Args:
-        expected: What `head_tensors` returned.
-        config: The configuration.
-    """
+    """Return the fewest and the most bytes of a file with the tensors of `head_tensors`; None where that is open."""
     numbers = sum(math.prod(info.shape) for info in expected.values())
     beside = config.trains_backbone or config.backbone_adapter is not None
     return 2 * numbers, None if beside else 8 * numbers + (1 << 20)

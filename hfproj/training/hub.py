@@ -15,11 +15,11 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from hfproj import distributed
 from hfproj.backbones.preprocessing import ImagePreprocessing
-from hfproj.errors import HfprojError, UsageError
+from hfproj.errors import HfprojError, HubError, UsageError
 from hfproj.hub.outgoing import without_tokens
-from hfproj.hub.parcel import check_pushable, described, pack
-from hfproj.hub.push import Target, check_repo_id, send
-from hfproj.hub.sending import FAILURES, explain, patiently, usable_token
+from hfproj.hub.push import Target, check_repo_id, send, usable_token
+from hfproj.hub.retry import FAILURES, explain, retry
+from hfproj.hub.staging import check_pushable, described, stage
 from hfproj.objectives.buffers import Position
 from hfproj.reporting.card import write_card
 from hfproj.results import Results
@@ -71,9 +71,9 @@ class PushesToHub:
         self.args.check_hub()
         check_pushable(self.bare_model())
         try:
-            who = patiently(HfApi(token=token).whoami)
+            who = retry(HfApi(token=token).whoami)
         except FAILURES as error:
-            raise explain(error, "Asking the Hub whose access token this is", "", "") from error
+            raise HubError(f"Asking the Hub whose access token this is failed: {explain(error, '')}.") from error
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         name = name if "/" in name else f"{who['name']}/{name}"
         check_repo_id(name)
@@ -247,7 +247,7 @@ class PushesToHub:
         model = self.bare_model()
         folder = tempfile.TemporaryDirectory(prefix="hfproj-")
         try:
-            parcel = pack(
+            staged = stage(
                 model,
                 Path(folder.name),
                 target.repo_id,
@@ -267,7 +267,7 @@ class PushesToHub:
 
         def push() -> CommitInfo:
             with folder:
-                return send(parcel, target, commit_message=message, commit_description=description)
+                return send(staged, target, commit_message=message, commit_description=description)
 
         return push
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import hfproj
 from hfproj import filenames
-from hfproj.hub import fetch, remote
-from hfproj.hub.fetch import fetch_adapter, open_adapter
+from hfproj.hub import fetch, sources
+from hfproj.hub.fetch import open_adapter
 
 PARTS = {
     "head": "mlp",
@@ -112,11 +112,11 @@ def push_with_everything(backbone, repo, name):
     hfproj.push_to_hub(
         model, repo, results=hfproj.Results(seeds=[1]), objective=objective, ema=EMA(model, momentum=(0.9, 1.0))
     )
-    folder = fetch_adapter(repo, adapter=name)
+    folder = open_adapter(repo, adapter=name).folder
     first = sorted(p.name for p in folder.iterdir())
-    everything = (filenames.RESULTS, filenames.PREPROCESSING, filenames.OBJECTIVE, filenames.EMA)
-    assert fetch_adapter(repo, adapter=name, also=everything) == folder
     saved = open_adapter(repo, adapter=name)
+    for file in (filenames.RESULTS, filenames.PREPROCESSING, filenames.OBJECTIVE, filenames.EMA):
+        assert saved.file(file).parent == saved.folder == folder
     rows = load_file(saved.file(filenames.OBJECTIVE))["queues.0.rows"]
     return first, sorted(p.name for p in folder.iterdir()), torch.equal(rows, objective.state_dict()["queues.0.rows"])
 
@@ -125,7 +125,7 @@ def pull(repo, door="load_head", warned=False, given=None, **options):
     """Load what is in a repository, with z of a fixed h or image, as `push` returns it."""
     with warnings.catch_warnings(record=warned) as caught:
         if door == "fetch":
-            found = str(fetch_adapter(repo, **options))
+            found = str(open_adapter(repo, **options).folder)
         elif door == "list":
             found = {name: config.out_dim for name, config in hfproj.list_adapters(repo, **options).items()}
         elif door == "load_head":
@@ -173,12 +173,12 @@ def impatient(repo, **options):
 
 def pull_from_a_liar(repo, size):
     """Load from a Hub that says the tensors had another size than it sends."""
-    own = remote.Remote.size
-    remote.Remote.size = lambda self, file: size if file.endswith(".safetensors") else own(self, file)
+    own = sources.Remote.size
+    sources.Remote.size = lambda self, file: size if file.endswith(".safetensors") else own(self, file)
     try:
         return errors([["pull", {"repo": repo}]])[0]
     finally:
-        remote.Remote.size = own
+        sources.Remote.size = own
 
 
 def pull_header_first(repo, **options):
@@ -192,7 +192,7 @@ def pull_header_first(repo, **options):
 
 def pull_while_pushed(repo, backbone):
     """Load an adapter of which a new version arrives between its configuration and its tensors."""
-    get, pushed = remote.Remote.get, []
+    get, pushed = sources.Remote.get, []
 
     def interrupted(self, file, size):
         path = get(self, file, size)
@@ -200,11 +200,11 @@ def pull_while_pushed(repo, backbone):
             pushed.append(push(backbone, repo, seed=5))
         return path
 
-    remote.Remote.get = interrupted
+    sources.Remote.get = interrupted
     try:
         found = pull(repo, door="from_pretrained")["found"]
     finally:
-        remote.Remote.get = get
+        sources.Remote.get = get
     return found, pushed[0][0]["default"]
 
 

@@ -11,8 +11,8 @@ from peft import PeftModel
 import hfproj
 from hfproj import filenames
 from hfproj.hub.fetch import open_adapter
-from hfproj.hub.safety import parse_json, pattern_cost
-from hfproj.hub.strangers import backbone_source
+from hfproj.hub.untrusted import parse_json, pattern_cost
+from hfproj.hub.validation import backbone_source
 
 
 @pytest.fixture(scope="module")

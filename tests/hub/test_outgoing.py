@@ -1,4 +1,4 @@
-"""What leaves this machine: the folder of a push is looked through before anything is sent."""
+"""What leaves this machine: the staged folder of a push is validated before anything is sent."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ from torch import nn
 
 import hfproj
 from hfproj.hub.outgoing import check_outgoing, header, without_tokens
-from hfproj.hub.parcel import hub_base, pack
 from hfproj.hub.push import Target, check_repo_id
+from hfproj.hub.staging import hub_base, stage
 from hfproj.objectives.buffers import Position, load_buffers, read_position, save_buffers
 
 TOKEN = "hf_" + 34 * "t"
@@ -29,13 +29,13 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def packed(model, tmp_path_factory):
-    return pack(model, tmp_path_factory.mktemp("packed"), "me/heads", results=results())
+def whole(model, tmp_path_factory):
+    return stage(model, tmp_path_factory.mktemp("whole"), "me/heads", results=results())
 
 
 @pytest.fixture
-def parcel(packed, tmp_path):
-    return dataclasses.replace(packed, folder=Path(shutil.copytree(packed.folder, tmp_path / "parcel")))
+def staged(whole, tmp_path):
+    return dataclasses.replace(whole, folder=Path(shutil.copytree(whole.folder, tmp_path / "staged")))
 
 
 def check(folder, adapters=("default",), **texts):
@@ -49,8 +49,8 @@ def refused(folder, *said, **texts):
     assert all(part in str(caught.value) for part in said), str(caught.value)
 
 
-def test_a_parcel_passes(parcel):
-    check(parcel.folder, commit_message="By Jane Doe, see https://example.org/home/x and a/b and/or c")
+def test_a_staged_folder_passes(staged):
+    check(staged.folder, commit_message="By Jane Doe, see https://example.org/home/x and a/b and/or c")
 
 
 @pytest.mark.parametrize("name", [
@@ -58,15 +58,15 @@ def test_a_parcel_passes(parcel):
     "checkpoint-1/adapter_config.json", "default/adapter_config.json", ".eval_results/a.json", "other/README.md",
     "adapter_model.safetensors.part", "a b.png", ".hidden.png",
 ])  # fmt: skip
-def test_other_files_are_refused(parcel, name):
-    (parcel.folder / name).parent.mkdir(exist_ok=True)
-    (parcel.folder / name).write_text("{}")
-    refused(parcel.folder, f"{name} is no file of an adapter")
+def test_other_files_are_refused(staged, name):
+    (staged.folder / name).parent.mkdir(exist_ok=True)
+    (staged.folder / name).write_text("{}")
+    refused(staged.folder, f"{name} is no file of an adapter")
 
 
-def test_a_link_is_refused(parcel):
-    (parcel.folder / "picture.png").symlink_to("/etc/hostname")
-    refused(parcel.folder, "picture.png is no file of an adapter")
+def test_a_link_is_refused(staged):
+    (staged.folder / "picture.png").symlink_to("/etc/hostname")
+    refused(staged.folder, "picture.png is no file of an adapter")
 
 
 SECRETS = {
@@ -90,10 +90,10 @@ WORDS = {
 
 
 @pytest.mark.parametrize("file", ["README.md", "results.json", "adapter_model.safetensors", "spectrum.png"])
-def test_private_words_are_found_in_every_kind_of_file(parcel, monkeypatch, file):
+def test_private_words_are_found_in_every_kind_of_file(staged, monkeypatch, file):
     monkeypatch.setenv("USER", "jane-doe")
     monkeypatch.setenv("DATABASE_PASSWORD", "open-sesame-123")
-    path = parcel.folder / file
+    path = staged.folder / file
     good = path.read_bytes()
     for text, said in (SECRETS if file == "spectrum.png" else WORDS).items():
         if file == "results.json":
@@ -102,33 +102,33 @@ def test_private_words_are_found_in_every_kind_of_file(parcel, monkeypatch, file
             save_file({"weight": torch.zeros(2)}, path, metadata={"format": "pt", "by": text})
         else:
             path.write_bytes(good + text.encode())
-        refused(parcel.folder, f"Nothing was sent: {file} holds {said}" if "of this" not in said else file, said)
+        refused(staged.folder, f"Nothing was sent: {file} holds {said}" if "of this" not in said else file, said)
 
 
-def test_what_only_looks_private_passes(parcel, monkeypatch):
+def test_what_only_looks_private_passes(staged, monkeypatch):
     monkeypatch.setenv("USER", "jane-doe")
     monkeypatch.setenv("SOME_TOKEN", "short")
-    card = parcel.folder / "README.md"
+    card = staged.folder / "README.md"
     words = "jane-doe/vit on the Hub, jane-doe-2, short, h/z, </details> https://x.org/home/y and `torch/nn`"
     card.write_text(f"{card.read_text()}\n{words}\nhf_hub_download, hf_transfer\n")
-    check(parcel.folder)
+    check(staged.folder)
     monkeypatch.setenv("USER", "me")  # the owner's own name
     card.write_text(f"{card.read_text()}\nme and me\n")
-    check(parcel.folder)
+    check(staged.folder)
 
 
-def test_a_path_in_a_config_is_found_where_it_is(parcel):
-    config = json.loads((parcel.folder / "adapter_config.json").read_text())
+def test_a_path_in_a_config_is_found_where_it_is(staged):
+    config = json.loads((staged.folder / "adapter_config.json").read_text())
     config["backbone"] = {"library": "transformers", "id": "/models/vit", "kwargs": {}}
-    (parcel.folder / "adapter_config.json").write_text(json.dumps(config))
-    refused(parcel.folder, "adapter_config.json", "a path of this machine in backbone.id")
+    (staged.folder / "adapter_config.json").write_text(json.dumps(config))
+    refused(staged.folder, "adapter_config.json", "a path of this machine in backbone.id")
 
 
-def test_what_is_typed_may_name_people_but_no_secrets(parcel, monkeypatch):
+def test_what_is_typed_may_name_people_but_no_secrets(staged, monkeypatch):
     monkeypatch.setenv("USER", "jane-doe")
-    check(parcel.folder, commit_message="Trained by jane-doe")
-    refused(parcel.folder, "commit_description", commit_description=f"with {TOKEN}")
-    refused(parcel.folder, "commit_message", commit_message="from /home/jane-doe/out")
+    check(staged.folder, commit_message="Trained by jane-doe")
+    refused(staged.folder, "commit_description", commit_description=f"with {TOKEN}")
+    refused(staged.folder, "commit_message", commit_message="from /home/jane-doe/out")
 
 
 def test_tokens_in_results_become_the_variable():
@@ -166,21 +166,21 @@ def test_offline_is_said_before_any_work(tmp_path):
     ({"objective": "moco"}, "objective is a str; expected the module"),
     ({"license": "Do what you want!"}, "licen[cs]e"),
 ])  # fmt: skip
-def test_what_cannot_be_packed(model, tmp_path, options, said):
+def test_what_cannot_be_staged(model, tmp_path, options, said):
     with pytest.raises(hfproj.UsageError, match=said):
-        pack(model, tmp_path, "me/heads", **options)
+        stage(model, tmp_path, "me/heads", **options)
 
 
-def test_models_that_cannot_be_packed(tmp_path, monkeypatch):
+def test_models_that_cannot_be_staged(tmp_path, monkeypatch):
     with pytest.raises(hfproj.UsageError, match="Linear has no projection head to push"):
-        pack(nn.Linear(2, 2), tmp_path, "me/heads")
+        stage(nn.Linear(2, 2), tmp_path, "me/heads")
     made = get_peft_model(make_backbone("vit"), make_config("vit"), adapter_name="a/b")
     with pytest.raises(hfproj.UsageError, match="would lie in a folder of that name"):
-        pack(made, tmp_path, "me/heads")
+        stage(made, tmp_path, "me/heads")
     made = get_peft_model(make_backbone("vit"), make_config("vit"))
     made.add_adapter("other", make_config("vit"))
     with pytest.raises(hfproj.UsageError, match=r"but 'default' is, and it is not among those to push, other; switch"):
-        pack(made, tmp_path, "me/heads", results=results(), adapters=["other"])
+        stage(made, tmp_path, "me/heads", results=results(), adapters=["other"])
 
 
 @pytest.mark.parametrize("base", ["/models/vit", "./vit", "../vit", "~/vit", "a/b/c", "folder", "C:\\models\\vit"])
@@ -206,7 +206,7 @@ def test_backbones_that_others_find_too(backbone, path, expected, model, tmp_pat
     monkeypatch.setattr(config, "backbone", backbone)
     monkeypatch.setattr(config, "base_model_name_or_path", path)
     assert hub_base(config) == expected
-    check(pack(model, tmp_path, "me/heads").folder)
+    check(stage(model, tmp_path, "me/heads").folder)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert saved in (expected, None, "")
 

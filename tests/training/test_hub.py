@@ -39,7 +39,7 @@ def test_offline_and_a_backbone_of_this_machine_are_said_at_once(tmp_path, monke
     with pytest.raises(hfproj.UsageError, match="HF_HUB_OFFLINE=1 keeps this process"):
         trainer(tmp_path).push_to_hub()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("hfproj.hub.sending.get_token", lambda: None)
+    monkeypatch.setattr("hfproj.hub.push.get_token", lambda: None)
     with pytest.raises(hfproj.UsageError, match="There is no access token"):
         trainer(tmp_path, push_to_hub=True)
     model = head_model()

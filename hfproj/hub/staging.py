@@ -1,4 +1,4 @@
-"""The folder that a push sends: adapters as PEFT lays them out, with their cards and what belongs to them."""
+"""The staged folder that a push sends: adapters as PEFT lays them out, with their cards and what belongs to them."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from peft import PeftModel
 from torch import nn
@@ -31,13 +31,13 @@ _NAME = re.compile(r"\w[\w-]*", re.ASCII)
 
 
 @dataclass
-class Parcel:
+class Staged:
     """A folder that is ready to be sent.
 
     Attributes:
         folder: Laid out as the repository.
         adapters: Names of its adapters.
-        subject: The one that results, objective and moving average belong to.
+        subject: The one that results, objective and EMA belong to.
     """
 
     folder: Path
@@ -45,12 +45,20 @@ class Parcel:
     subject: str
 
 
+@runtime_checkable
+class SavesItself(Protocol):
+    """An EMA teacher (``trainer.ema``) that writes its file into a folder."""
+
+    def save(self, folder: Path, /) -> object:
+        """Write the file."""
+
+
 def check_pushable(model: Any, adapters: Sequence[str] | None = None) -> list[str]:
     """Return the names of the adapters to push.
 
     Raises:
-        UsageError: the model has no head, or no such adapter; a name cannot be that of a folder; the backbone is known
-            to this machine only.
+        UsageError: If the model has no head or no such adapter, a name can't be that of a folder, or the backbone is
+            known to this machine only.
     """
     backbone = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(model, PeftModel) or not hasattr(backbone, CHILD):
@@ -73,10 +81,10 @@ def check_pushable(model: Any, adapters: Sequence[str] | None = None) -> list[st
 
 
 def hub_base(config: Any, adapter: str = ROOT) -> str | None:
-    """Return the id under which everybody finds the backbone of a config; None where it has none, or random weights.
+    """Return the id under which everybody finds the backbone of a config; None without one, or with random weights.
 
     Raises:
-        UsageError: it is a folder of this machine.
+        UsageError: If it is a folder of this machine.
     """
     if starts_random(config.backbone):
         return None
@@ -93,66 +101,33 @@ def hub_base(config: Any, adapter: str = ROOT) -> str | None:
     return base
 
 
-def pack(
-    model: Any,
+def stage(
+    model: nn.Module,
     folder: Path,
     repo_id: str,
     *,
-    results: Any = None,
+    results: Any = None,  # of users, who are told here what was expected
     adapters: Sequence[str] | None = None,
     objective: Any = None,
-    ema: Any = None,
+    ema: SavesItself | None = None,
     license: str | None = None,
     eval_results: bool = False,
     unmeasured: Results | None = None,
     preprocessing: ImagePreprocessing | None = None,
     before: Position = START,
     saved: Path | None = None,
-) -> Parcel:
-    """Write everything that a push sends into an empty folder.
+) -> Staged:
+    """Write everything that a push sends into an empty `folder`; arguments and errors are those of `push_to_hub`.
 
-    Args:
-        model: As in `push_to_hub`, as the others.
-        folder: Where to.
-        repo_id: For the card.
-        results: Of the active adapter.
-        adapters: None: all.
-        objective: With buffers.
-        ema: With ``save(folder)``.
-        license: Of the adapter, for its card.
-        eval_results: Write ``.eval_results``, too.
-        unmeasured: For the card where there are no `results`: what is known of the run.
-        preprocessing: How images are made ready. None: as the backbone's own preprocessing says.
-        before: Position at which the run began that trains the objective.
-        saved: A folder in which the adapters are saved already (with FSDP the model cannot be saved here). None: saves.
-
-    Raises:
-        UsageError: as `push_to_hub`.
+    Where there are no `results`, `unmeasured` says for the card what is known of the run. `preprocessing` is how images
+    are prepared, if it is not the backbone's own; `before` the position at which the run began that trains the
+    objective; `saved` a folder in which the adapters are saved already (with FSDP the model can't be saved here).
     """
     names = check_pushable(model, adapters)
-    if results is not None and not isinstance(results, Results):
-        raise UsageError(f"results is a {type(results).__name__}; expected hfproj.Results, as hfproj.evaluate returns.")
+    subject = _subject(model, names, results)
     if objective is not None and not isinstance(objective, nn.Module):
         raise UsageError(f"objective is a {type(objective).__name__}; expected the module, such as trainer.objective.")
-    active = getattr(model.get_base_model(), CHILD).active_name
-    subject = active if active in names else names[0]
-    if results is not None and active not in names:
-        which = "none is" if active is None else f"{active!r} is, and it is not among those to push, {', '.join(names)}"
-        raise UsageError(f"results are those of the active adapter, but {which}; switch with model.set_adapter(…).")
-    if saved is None:
-        # Else PEFT asks the Hub whether the vocabulary has changed, and a head has none.
-        model.save_pretrained(str(folder), selected_adapters=names, save_embedding_layers=False)
-        (folder / filenames.CARD).unlink(missing_ok=True)  # PEFT's own, which is empty
-    for name in names:
-        place = folder_of(folder, name)
-        if saved is not None:
-            place.mkdir(parents=True, exist_ok=True)
-            for file in (filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS):
-                shutil.copyfile(folder_of(saved, name) / file, place / file)
-        _name_base(place / filenames.ADAPTER_CONFIG, hub_base(model.peft_config[name], name))
-        settings = preprocessing or known_preprocessing(model, name)
-        if settings is not None:
-            write_json(place / filenames.PREPROCESSING, preprocessor_config(settings))
+    _adapter_files(model, names, folder, saved, preprocessing)
     place = folder_of(folder, subject)
     if objective is not None:
         save_buffers(objective, place, before=before)
@@ -177,7 +152,38 @@ def pack(
         (folder / filenames.CARD).write_text(text, encoding="utf-8")
     if results is not None and eval_results:
         write_eval_results(shown, folder)
-    return Parcel(folder, names, subject)
+    return Staged(folder, names, subject)
+
+
+def _subject(model: Any, names: list[str], results: Any) -> str:
+    """Return the adapter that results, objective and EMA belong to: the active one, or the first without results."""
+    if results is not None and not isinstance(results, Results):
+        raise UsageError(f"results is a {type(results).__name__}; expected hfproj.Results, as hfproj.evaluate returns.")
+    active = getattr(model.get_base_model(), CHILD).active_name
+    if results is not None and active not in names:
+        which = "none is" if active is None else f"{active!r} is, and it is not among those to push, {', '.join(names)}"
+        raise UsageError(f"results are those of the active adapter, but {which}; switch with model.set_adapter(…).")
+    return active if active in names else names[0]
+
+
+def _adapter_files(
+    model: Any, names: list[str], folder: Path, saved: Path | None, preprocessing: ImagePreprocessing | None
+) -> None:
+    """Save or copy the adapters, name their backbone as others find it, and write how their images are prepared."""
+    if saved is None:
+        # Else PEFT asks the Hub whether the vocabulary has changed, and a head has none.
+        model.save_pretrained(str(folder), selected_adapters=names, save_embedding_layers=False)
+        (folder / filenames.CARD).unlink(missing_ok=True)  # PEFT's own, which is empty
+    for name in names:
+        place = folder_of(folder, name)
+        if saved is not None:
+            place.mkdir(parents=True, exist_ok=True)
+            for file in (filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS):
+                shutil.copyfile(folder_of(saved, name) / file, place / file)
+        _name_base(place / filenames.ADAPTER_CONFIG, hub_base(model.peft_config[name], name))
+        settings = preprocessing or known_preprocessing(model, name)
+        if settings is not None:
+            write_json(place / filenames.PREPROCESSING, preprocessor_config(settings))
 
 
 def folder_of(folder: Path, adapter: str) -> Path:

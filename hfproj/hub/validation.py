@@ -1,4 +1,4 @@
-"""An adapter's configuration as a stranger wrote it: what may be in it, and which tensors it then has.
+"""Validation of an adapter's configuration that a third party wrote.
 
 Each field has one of the values that `ProjectionHeadConfig` can mean, sizes are bounded, nothing names code, and the
 config of the backbone's PEFT method holds numbers, switches and names of modules only: the options through which PEFT
@@ -19,10 +19,10 @@ from peft.utils import PeftType
 from torch import nn
 
 from hfproj.backbones import EMBEDDED, POOLINGS
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
-from hfproj.hub.remote import is_repo_id
-from hfproj.hub.safety import one_line, pattern_cost, read_json, short
+from hfproj.hub.sources import is_repo_id
+from hfproj.hub.untrusted import pattern_cost, read_json, short
 from hfproj.tuner.config import WIDEST, ProjectionHeadConfig, entries, plain
 
 LARGEST_RANK = 1 << 16
@@ -35,11 +35,15 @@ _CODE = (
 _LIBRARIES = ("transformers", "timm")  # whose classes a config may name, and hfproj loads backbones from
 
 
+Check = Callable[[Any], bool]
+
+
 def read_config(path: Path, where: str) -> ProjectionHeadConfig:
-    """Return the configuration in a stranger's adapter_config.json.
+    """Return the configuration in an adapter_config.json that a third party wrote.
 
     Raises:
-        AdapterFileError: it is damaged, of another PEFT method, names what no adapter needs, or its options can't work.
+        AdapterFileError: If it is damaged, of another PEFT method, names what no adapter needs, or its options can't
+            be used.
     """
     values = read_json(path, where)
     kind = values.get("peft_type")
@@ -74,7 +78,7 @@ def read_config(path: Path, where: str) -> ProjectionHeadConfig:
         config = ProjectionHeadConfig(**values)
         config.inner_config()
     except Exception as error:  # whatever a value does to PEFT's own checks
-        raise AdapterFileError(f"{where}: {ADAPTER_CONFIG} can't be used: {one_line(error, 400)}") from error
+        raise AdapterFileError(f"{where}: {ADAPTER_CONFIG} can't be used: {one_line(error, 400)}.") from error
     return config
 
 
@@ -82,8 +86,8 @@ def _misplaced(where: str, name: str, value: Any, expected: str) -> AdapterFileE
     return AdapterFileError(f"{where}: {ADAPTER_CONFIG} says {name}={short(value)}, expected {expected}.")
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+def _whole(low: int, high: int) -> Check:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _is_number(value: Any) -> bool:
@@ -94,65 +98,63 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 
-def _is_head(value: Any) -> bool:
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_predictor(value: Any) -> bool:
     return _is_name(value) or (isinstance(value, dict) and _is_name(value.get("head")))
 
 
 def _is_prototypes(value: Any) -> bool:
     if not isinstance(value, dict):
-        return _is_whole(value, 2, WIDEST)
-    return _is_whole(value.get("count"), 2, WIDEST) and isinstance(value.get("learn_norm", False), bool)
+        return _is_count(value)
+    return _is_count(value.get("count")) and isinstance(value.get("learn_norm", False), bool)
 
 
 def _are_scales(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) <= 100
-        and all(n.isidentifier() and _is_number(v) for n, v in value.items())
-    )
+    known = isinstance(value, dict) and len(value) <= 100
+    return known and all(n.isidentifier() and _is_number(v) for n, v in value.items())
 
 
-def _or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or holds(value)
+def _or_none(expected: str, holds: Check) -> tuple[str, Check]:
+    return f"null or {expected}", lambda value: value is None or holds(value)
 
 
-_OBJECT = ("a JSON object", lambda value: isinstance(value, dict))
-_OBJECT_OR_NONE = ("null or a JSON object", _or_none(_OBJECT[1]))
-_NAME_OR_NONE = ("null or a short text", _or_none(lambda value: isinstance(value, str) and len(value) <= 1000))
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_is_count, _is_width = _whole(2, WIDEST), _whole(1, WIDEST)
+_WIDTH = _or_none(f"a whole number from 1 to {WIDEST:,}", _is_width)
+_BOOL = ("true or false", _is_bool)
+_OBJECT_OR_NONE = _or_none("a JSON object", _is_object)
+_TEXT_OR_NONE = _or_none("a short text", lambda value: isinstance(value, str) and len(value) <= 1000)
+_FIELDS: dict[str, tuple[str, Check]] = {
     "head": ("the name of a head", _is_name),
-    "head_options": _OBJECT,
-    "out_dim": (f"null or a whole number from 1 to {WIDEST:,}", _or_none(lambda value: _is_whole(value, 1, WIDEST))),
-    "in_dim": (f"a whole number from 1 to {WIDEST:,}", _or_none(lambda value: _is_whole(value, 1, WIDEST))),
-    "predictor": ("null or a JSON object with a head", _or_none(_is_head)),
-    "prototypes": ("null, a whole number, or a JSON object with such a count", _or_none(_is_prototypes)),
-    "scales": ("null or a JSON object of numbers", _or_none(_are_scales)),
-    "objective": _OBJECT_OR_NONE,
-    "regularizers": _OBJECT_OR_NONE,
-    "backbone_adapter": _OBJECT_OR_NONE,
-    "backbone": _OBJECT_OR_NONE,
-    "trainable": ("a text or a number of blocks", lambda value: isinstance(value, str) or _is_whole(value, 1, 10_000)),
-    "pooling": (f"null or one of {', '.join(POOLINGS)}", _or_none(lambda value: value in POOLINGS)),
-    "layer": ("the index of a block", lambda value: _is_whole(value, -10_000, 10_000)),
-    "keep_original": ("true or false", lambda value: isinstance(value, bool)),
-    "inference_mode": ("true or false", lambda value: isinstance(value, bool)),
-    "task_type": _NAME_OR_NONE,
-    "peft_version": _NAME_OR_NONE,
-    "base_model_name_or_path": _NAME_OR_NONE,
-    "revision": _NAME_OR_NONE,
-    "auto_mapping": _OBJECT_OR_NONE,
+    "head_options": ("a JSON object", _is_object),
+    "out_dim": _WIDTH,
+    "in_dim": _WIDTH,
+    "predictor": _or_none("a JSON object with a head", _is_predictor),
+    "prototypes": _or_none("a whole number, or a JSON object with that as its count", _is_prototypes),
+    "scales": _or_none("a JSON object of numbers", _are_scales),
+    "trainable": ("a text or a number of blocks", lambda value: isinstance(value, str) or _whole(1, 10_000)(value)),
+    "pooling": _or_none(f"one of {', '.join(POOLINGS)}", lambda value: value in POOLINGS),
+    "layer": ("the index of a block", _whole(-10_000, 10_000)),
+    **dict.fromkeys(("keep_original", "inference_mode"), _BOOL),
+    **dict.fromkeys(("objective", "regularizers", "backbone_adapter", "backbone", "auto_mapping"), _OBJECT_OR_NONE),
+    **dict.fromkeys(("task_type", "peft_version", "base_model_name_or_path", "revision"), _TEXT_OR_NONE),
 }
 
 
 def _check_backbone_fields(values: dict[str, Any], where: str) -> None:
-    """Check the form of what the config says of its backbone; whether to load it is `backbone_source`'s matter."""
+    """Check the form of what the config says of its backbone; `backbone_source` decides whether to load it."""
     source = values.get("backbone") or {}
-    parts = {"library": _is_name, "id": _is_name, "revision": _is_name, "kwargs": _OBJECT[1]}
+    parts: dict[str, Check] = {"library": _is_name, "id": _is_name, "revision": _is_name, "kwargs": _is_object}
     for name, value in source.items():
-        if name not in parts:
-            raise _misplaced(where, f"backbone.{name}", value, f"no entries but {', '.join(parts)}")
-        if value is not None and not parts[name](value):
-            raise _misplaced(where, f"backbone.{name}", value, "a JSON object" if name == "kwargs" else "a short text")
+        if name not in parts or not (value is None or parts[name](value)):
+            expected = {"kwargs": "a JSON object"}.get(name, "a short text, in one of " + ", ".join(parts))
+            raise _misplaced(where, f"backbone.{name}", value, expected)
     mapping = values.get("auto_mapping") or {}
     for name, value in mapping.items():
         if value is not None and not (isinstance(value, str) and re.fullmatch(r"\w[\w.]{0,200}", value)):
@@ -165,8 +167,6 @@ def _check_backbone_fields(values: dict[str, Any], where: str) -> None:
             f"{' or '.join(_LIBRARIES)}."
         )
 
-
-# --- the backbone's PEFT method ---
 
 _MODULE_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
 _ANY_NUMBER = re.compile(r".*(alpha|lambda|seed|key|warmup|interval)")  # they set no size
@@ -185,19 +185,16 @@ def _checked_inner(inner: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         ProjectionHeadConfig(backbone_adapter={"peft_type": kind})
     except UsageError as error:  # a method that can't live beside a head
-        raise AdapterFileError(f"{where}: {one_line(error, 400)}") from error
-    fields = {f.name for f in dataclasses.fields(cls)}
+        raise AdapterFileError(f"{where}: {one_line(error, 400)}.") from error
+    fields = {f.name for f in dataclasses.fields(cls)} - set(_IGNORED)
     defaults = plain(cls().to_dict())
-    kept = {"peft_type": kind}
-    for name, value in inner.items():
-        if name in _IGNORED or name not in fields:
-            continue
-        if value != defaults.get(name) or isinstance(value, bool) is not isinstance(defaults.get(name), bool):
-            expected = _inner_problem(name, value, defaults.get(name))
-            if expected:
-                raise _misplaced(where, f"backbone_adapter.{name}", value, expected)
-        kept[name] = value
-    return kept
+    kept = {name: value for name, value in inner.items() if name in fields}
+    for name, value in kept.items():
+        default = defaults.get(name)
+        changed = value != default or isinstance(value, bool) is not isinstance(default, bool)
+        if changed and (expected := _inner_problem(name, value, default)):
+            raise _misplaced(where, f"backbone_adapter.{name}", value, expected)
+    return {"peft_type": kind, **kept}
 
 
 def _inner_problem(name: str, value: Any, default: Any) -> str | None:
@@ -206,7 +203,8 @@ def _inner_problem(name: str, value: Any, default: Any) -> str | None:
         return None if _are_module_names(value) else "null, names of modules, or a simple pattern that matches them"
     if name == "layers_to_transform":
         layers = value if isinstance(value, list) else [value]
-        return None if value is None or _all_whole(layers, 10_000) else "null or indices of layers"
+        sound = value is None or (len(layers) <= 10_000 and all(map(_whole(0, 10_000), layers)))
+        return None if sound else "null or indices of layers"
     if name.endswith("_pattern"):
         return None if _is_pattern_table(value) else "null or a JSON object: name of a module → number"
     if isinstance(value, bool):
@@ -221,17 +219,11 @@ def _inner_problem(name: str, value: Any, default: Any) -> str | None:
     return f"{short(default)}, its default: nothing else is taken from a file"
 
 
-def _all_whole(values: list[Any], most: int) -> bool:
-    return len(values) <= most and all(_is_whole(v, 0, most) for v in values)
-
-
 def _are_module_names(value: Any) -> bool:
-    if value is None:
-        return True
-    if isinstance(value, str):
-        return pattern_cost(value) <= MOST_STEPS
+    if value is None or isinstance(value, str):
+        return value is None or pattern_cost(value) <= MOST_STEPS
     names = isinstance(value, list) and len(value) <= 20_000 and all(map(_is_name, value))
-    return names and sum(pattern_cost(n) for n in value) <= MOST_STEPS
+    return names and sum(map(pattern_cost, value)) <= MOST_STEPS
 
 
 def _is_pattern_table(value: Any) -> bool:
@@ -239,15 +231,11 @@ def _is_pattern_table(value: Any) -> bool:
         return True
     if not isinstance(value, dict) or len(value) > 2000 or sum(map(pattern_cost, value)) > MOST_STEPS / 60:
         return False
-    return all(isinstance(n, float) or _is_whole(n, 0, LARGEST_RANK) for n in value.values())
+    return all(isinstance(n, float) or _whole(0, LARGEST_RANK)(n) for n in value.values())
 
 
 def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) -> None:
-    """Refuse a backbone_adapter whose rank exceeds every width of the backbone, before its tensors are made.
-
-    Raises:
-        AdapterFileError: it does.
-    """
+    """Refuse, by an `AdapterFileError`, a rank beyond every width of the backbone before its tensors are made."""
     inner = config.backbone_options
     widest = max((n for p in backbone.parameters() for n in p.shape), default=0)
     ranks = [inner.get("r"), *(inner.get("rank_pattern") or {}).values()]
@@ -259,35 +247,25 @@ def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) ->
         )
 
 
-# --- the backbone ---
-
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # others load kernels
-
-
-def _is_size(value: Any) -> bool:
-    return _is_whole(value, 1, 10_000)
+_is_size = _whole(1, 10_000)
 
 
 def _is_image_size(value: Any) -> bool:
     return len(value) == 2 and all(map(_is_size, value)) if isinstance(value, list) else _is_size(value)
 
 
-_KWARGS: dict[str, Callable[[Any], bool]] = {
-    "add_pooling_layer": lambda value: isinstance(value, bool),
-    "dynamic_img_size": lambda value: isinstance(value, bool),
-    "pretrained": lambda value: isinstance(value, bool),
-    "num_classes": lambda value: _is_whole(value, 0, WIDEST),
-    "embed_dim": lambda value: _is_whole(value, 1, 2048),
-    "depth": lambda value: _is_whole(value, 1, 64),
-    "num_heads": lambda value: _is_whole(value, 1, 256),
+_KWARGS: dict[str, Check] = {
+    **dict.fromkeys(("add_pooling_layer", "dynamic_img_size", "pretrained", "class_token", "no_embed_class"), _is_bool),
+    **dict.fromkeys(("img_size", "patch_size"), _is_image_size),
+    "num_classes": _whole(0, WIDEST),
+    "embed_dim": _whole(1, 2048),
+    "depth": _whole(1, 64),
+    "num_heads": _whole(1, 256),
     "mlp_ratio": lambda value: _is_number(value) and 0 < value <= 8,
-    "reg_tokens": lambda value: _is_whole(value, 0, 256),
-    "class_token": lambda value: isinstance(value, bool),
-    "no_embed_class": lambda value: isinstance(value, bool),
+    "reg_tokens": _whole(0, 256),
     "in_chans": _is_size,
-    "img_size": _is_image_size,
-    "patch_size": _is_image_size,
     "global_pool": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,20}", value) is not None,
     "attn_implementation": lambda value: value in _ATTENTION,
     "dtype": lambda value: value in _DTYPES,
@@ -297,14 +275,11 @@ _KWARGS: dict[str, Callable[[Any], bool]] = {
 def backbone_source(config: ProjectionHeadConfig, where: str, *, local: bool) -> dict[str, Any]:
     """Return how to load the backbone that a config names: ``name``, ``library``, ``revision`` and options.
 
-    Args:
-        config: A configuration that `read_config` returned.
-        where: The adapter, for messages.
-        local: Whether the adapter lies in a folder of the user's, whose backbone may be a folder too.
+    An adapter that is `local`, in a folder of the user's, may name a folder.
 
     Raises:
-        UsageError: it names none.
-        AdapterFileError: it names one that must not be loaded because a file says so.
+        UsageError: If it names none.
+        AdapterFileError: If it names one that must not be loaded because a file says so.
     """
     source = config.backbone or {}
     name, library, revision = source.get("id"), source.get("library"), source.get("revision")
@@ -313,22 +288,21 @@ def backbone_source(config: ProjectionHeadConfig, where: str, *, local: bool) ->
             f"{where} does not say which backbone it was trained on; load that backbone and pass it as "
             "from_pretrained(…, backbone=backbone)."
         )
-    cure = "load the backbone yourself and pass it as backbone="
-    for option, value in (source.get("kwargs") or {}).items():
+
+    def refusal(what: str) -> AdapterFileError:
+        return AdapterFileError(f"{where}: {what}; load the backbone yourself and pass it as backbone=.")
+
+    options = source.get("kwargs") or {}
+    for option, value in options.items():
         if option not in _KWARGS or not (value is None or _KWARGS[option](value)):
-            raise AdapterFileError(
-                f"{where}: {ADAPTER_CONFIG} asks to load its backbone with {short(option)[1:-1]}={short(value)}, "
-                f"which is not allowed; {cure}."
-            )
+            asked = f"{short(option)[1:-1]}={short(value)}"
+            raise refusal(f"{ADAPTER_CONFIG} asks to load its backbone with {asked}, which is not allowed")
     if library not in (None, *_LIBRARIES):
-        raise AdapterFileError(f"{where}: its backbone is one of library {short(library)}; {cure}.")
+        raise refusal(f"its backbone is one of library {short(library)}, not of {' or '.join(_LIBRARIES)}")
     timm = library == "timm" or name.startswith(("timm/", "hf-hub:timm/"))
     known = re.fullmatch(r"((hf-hub:)?timm/)?\w[\w.-]*", name) if timm else is_repo_id(name) or name == EMBEDDED
     if not known and not (local and not timm and os.path.isdir(name)):
-        raise AdapterFileError(
-            f"{where}: {ADAPTER_CONFIG} names {short(name)} as its backbone, which is no id of a model on the Hub; "
-            f"{cure}."
-        )
+        raise refusal(f"{ADAPTER_CONFIG} names {short(name)} as its backbone, which is no id of a model on the Hub")
     if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
-        raise AdapterFileError(f"{where}: its backbone has revision {short(revision)}; {cure}.")
-    return {"name": name, "library": library, "revision": revision, **(source.get("kwargs") or {})}
+        raise refusal(f"its backbone has revision {short(revision)}, which can't be one")
+    return {"name": name, "library": library, "revision": revision, **options}
