@@ -1,9 +1,9 @@
 """Official self-supervised checkpoints as adapters: the head that is thrown away elsewhere, kept.
 
-Every family of checkpoints is a file of this package, which says what its keys mean, what is left out and where that
-was read. :func:`convert` reads the file, sorts its tensors by that, infers depth, widths and BatchNorm from the shapes,
-and returns a backbone with a PROJECTION_HEAD adapter whose h, z (and p, scores) are those of the official network. A
-file that lacks a tensor or has one too many is refused with the list of them.
+`families` lists the families of checkpoints: what their keys mean, what is left out and where that was read.
+:func:`convert` reads the file, sorts its tensors by that, infers depth, widths and BatchNorm from the shapes, and
+returns a backbone with a PROJECTION_HEAD adapter whose h, z (and p, scores) are those of the official network. A file
+that lacks a tensor or has one too many is refused with the list of them. May import `tuner`, `backbones` and below.
 
 How the backbone's weights travel: without `backbone`, it is a timm model without weights, and all its tensors lie in
 the adapter (``trainable="full"``): one file, which loads without a network; the model without the adapter
@@ -19,24 +19,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 
 from hfproj.backbones import FeatureBackbone, bare_tensors, load_backbone
-from hfproj.converters import (
-    backbones,
-    barlow_twins,
-    byol,
-    dino,
-    dinov2,
-    directclr,
-    moco,
-    moco_v3,
-    simclr,
-    simsiam,
-    swav,
-    vicreg,
-)
+from hfproj.converters import backbones
 from hfproj.converters.checkpoint import read_file
+from hfproj.converters.families import FAMILIES
 from hfproj.converters.family import Content, Family, Parts, refusal, settle, sort
 from hfproj.errors import HfprojError, unknown
 from hfproj.tuner import ProjectionHeadConfig
@@ -44,47 +32,18 @@ from hfproj.tuner.layer import CHILD
 
 __all__ = ["Conversion", "conversion", "convert", "list_converters"]
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        barlow_twins.FAMILY,
-        byol.FAMILY,
-        dino.FAMILY,
-        dinov2.FAMILY,
-        directclr.FAMILY,
-        moco.V1,
-        moco.V2,
-        moco_v3.FAMILY,
-        simclr.V1,
-        simclr.V2,
-        simsiam.FAMILY,
-        swav.FAMILY,
-        vicreg.FAMILY,
-    )
-}
-
 
 @dataclass
 class Conversion:
-    """A converted model, and what became of the file's tensors.
+    """A converted model, and what became of the file's tensors."""
 
-    Attributes:
-        model: The backbone with its adapter, in eval mode.
-        method: Name of the family.
-        source: The official repositories.
-        network: Which of the file's networks was read.
-        own_backbone: Whether the adapter holds the backbone's tensors; else the backbone had them already.
-        read: "backbone", "head", "predictor", "prototypes" → how many tensors.
-        ignored: Why tensors were left out → their keys, sorted.
-    """
-
-    model: PeftModel
+    model: PeftModel  # the backbone with its adapter, in eval mode
     method: str
-    source: str
-    network: str
-    own_backbone: bool
-    read: dict[str, int] = field(default_factory=dict)
-    ignored: dict[str, list[str]] = field(default_factory=dict)
+    source: str  # the official repositories
+    network: str  # which of the file's networks was read
+    own_backbone: bool  # whether the adapter holds the backbone's tensors; else the backbone had them already
+    read: dict[str, int] = field(default_factory=dict)  # "backbone", "head", "predictor", "prototypes" → tensors
+    ignored: dict[str, list[str]] = field(default_factory=dict)  # why tensors were left out → their keys, sorted
 
 
 def convert(
@@ -113,8 +72,8 @@ def convert(
         In eval mode; ``model.save_pretrained(folder)`` writes what :func:`hfproj.from_pretrained` loads.
 
     Raises:
-        UsageError: there is no such file, method, network or option, or the backbone does not go with it.
-        AdapterFileError: the file is damaged, holds more than data, or is not of this method: all keys that are
+        UsageError: If there is no such file, method, network or option, or the backbone does not go with it.
+        AdapterFileError: If the file is damaged, holds more than data, or is not of this method: all keys that are
             missing, unexpected or of a wrong shape are listed.
 
     Example:
@@ -148,20 +107,7 @@ def conversion(
     num_heads: int | None = None,
     **options: Any,
 ) -> Conversion:
-    """Convert as :func:`convert` does, and return what became of the tensors as well.
-
-    Args:
-        checkpoint: As for :func:`convert`, like the rest.
-        method: One of :func:`list_converters`.
-        backbone: None, an id or a module.
-        network: Which network of the file.
-        num_heads: Attention heads of a ViT.
-        **options: Of the family.
-
-    Raises:
-        UsageError: as :func:`convert`.
-        AdapterFileError: as :func:`convert`.
-    """
+    """Convert as :func:`convert` does, with its arguments and errors, and return what became of the tensors as well."""
     if method not in FAMILIES:
         raise unknown("method", method, FAMILIES)
     family = FAMILIES[method]
@@ -175,9 +121,7 @@ def conversion(
         backbones.check_heads(backbone, family, num_heads)
     in_dim = parts.head.in_dim or None
     matched = backbones.match(backbone, parts, in_dim)
-    parts.missing += matched.missing
-    parts.unexpected += matched.unexpected
-    parts.shapes += matched.shapes
+    parts.add(matched)
     if parts.problems:
         raise refusal(parts, family, _hint(content, parts, family))
     alone = isinstance(backbone, FeatureBackbone) or (given and backbones.equal(backbone, matched))
@@ -186,12 +130,15 @@ def conversion(
         keep_original=given,  # a timm model made for this has nothing but random weights to return to
         pooling="mean" if choices.get("head") == "ibot_head" else None,
         in_dim=in_dim,
-        **_described(parts),
+        **parts.config(),
     )
     model = get_peft_model(backbone, config)
-    state = _state(parts)
-    _load(model, state, {} if alone else matched.tensors)
-    read = Counter(name.split(".")[0] for name in state)
+    with torch.no_grad():
+        inner = model.get_base_model()
+        getattr(inner, CHILD).projection_head_modules["default"].load_state_dict(parts.state())
+        own = bare_tensors(inner)
+        for name, tensor in ({} if alone else matched.tensors).items():
+            own[name].copy_(tensor)
     ignored: dict[str, list[str]] = {}
     for key, why in sorted(parts.ignored.items()):
         ignored.setdefault(why, []).append(key)
@@ -201,7 +148,7 @@ def conversion(
         source=family.source,
         network=choices["network"],
         own_backbone=not alone,
-        read={"backbone": len(matched.tensors), **read},
+        read={"backbone": len(matched.tensors), **Counter(name.split(".")[0] for name in parts.state())},
         ignored=ignored,
     )
 
@@ -219,41 +166,6 @@ def _backbone(name: str | None, content: Content, parts: Parts, family: Family, 
             raise refusal(parts, family, _hint(content, parts, family)) from None
         raise
     return load_backbone(name, **kwargs)
-
-
-def _described(parts: Parts) -> dict[str, Any]:
-    """Return head, predictor and prototypes as the config has them."""
-    options = dict(parts.head.options)
-    config: dict[str, Any] = {
-        "head": parts.head.head, "out_dim": options.pop("out_dim", None), "head_options": options
-    }  # fmt: skip
-    if parts.predictor is not None:
-        config["predictor"] = {"head": parts.predictor.head, **parts.predictor.options}
-    if parts.prototypes is not None:
-        count = len(parts.prototypes)
-        config["prototypes"] = count if parts.lengths is None else {"count": count, "learn_norm": True}
-    return config
-
-
-def _state(parts: Parts) -> dict[str, Tensor]:
-    """Return the tensors of the adapter's own modules."""
-    state = {f"head.{name}": tensor for name, tensor in parts.head.state.items()}
-    if parts.predictor is not None:
-        state |= {f"predictor.{name}": tensor for name, tensor in parts.predictor.state.items()}
-    if parts.prototypes is not None:
-        state["prototypes.weight"] = parts.prototypes
-    if parts.lengths is not None:
-        state["prototypes.length"] = parts.lengths
-    return state
-
-
-@torch.no_grad()
-def _load(model: PeftModel, state: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> None:
-    inner = model.get_base_model()
-    getattr(inner, CHILD).projection_head_modules["default"].load_state_dict(state)
-    own = bare_tensors(inner)
-    for name, tensor in backbone.items():
-        own[name].copy_(tensor)
 
 
 def _hint(content: Content, parts: Parts, family: Family) -> str:

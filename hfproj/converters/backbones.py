@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from hfproj.backbones import FeatureBackbone, bare_tensors, feeds_representation, library_of, resolve_read_point
 from hfproj.backbones.loading import timm_part_of
 from hfproj.converters.family import Family, Parts
+from hfproj.converters.mlp import Problems
 from hfproj.errors import AdapterFileError, UsageError
 
 # (block has three convolutions, blocks per stage) → timm's name, with torchvision's preprocessing
+_OF_18, _OF_50 = (2, 2, 2, 2), (3, 4, 6, 3)
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
-    (False, (2, 2, 2, 2)): "resnet18.tv_in1k",
-    (False, (3, 4, 6, 3)): "resnet34.tv_in1k",
-    (True, (3, 4, 6, 3)): "resnet50.tv_in1k",
+    (False, _OF_18): "resnet18.tv_in1k",
+    (False, _OF_50): "resnet34.tv_in1k",
+    (True, _OF_50): "resnet50.tv_in1k",
     (True, (3, 4, 23, 3)): "resnet101.tv_in1k",
     (True, (3, 8, 36, 3)): "resnet152.tv_in1k",
     (True, (3, 24, 36, 3)): "resnet200",
@@ -56,28 +58,18 @@ _GIANT_RATIO = 2.66667 * 2  # timm's; others have 4
 
 
 @dataclass
-class Matched:
-    """The tensors of a checkpoint under the names of a backbone, and what does not match.
-
-    Attributes:
-        tensors: Name in the backbone → tensor.
-        missing: Keys that have to be there and are not.
-        unexpected: Keys for which the backbone has no place.
-        shapes: Sentences on tensors of a wrong shape.
-    """
+class Matched(Problems):
+    """The tensors of a checkpoint under the names of a backbone, and what does not match."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    shapes: list[str] = field(default_factory=list)
 
 
 def source(parts: Parts, family: Family, num_heads: int | None) -> tuple[str, dict[str, Any]]:
     """Return timm's name and the options of a model without weights for the backbone.
 
     Raises:
-        AdapterFileError: no such model is known.
-        UsageError: the number of attention heads is not.
+        AdapterFileError: If no such model is known.
+        UsageError: If the number of attention heads is not known.
     """
     tensors = {name: tensor for name, (_, tensor) in parts.backbone.items()}
     if any(name.startswith("layer1.") for name in tensors):
@@ -97,31 +89,24 @@ def source(parts: Parts, family: Family, num_heads: int | None) -> tuple[str, di
 
 def _resnet(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
     stages: dict[int, int] = {}
-    for name in tensors:
-        if place := re.match(r"layer(\d)\.(\d\d?)\.", name):
-            stage, block = map(int, place.groups())
+    widths: dict[int, int] = {}  # of a stage's first convolutions, from whichever of its tensors is there
+    for name, tensor in tensors.items():
+        if place := re.match(r"layer(\d)\.(\d\d?)\.(bn[12]\.(weight|bias|running_mean)|conv[12]\.weight)?", name):
+            stage, block = int(place[1]), int(place[2])
             stages[stage] = max(stages.get(stage, 0), block + 1)
+            if place[3] and tensor.ndim:
+                widths.setdefault(stage, tensor.shape[0])
     three = any(re.match(r"layer\d\.\d+\.conv3\.", name) for name in tensors)
-    layers = tuple(stages[stage] for stage in sorted(stages))
+    layers, channels = tuple(stages[s] for s in sorted(stages)), [widths.get(s) for s in sorted(stages)]
     stem = tensors.get("conv1.weight")  # without it, what is missing is told later
-    channels = [_stage_width(tensors, stage) for stage in sorted(stages)]
     if sorted(stages) != [1, 2, 3, 4] or None in channels or (stem is not None and list(stem.shape) != [64, 3, 7, 7]):
         return None
     kwargs: dict[str, Any] = {"pretrained": False}
-    name = _RESNETS.get((three, layers), "resnet50.tv_in1k" if three else "resnet18.tv_in1k")
     if (three, layers) not in _RESNETS:
         kwargs["layers"] = list(layers)
     if tuple(channels) != _CHANNELS:
         kwargs["channels"] = channels
-    return f"timm/{name}", kwargs
-
-
-def _stage_width(tensors: Mapping[str, Tensor], stage: int) -> int | None:
-    """Return the width of a stage's first convolutions, from whichever of its tensors is there."""
-    for name, tensor in tensors.items():
-        if re.match(rf"layer{stage}\.\d+\.(bn[12]\.(weight|bias|running_mean)|conv[12]\.weight)", name) and tensor.ndim:
-            return tensor.shape[0]
-    return None
+    return f"timm/{_RESNETS.get((three, layers), _RESNETS[three, _OF_50 if three else _OF_18])}", kwargs
 
 
 def _vit(tensors: Mapping[str, Tensor], family: Family, num_heads: int | None) -> tuple[str, dict[str, Any]] | None:
@@ -175,7 +160,7 @@ def check_heads(backbone: nn.Module, family: Family, num_heads: int | None) -> N
     """Refuse a ViT with another number of attention heads than the official one: its tensors fit, its h does not.
 
     Raises:
-        UsageError: so it is.
+        UsageError: If it has.
     """
     timm_part = timm_part_of(backbone)
     attention = next((m for m in (timm_part[1].modules() if timm_part else ()) if hasattr(m, "num_heads")), None)

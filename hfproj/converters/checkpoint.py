@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.errors import AdapterFileError, UsageError, one_line
 
 _SCALAR = np.float64(0).__reduce__()[0]  # type: ignore[index]  # numpy's own function for making a scalar
 _HARMLESS: list[Any] = [
@@ -36,14 +36,11 @@ _HARMLESS: list[Any] = [
 
 
 def read_file(path: str | os.PathLike) -> Mapping[str, Any]:
-    """Return what a checkpoint holds, on the CPU.
-
-    Args:
-        path: A ``.safetensors`` file, or one that ``torch.save`` wrote.
+    """Return what a checkpoint holds, a ``.safetensors`` file or one that ``torch.save`` wrote, on the CPU.
 
     Raises:
-        UsageError: there is no such file.
-        AdapterFileError: the file is damaged, holds anything but data, or no dictionary.
+        UsageError: If there is no such file.
+        AdapterFileError: If the file is damaged, holds anything but data, or no dictionary.
 
     Example:
         >>> import tempfile
@@ -90,7 +87,6 @@ def _pickled(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> AdapterFileError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return AdapterFileError(
-        f"{path.name} is no checkpoint of torch.save, or damaged or cut short ({reason}); download it again."
+        f"{path.name} is no checkpoint of torch.save, or damaged or cut short ({one_line(error)}); download it again."
     )

@@ -22,72 +22,49 @@ _NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass
 class Problems:
-    """What is not as it should be, in the words of the file.
+    """What is not as it should be, in the words of the file."""
 
-    Attributes:
-        missing: Keys that have to be there and are not.
-        unexpected: Keys that are there and should not be.
-        shapes: Sentences on tensors of a wrong shape.
-    """
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    shapes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # keys that have to be there
+    unexpected: list[str] = field(default_factory=list)  # keys that have no place
+    shapes: list[str] = field(default_factory=list)  # sentences on tensors of a wrong shape
 
     @property
     def problems(self) -> int:
         """How many keys and shapes are wrong."""
         return len(self.missing) + len(self.unexpected) + len(self.shapes)
 
+    def add(self, other: "Problems") -> None:
+        """Add what is wrong about a part."""
+        self.missing += other.missing
+        self.unexpected += other.unexpected
+        self.shapes += other.shapes
+
 
 @dataclass
 class Found(Problems):
-    """What was read of a head.
+    """What was read of a head."""
 
-    Attributes:
-        head: Name of our head; empty where nothing could be read.
-        options: Its options, `out_dim` among them.
-        state: Its state dict.
-        in_dim: Width of its input.
-    """
-
-    head: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    head: str = ""  # name of our head; empty where nothing could be read
+    options: dict[str, Any] = field(default_factory=dict)  # with out_dim
     state: dict[str, Tensor] = field(default_factory=dict)
     in_dim: int = 0
 
 
 @dataclass(frozen=True)
 class MLP:
-    """The structure of an official head.
-
-    Args:
-        bias: Whether hidden linear layers have a bias.
-        norm: Whether a BatchNorm follows each hidden linear layer.
-        last_bias: Whether the last linear layer has a bias.
-        last_norm: Whether a BatchNorm follows it.
-        last_affine: Whether that BatchNorm has scale and shift.
-        last_shift: False: its shift is 0 by construction (TensorFlow's ``center=False``) and left out.
-        activation: Between the layers.
-        batch_statistics: ``"joint"`` where the official code runs the head once on all views.
-        init: Of a head made anew with these options.
-        names: Names of the modules in their order, activations as "", where they are no numbers; ("",) is a head that
-            is a single linear layer.
-        min_depth: Fewest linear layers.
-        max_depth: Most linear layers.
-    """
+    """The structure of an official head: biases and BatchNorm of its hidden layers and of its last one."""
 
     bias: bool = True
     norm: bool = False
     last_bias: bool = True
     last_norm: bool = False
-    last_affine: bool = True
-    last_shift: bool = True
+    last_affine: bool = True  # whether that BatchNorm has scale and shift
+    last_shift: bool = True  # False: its shift is 0 by construction (TensorFlow's ``center=False``) and left out
     activation: str = "relu"
-    batch_statistics: str = "per_view"
-    init: str = "default"
-    names: tuple[str, ...] = ()
-    min_depth: int = 2
+    batch_statistics: str = "per_view"  # "joint" where the official code runs the head once on all views
+    init: str = "default"  # of a head made anew with these options
+    names: tuple[str, ...] = ()  # of the modules, activations as "", where they are no numbers; ("",): one linear layer
+    min_depth: int = 2  # linear layers
     max_depth: int = 99
 
     def read(self, tensors: Mapping[str, Tensor], prefix: str) -> Found:

@@ -126,10 +126,10 @@ def explain(error: BaseException, repo_id: str) -> str:
         status = 404  # the Hub's answer for what a caller without a token may not see
     wait = _retry_after(error)
     words = {
-        401: "the Hub does not accept the access token: it is mistyped, expired or revoked; check token=… and "
+        401: "the Hub does not accept the access token; it may be mistyped, expired or revoked: check token=… and "
         "HF_TOKEN, or run `hf auth login`",
-        403: f"the access token has not the right to do this; use one that may read {repo_id}, or to push one with the "
-        f"right to write to {owner}, or propose the change by create_pr=True",
+        403: f"the access token does not have the right to do this; use one that may read {repo_id}, to push one with "
+        f"the right to write to {owner}, or propose the change by create_pr=True",
         404: f"there is no {repo_id} at {hub}, or the access token may not see it; check the name, and for a private "
         "repository pass token=…, set HF_TOKEN or run `hf auth login`",
         409: f"somebody else is changing {repo_id} at the same time; try again",

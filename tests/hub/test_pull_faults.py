@@ -67,7 +67,7 @@ def test_a_failure_that_lasts(client, hub, repo, saved, stage):
 
 def test_a_server_that_asks_for_an_hour(client, hub, repo):
     hub.fail("GET", "/api/models/me/x", 429, headers={"Retry-After": "3600"})
-    with pytest.raises(RemoteError, match="asks to wait 3600 seconds"):
+    with pytest.raises(RemoteError, match="try again in 3600 seconds"):
         pull(client, repo)
     assert not client.waits
 

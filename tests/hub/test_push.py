@@ -216,21 +216,21 @@ def test_failures_that_pass(hub, push, method, path, what):
 
 
 LASTING = [
-    ("GET", "/api/models/me/heads", 401, "does not know this access token (401)"),
+    ("GET", "/api/models/me/heads", 401, "does not accept the access token (401)"),
     ("POST", "/api/validate-yaml", 401, "(401)"),
-    ("POST", "/preupload/", 403, "(403); use one with the right to write to me"),
-    ("POST", "/preupload/", 404, "there is no me/heads, or the access token may not see it (404)"),
+    ("POST", "/preupload/", 403, "right to write to me, or propose"),
+    ("POST", "/preupload/", 404, "or the access token may not see it (404); check the name"),
     ("POST", "/preupload/", 500, "problem of its own (500)"),
     ("POST", "/info/lfs/objects/batch", 413, "too large for the Hub (413)"),
     ("PUT", "/storage/", 403, "(403)"),
-    ("PUT", "/storage/", "cut", "the connection to"),
+    ("PUT", "/storage/", "cut", "the connection broke ("),
     ("POST", "/commit/", 401, "(401)"),
     ("POST", "/commit/", 409, "somebody else is changing me/heads at the same time (409)"),
     ("POST", "/commit/", 412, "(412); try again"),
     ("POST", "/commit/", 413, "(413)"),
     ("POST", "/commit/", 429, "asked too often (429); try again in 1 s"),
     ("POST", "/commit/", 503, "problem of its own (503)"),
-    ("POST", "/commit/", "cut", "the connection to"),
+    ("POST", "/commit/", "cut", "the connection broke ("),
 ]
 
 
@@ -279,7 +279,7 @@ def test_a_pull_request_is_opened_once(hub, push, what):
 def test_a_token_that_does_not_write(hub, client, push):
     hub.create("me/heads")
     before = hub.state()
-    refused(lambda: push(token="hf_" + 34 * "x"), "HubError", "does not know this access token (401)")
+    refused(lambda: push(token="hf_" + 34 * "x"), "HubError", "does not accept the access token (401)")
     refused(lambda: push(token=False), "UsageError", "There is no access token", "hf auth login")
     refused(lambda: push("other-lab/heads"), "HubError", "(403)", "other-lab", "Nothing was sent.")
     assert hub.state() == before

@@ -80,7 +80,7 @@ def test_what_cannot_work_is_said_before_training(hub, client, train):
 
     fails("UsageError", "is that of me, who can't write to someone-else", hub_model_id="someone-else/x")
     fails("UsageError", "expected 'user/name'", hub_model_id="me/x/y")
-    fails("HubError", "does not know this access token (401)", hub_token="hf_" + 34 * "x")
+    fails("HubError", "does not accept the access token (401)", hub_token="hf_" + 34 * "x")
     hub.fail("GET", "/api/whoami-v2", 503, times=None)
     fails("HubError", "Asking the Hub whose access token this is failed", "(503)", hub_model_id="me/x")
     with pytest.raises(RemoteError) as caught:

@@ -118,7 +118,7 @@ def test_private(client, hub, backbones):
         assert "token" in message
         assert "\n" not in message
         assert hub.other_token not in message
-    assert "does not accept the token" in said[-1][1]
+    assert "does not accept the access token" in said[-1][1]
     assert not list(client.cache.glob("models--me--secret/snapshots/*/*"))
     call(client, "pull_without_token", repo="me/secret", token=hub.token)
 
