@@ -2,8 +2,8 @@
 
 Sending: `staging` (what a push sends), `outgoing` (nothing private in it), `push` (one commit, or the repository as it
 was). Loading: `sources` (a folder or one commit), `untrusted` (files that third parties wrote), `validation` and
-`tensors` (configuration and tensors), `fetch` (all of that for one adapter), `pull`. Both: `retry` (what may pass is
-tried again, what does not is explained). May import `reporting` (the card) and what lies below it.
+`tensors` (configuration and tensors), `fetch` (all of that for one adapter), `pull`. Both: `failures` (what may pass
+is tried again, what does not is explained). May import `reporting` (the card) and what lies below it.
 """
 
 from hfproj.hub.pull import detach, from_pretrained, list_adapters, load_head

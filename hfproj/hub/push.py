@@ -21,8 +21,8 @@ from torch import nn
 import hfproj
 from hfproj import filenames
 from hfproj.errors import HfprojError, HubError, UsageError
+from hfproj.hub.failures import FAILURES, explain, retry
 from hfproj.hub.outgoing import check_outgoing
-from hfproj.hub.retry import FAILURES, explain, retry
 from hfproj.hub.sources import is_repo_id
 from hfproj.hub.staging import ROOT, SavesItself, Staged, folder_of, stage
 from hfproj.results import Results

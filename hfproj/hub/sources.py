@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from hfproj.errors import AdapterFileError, HubError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.files import write_atomic
-from hfproj.hub.retry import FAILURES, explain, is_transient, origin, retry
+from hfproj.hub.failures import FAILURES, explain, is_transient, origin, retry
 from hfproj.hub.untrusted import LARGEST_HEADER, TensorInfo, is_folder_name, regular_file, short
 
 TRIES = 3  # of a request that fails; then the cache serves, where it can

@@ -59,7 +59,7 @@ def test_every_family_is_tested_and_named_with_its_sources():
         assert family.name == name
         assert "/" in family.source
         for source in family.source.split(", "):
-            assert re.search(rf"{source}\W+[0-9a-f]{{7}}\b|{source} ``", families.__doc__), "no commit of its source"
+            assert re.search(rf"{source}\W+[0-9a-f]{{7}}\b|{source}\s+``", families.__doc__), "no commit of its source"
 
 
 @pytest.mark.parametrize(("name", "options"), [

@@ -5,15 +5,15 @@ import json
 import pytest
 from huggingface_hub import errors
 
-from hfproj.hub import retry as module
-from hfproj.hub.retry import FAILURES, LONGEST_WAIT, TRANSIENT, WAITS, explain, is_transient, retry
+from hfproj.hub import failures
+from hfproj.hub.failures import FAILURES, LONGEST_WAIT, TRANSIENT, WAITS, explain, is_transient, retry
 from hfproj.hub.sources import TRIES
 
 
 @pytest.fixture
 def waits(monkeypatch):
     found = []
-    monkeypatch.setattr(module.time, "sleep", found.append)
+    monkeypatch.setattr(failures.time, "sleep", found.append)
     return found
 
 
@@ -29,14 +29,14 @@ def answer(status, kind=errors.HfHubHTTPError, **response):
     return kind(f"{status}", response=Response(status, **response))
 
 
-def failing(*failures):
+def failing(*errors_):
     """A call that fails so, one after the other, and then returns how often it was called."""
     calls = []
 
     def call():
         calls.append(1)
-        if len(calls) <= len(failures):
-            raise failures[len(calls) - 1]
+        if len(calls) <= len(errors_):
+            raise errors_[len(calls) - 1]
         return len(calls)
 
     return call

@@ -17,13 +17,8 @@ from hfproj.errors import one_line
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # statuses that the same request may not get again
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds between two tries, at least
 LONGEST_WAIT = 60.0  # a server that asks for more gets no further try: the user is told instead
-FAILURES = (
-    errors.HTTPError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    errors.XetDownloadError,
-)  # of huggingface_hub and what it uses
+# Of huggingface_hub and what it uses:
+FAILURES = (errors.HTTPError, OSError, ValueError, RuntimeError, errors.XetDownloadError)
 _RETRIED = ("/preupload/", "/info/lfs/", "/lfs-complete/")  # huggingface_hub itself tries these again
 T = TypeVar("T")
 
@@ -35,11 +30,6 @@ def retry(call: Callable[[], T], *, tries: int = 1 + len(WAITS), lost: Callable[
         call: A request that huggingface_hub sends only once.
         tries: How often it is called at most.
         lost: Asked after such a failure; what it returns, if anything, is the answer that got lost on its way.
-
-    Example:
-        >>> answers = iter(["sent", TimeoutError()])
-        >>> retry(lambda: next(answers))
-        'sent'
     """
     for wait in (*WAITS[: tries - 1], None):
         try:
