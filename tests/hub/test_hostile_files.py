@@ -16,6 +16,7 @@ import hfproj
 from hfproj import filenames
 from hfproj.backbones.preprocessing import settings_of
 from hfproj.hub.fetch import open_adapter
+from hfproj.hub.untrusted import read_header
 
 
 @pytest.fixture(scope="module")
