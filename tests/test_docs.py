@@ -61,7 +61,7 @@ def test_rows_of_objectives_say_what_they_need():
         options = {"num_images": 3000} if "num_images" in OBJECTIVES.options(name) else {}
         objective = hfproj.create_objective(name, **options)
         assert names(cells["needs"]) == set(objective.needs), name
-        assert cells["copy"] == ("yes" if "target" in objective.needs else "no"), name
+        assert cells["EMA"] == ("yes" if "target" in objective.needs else "no"), name
         published = [preset for preset in PUBLISHED.values() if preset.objective["name"] == name]
         batches = {str(preset.training["per_device_train_batch_size"]) for preset in published}
         assert names(cells["head"]) <= set(HEADS.list()), name

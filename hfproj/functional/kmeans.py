@@ -38,12 +38,7 @@ class Clusters(NamedTuple):
 
 @torch.no_grad()
 def spherical_kmeans(
-    x: Features,
-    count: int,
-    *,
-    iterations: int = 10,
-    init: str = "random",
-    generator: torch.Generator | None = None,
+    x: Features, count: int, *, iterations: int = 10, init: str = "random", generator: torch.Generator | None = None
 ) -> Clusters:
     """Return clusters of the rows of `x` by direction, without a gradient.
 

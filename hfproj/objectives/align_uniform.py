@@ -10,31 +10,24 @@ References:
     (e8d317fc) ``loss/hypersphere_loss.py`` (t = 1).
 
 Deviations:
-    Over processes the pairs of U are those of the joint batch; ``gather=False`` takes each process's own, as lightly
+    Over processes the pairs of U are those of the global batch; ``gather=False`` takes each process's own, as lightly
     does. With more than two views, means over pairs of views and over views.
 """
 
-from typing import Any
-
 import torch
-from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.functional.contrastive import check_images
 from hfproj.functional.distributions import uniformity
 from hfproj.functional.matching import view_pairs
-from hfproj.functional.rows import gather_views, unit_rows
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_positive
+from hfproj.functional.rows import unit_rows
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive
 from hfproj.typing import Scalar, Views
 
 
 def alignment(z: Views, *, exponent: float = 2.0) -> Scalar:
-    """Return the mean over images and pairs of views of the distance of unit rows to the power of `exponent`.
+    """Return the mean over images and pairs of views of the distance of unit rows to the power α of `exponent`.
 
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-        exponent: α, at least 1. Below 2, equal rows have the gradient 0.
+    α is at least 1. Below 2, equal rows have the gradient 0.
 
     Example:
         >>> alignment(torch.stack([torch.eye(3), -torch.eye(3)])).item()
@@ -49,26 +42,26 @@ def alignment(z: Views, *, exponent: float = 2.0) -> Scalar:
     return torch.where(apart, torch.where(apart, squares, 1) ** (exponent / 2), 0).mean()
 
 
-class AlignUniform(nn.Module):
-    """Alignment plus uniformity, over the joint batch of all processes.
+class AlignUniform(Objective):
+    """Alignment plus uniformity, over the global batch.
+
+    When to use: to see the two forces of contrastive learning apart and to weigh them. Batches of some hundred images
+    suffice. The balance is yours: with a small λ projections collapse, with a large one views hardly meet.
 
     Args:
-        exponent: α. 2: Wang & Isola, lightly.
+        exponent: α, at least 1. 2: Wang & Isola, lightly.
         kernel_scale: t. 2: Wang & Isola; 1: lightly.
         uniformity_weight: λ. 1: Wang & Isola's code, lightly.
         gather: Whether rows of other processes count in the uniformity; if not, the loss is that of the local batch.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, with fewer than two views or images.
 
     Example:
         >>> loss, terms = AlignUniform()(torch.eye(4).expand(2, 4, 4))
         >>> {name: value.item() for name, value in terms.items()}
         {'alignment': 0.0, 'uniformity': -4.0}
     """
-
-    views = (2, None)
-    needs: frozenset[str] = frozenset()
 
     def __init__(
         self, *, exponent: float = 2.0, kernel_scale: float = 2.0, uniformity_weight: float = 1.0, gather: bool = True
@@ -82,29 +75,10 @@ class AlignUniform(nn.Module):
         self.kernel_scale = check_positive("kernel_scale", kernel_scale, usual="1 to 2")
         self.uniformity_weight = check_positive("uniformity_weight", uniformity_weight, usual="1")
 
-    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
-        """Return the loss, ``alignment`` and ``uniformity``.
-
-        Args:
-            z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
-                different sizes.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, or one image over all processes.
-        """
-        check_call(self, z, **given)
-        if self.gather:
-            z = gather_views(z)
-        check_images(z.shape[1], "AlignUniform")
+    def compute(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss, ``alignment`` and ``uniformity``."""
+        z = self.global_batch(z, gather=self.gather)
         align = alignment(z, exponent=self.exponent)
         uniform = torch.stack([uniformity(view, kernel_scale=self.kernel_scale) for view in z]).mean()
         terms = {"alignment": align.detach(), "uniformity": uniform.detach()}
         return ObjectiveOutput(align + self.uniformity_weight * uniform, terms)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return (
-            f"exponent={self.exponent}, kernel_scale={self.kernel_scale}, "
-            f"uniformity_weight={self.uniformity_weight}, gather={self.gather}"
-        )

@@ -1,4 +1,4 @@
-"""What an objective is given beside tensors, what it returns, and the checks that all of them share.
+"""What an objective is: its attributes, what a call gives and returns, and the checks of options and calls.
 
 An objective is an ``nn.Module`` without parameters, called as ``objective(z, **given)`` with projections
 ``z: [views, batch, dim]`` and, by keyword, what else there is; it ignores what it has no use for:
@@ -8,49 +8,57 @@ An objective is an ``nn.Module`` without parameters, called as ``objective(z, **
 | ``labels`` | class of each image | ``[batch]`` |
 | ``index`` | number of each image in the data set | ``[batch]`` |
 | ``prediction`` | p, of the adapter's predictor | ``[views, batch, dim]`` |
-| ``scores`` | cosines of z with the prototypes, times their lengths if learned | ``[views, batch, K]`` |
+| ``scores`` | prototype logits: cosines of z with the prototypes, times their lengths if learned | ``[views, batch,
+K]`` |
 | ``prototypes`` | what unit z are multiplied with to give scores, without a gradient | ``[K, dim]`` |
-| ``target`` | z̄ (or its scores) of the moving-average copy, without a gradient | ``[target views, batch, dim]`` |
+| ``target`` | z̄ (or its scores) of the EMA teacher, without a gradient | ``[target views, batch, dim]`` |
 | ``scales`` | the adapter's learnable scalars, by name | dict of scalars |
 | ``step`` | `Step` | |
 
-Class attributes (or attributes of the instance) tell the trainer what to prepare:
+Rows of a view are in the same order. Any floating-point type is accepted and computed in float32 or better. Rows of
+other processes belong to the batch (:mod:`hfproj.distributed`), and processes may hold batches of different sizes.
 
-* ``views = (fewest, most or None)`` and ``needs``, the keywords that it can't do without;
-* ``target_of = "projection"`` or ``"scores"``, ``target_views`` (the copy sees the first so many views; None: all) and
-  ``ema_momentum = (start, end)``, which a cosine joins, where ``"target"`` is needed;
+Attributes of the class or the instance tell the trainer what to prepare:
+
+* ``views = (fewest, most or None)`` and ``needs``, the keywords without which there is no loss;
+* where ``"target"`` is needed: ``target_of = "projection"`` or ``"scores"``, ``target_views`` (the teacher sees the
+first
+  so many views; None: all) and ``ema_momentum = (start, end)``, joined by a cosine;
 * ``scales``: name → initial value, where ``"scales"`` are needed;
 * ``on_epoch_start(step)``, if there is such a method, is called before each epoch;
 * ``frozen(step)``, if there is such a method, returns which of ``"head"``, ``"predictor"``, ``"prototypes"`` get no
   gradient in this step.
-
-Rows of other processes belong to the batch: see :mod:`hfproj.distributed`.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError
+from hfproj.functional.contrastive import check_images
+from hfproj.functional.rows import gather_views
+from hfproj.registry import ShowsOptions
+from hfproj.typing import Views
 
-_CURES = {
+_HINTS = {
     "labels": "use a data set with a label column, and pass labels=…",
     "index": "return 'index' from the collator (hfproj.ImageViews does), and pass index=…",
     "prediction": "give the config a predictor, ProjectionHeadConfig(predictor={'head': 'mlp'}), and pass prediction=…",
     "scores": "give the config prototypes, ProjectionHeadConfig(prototypes=300), and pass scores=…",
     "prototypes": "give the config prototypes, ProjectionHeadConfig(prototypes=300), and pass prototypes=…",
-    "target": "hfproj.ProjectionTrainer keeps a moving-average copy; elsewhere pass its projections as target=…",
+    "target": "hfproj.ProjectionTrainer keeps an EMA teacher; elsewhere pass its projections as target=…",
     "scales": "give the config the objective's scales, ProjectionHeadConfig(scales={name: value}), and pass scales=…",
     "step": "pass step=Step.at(seed, global_step, epoch), the same on all processes",
 }
 
 
 class ObjectiveOutput(NamedTuple):
-    """Loss of the joint batch, and named scalars to log, without gradients."""
+    """Loss of the global batch, and named scalars to log, without gradients."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -85,62 +93,199 @@ class Step:
         return cls(global_step, epoch, generator)
 
 
-_KINDS: dict[str, type] = {**dict.fromkeys(_CURES, Tensor), "scales": Mapping, "step": Step}
+_KINDS: dict[str, type] = {**dict.fromkeys(_HINTS, Tensor), "scales": Mapping, "step": Step}
+
+
+class Objective(ShowsOptions, nn.Module):
+    """Base of the objectives of this room: two or more views and nothing beside z, unless the class says otherwise.
+
+    A call is checked once, by :func:`check_call`, and goes to the class's own ``compute``, which states by name what it
+    needs. A class of your own may be any ``nn.Module`` with the attributes in the module docstring.
+    """
+
+    views: tuple[int, int | None] = (2, None)
+    needs: frozenset[str] = frozenset()
+    target_of = "projection"
+    target_views: int | None = 2
+    scales: Mapping[str, float] = {}
+    compute: Callable[..., ObjectiveOutput]
+
+    def __init__(self) -> None:
+        super().__init__()  # written out, since nn.Module's own takes any option
+
+    def forward(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss of the global batch and terms to log; the module docstring says what may be given.
+
+        Raises:
+            UsageError: If the call lacks something, as in :func:`check_call`, or ``compute`` refuses it.
+        """
+        check_call(self, z, **given)
+        return self.compute(z, **given)
+
+    def global_batch(self, z: Views, *, gather: bool = True) -> Views:
+        """Return the views with the images of all processes, or without `gather` of this one, to tell them apart.
+
+        Raises:
+            UsageError: If there is one image only.
+        """
+        if gather:
+            z = gather_views(z)
+        check_images(z.shape[1], type(self).__name__)
+        return z
+
+    def check_shape(
+        self, name: str, value: Tensor, z: Views, *, views: int | None = None, dim: int | None = None
+    ) -> None:
+        """Refuse predictions, targets or prototype logits that are not ``[views, batch, dim]`` like the projections z.
+
+        `views` is how many views there must be at least (None: as many as in z), `dim` the width (None: that of z).
+
+        Raises:
+            UsageError: If the shape is another.
+        """
+        wanted = [z.shape[0] if views is None else views, z.shape[1], z.shape[2] if dim is None else dim]
+        fits = value.ndim == 3 and list(value.shape[1:]) == wanted[1:]
+        if not fits or value.shape[0] < wanted[0] or (views is None and value.shape[0] > wanted[0]):
+            like = "the images and the width" if dim is None else "the images"
+            raise UsageError(
+                f"{type(self).__name__} needs {name} of shape {wanted}, {like} of z {list(z.shape)}, got "
+                f"{list(value.shape)}."
+            )
+
+    def check_per_image(self, name: str, value: Tensor, z: Views) -> None:
+        """Refuse labels or numbers of images that are not one whole number for each image of z.
+
+        Raises:
+            UsageError: If they are not.
+        """
+        if value.shape != z.shape[1:2] or value.is_floating_point():
+            raise UsageError(
+                f"{type(self).__name__} needs one whole number for each of the {z.shape[1]} images as {name}, got "
+                f"{value.dtype} of shape {list(value.shape)}."
+            )
 
 
 def check_views(objective: nn.Module, count: int) -> None:
-    """Refuse a batch with fewer or more views of each image than the objective takes.
+    """Refuse a batch that has another number of views than the objective takes.
 
     Raises:
-        UsageError: so it is.
+        UsageError: If there are fewer or more views of each image.
     """
     fewest, most = getattr(objective, "views", (1, None))
     if count < fewest or (most is not None and count > most):
         wanted = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
         raise UsageError(
-            f"{type(objective).__name__} needs {wanted} views of each image and the batch has {count}; set "
-            f"num_views={fewest} in the collator (hfproj.ImageViews)."
+            f"{type(objective).__name__} needs {wanted} views of each image, got {count}; set num_views={fewest} in "
+            "the collator (hfproj.ImageViews)."
         )
 
 
-def check_needs(objective: nn.Module, given: dict[str, Any]) -> None:
-    """Refuse a call that lacks something the objective can't do without.
+def check_needs(objective: nn.Module, given: Mapping[str, object]) -> None:
+    """Refuse a call without something that the objective needs.
 
     Raises:
-        UsageError: so it does.
+        UsageError: If one of its ``needs`` is absent or None.
     """
     for name in sorted(getattr(objective, "needs", ())):
         if given.get(name) is None:
-            raise UsageError(f"{type(objective).__name__} needs {name!r}, and there is none: {_CURES[name]}.")
+            raise UsageError(f"{type(objective).__name__} needs {name!r}, which is missing: {_HINTS[name]}.")
 
 
-def check_call(objective: nn.Module, z: Any, **given: Any) -> None:
+def check_call(objective: nn.Module, z: object, **given: object) -> None:
     """Refuse projections of another shape or type, too few or too many views, and a lack of what the objective needs.
 
     Raises:
-        UsageError: so it is.
+        UsageError: If z is no floating-point tensor ``[views, batch, dim]``, its views are too few or too many, or one
+            of the objective's ``needs`` is missing or of another type.
 
     Example:
         >>> class Pairs(nn.Module):
         ...     views = (2, 2)
         >>> check_call(Pairs(), torch.zeros(2, 4, 8))
     """
+    who = type(objective).__name__
     if not isinstance(z, Tensor) or z.ndim != 3:
-        came = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise UsageError(
-            f"{type(objective).__name__} takes projections z of shape [views, batch, dim], got {came}. Make views of "
-            "every image in the data collator and stack their projections: torch.stack([z_a, z_b])."
+            f"{who} takes projections z of shape [views, batch, dim], got "
+            f"{list(z.shape) if isinstance(z, Tensor) else type(z).__name__}. Make views of every image in the data "
+            "collator and stack their projections: torch.stack([z_a, z_b])."
         )
     if not z.is_floating_point() or not z.shape[2]:
         raise UsageError(
-            f"{type(objective).__name__} takes projections z in floating-point numbers, of one dimension or more, got "
-            f"{z.dtype} of shape {list(z.shape)}."
+            f"{who} takes projections z in floating-point numbers, of one dimension or more, got {z.dtype} of shape "
+            f"{list(z.shape)}."
         )
     check_views(objective, z.shape[0])
     check_needs(objective, given)
     for name, value in given.items():
         if value is not None and not isinstance(value, _KINDS.get(name, object)):
             raise UsageError(
-                f"{type(objective).__name__} takes {name} as a {_KINDS[name].__name__}, got {type(value).__name__}: "
-                f"{_CURES[name]}."
+                f"{who} takes {name} as a {_KINDS[name].__name__}, got {type(value).__name__}: {_HINTS[name]}."
             )
+
+
+def check_positive(name: str, value: float, *, usual: str) -> float:
+    """Return the option `name` if it is a finite number above zero; `usual` says in the message what is.
+
+    Raises:
+        UsageError: If it is not.
+
+    Example:
+        >>> check_positive("temperature", -1.0, usual="0.05 to 1")
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: temperature must be a positive number (0.05 to 1 is usual), got -1.0.
+    """
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name} must be a positive number ({usual} is usual), got {value}.")
+    return value
+
+
+def check_temperature(temperature: float) -> float:
+    """Return the temperature of a softmax.
+
+    Raises:
+        UsageError: If it is not a positive finite number.
+    """
+    return check_positive("temperature", temperature, usual="0.05 to 1")
+
+
+def check_between(low: int, high: int, **values: int | float) -> None:
+    """Refuse options that are not numbers from `low` to `high`.
+
+    Raises:
+        UsageError: If one is not.
+    """
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise UsageError(f"{name} must be from {low} to {high}, got {value}.")
+
+
+def check_at_least(fewest: int, **values: int | float | None) -> None:
+    """Refuse options that are below `fewest` or not finite; None passes.
+
+    Raises:
+        UsageError: If one is.
+
+    Example:
+        >>> check_at_least(1, w_iter=0)
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: w_iter must be at least 1, got 0.
+    """
+    for name, value in values.items():
+        if value is not None and not fewest <= value < math.inf:
+            raise UsageError(f"{name} must be at least {fewest}, got {value}.")
+
+
+def check_momentum(ema_momentum: Sequence[float]) -> tuple[float, float]:
+    """Return the momentum of the EMA teacher at the start and at the end of training.
+
+    Raises:
+        UsageError: If it is not two numbers from 0 to 1.
+
+    Example:
+        >>> check_momentum([0.99, 1.0])  # a list, as a JSON file has it
+        (0.99, 1.0)
+    """
+    if len(ema_momentum) != 2 or not all(0 <= m <= 1 for m in ema_momentum):
+        raise UsageError(f"ema_momentum must be two numbers from 0 to 1, at the start and end, got {ema_momentum}.")
+    return ema_momentum[0], ema_momentum[1]

@@ -28,12 +28,9 @@ NOW, BEFORE = "position", "before"  # of the buffers, and at which their run beg
 
 
 def save_buffers(objective: nn.Module, folder: Path, *, before: Position = START) -> None:
-    """Write the objective's buffers and its position, if it has either.
+    """Write the buffers and the position of `objective` into `folder`, if it has either.
 
-    Args:
-        objective: The objective; the trainer keeps the position as its attribute ``position``.
-        folder: Where to.
-        before: Position at which the run began that trains it.
+    The trainer keeps the position as the attribute ``position``; `before` is that at which the run began.
     """
     tensors = {n: b.detach().to("cpu", copy=True).contiguous() for n, b in objective.state_dict().items()}
     for kind, position in ((NOW, getattr(objective, "position", START)), (BEFORE, before)):
@@ -44,16 +41,11 @@ def save_buffers(objective: nn.Module, folder: Path, *, before: Position = START
         save_file(tensors, folder / OBJECTIVE, metadata={"format": "pt"})
 
 
-def load_buffers(objective: nn.Module, folder: Path, *, cure: str) -> None:
-    """Read the objective's buffers, if it has any.
-
-    Args:
-        objective: The objective.
-        folder: Where from.
-        cure: What to do where that fails, for the message.
+def load_buffers(objective: nn.Module, folder: Path, *, hint: str) -> None:
+    """Read the buffers of `objective`, if it has any; `hint` says in the message what to do if that fails.
 
     Raises:
-        AdapterFileError: there are none, or those of another objective.
+        AdapterFileError: If there are none, or those of another objective.
     """
     own = objective.state_dict()
     if not own:
@@ -62,13 +54,13 @@ def load_buffers(objective: nn.Module, folder: Path, *, cure: str) -> None:
     try:
         saved = load_file(folder / OBJECTIVE)
     except (OSError, SafetensorError) as error:
-        raise AdapterFileError(f"{begin} ({error}); {cure}.") from error
+        raise AdapterFileError(f"{begin} ({error}); {hint}.") from error
     saved = {name: tensor for name, tensor in saved.items() if name.split(".")[0] not in (NOW, BEFORE)}
     there, here = ({n: list(t.shape) for n, t in tensors.items()} for tensors in (saved, own))
     different = [n for n in sorted(there | here) if there.get(n) != here.get(n)]
     if different:
         listed = ", ".join(f"{n} is {there.get(n)} there and {here.get(n)} here" for n in different)
-        raise AdapterFileError(f"{begin}: {listed}; {cure}.")
+        raise AdapterFileError(f"{begin}: {listed}; {hint}.")
     objective.load_state_dict(saved)
 
 
@@ -76,7 +68,7 @@ def read_position(folder: Path, kind: str = NOW) -> Position:
     """Return the position that is kept with the buffers, or that at which their run began.
 
     Raises:
-        AdapterFileError: the file is damaged.
+        AdapterFileError: If the file is damaged.
     """
     if not (folder / OBJECTIVE).is_file():
         return START

@@ -1,6 +1,6 @@
-"""BYOL: the prediction from one view points where a moving average of the network projects the other view.
+"""BYOL: the prediction from one view points where an EMA target network projects the other view.
 
-With p = q(z) of view v and z̄ of view i ≠ v, from the moving-average copy and without a gradient,
+With p = q(z) of view v and z̄ of view i ≠ v, from the target network and without a gradient,
 
     L = 2 · mean over pairs (i, v) of [2 − 2 cos(p_v, z̄_i)],
 
@@ -16,24 +16,20 @@ Deviations:
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfproj.functional.matching import cross_view_cosines
 from hfproj.functional.moments import joint_mean
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_momentum, check_shape
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_momentum
 from hfproj.typing import Scalar, Views
 
 
 def byol_loss(prediction: Views, target: Float[Tensor, "target_views batch dim"]) -> Scalar:
-    """Return BYOL over the joint batch: 0 where all pairs align, 4 where they are orthogonal, 8 where opposite.
+    """Return BYOL over the global batch: 0 where all pairs align, 4 where they are orthogonal, 8 where opposite.
 
-    Args:
-        prediction: p of all views, in any floating-point type; computed in float32 or better.
-        target: z̄ of the first views; the gradient does not pass it.
+    ``prediction`` is p of all views, ``target`` z̄ of the first views, which gets no gradient.
 
     Example:
         >>> import torch
@@ -44,18 +40,22 @@ def byol_loss(prediction: Views, target: Float[Tensor, "target_views batch dim"]
     return 4 - 4 * joint_mean(cross_view_cosines(prediction, target.detach()))
 
 
-class BYOL(nn.Module):
-    """BYOL over the joint batch of all processes, for two or more views.
+class BYOL(Objective):
+    """BYOL over the global batch, for two or more views.
 
-    With more views the moving-average copy sees the first two, the large crops, and predictions of all views are
-    compared with it.
+    With more views the target network sees the first two, the large crops, and predictions of all views are compared
+    with it.
+
+    When to use: without negatives, so that small batches do; it costs a second copy of the model and a forward pass.
+    What keeps it from collapse are predictor, target network and BatchNorm, not the loss: watch the rank.
 
     Args:
-        ema_momentum: Of the copy, at the start and at the end; a cosine joins them. 0.99 to 1: solo-learn; the paper
-            starts at 0.996.
+        ema_momentum: Of the target network, at the start and at the end; a cosine joins them. 0.99 to 1: solo-learn;
+            the paper starts at 0.996.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If the momentum is not two numbers from 0 to 1; in a call, with fewer than two views, or a
+            prediction or target that is missing or of another shape.
 
     Example:
         >>> import torch
@@ -65,42 +65,18 @@ class BYOL(nn.Module):
         1.0
     """
 
-    views = (2, None)
     needs = frozenset({"prediction", "target"})
-    target_of = "projection"
-    target_views = 2
 
     def __init__(self, *, ema_momentum: Sequence[float] = (0.99, 1.0)):
         super().__init__()
         self.ema_momentum = check_momentum(ema_momentum)
 
-    def forward(
-        self,
-        z: Views,
-        *,
-        prediction: Tensor | None = None,
-        target: Tensor | None = None,
-        **given: Any,
-    ) -> ObjectiveOutput:
+    def compute(self, z: Views, *, prediction: Tensor, target: Tensor, **given: object) -> ObjectiveOutput:
         """Return the loss and ``positive_cosine``, the mean cosine between predictions and targets.
 
-        Args:
-            z: Projections of at least two views; only their shape matters.
-            prediction: p, of the same shape.
-            target: z̄ of the first two views.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, or no prediction or target or one of another shape.
+        Only the shape of `z` matters. `prediction` is of the same views, `target` of the first two.
         """
-        check_call(self, z, prediction=prediction, target=target, **given)
-        assert prediction is not None  # just checked
-        assert target is not None
-        check_shape(self, "prediction", prediction, z)
-        check_shape(self, "target", target, z, views=self.target_views)
-        loss = byol_loss(prediction, target[: self.target_views])
+        self.check_shape("prediction", prediction, z)
+        self.check_shape("target", target, z, views=2)
+        loss = byol_loss(prediction, target[:2])
         return ObjectiveOutput(loss, {"positive_cosine": 1 - loss.detach() / 4})
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"ema_momentum={self.ema_momentum}"

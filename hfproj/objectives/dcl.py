@@ -15,30 +15,22 @@ References:
     (e8d317fc) ``loss/dcl_loss.py``.
 
 Deviations:
-    Over processes the weights are those of the joint batch (lightly: of the local one). With more than two views the
+    Over processes the weights are those of the global batch (lightly: of the local one). With more than two views the
     positives are averaged and none is in the denominator.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import cosine_logits, positive_cosine
-from hfproj.functional.rows import gather_views, unit_rows
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_positive, check_temperature
+from hfproj.functional.rows import unit_rows
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive, check_temperature
 from hfproj.typing import Scalar, Views
 
 
 def dcl_weights(z: Views, *, concentration: float = 0.5) -> Float[Tensor, "views views batch"]:
-    """Return DCLW's weights ``w[a, b, i]`` of image i in the pair of views (a, b), without a gradient.
-
-    Args:
-        z: Projections.
-        concentration: σ.
+    """Return DCLW's weights ``w[a, b, i]`` of image i in the pair of views (a, b) at σ, without a gradient.
 
     Example:
         >>> bool(dcl_weights(torch.randn(2, 6, 4)).mean(2).allclose(torch.ones(2, 2)))
@@ -50,13 +42,7 @@ def dcl_weights(z: Views, *, concentration: float = 0.5) -> Float[Tensor, "views
 
 
 def dcl_loss(z: Views, *, temperature: float = 0.1, weighted: bool = False, concentration: float = 0.5) -> Scalar:
-    """Return DCL or DCLW of one batch.
-
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-        temperature: τ.
-        weighted: Whether positives have DCLW's weights.
-        concentration: σ of the weights.
+    """Return DCL of one batch at temperature τ, or if `weighted` DCLW with the concentration σ.
 
     Example:
         >>> z = torch.ones(2, 4, 8)  # collapsed: 6 rows of other images, each as good as the positive one
@@ -76,8 +62,11 @@ def dcl_loss(z: Views, *, temperature: float = 0.1, weighted: bool = False, conc
     return others.mean() - same_image[different_views].mean()
 
 
-class DCL(nn.Module):
-    """DCL or DCLW over the joint batch of all processes.
+class DCL(Objective):
+    """DCL or DCLW over the global batch.
+
+    When to use: in place of NT-Xent at small batches (some hundred images), where its gradient fades on easy positives.
+    The whole similarity matrix is in memory, so that very large batches are for ``nt_xent``. The loss can be negative.
 
     Args:
         temperature: τ. 0.1: lightly's default (0.07 in its example).
@@ -86,16 +75,13 @@ class DCL(nn.Module):
         gather: Whether images of other processes are negatives too; if not, the loss is that of the local batch.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, with fewer than two views or images.
 
     Example:
         >>> loss, terms = DCL(temperature=1.0)(torch.eye(4).expand(2, 4, 4))
         >>> bool(loss.isclose(torch.tensor(6.0).log() - 1))
         True
     """
-
-    views = (2, None)
-    needs: frozenset[str] = frozenset()
 
     def __init__(
         self, *, temperature: float = 0.1, weighted: bool = False, concentration: float = 0.5, gather: bool = True
@@ -104,25 +90,8 @@ class DCL(nn.Module):
         self.temperature, self.weighted, self.gather = check_temperature(temperature), weighted, gather
         self.concentration = check_positive("concentration", concentration, usual="0.5")
 
-    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
-        """Return the loss and ``positive_cosine``, the mean cosine between views of an image.
-
-        Args:
-            z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
-                different sizes.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, or one image over all processes.
-        """
-        check_call(self, z, **given)
-        if self.gather:
-            z = gather_views(z)
-        check_images(z.shape[1], "DCL")
+    def compute(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine between views of an image."""
+        z = self.global_batch(z, gather=self.gather)
         loss = dcl_loss(z, temperature=self.temperature, weighted=self.weighted, concentration=self.concentration)
         return ObjectiveOutput(loss, {"positive_cosine": positive_cosine(z)})
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        weights = f", concentration={self.concentration}" if self.weighted else ""
-        return f"temperature={self.temperature}, weighted={self.weighted}{weights}, gather={self.gather}"

@@ -15,24 +15,22 @@ References:
 Deviations:
     The first epoch only fills the bank: its loss is 0 with a zero gradient, as in solo-learn (whose value is NaN
     there). The official code fills it in an additional pass before training. Clusters without rows are filled anew,
-    see :mod:`hfproj.functional.kmeans`. The mean over images is that of the joint batch, not one of local means.
+    see :mod:`hfproj.functional.kmeans`. The mean over images is that of the global batch, not one of local means.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfproj import distributed
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.assignments import log_probabilities
 from hfproj.functional.kmeans import INITS, nearest_centroids, spherical_kmeans
 from hfproj.functional.rows import full_precision, gather_views, unit_rows
-from hfproj.objectives.base import ObjectiveOutput, Step, check_call
-from hfproj.objectives.checks import check_at_least, check_per_image, check_temperature
+from hfproj.objectives.base import Objective, ObjectiveOutput, Step, check_at_least, check_temperature
 from hfproj.typing import Views
 
 UNASSIGNED = -1
@@ -41,12 +39,9 @@ UNASSIGNED = -1
 def cluster_entropy(
     scores: Float[Tensor, "views batch clusters"], assignments: Int64[Tensor, " batch"], *, temperature: float = 0.1
 ) -> Float[Tensor, " batch"]:
-    """Return the cross-entropy of each image with its cluster, a mean over views; 0 where it has none (-1).
+    """Return the cross-entropy of each image with its cluster at temperature τ, a mean over views; 0 without one (-1).
 
-    Args:
-        scores: Cosines with the centroids, in any floating-point type; computed in float32 or better.
-        assignments: Number of each image's cluster, or -1.
-        temperature: τ.
+    ``scores`` are cosines with the centroids, ``assignments`` the number of each image's cluster, or -1.
 
     Example:
         >>> entropy = cluster_entropy(torch.zeros(2, 3, 8), torch.tensor([5, -1, 0]))
@@ -59,15 +54,19 @@ def cluster_entropy(
     return torch.where(assignments == UNASSIGNED, 0, entropy)
 
 
-class DeepClusterV2(nn.Module):
-    """DeepCluster-v2 over the joint batch of all processes.
+class DeepClusterV2(Objective):
+    """DeepCluster-v2 over the global batch.
+
+    When to use: clusters as targets, for small batches too, since the loss takes nothing from the other images. It
+    keeps every image (``assigned_views · num_images · out_dim`` numbers), hence no streams, and stops for k-means once
+    an epoch.
 
     Buffers: ``bank [assigned_views, num_images, out_dim]`` of this epoch's ẑ, with ``filled [num_images]``;
     ``assignments [heads, num_images]`` and ``centroids [sum of prototypes, out_dim]`` of the last clustering, in
     ``epoch``.
 
     Args:
-        num_images: Number of images of the data set; `ProjectionTrainer` fills it in.
+        num_images: Of the data set; `ProjectionTrainer` fills it in.
         out_dim: Width of z; `ProjectionTrainer` fills it in.
         prototypes: Number of clusters of each head, or one number for one head. (3000, 3000, 3000): ImageNet.
         temperature: τ.
@@ -76,7 +75,8 @@ class DeepClusterV2(nn.Module):
         assigned_views: Number of views, the first ones, that the bank keeps; head h clusters view h mod this.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, if the index is missing or out of range, or z has another
+            width than the bank.
 
     Example:
         >>> objective = DeepClusterV2(num_images=4, out_dim=2, prototypes=2)
@@ -117,6 +117,7 @@ class DeepClusterV2(nn.Module):
         if kmeans_init not in INITS:
             raise unknown("kmeans_init", kmeans_init, INITS)
         self.temperature, self.assigned_views = temperature, assigned_views
+        self.num_images, self.out_dim = num_images, out_dim
         self.kmeans_iterations, self.kmeans_init = kmeans_iterations, kmeans_init
         self.views = (assigned_views, None)
         self.register_buffer("bank", torch.zeros(assigned_views, num_images, out_dim))
@@ -130,7 +131,7 @@ class DeepClusterV2(nn.Module):
         """Cluster the bank and empty it: the same on all processes, by the step's generator.
 
         Raises:
-            UsageError: the epoch before had fewer images than there are prototypes.
+            UsageError: If the epoch before had fewer images than there are prototypes.
         """
         epoch = math.floor(step.epoch)
         if epoch == self.epoch:
@@ -152,22 +153,13 @@ class DeepClusterV2(nn.Module):
             self.assignments[head, images] = clusters.assignments
         self.filled.zero_()
 
-    def forward(self, z: Views, *, index: Tensor | None = None, **given: Any) -> ObjectiveOutput:
-        """Return the loss, ``assigned`` (share of images with a cluster) and ``accuracy`` (of their predictions).
+    def compute(self, z: Views, *, index: Tensor, **given: object) -> ObjectiveOutput:
+        """Return the loss, ``assigned`` (fraction of images with a cluster) and ``accuracy`` (of their predictions).
 
         In training it writes ẑ of the assigned views into the bank. Outside it, where images are not those of the bank,
-        an image's cluster is the centroid nearest to its assigned view.
-
-        Args:
-            z: Projections.
-            index: Number of each image in the data set of `num_images`, ``[batch]``.
-            given: Unused.
-
-        Raises:
-            UsageError: there is no index, one that is out of range, or z has another width than the bank.
+        an image's cluster is the centroid nearest to its assigned view. `index` is the number of each image in the data
+        set.
         """
-        check_call(self, z, index=index, **given)
-        assert index is not None
         self._check(z, index)
         u = unit_rows(z)
         centroids = self.centroids.to(u.dtype)
@@ -187,16 +179,15 @@ class DeepClusterV2(nn.Module):
         return ObjectiveOutput(loss, {"assigned": rows[:, 2].mean().detach(), "accuracy": accuracy.detach()})
 
     def _check(self, z: Tensor, index: Tensor) -> None:
-        check_per_image(self, "index", index, z)
-        _, images, dim = self.bank.shape
-        if z.shape[-1] != dim:
+        self.check_per_image("index", index, z)
+        if z.shape[-1] != self.out_dim:
             raise UsageError(
-                f"The bank holds rows of {dim} dimensions and z has {z.shape[-1]}: pass out_dim={z.shape[-1]}."
+                f"The bank holds rows of {self.out_dim} dimensions and z has {z.shape[-1]}: pass out_dim={z.shape[-1]}."
             )
-        if self.training and len(index) and not 0 <= index.min() <= index.max() < images:
+        if self.training and len(index) and not 0 <= index.min() <= index.max() < self.num_images:
             raise UsageError(
-                f"The bank is for images 0 to {images - 1}, and numbers {index.min()} to {index.max()} came: pass "
-                "num_images=… of the training data set."
+                f"index must be numbers of images from 0 to {self.num_images - 1}, got {index.min()} to {index.max()}; "
+                "pass num_images=… of the training data set."
             )
 
     def _nearest(self, u: Tensor) -> Tensor:
@@ -206,17 +197,8 @@ class DeepClusterV2(nn.Module):
     @torch.no_grad()
     def _remember(self, u: Tensor, index: Tensor) -> None:
         index, rows = distributed.gather_rows(index), gather_views(u[: self.assigned_views].detach())
-        # Samplers fill up shards with images that came already; which of two writes to one place wins is not defined.
+        # Samplers fill up shards with images seen before; which of two writes to one place wins is not defined.
         images, place = index.unique(return_inverse=True)
         last = torch.zeros_like(images).scatter_reduce_(0, place, torch.arange(len(index), device=u.device), "amax")
         self.bank[:, images] = rows[:, last].to(self.bank.dtype)
         self.filled[images] = True
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        _, images, dim = self.bank.shape
-        return (
-            f"num_images={images}, out_dim={dim}, prototypes={self.prototypes}, temperature={self.temperature}, "
-            f"kmeans_iterations={self.kmeans_iterations}, kmeans_init={self.kmeans_init!r}, "
-            f"assigned_views={self.assigned_views}"
-        )

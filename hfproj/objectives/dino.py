@@ -1,7 +1,7 @@
 """DINO: the student's views predict the distribution over prototypes that a teacher gives the other large views.
 
-The teacher, a moving-average copy, sees the T large views only. With scores s of the student's V views, scores t̄ of
-the teacher's and a centre c,
+The EMA teacher sees the T large views only. With prototype logits s of the student's V views, t̄ of the teacher's and a
+centre c,
 
     P_i = softmax((t̄_i − c)/τ_t),   p_v = softmax(s_v/τ_s),
     L = 1/(T(V−1)) Σ_i Σ_{v≠i} mean_n [ −Σ_j P_inj log p_vnj ],
@@ -18,17 +18,16 @@ Deviations:
 """
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.functional.assignments import cross_view_entropy, log_probabilities
-from hfproj.objectives.base import ObjectiveOutput, Step, check_call
-from hfproj.objectives.checks import check_at_least, check_positive, check_shape
+from hfproj.functional.rows import at_least_float32
+from hfproj.objectives.base import Objective, ObjectiveOutput, Step, check_at_least, check_between, check_positive
 from hfproj.typing import Scalar, Views
 
 
@@ -40,14 +39,9 @@ def dino_loss(
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Scalar:
-    """Return DINO's loss of one batch.
+    """Return DINO's loss of one batch at the temperatures τ_s and τ_t.
 
-    Args:
-        scores: s, of all views, in any floating-point type; computed in float32 or better.
-        target: t̄, of the first views, by the teacher; it gets no gradient.
-        center: c.
-        student_temperature: τ_s.
-        teacher_temperature: τ_t.
+    ``scores`` are the logits s of all views, ``target`` the teacher's t̄ of the first views, which get no gradient.
 
     Example:
         >>> scores = torch.zeros(4, 8, 16)
@@ -68,13 +62,15 @@ def teacher_probabilities(
         >>> teacher_probabilities(center.repeat(1, 1), center, 0.04).tolist()
         [[0.5, 0.5]]
     """
-    target = target.detach()
-    centered = target.to(torch.promote_types(target.dtype, torch.float32)) - center
-    return (centered / temperature).softmax(-1)
+    return ((at_least_float32(target.detach()) - center) / temperature).softmax(-1)
 
 
-class DINO(nn.Module):
-    """DINO over the joint batch of all processes, with the centre as a buffer ``center [prototypes]``.
+class DINO(Objective):
+    """DINO over the global batch, with the centre as a buffer ``center [prototypes]``.
+
+    When to use: vision transformers with multi-crop views, whose nearest neighbours it serves well, at small batches
+    too. It costs a teacher and many prototypes. Centre, temperatures and momentum must fit together, or all images get
+    one prototype or all prototypes alike: ``teacher_entropy`` then goes to 0 or to ln K.
 
     Args:
         prototypes: Number of the adapter's prototypes; `ProjectionTrainer` fills it in. 65536: the paper, for ImageNet.
@@ -86,7 +82,8 @@ class DINO(nn.Module):
         freeze_prototypes_epochs: Epochs at the beginning in which the prototypes are not trained.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, if there are fewer than two views, something is missing or
+            of another shape, or the number of prototypes is another.
 
     Example:
         >>> objective = DINO(prototypes=5)
@@ -96,10 +93,8 @@ class DINO(nn.Module):
         (['kl', 'teacher_entropy'], True)
     """
 
-    views = (2, None)
     needs = frozenset({"scores", "target"})
     target_of = "scores"
-    target_views = 2
     ema_momentum = (0.996, 1.0)
     center: Tensor
 
@@ -115,16 +110,13 @@ class DINO(nn.Module):
         freeze_prototypes_epochs: float = 1.0,
     ):
         super().__init__()
-        for name, value in {
-            "student_temperature": student_temperature,
-            "teacher_temperature": teacher_temperature,
-            "warmup_teacher_temperature": warmup_teacher_temperature,
-        }.items():
-            check_positive(name, value, usual="0.04 to 0.1")
-        if not 0 <= center_momentum <= 1:
-            raise UsageError(f"center_momentum must lie in [0, 1], got {center_momentum}.")
+        check_positive("student_temperature", student_temperature, usual="0.1")
+        check_positive("teacher_temperature", teacher_temperature, usual="0.04 to 0.07")
+        check_positive("warmup_teacher_temperature", warmup_teacher_temperature, usual="0.04")
+        check_between(0, 1, center_momentum=center_momentum)
         check_at_least(2, prototypes=prototypes)
         check_at_least(0, warmup_epochs=warmup_epochs, freeze_prototypes_epochs=freeze_prototypes_epochs)
+        self.prototypes = prototypes
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.warmup_teacher_temperature, self.warmup_epochs = warmup_teacher_temperature, warmup_epochs
         self.center_momentum, self.freeze_prototypes_epochs = center_momentum, freeze_prototypes_epochs
@@ -147,39 +139,22 @@ class DINO(nn.Module):
         """Return the parts of the adapter that get no gradient in this step."""
         return {"prototypes"} if step.epoch < self.freeze_prototypes_epochs else set()
 
-    def forward(
-        self,
-        z: Views,
-        *,
-        scores: Tensor | None = None,
-        target: Tensor | None = None,
-        step: Step | None = None,
-        **given: Any,
+    def compute(
+        self, z: Views, *, scores: Tensor, target: Tensor, step: Step | None = None, **given: object
     ) -> ObjectiveOutput:
         """Return the loss, ``teacher_entropy`` in nats and ``kl``, the loss minus it; in training, move the centre.
 
-        Args:
-            z: Projections of at least two views; only `scores` enter the loss.
-            scores: s, of all views ``[views, batch, prototypes]``.
-            target: t̄, of the first two views, by the moving-average copy.
-            step: Where training stands; None: after the warm-up of τ_t.
-            given: Unused.
-
-        Raises:
-            UsageError: something is missing or has another shape, or the number of prototypes is not that of the
-                objective.
+        Only the shape of `z` matters. `scores` are the logits s of all views, `target` the teacher's t̄ of the first
+        two. `step` is where training stands; None: after the warm-up of τ_t.
         """
-        check_call(self, z, scores=scores, target=target, step=step, **given)
-        assert scores is not None
-        assert target is not None
-        if scores.shape[-1] != len(self.center):
+        if scores.shape[-1] != self.prototypes:
             raise UsageError(
-                f"The scores are of {scores.shape[-1]} prototypes and DINO was made for {len(self.center)}: pass "
+                f"The scores are of {scores.shape[-1]} prototypes and DINO was made for {self.prototypes}: pass "
                 f"prototypes={scores.shape[-1]}."
             )
-        check_shape(self, "scores", scores, z, dim=len(self.center))
-        check_shape(self, "target", target, z, views=self.target_views, dim=len(self.center))
-        target = target[: self.target_views]
+        self.check_shape("scores", scores, z, dim=self.prototypes)
+        self.check_shape("target", target, z, views=2, dim=self.prototypes)
+        target = target[:2]
         p = teacher_probabilities(target, self.center, self.teacher_temperature_at(step))
         loss = cross_view_entropy(p, log_probabilities(scores, self.student_temperature))
         entropy = torch.special.entr(p).sum(-1).mean(0)
@@ -193,12 +168,3 @@ class DINO(nn.Module):
     def _move_center(self, target: Tensor, images: int) -> None:
         total = distributed.all_reduce_sum(target.sum((0, 1), dtype=self.center.dtype))
         self.center.lerp_(total / (len(target) * images), 1 - self.center_momentum)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return (
-            f"prototypes={len(self.center)}, student_temperature={self.student_temperature}, "
-            f"teacher_temperature={self.teacher_temperature}, "
-            f"warmup_teacher_temperature={self.warmup_teacher_temperature}, warmup_epochs={self.warmup_epochs}, "
-            f"center_momentum={self.center_momentum}, freeze_prototypes_epochs={self.freeze_prototypes_epochs}"
-        )

@@ -15,13 +15,12 @@ Deviations:
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfproj.errors import UsageError
 from hfproj.functional.rows import generator_of
 from hfproj.objectives import create_objective
-from hfproj.objectives.base import ObjectiveOutput, Step, check_call
-from hfproj.objectives.checks import check_shape
+from hfproj.objectives.base import Objective, ObjectiveOutput, Step
 from hfproj.typing import Views
 
 # What the trainer reads from an objective (see hfproj.objectives.base) is that of the inner one.
@@ -39,8 +38,11 @@ def draw_groups(dim: int, groups: int, group_dim: int, generator: torch.Generato
     return torch.randperm(dim, generator=generator, device=device)[: groups * group_dim].split(group_dim)
 
 
-class Grouped(nn.Module):
+class Grouped(Objective):
     """The sum of an objective over random disjoint groups of dimensions, drawn anew each step.
+
+    When to use: to spread information over all dimensions without a head (DirectCLR's comparison). It costs the inner
+    objective once per group, and has its demands on the batch.
 
     Args:
         objective: Name of the objective; one without state between steps and without prototypes. The default with its
@@ -50,7 +52,8 @@ class Grouped(nn.Module):
         group_dim: Dimensions of each; None: as many as there are for `groups` equal ones (256 of 2048: DirectCLR).
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range or the inner objective keeps state or needs prototypes; in a call, if z
+            has fewer dimensions than the groups take, or the inner objective refuses its input.
 
     Example:
         >>> z = torch.ones(2, 4, 8)  # collapsed: ln 7 from each group
@@ -58,9 +61,6 @@ class Grouped(nn.Module):
         >>> bool(loss.isclose(2 * torch.tensor(7.0).log()))
         True
     """
-
-    views: tuple[int, int | None]
-    needs: frozenset[str]
 
     def __init__(
         self,
@@ -84,28 +84,20 @@ class Grouped(nn.Module):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
 
-    def forward(
+    def compute(
         self,
         z: Views,
         *,
         target: Tensor | None = None,
         prediction: Tensor | None = None,
         step: Step | None = None,
-        **given: Any,
+        **given: object,
     ) -> ObjectiveOutput:
         """Return the sum of the losses, and the mean over the groups of each term.
 
-        Args:
-            z: Projections, as the inner objective takes them.
-            target: Likewise; grouped with z.
-            prediction: Likewise; grouped with z.
-            step: Source of the permutation; needed on several processes.
-            given: Passed to the inner objective.
-
-        Raises:
-            UsageError: z has fewer dimensions than the groups take, or the inner objective refuses its input.
+        `target` and `prediction` are grouped with z, the rest is passed to the inner objective. `step` is the source of
+        the permutation; None, on one process: torch's own.
         """
-        check_call(self, z, target=target, prediction=prediction, step=step, **given)
         dim = z.shape[-1]
         group_dim = dim // self.groups if self.group_dim is None else self.group_dim
         if not 0 < self.groups * group_dim <= dim:
@@ -115,7 +107,7 @@ class Grouped(nn.Module):
             )
         parts = {name: rows for name, rows in (("target", target), ("prediction", prediction)) if rows is not None}
         for name, rows in parts.items():
-            check_shape(self, name, rows, z, views=1)
+            self.check_shape(name, rows, z, views=1)
         outputs = []
         for group in draw_groups(dim, self.groups, group_dim, generator_of(step)):
             own = group.to(z.device)
@@ -123,7 +115,3 @@ class Grouped(nn.Module):
             outputs.append(self.objective(z[..., own], step=step, **own_parts, **given))
         terms = {name: torch.stack([o.terms[name] for o in outputs]).mean() for name in outputs[0].terms}
         return ObjectiveOutput(torch.stack([o.loss for o in outputs]).sum(), terms)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"groups={self.groups}, group_dim={self.group_dim}"

@@ -15,26 +15,15 @@ Deviations:
     None for two views; more than two are averaged over pairs. DirectCLR's script adds a classifier that only monitors.
 """
 
-from typing import Any
-
 import torch
-from torch import nn
 
-from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import match_rows, positive_cosine, view_pairs
-from hfproj.functional.rows import gather_views
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_temperature
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
 from hfproj.typing import Scalar, Views
 
 
 def info_nce_loss(z: Views, *, temperature: float = 0.1, symmetric: bool = True) -> Scalar:
-    """Return InfoNCE of one batch.
-
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-        temperature: τ.
-        symmetric: Whether both views of a pair are anchors, or the earlier one only.
+    """Return InfoNCE of one batch at temperature τ, with both views of a pair as anchors or the earlier one only.
 
     Example:
         >>> z = torch.ones(2, 4, 8)  # collapsed: each of the 4 rows of the other view is as good
@@ -45,8 +34,12 @@ def info_nce_loss(z: Views, *, temperature: float = 0.1, symmetric: bool = True)
     return torch.stack([match_rows(z[a], z[b], temperature=temperature) for a, b in pairs]).mean()
 
 
-class InfoNCE(nn.Module):
-    """InfoNCE over the joint batch of all processes.
+class InfoNCE(Objective):
+    """InfoNCE over the global batch.
+
+    When to use: for views of different kinds (two modalities, two sensors), where rows of one's own kind are no
+    negatives, and for heads without parameters (DirectCLR). It wants large batches, and has about half the negatives of
+    NT-Xent.
 
     Args:
         temperature: τ. 0.1: DirectCLR.
@@ -54,7 +47,7 @@ class InfoNCE(nn.Module):
         gather: Whether images of other processes are negatives too; if not, the loss is that of the local batch.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If the temperature is not positive; in a call, with fewer than two views or images.
 
     Example:
         >>> loss, terms = InfoNCE()(torch.eye(4).expand(2, 4, 4))
@@ -62,31 +55,12 @@ class InfoNCE(nn.Module):
         1.0
     """
 
-    views = (2, None)
-    needs: frozenset[str] = frozenset()
-
     def __init__(self, *, temperature: float = 0.1, symmetric: bool = True, gather: bool = True):
         super().__init__()
         self.temperature, self.symmetric, self.gather = check_temperature(temperature), symmetric, gather
 
-    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
-        """Return the loss and ``positive_cosine``, the mean cosine between views of an image.
-
-        Args:
-            z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
-                different sizes.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, or one image over all processes.
-        """
-        check_call(self, z, **given)
-        if self.gather:
-            z = gather_views(z)
-        check_images(z.shape[1], "InfoNCE")
+    def compute(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine between views of an image."""
+        z = self.global_batch(z, gather=self.gather)
         loss = info_nce_loss(z, temperature=self.temperature, symmetric=self.symmetric)
         return ObjectiveOutput(loss, {"positive_cosine": positive_cosine(z)})
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"temperature={self.temperature}, symmetric={self.symmetric}, gather={self.gather}"

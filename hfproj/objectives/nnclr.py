@@ -17,30 +17,23 @@ Deviations:
     predicts each of them: the mean over pairs.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfproj import distributed
 from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import joint_cosine, match_rows, unit_rows_own_first, view_pairs
 from hfproj.functional.moments import joint_mean
 from hfproj.functional.rows import full_precision, unit_rows
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_shape, check_temperature
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
 from hfproj.objectives.queue import Queue
 from hfproj.typing import Scalar, Views
 
 
 @torch.no_grad()
 def nearest_rows(z: Float[Tensor, "rows dim"], bank: Float[Tensor, "size dim"]) -> Float[Tensor, "rows dim"]:
-    """Return for each row the row of the bank with the largest cosine, without a gradient.
-
-    Args:
-        z: Rows of any length.
-        bank: Rows of unit length.
+    """Return for each row the row of the bank, of unit length, with the largest cosine, without a gradient.
 
     Example:
         >>> nearest_rows(torch.tensor([[1.0, 3.0]]), torch.eye(2))
@@ -52,12 +45,9 @@ def nearest_rows(z: Float[Tensor, "rows dim"], bank: Float[Tensor, "size dim"]) 
 
 
 def nnclr_loss(neighbours: Float[Tensor, "keys batch dim"], prediction: Views, *, temperature: float = 0.2) -> Scalar:
-    """Return NNCLR's loss over the joint batch of all processes, with a gradient for the predictions alone.
+    """Return NNCLR's loss at temperature τ over the global batch, with a gradient for the predictions alone.
 
-    Args:
-        neighbours: Nearest neighbours of the first views' projections, as many as these are.
-        prediction: p of all views, in any floating-point type; computed in float32 or better.
-        temperature: τ.
+    ``neighbours`` are those of the first views' projections, ``prediction`` is p of all views.
 
     Example:
         >>> bool(nnclr_loss(torch.ones(2, 4, 8), torch.ones(2, 4, 8)).isclose(torch.tensor(4.0).log()))  # collapsed
@@ -70,8 +60,11 @@ def nnclr_loss(neighbours: Float[Tensor, "keys batch dim"], prediction: Views, *
     return joint_mean(torch.stack(losses))
 
 
-class NNCLR(nn.Module):
-    """NNCLR over the joint batch of all processes. Its queue, in its buffers, moves on in training only.
+class NNCLR(Objective):
+    """NNCLR over the global batch. Its queue, in its buffers, moves on in training only.
+
+    When to use: where augmentations alone give too little variety, since positives are other images; it depends less on
+    them than SimCLR. It wants large batches and a long queue, whose first neighbours are random.
 
     Args:
         temperature: τ. 0.2: solo-learn on CIFAR; 0.1: the paper.
@@ -79,7 +72,9 @@ class NNCLR(nn.Module):
         queue_size: K, a multiple of the batch over all processes. 65536: solo-learn; 98304: the paper.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, with fewer than two views or images, a prediction that is
+            missing or of another shape, z of another width than `out_dim`, or a first batch that does not divide
+            `queue_size`.
 
     Example:
         >>> objective = NNCLR(out_dim=4, queue_size=8)
@@ -90,36 +85,21 @@ class NNCLR(nn.Module):
         1.0
     """
 
-    views = (2, None)
     needs = frozenset({"prediction"})
 
     def __init__(self, *, temperature: float = 0.2, out_dim: int = 256, queue_size: int = 65536):
         super().__init__()
-        self.temperature = check_temperature(temperature)
+        self.temperature, self.out_dim, self.queue_size = check_temperature(temperature), out_dim, queue_size
         self.queue = Queue(queue_size, out_dim)
 
-    def forward(self, z: Views, *, prediction: Tensor | None = None, **given: Any) -> ObjectiveOutput:
+    def compute(self, z: Views, *, prediction: Tensor, **given: object) -> ObjectiveOutput:
         """Return the loss, ``positive_cosine`` and ``neighbour_cosine``.
 
-        They are the mean cosines of neighbours with the predictions that are to find them, and with the projections
-        that they are nearest to.
-
-        Args:
-            z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
-                different sizes.
-            prediction: p of the same views.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, no prediction or one of another shape, one image over all processes,
-                another width than `out_dim`, or a first batch that does not divide `queue_size`.
+        They are the mean cosines of neighbours with the predictions (of the same views as `z`) that are to find them,
+        and with the projections that they are nearest to.
         """
-        check_call(self, z, prediction=prediction, **given)
-        assert prediction is not None  # just checked
-        check_shape(self, "prediction", prediction, z)
-        # Nothing is enqueued in evaluation, where a batch may have any size: as if it were 1.
-        batch = sum(distributed.row_counts(z.shape[1], z.device)) if self.training else 1
-        self.queue.check(batch, z.shape[2])
+        self.check_shape("prediction", prediction, z)
+        self.queue.check(z)
         neighbours = torch.stack([nearest_rows(view, self.queue.rows) for view in z[:2]])
         loss = nnclr_loss(neighbours, prediction, temperature=self.temperature)
         predictions, nearest = (list(views) for views in zip(*view_pairs(len(z), 2)))
@@ -130,8 +110,3 @@ class NNCLR(nn.Module):
         if self.training:
             self.queue.push(distributed.gather_rows(unit_rows(z[0].detach())))
         return ObjectiveOutput(loss, terms)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        size, dim = self.queue.rows.shape
-        return f"temperature={self.temperature}, out_dim={dim}, queue_size={size}"

@@ -13,26 +13,18 @@ Deviations:
     solo-learn puts their sum inside the logarithm.
 """
 
-from typing import Any
-
 import torch
-from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.functional.contrastive import check_images, tiled_nt_xent
+from hfproj.functional.contrastive import tiled_nt_xent
 from hfproj.functional.matching import positive_cosine
-from hfproj.functional.rows import full_precision, gather_views, unit_rows
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_temperature
+from hfproj.functional.rows import full_precision, unit_rows
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
 from hfproj.typing import Scalar, Views
 
 
 def nt_xent_loss(z: Views, *, temperature: float = 0.2) -> Scalar:
-    """Return NT-Xent of one batch, by the whole similarity matrix; differentiable any number of times.
-
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-        temperature: τ.
+    """Return NT-Xent of one batch at temperature τ, by the whole similarity matrix; differentiable any number of times.
 
     Example:
         >>> z = torch.ones(2, 4, 8)  # collapsed: every other row is as good as the positive one
@@ -50,8 +42,12 @@ def nt_xent_loss(z: Views, *, temperature: float = 0.2) -> Scalar:
     return -log_p[positive].mean()  # every row has V - 1 positives: one mean over all
 
 
-class NTXent(nn.Module):
-    """NT-Xent over the joint batch of all processes.
+class NTXent(Objective):
+    """NT-Xent over the global batch.
+
+    When to use: the first choice where batches can be large (512 images and more, over all processes), since all other
+    rows are negatives; complete collapse is never its minimum, and tiles keep its memory small. At small batches try
+    ``dcl`` or ``moco``. Images of one class in a batch push each other away, too.
 
     Args:
         temperature: τ. 0.2: solo-learn on CIFAR; 0.5: lightly; 0.1: solo-learn's function, SimCLR on ImageNet.
@@ -61,7 +57,7 @@ class NTXent(nn.Module):
             which is twice differentiable.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, with fewer than two views or images.
 
     Example:
         >>> loss, terms = NTXent(temperature=0.5)(torch.randn(2, 16, 8))
@@ -69,37 +65,19 @@ class NTXent(nn.Module):
         ['positive_cosine']
     """
 
-    views = (2, None)
-    needs: frozenset[str] = frozenset()
-
     def __init__(self, *, temperature: float = 0.2, gather: bool = True, tile_rows: int | str | None = "auto"):
         super().__init__()
         whole = isinstance(tile_rows, int) and not isinstance(tile_rows, bool) and tile_rows >= 1
         if not (whole or tile_rows is None or tile_rows == "auto"):
-            raise UsageError(f"tile_rows is a number from 1, 'auto', or None for no tiles, got {tile_rows!r}.")
+            raise UsageError(f"tile_rows must be a number from 1, 'auto', or None for no tiles, got {tile_rows!r}.")
         self.temperature, self.gather, self.tile_rows = check_temperature(temperature), gather, tile_rows
 
-    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
-        """Return the loss and ``positive_cosine``, the mean cosine between views of an image.
-
-        Args:
-            z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
-                different sizes.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, or one image over all processes.
-        """
-        check_call(self, z, **given)
-        if self.tile_rows is not None:
+    def compute(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine between views of an image."""
+        if self.tile_rows is None:
+            z = self.global_batch(z, gather=self.gather)
+            loss, cosine = nt_xent_loss(z, temperature=self.temperature), positive_cosine(z)
+        else:
             edge = self.tile_rows if isinstance(self.tile_rows, int) else None
             loss, cosine = tiled_nt_xent(unit_rows(z), temperature=self.temperature, tile_rows=edge, gather=self.gather)
-            return ObjectiveOutput(loss, {"positive_cosine": cosine})
-        if self.gather:
-            z = gather_views(z)
-        check_images(z.shape[1])
-        return ObjectiveOutput(nt_xent_loss(z, temperature=self.temperature), {"positive_cosine": positive_cosine(z)})
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"temperature={self.temperature}, gather={self.gather}, tile_rows={self.tile_rows}"
+        return ObjectiveOutput(loss, {"positive_cosine": cosine})

@@ -3,22 +3,19 @@
 import torch
 from torch import Tensor, nn
 
+from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.functional.rows import unit_rows
+from hfproj.typing import Features, Views
 
 
 class Queue(nn.Module):
     """The newest `size` rows of width `dim`, as buffers ``rows [size, dim]``, ``pointer`` and ``filled``.
 
-    It starts with random unit rows from a generator of its own: the same on all processes and in every run.
-
-    Args:
-        size: Number of rows kept.
-        dim: Their width.
-        seed: Of the first rows.
+    It starts with random unit rows from a generator with `seed`: the same on all processes and in every run.
 
     Raises:
-        UsageError: `size` or `dim` is below 1.
+        UsageError: If `size` or `dim` is below 1.
 
     Example:
         >>> queue = Queue(4, 2)
@@ -40,17 +37,23 @@ class Queue(nn.Module):
         self.register_buffer("pointer", torch.tensor(0))
         self.register_buffer("filled", torch.tensor(0))
 
-    def check(self, batch: int, dim: int) -> None:
-        """Refuse rows of another width, and a first batch of which the queue holds no whole number.
+    def check(self, z: Views) -> None:
+        """Refuse projections of another width, and in training a first batch of which the queue holds no whole number.
 
-        Later batches, such as the last of an epoch, may have any size up to that of the queue.
+        Later batches, such as the last of an epoch, may have any size up to that of the queue; in evaluation, where
+        nothing is pushed, they may have any size.
 
         Raises:
-            UsageError: so it is.
+            UsageError: If the width differs or the global batch does not fit.
         """
         size, width = self.rows.shape
-        if dim != width:
-            raise UsageError(f"The queue holds rows of {width} dimensions and z has {dim}: pass out_dim={dim}.")
+        if z.shape[2] != width:
+            raise UsageError(
+                f"The queue holds rows of {width} dimensions and z has {z.shape[2]}: pass out_dim={z.shape[2]}."
+            )
+        if not self.training:
+            return
+        batch = sum(distributed.row_counts(z.shape[1], z.device))
         if batch > size or (self.filled == 0 and size % batch):
             raise UsageError(
                 f"A queue of {size} rows holds no whole number of batches of {batch} (over all processes); take "
@@ -58,7 +61,7 @@ class Queue(nn.Module):
             )
 
     @torch.no_grad()
-    def push(self, rows: Tensor) -> None:
+    def push(self, rows: Features) -> None:
         """Replace the oldest rows; `rows` must be the same on all processes (gathered)."""
         size = len(self.rows)
         rows = rows.detach()[-size:].to(self.rows.dtype)
@@ -66,7 +69,3 @@ class Queue(nn.Module):
         self.rows[where] = rows
         self.pointer.copy_((self.pointer + len(rows)) % size)
         self.filled.copy_((self.filled + len(rows)).clamp(max=size))
-
-    def oldest_first(self) -> Tensor:
-        """Return the rows in the order in which they came."""
-        return self.rows.roll(-int(self.pointer), 0)

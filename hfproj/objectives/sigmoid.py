@@ -17,27 +17,19 @@ Deviations:
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hfproj.errors import UsageError
-from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import cosine_logits, positive_cosine, view_pairs
-from hfproj.functional.rows import gather_views
-from hfproj.objectives.base import ObjectiveOutput, check_call
+from hfproj.objectives.base import Objective, ObjectiveOutput
 from hfproj.typing import Scalar, Views
 
 
 def sigmoid_loss(z: Views, log_inverse_temperature: Tensor, bias: Tensor) -> Scalar:
-    """Return the sigmoid contrastive loss of one batch.
-
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-        log_inverse_temperature: t, a scalar.
-        bias: b, a scalar.
+    """Return the sigmoid contrastive loss of one batch, with the scalars t (the logit scale is exp t) and b.
 
     Example:
         >>> loss = sigmoid_loss(torch.zeros(2, 4, 8), torch.tensor(0.0), torch.tensor(0.0))  # every guess is even
@@ -54,11 +46,18 @@ def sigmoid_loss(z: Views, log_inverse_temperature: Tensor, bias: Tensor) -> Sca
     return torch.stack(losses).mean()
 
 
-class SigmoidContrastive(nn.Module):
-    """Sigmoid contrastive loss over the joint batch of all processes.
+class SigmoidContrastive(Objective):
+    """Sigmoid contrastive loss over the global batch.
 
     Its two learnable scalars belong to the adapter; ``scales`` has their start values. Keep them in float32 and out of
     weight decay.
+
+    When to use: contrastive training at batches of any size, since no softmax couples the pairs and the temperature is
+    learned. It was made for image and text; of an N × N matrix nearly all pairs are negative, so the bias must start
+    low.
+
+    Raises:
+        UsageError: In a call, with fewer than two views or images, or without one of the scales.
 
     Example:
         >>> scales = {name: torch.tensor(value) for name, value in SigmoidContrastive.scales.items()}
@@ -67,32 +66,18 @@ class SigmoidContrastive(nn.Module):
         True
     """
 
-    views = (2, None)
     needs = frozenset({"scales"})
     scales = {"log_inverse_temperature": math.log(10), "bias": -10.0}  # open_clip; big_vision's LiT example: -2.71
 
-    def forward(self, z: Views, *, scales: Mapping[str, Tensor] | None = None, **given: Any) -> ObjectiveOutput:
-        """Return the loss, ``positive_cosine`` (mean cosine between views of an image) and the two scales.
-
-        Args:
-            z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
-                different sizes.
-            scales: ``log_inverse_temperature`` and ``bias``.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, one image over all processes, or a scale is missing.
-        """
-        check_call(self, z, scales=scales, **given)
-        assert scales is not None  # just checked
-        missing = [name for name in sorted(self.scales) if not isinstance(scales.get(name), Tensor)]
+    def compute(self, z: Views, *, scales: Mapping[str, Tensor], **given: object) -> ObjectiveOutput:
+        """Return the loss, ``positive_cosine`` (mean cosine between views of an image) and the two scales."""
+        z = self.global_batch(z)
+        used = {name: scales[name] for name in self.scales if name in scales}
+        missing = [name for name in sorted(self.scales) if not isinstance(used.get(name), Tensor)]
         if missing:
             raise UsageError(
-                f"SigmoidContrastive needs the scales {sorted(self.scales)}, and {missing} are no tensors: give "
-                f"the config ProjectionHeadConfig(scales={self.scales})."
+                f"SigmoidContrastive needs tensors for the scales {sorted(self.scales)}, and {missing} are missing: "
+                f"give the config ProjectionHeadConfig(scales={self.scales})."
             )
-        z = gather_views(z)
-        check_images(z.shape[1], "SigmoidContrastive")
-        used = {name: scales[name] for name in self.scales}
         terms = {"positive_cosine": positive_cosine(z), **{name: value.detach() for name, value in used.items()}}
         return ObjectiveOutput(sigmoid_loss(z, **used), terms)

@@ -12,32 +12,24 @@ References:
     appendix on hard-negative weights; princeton-nlp/SimCSE (206d7ae) ``simcse/models.py``.
 
 Deviations:
-    Over processes the gradient is that of the joint batch; the official code keeps that of the local shard, which is
+    Over processes the gradient is that of the global batch; the official code keeps that of the local shard, which is
     1/processes of it after the mean over processes. No masked-language term.
 """
 
 import math
-from typing import Any
 
 import torch
-from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import cosine_logits, positive_cosine
-from hfproj.functional.rows import gather_views
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_temperature
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
 from hfproj.typing import Scalar, Views
 
 
 def simcse_loss(z: Views, *, temperature: float = 0.05, hard_negative_weight: float = 0.0) -> Scalar:
-    """Return SimCSE's loss of one batch.
+    """Return SimCSE's loss of two views, or of three with the hard negatives last, at temperature τ.
 
-    Args:
-        z: Projections of two views, or three with the hard negatives last; computed in float32 or better.
-        temperature: τ.
-        hard_negative_weight: w, added to the logit of each anchor's own hard negative.
+    ``hard_negative_weight`` is w, added to the logit of each anchor's own hard negative.
 
     Example:
         >>> bool(simcse_loss(torch.ones(3, 4, 8)).isclose(torch.tensor(8.0).log()))  # 4 positives, 4 hard negatives
@@ -51,8 +43,11 @@ def simcse_loss(z: Views, *, temperature: float = 0.05, hard_negative_weight: fl
     return (logits.logsumexp(1) - logits.diagonal()).mean()
 
 
-class SimCSE(nn.Module):
-    """SimCSE over the joint batch of all processes.
+class SimCSE(Objective):
+    """SimCSE over the global batch.
+
+    When to use: sentences, where dropout is the only augmentation needed; batches of 64 do, an epoch suffices. Without
+    dropout (evaluation mode, or a model that has none) both views are equal and nothing is learned.
 
     Args:
         temperature: τ. 0.05: the paper.
@@ -61,15 +56,14 @@ class SimCSE(nn.Module):
             script's default, no preference.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range or the weight has no hard negatives; in a call, with another number of
+            views or one sentence over all processes.
 
     Example:
         >>> loss, terms = SimCSE(temperature=1.0)(torch.eye(4).expand(2, 4, 4))
         >>> bool(loss.isclose((torch.e + torch.tensor(3.0)).log() - 1)), terms["positive_cosine"].item()
         (True, 1.0)
     """
-
-    needs: frozenset[str] = frozenset()
 
     def __init__(self, *, temperature: float = 0.05, hard_negatives: bool = False, hard_negative_weight: float = 0.0):
         super().__init__()
@@ -84,29 +78,11 @@ class SimCSE(nn.Module):
         self.hard_negative_weight = hard_negative_weight
         self.views = (3, 3) if hard_negatives else (2, 2)
 
-    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
-        """Return the loss, ``positive_cosine`` of the first two views and, if there are any, ``hard_negative_cosine``.
-
-        Args:
-            z: Projections of two views, or three; rows of a view in the same order. Processes may hold batches of
-                different sizes.
-            given: Unused.
-
-        Raises:
-            UsageError: another number of views, or one sentence over all processes.
-        """
-        check_call(self, z, **given)
-        z = gather_views(z)
-        check_images(z.shape[1], "SimCSE")
+    def compute(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss, ``positive_cosine`` of the first two views and, with a third, ``hard_negative_cosine``."""
+        z = self.global_batch(z)
         loss = simcse_loss(z, temperature=self.temperature, hard_negative_weight=self.hard_negative_weight)
         terms = {"positive_cosine": positive_cosine(z[:2])}
         if self.hard_negatives:
             terms["hard_negative_cosine"] = positive_cosine(z[::2])
         return ObjectiveOutput(loss, terms)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return (
-            f"temperature={self.temperature}, hard_negatives={self.hard_negatives}, "
-            f"hard_negative_weight={self.hard_negative_weight}"
-        )

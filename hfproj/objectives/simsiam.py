@@ -1,4 +1,4 @@
-"""SimSiam: the prediction from one view points where the same network, held still, projects the other view.
+"""SimSiam: the prediction from one view points where the same network, without a gradient, projects the other view.
 
     L = −mean over pairs (i, v) of cos(p_v, sg(z_i)),
 
@@ -13,23 +13,16 @@ Deviations:
     None for two views. solo-learn sums over the pairs instead: twice the official loss with two views.
 """
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfproj.functional.matching import cross_view_cosines
 from hfproj.functional.moments import joint_mean
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_shape
+from hfproj.objectives.base import Objective, ObjectiveOutput
 from hfproj.typing import Scalar, Views
 
 
 def simsiam_loss(prediction: Views, z: Views) -> Scalar:
-    """Return SimSiam over the joint batch, from −1 (all pairs align) to 1.
-
-    Args:
-        prediction: p of all views, in any floating-point type; computed in float32 or better.
-        z: Projections of all views; the gradient does not pass them.
+    """Return SimSiam over the global batch, from −1 (all pairs align) to 1; the gradient does not pass `z`.
 
     Example:
         >>> import torch
@@ -40,10 +33,17 @@ def simsiam_loss(prediction: Views, z: Views) -> Scalar:
     return -joint_mean(cross_view_cosines(prediction, z[:2].detach()))
 
 
-class SimSiam(nn.Module):
-    """SimSiam over the joint batch of all processes, for two or more views.
+class SimSiam(Objective):
+    """SimSiam over the global batch, for two or more views.
 
     With more views the first two, the large crops, are the targets of all others.
+
+    When to use: the cheapest method without negatives (no teacher, no queue); its paper trains at batches from 64 to
+    4096. Only the predictor and the stopped gradient keep it from collapse, where the loss is at its minimum, −1: watch
+    the rank, not the loss.
+
+    Raises:
+        UsageError: In a call, with fewer than two views, or a prediction that is missing or of another shape.
 
     Example:
         >>> import torch
@@ -52,25 +52,10 @@ class SimSiam(nn.Module):
         -1.0
     """
 
-    views = (2, None)
     needs = frozenset({"prediction"})
 
-    def __init__(self):
-        super().__init__()
-
-    def forward(self, z: Views, *, prediction: Tensor | None = None, **given: Any) -> ObjectiveOutput:
-        """Return the loss and ``positive_cosine``, the mean cosine between predictions and projections.
-
-        Args:
-            z: Projections of at least two views.
-            prediction: p, of the same shape.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, or no prediction or one of another shape.
-        """
-        check_call(self, z, prediction=prediction, **given)
-        assert prediction is not None  # just checked
-        check_shape(self, "prediction", prediction, z)
+    def compute(self, z: Views, *, prediction: Tensor, **given: object) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine of predictions (shaped as `z`) and projections."""
+        self.check_shape("prediction", prediction, z)
         loss = simsiam_loss(prediction, z)
         return ObjectiveOutput(loss, {"positive_cosine": -loss.detach()})

@@ -17,29 +17,22 @@ Deviations:
     are (``l2_normalise=True`` of the head makes them unit). More than two views are averaged over pairs.
 """
 
-from typing import Any
-
 import torch
-from torch import nn
 
-from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import positive_cosine, view_pairs
-from hfproj.functional.rows import full_precision, gather_views
-from hfproj.objectives.base import ObjectiveOutput, check_call
+from hfproj.functional.rows import at_least_float32, full_precision
+from hfproj.objectives.base import Objective, ObjectiveOutput
 from hfproj.typing import Scalar, Views
 
 
 def spectral_loss(z: Views) -> Scalar:
     """Return the spectral contrastive loss of one batch.
 
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-
     Example:
         >>> spectral_loss(torch.eye(4).expand(2, 4, 4)).item()  # other images orthogonal
         -2.0
     """
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = at_least_float32(z)
     images = z.shape[1]
     itself = torch.eye(images, dtype=torch.bool, device=z.device)
     losses = []
@@ -52,8 +45,15 @@ def spectral_loss(z: Views) -> Scalar:
     return torch.stack(losses).mean()
 
 
-class Spectral(nn.Module):
-    """Spectral contrastive loss over the joint batch of all processes.
+class Spectral(Objective):
+    """Spectral contrastive loss over the global batch.
+
+    When to use: to compare with theory, which knows its minimum in closed form for linear networks. There is no
+    temperature to tune, but rows keep their lengths, which a large learning rate can make diverge. It is used at some
+    hundred images.
+
+    Raises:
+        UsageError: In a call, with fewer than two views or images.
 
     Example:
         >>> loss, terms = Spectral()(torch.ones(2, 4, 1))  # collapsed to length 1: the same as orthogonal + 1
@@ -61,21 +61,7 @@ class Spectral(nn.Module):
         -1.0
     """
 
-    views = (2, None)
-    needs: frozenset[str] = frozenset()
-
-    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
-        """Return the loss and ``positive_cosine``, the mean cosine between views of an image.
-
-        Args:
-            z: Projections of at least two views; rows of a view in the same order. Processes may hold batches of
-                different sizes.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, or one image over all processes.
-        """
-        check_call(self, z, **given)
-        z = gather_views(z)
-        check_images(z.shape[1], "Spectral")
+    def compute(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine between views of an image."""
+        z = self.global_batch(z)
         return ObjectiveOutput(spectral_loss(z), {"positive_cosine": positive_cosine(z)})

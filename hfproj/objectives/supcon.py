@@ -18,19 +18,14 @@ Deviations:
     what has no label, is a class like others there.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfproj import distributed
 from hfproj.errors import unknown
-from hfproj.functional.contrastive import check_images
 from hfproj.functional.matching import cosine_logits
-from hfproj.functional.rows import gather_views
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_per_image, check_positive, check_temperature
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive, check_temperature
 from hfproj.typing import Scalar, Views
 
 REDUCTIONS = ("all", "valid")
@@ -41,11 +36,8 @@ def supcon_loss(
 ) -> tuple[Scalar, Scalar]:
     """Return the loss of one batch without the factor τ/τ_base, and the mean cosine of positives without a gradient.
 
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-        labels: Class of each image; negative: none.
-        temperature: τ.
-        reduction: Mean over ``"all"`` rows, or over the ``"valid"`` ones, which have another row of their class.
+    A negative label is no class. `reduction` takes the mean over ``"all"`` rows, or over the ``"valid"`` ones, which
+    have another row of their class.
 
     Example:
         >>> labels = torch.tensor([0, 0, 1, 1])
@@ -68,10 +60,14 @@ def supcon_loss(
     return losses.sum() / rows_counted, cosine
 
 
-class SupCon(nn.Module):
-    """Supervised contrastive loss over the joint batch of all processes, for one view of each image or more.
+class SupCon(Objective):
+    """Supervised contrastive loss over the global batch, for one view of each image or more.
 
     With two views and all labels different it is NT-Xent.
+
+    When to use: with labels (some may be missing), where the representation is to be reused, at batches that hold
+    several images of each class. It pulls a class together: features that tell its images apart are lost (class
+    collapse).
 
     Args:
         temperature: τ. 0.07: SupContrast's code; 0.1: the paper; 0.5: Xue et al. 2024.
@@ -80,7 +76,7 @@ class SupCon(nn.Module):
             class.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, without one label for each image, or with one image.
 
     Example:
         >>> z, labels = torch.eye(4).repeat(1, 2, 1), torch.arange(4).repeat(2)
@@ -95,34 +91,17 @@ class SupCon(nn.Module):
     def __init__(self, *, temperature: float = 0.07, base_temperature: float | None = None, reduction: str = "all"):
         super().__init__()
         self.temperature = check_temperature(temperature)
-        self.base_temperature = None
         if base_temperature is not None:
-            self.base_temperature = check_positive("base_temperature", base_temperature, usual="0.07")
+            check_positive("base_temperature", base_temperature, usual="0.07")
         if reduction not in REDUCTIONS:
             raise unknown("reduction", reduction, REDUCTIONS)
-        self.reduction = reduction
+        self.base_temperature, self.reduction = base_temperature, reduction
 
-    def forward(self, z: Views, *, labels: Tensor | None = None, **given: Any) -> ObjectiveOutput:
-        """Return the loss and ``positive_cosine``, the mean cosine between rows of a class.
-
-        Args:
-            z: Projections. Processes may hold batches of different sizes.
-            labels: Class of each image, whole numbers ``[batch]``; negative: none.
-            given: Unused.
-
-        Raises:
-            UsageError: no labels, or not one for each image, or one image over all processes.
-        """
-        check_call(self, z, labels=labels, **given)
-        assert labels is not None  # just checked
-        check_per_image(self, "labels", labels, z)
-        z, labels = gather_views(z), distributed.gather_rows(labels.to(z.device, torch.int64))
-        check_images(z.shape[1], "SupCon")
+    def compute(self, z: Views, *, labels: Tensor, **given: object) -> ObjectiveOutput:
+        """Return the loss and ``positive_cosine``, the mean cosine between rows of a class."""
+        self.check_per_image("labels", labels, z)
+        z, labels = self.global_batch(z), distributed.gather_rows(labels.to(z.device, torch.int64))
         loss, cosine = supcon_loss(z, labels, temperature=self.temperature, reduction=self.reduction)
         if self.base_temperature is not None:
             loss = loss * (self.temperature / self.base_temperature)
         return ObjectiveOutput(loss, {"positive_cosine": cosine})
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"temperature={self.temperature}, base_temperature={self.base_temperature}, reduction={self.reduction!r}"

@@ -1,7 +1,7 @@
 """SwAV: each view of an image predicts the code, an assignment to prototypes, that another view of it got.
 
-With scores S of all V views (cosines with the prototypes) and codes Q_i of the first A of them, by Sinkhorn over the
-joint batch so that all prototypes are used alike (:mod:`hfproj.functional.assignments`),
+With prototype logits S of all V views (cosines) and codes Q_i of the first A of them, by Sinkhorn over the
+global batch so that all prototypes are used alike (:mod:`hfproj.functional.assignments`),
 
     L = 1/A Σ_{i≤A} 1/(V−1) Σ_{v≠i} mean_n [ −Σ_j Q_inj log softmax(S_vn/τ)_j ].
 
@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.functional.assignments import cross_view_entropy, log_probabilities, sinkhorn
-from hfproj.functional.rows import full_precision, gather_views, unit_rows
-from hfproj.objectives.base import ObjectiveOutput, Step, check_call
-from hfproj.objectives.checks import check_at_least, check_positive, check_shape, check_temperature
+from hfproj.functional.rows import at_least_float32, full_precision, gather_views, unit_rows
+from hfproj.objectives.base import Objective, ObjectiveOutput, Step, check_at_least, check_positive, check_temperature
 from hfproj.objectives.queue import Queue
 from hfproj.typing import Scalar, Views
 
@@ -38,12 +37,7 @@ def swav_loss(
     *,
     temperature: float = 0.1,
 ) -> Scalar:
-    """Return SwAV's loss of one batch.
-
-    Args:
-        scores: S, of all views, in any floating-point type; computed in float32 or better.
-        codes: Q, of the first views.
-        temperature: τ.
+    """Return SwAV's loss of one batch at temperature τ, from S of all views and the codes Q of the first ones.
 
     Example:
         >>> codes = sinkhorn(torch.eye(4)).repeat(2, 1, 1)
@@ -53,15 +47,19 @@ def swav_loss(
     return cross_view_entropy(codes, log_probabilities(scores, temperature)).mean()
 
 
-class SwAV(nn.Module):
-    """SwAV over the joint batch of all processes.
+class SwAV(Objective):
+    """SwAV over the global batch.
+
+    When to use: multi-crop views without a teacher; large batches, or small ones with a queue, since codes must be
+    balanced over more rows than there are prototypes. If all images get one code distribution, ``code_entropy`` stays
+    near ln K.
 
     Args:
         temperature: τ.
         epsilon: ε of Sinkhorn.
         sinkhorn_iterations: Its iterations.
         assigned_views: Number of views, the first ones, that get codes: the large ones of a multi-crop batch.
-        queue_size: Rows of the queue of each assigned view, over all processes; a multiple of the joint batch. 0: no
+        queue_size: Rows of the queue of each assigned view, over all processes; a multiple of the global batch. 0: no
             queue, as official runs at a batch of 4096; 3840 is theirs at 256, and solo-learn's.
         queue_start_epoch: Epoch in which the queue begins to fill; it is used once full. 15: official; 50: solo-learn.
         out_dim: Width of z, for the queue; `ProjectionTrainer` fills it in.
@@ -69,7 +67,8 @@ class SwAV(nn.Module):
             default, and about the official 313 steps at a batch of 4096; 2 in solo-learn's CIFAR runs.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, if something is missing or of another shape, or the queue
+            holds no whole number of batches.
 
     Example:
         >>> scores = torch.nn.functional.normalize(torch.randn(2, 16, 6), dim=-1)
@@ -104,7 +103,7 @@ class SwAV(nn.Module):
         )
         self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
         self.assigned_views, self.queue_size, self.queue_start_epoch = assigned_views, queue_size, queue_start_epoch
-        self.freeze_prototypes_epochs = freeze_prototypes_epochs
+        self.freeze_prototypes_epochs, self.out_dim = freeze_prototypes_epochs, out_dim
         self.views = (max(2, assigned_views), None)
         self.needs = frozenset({"scores", "prototypes", "step"} if queue_size else {"scores"})
         queues = (Queue(queue_size, out_dim, seed=view) for view in range(assigned_views if queue_size else 0))
@@ -114,31 +113,15 @@ class SwAV(nn.Module):
         """Return the parts of the adapter that get no gradient in this step."""
         return {"prototypes"} if step.epoch < self.freeze_prototypes_epochs else set()
 
-    def forward(
-        self,
-        z: Views,
-        *,
-        scores: Tensor | None = None,
-        prototypes: Tensor | None = None,
-        step: Step | None = None,
-        **given: Any,
+    def compute(
+        self, z: Views, *, scores: Tensor, prototypes: Tensor | None = None, step: Step | None = None, **given: object
     ) -> ObjectiveOutput:
         """Return the loss, ``code_entropy`` in nats and ``kl``, the loss minus it; in training, fill the queue.
 
-        Args:
-            z: Projections; only those of the assigned views are used, for the queue.
-            scores: S, of all views ``[views, batch, K]``.
-            prototypes: What unit z are multiplied with to give scores ``[K, dim]``: unit rows, times their lengths if
-                learned. Needed with a queue.
-            step: Where training stands. Needed with a queue.
-            given: Unused.
-
-        Raises:
-            UsageError: something is missing or has another shape, or the queue holds no whole number of batches.
+        `scores` are S of all views. `z`, `prototypes` (what unit z are multiplied with to give scores) and `step` are
+        used by the queue.
         """
-        check_call(self, z, scores=scores, prototypes=prototypes, step=step, **given)
-        assert scores is not None
-        check_shape(self, "scores", scores, z, dim=scores.shape[-1])
+        self.check_shape("scores", scores, z, dim=scores.shape[-1])
         if prototypes is not None and prototypes.shape != (scores.shape[-1], z.shape[-1]):
             raise UsageError(
                 f"The scores {list(scores.shape)} of z {list(z.shape)} are not those of prototypes "
@@ -155,21 +138,13 @@ class SwAV(nn.Module):
     def _codes(self, view: int, scores: Tensor, prototypes: Tensor | None) -> Tensor:
         queued = None
         if prototypes is not None and self.queue_size and self.queues[view].filled == self.queue_size:
-            prototypes = prototypes.detach().to(torch.promote_types(prototypes.dtype, torch.float32))
+            prototypes = at_least_float32(prototypes.detach())
             with full_precision(prototypes):
                 queued = self.queues[view].rows.to(prototypes.dtype) @ prototypes.T
         return sinkhorn(scores, epsilon=self.epsilon, iterations=self.sinkhorn_iterations, queue=queued)
 
     @torch.no_grad()
     def _push(self, z: Tensor) -> None:
+        self.queues[0].check(z)
         for queue, rows in zip(self.queues, gather_views(unit_rows(z[: self.assigned_views]))):
-            queue.check(*rows.shape)
             queue.push(rows)
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return (
-            f"temperature={self.temperature}, epsilon={self.epsilon}, sinkhorn_iterations={self.sinkhorn_iterations}, "
-            f"assigned_views={self.assigned_views}, queue_size={self.queue_size}, "
-            f"queue_start_epoch={self.queue_start_epoch}, freeze_prototypes_epochs={self.freeze_prototypes_epochs}"
-        )

@@ -14,44 +14,42 @@ Deviations:
     than two views Cov is twice the mean over the views, so that two views are no special case; VICRegL takes the mean.
 """
 
-from typing import Any
-
 import torch
-from torch import nn
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import unknown
 from hfproj.functional.covariance import hinge, off_diagonal_energy
 from hfproj.functional.moments import check_rows, joint_centred, joint_mean
-from hfproj.objectives.base import ObjectiveOutput, check_call
-from hfproj.objectives.checks import check_positive
+from hfproj.functional.rows import at_least_float32
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_at_least, check_positive
 from hfproj.typing import Scalar, Views
 
 _REDUCTIONS = {"mean": 1, "sum": 2}  # of two views
 
 
 def invariance(z: Views) -> Scalar:
-    """Return the mean squared difference of views, over the joint batch.
+    """Return the mean squared difference of two or more views, over the global batch.
 
     Pairs are (i, v) with i one of the first two views and v any other, as in multi-crop training.
-
-    Args:
-        z: Projections of at least two views, in any floating-point type; computed in float32 or better.
 
     Example:
         >>> invariance(torch.stack([torch.zeros(4, 8), torch.ones(4, 8)])).item()
         1.0
     """
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = at_least_float32(z)
     targets = 1 if len(z) == 2 else 2  # of two views both pairs are the same
     pairs = [(i, v) for i in range(targets) for v in range(len(z)) if v != i]
     return joint_mean(torch.stack([(z[i] - z[v]).square().mean(-1) for i, v in pairs]))
 
 
-class VICReg(nn.Module):
-    """VICReg over the joint batch of all processes, for two or more views.
+class VICReg(Objective):
+    """VICReg over the global batch of all processes, for two or more views.
 
     With more views, the first two are the large crops that all others are compared with; variance and covariance are of
     every view. Time and memory grow with the smaller one of batch and projection.
+
+    When to use: without negatives, predictor or teacher, with a wide head (2048 to 8192) and batches from 256 on; the
+    two branches may differ. Three weights to tune; with too little variance weight it collapses, and its terms show
+    which part.
 
     Args:
         invariance_weight: λ.
@@ -62,16 +60,13 @@ class VICReg(nn.Module):
         eps: ε in the square root of the variance.
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, with fewer than two views or images.
 
     Example:
         >>> loss, terms = VICReg()(torch.ones(2, 16, 8))  # collapsed: only the variance term is left
         >>> round(loss.item(), 4)  # 25·(1 - sqrt(1e-4))
         24.75
     """
-
-    views = (2, None)
-    needs: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -83,32 +78,18 @@ class VICReg(nn.Module):
         eps: float = 1e-4,
     ):
         super().__init__()
-        weights = {
-            "invariance_weight": invariance_weight,
-            "variance_weight": variance_weight,
-            "covariance_weight": covariance_weight,
-        }
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise UsageError(f"{name} must be 0 or a positive number, got {weight}.")
+        check_at_least(
+            0, invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight
+        )
         if variance_reduction not in _REDUCTIONS:
             raise unknown("variance_reduction", variance_reduction, _REDUCTIONS)
         self.invariance_weight, self.variance_weight = invariance_weight, variance_weight
         self.covariance_weight, self.variance_reduction = covariance_weight, variance_reduction
         self.eps = check_positive("eps", eps, usual="1e-4")
 
-    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
-        """Return the loss, and its parts ``invariance``, ``variance`` and ``covariance`` before their weights.
-
-        Args:
-            z: Projections of at least two views. Processes may hold batches of different sizes.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, or than two images over all processes.
-        """
-        check_call(self, z, **given)
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+    def compute(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss, and its parts ``invariance``, ``variance`` and ``covariance`` before their weights."""
+        z = at_least_float32(z)
         n, centred, variance = joint_centred(z)
         check_rows("The covariance of dimensions", z.shape[1], n)
         energy = torch.stack([off_diagonal_energy(view) for view in centred]).mean()
@@ -123,11 +104,3 @@ class VICReg(nn.Module):
             + self.covariance_weight * terms["covariance"]
         )
         return ObjectiveOutput(loss, {name: term.detach() for name, term in terms.items()})
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return (
-            f"invariance_weight={self.invariance_weight}, variance_weight={self.variance_weight}, "
-            f"covariance_weight={self.covariance_weight}, variance_reduction={self.variance_reduction!r}, "
-            f"eps={self.eps}"
-        )

@@ -14,34 +14,25 @@ References:
     ``loss/wmse_loss.py``.
 
 Deviations:
-    Sub-batches are cut from the joint batch of all processes. A covariance that is singular within rounding is an
+    Sub-batches are cut from the global batch of all processes. A covariance that is singular within rounding is an
     error; the official code stops with one of LAPACK's, or goes on with noise.
 """
 
-from typing import Any
-
 import torch
-from torch import nn
 
 from hfproj.errors import UsageError
 from hfproj.functional.matching import cross_view_cosines
 from hfproj.functional.matrices import cholesky_whiten
 from hfproj.functional.rows import gather_views, generator_of
-from hfproj.objectives.base import ObjectiveOutput, Step, check_call
+from hfproj.objectives.base import Objective, ObjectiveOutput, Step, check_at_least
 from hfproj.typing import Scalar, Views
 
 
 def w_mse_loss(z: Views, *, w_size: int, eps: float = 0.0, l2_normalise: bool = True) -> Scalar:
-    """Return W-MSE of one batch, cut into sub-batches in the order of its images.
-
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-        w_size: Images per sub-batch; divides their number.
-        eps: ε, how much of the identity is mixed into a covariance.
-        l2_normalise: Whether to compare directions (2 − 2 cos) or entries (mean squared difference).
+    """Return W-MSE of one batch, cut into sub-batches of `w_size` images in their order; options as of :class:`WMSE`.
 
     Raises:
-        UsageError: a covariance is singular.
+        UsageError: If a covariance is singular.
 
     Example:
         >>> z = torch.randn(16, 3)
@@ -54,8 +45,11 @@ def w_mse_loss(z: Views, *, w_size: int, eps: float = 0.0, l2_normalise: bool = 
     return 2 * z.var(0).mean()  # twice the variance is the mean square over pairs
 
 
-class WMSE(nn.Module):
-    """W-MSE over the joint batch of all processes, for two or more views; all pairs of views count.
+class WMSE(Objective):
+    """W-MSE over the global batch, for two or more views; all pairs of views count.
+
+    When to use: without negatives, predictor or teacher, with a narrow z (64): sub-batches must have twice its width.
+    It cannot collapse, but a covariance that becomes singular ends the run; eps mends that.
 
     Args:
         w_size: Images per sub-batch: at least twice out_dim, and the batch must be divisible by it. 128: solo-learn on
@@ -65,7 +59,8 @@ class WMSE(nn.Module):
         l2_normalise: Whether to compare directions (2 − 2 cos) or entries (mean squared difference).
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, with fewer than two views, a batch that can't be cut into
+            sub-batches that are large enough, a singular covariance, or without a step on several processes.
 
     Example:
         >>> z = torch.randn(16, 3)
@@ -74,32 +69,19 @@ class WMSE(nn.Module):
         True
     """
 
-    views = (2, None)
-    needs: frozenset[str] = frozenset()
-
     def __init__(self, *, w_size: int | None = 128, w_iter: int = 1, eps: float = 0.0, l2_normalise: bool = True):
         super().__init__()
-        if w_size is not None and w_size < 2:
-            raise UsageError(f"w_size must be at least 2, or None for the whole batch, got {w_size}.")
-        if w_iter < 1:
-            raise UsageError(f"w_iter must be at least 1, got {w_iter}.")
+        check_at_least(2, w_size=w_size)
+        check_at_least(1, w_iter=w_iter)
         if not 0 <= eps < 1:
             raise UsageError(f"eps must be from 0 to below 1 (0 or 1e-3 is usual), got {eps}.")
         self.w_size, self.w_iter, self.eps, self.l2_normalise = w_size, w_iter, eps, l2_normalise
 
-    def forward(self, z: Views, *, step: Step | None = None, **given: Any) -> ObjectiveOutput:
+    def compute(self, z: Views, *, step: Step | None = None, **given: object) -> ObjectiveOutput:
         """Return the loss and ``positive_cosine``, the mean cosine of projections between views (not whitened).
 
-        Args:
-            z: Projections of at least two views. Processes may hold batches of different sizes.
-            step: Source of the random cuts; may be absent on one process.
-            given: Unused.
-
-        Raises:
-            UsageError: fewer than two views, a batch that can't be cut into sub-batches that are large enough, a
-                singular covariance, or no step on several processes.
+        `step` is the source of the random cuts; None, on one process: torch's own.
         """
-        check_call(self, z, step=step, **given)
         z = gather_views(z)
         images, out_dim = z.shape[1:]
         w_size = images if self.w_size is None else self.w_size
@@ -112,10 +94,6 @@ class WMSE(nn.Module):
             losses.append(w_mse_loss(z[:, order], w_size=w_size, eps=self.eps, l2_normalise=self.l2_normalise))
         cosine = cross_view_cosines(z.detach(), z.detach()).mean()
         return ObjectiveOutput(torch.stack(losses).mean(), {"positive_cosine": cosine})
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"w_size={self.w_size}, w_iter={self.w_iter}, eps={self.eps}, l2_normalise={self.l2_normalise}"
 
 
 def _check_sizes(images: int, w_size: int, out_dim: int) -> None:

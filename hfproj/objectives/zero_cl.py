@@ -1,6 +1,6 @@
 """Zero-CL: whitened views agree feature by feature (Zero-FCL), image by image (Zero-ICL), or both.
 
-Zero-FCL standardises each feature over the batch and whitens by ZCA, each view by a matrix T of its own, held still:
+Zero-FCL standardises each feature over the batch and whitens by ZCA, each view by a matrix T of its own, without its gradient:
 
     T = U diag((s + ε)^−½) Uᵀ for zᵀz/N = U diag(s) Uᵀ,    z̃ = z sg(T),    L_F = Σ_j ( (1/N) Σ_i z̃_a,ij z̃_b,ij − 1
     )².
@@ -17,21 +17,19 @@ References:
     Sherrylone/Zero-CL (c8dbadd) ``ImageNet-100/main.py``, (0a7a84d) ``cifar/main.py``.
 
 Deviations:
-    Statistics and whitening matrices are those of the joint batch; the official ones are local, and their in-place
+    Statistics and whitening matrices are those of the global batch; the official ones are local, and their in-place
     ``all_reduce`` gives 1/world_size of the gradient. The official CIFAR script does not whiten unless told to. The
     official ImageNet script runs one mode at a time; ``"both"`` is the paper's sum.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.matrices import zca_matrix
-from hfproj.functional.rows import full_precision, gather_views
-from hfproj.objectives.base import ObjectiveOutput, check_call
+from hfproj.functional.rows import at_least_float32, full_precision, gather_views
+from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive
 from hfproj.typing import Scalar, Views
 
 MODES = ("feature", "instance", "both")
@@ -48,18 +46,15 @@ def zero_cl_loss(
 ) -> Scalar:
     """Return Zero-FCL of two views, or Zero-ICL if rows are features and columns images (``z.mT``).
 
-    Args:
-        z: Projections, in any floating-point type; computed in float32 or better.
-        variant: ``"imagenet"`` or ``"cifar"``.
-        shrinkage: Share of the identity in the covariance; None: the variant's.
-        eps: ε, added to its eigenvalues; None: the variant's.
+    `shrinkage` is the fraction of the identity in the covariance, `eps` is added to its eigenvalues; None: the
+    variant's.
 
     Example:
         >>> z = torch.randn(64, 4).expand(2, 64, 4)
         >>> bool(zero_cl_loss(z, eps=1e-6) < 1e-4)  # identical views
         True
     """
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    z = at_least_float32(z)
     shrinkage = SHRINKAGE[variant] if shrinkage is None else shrinkage
     rows, dim = z.shape[1:]
     z = _standardise(z, variant)
@@ -80,10 +75,11 @@ def _standardise(z: Tensor, variant: str) -> Tensor:
     return z / (variance.clamp_min(torch.finfo(z.dtype).tiny).sqrt() + 1e-4)
 
 
-class ZeroCL(nn.Module):
-    """Zero-CL over the joint batch of all processes, for two views.
+class ZeroCL(Objective):
+    """Zero-CL over the global batch, for two views.
 
-    Each step decomposes an out_dim × out_dim (feature) or batch × batch (instance) matrix per view.
+    When to use: without negatives, predictor or teacher, where batches are larger than z is wide. Each step decomposes
+    an out_dim × out_dim (feature) or batch × batch (instance) matrix per view, which is slow for wide heads.
 
     Args:
         mode: ``"feature"``, ``"instance"`` or ``"both"``, their sum. ``"feature"``: both official scripts' default.
@@ -92,7 +88,8 @@ class ZeroCL(nn.Module):
         eps: ε, added to the eigenvalues; None: the variant's (0.01; 1e-5).
 
     Raises:
-        UsageError: an option that cannot work.
+        UsageError: If an option is out of range; in a call, with other than two views, or fewer than two images
+            (dimensions, for instances).
 
     Example:
         >>> z = torch.randn(64, 4).expand(2, 64, 4)
@@ -101,7 +98,6 @@ class ZeroCL(nn.Module):
     """
 
     views = (2, 2)
-    needs: frozenset[str] = frozenset()
 
     def __init__(self, *, mode: str = "feature", variant: str = "imagenet", eps: float | None = None):
         super().__init__()
@@ -111,21 +107,12 @@ class ZeroCL(nn.Module):
             raise unknown("variant", variant, EPS)
         if variant == "cifar" and mode != "feature":
             raise UsageError(f"The CIFAR variant has mode='feature' only, got {mode!r}: take variant='imagenet'.")
-        if eps is not None and not 0 < eps < float("inf"):
-            raise UsageError(f"eps must be a positive number, or None for {EPS[variant]}, got {eps}.")
+        if eps is not None:
+            check_positive("eps", eps, usual=f"{EPS[variant]}, that of None,")
         self.mode, self.variant, self.eps = mode, variant, eps
 
-    def forward(self, z: Views, **given: Any) -> ObjectiveOutput:
-        """Return the loss, and its parts ``feature`` and ``instance`` as far as the mode has them.
-
-        Args:
-            z: Projections of two views. Processes may hold batches of different sizes.
-            given: Unused.
-
-        Raises:
-            UsageError: not two views, or fewer than two images over all processes (dimensions, for instances).
-        """
-        check_call(self, z, **given)
+    def compute(self, z: Views, **given: object) -> ObjectiveOutput:
+        """Return the loss, and its parts ``feature`` and ``instance`` as far as the mode has them."""
         z = gather_views(z)
         images, out_dim = z.shape[1:]
         if images < 2:
@@ -138,7 +125,3 @@ class ZeroCL(nn.Module):
         if self.mode != "feature":
             terms["instance"] = zero_cl_loss(z.mT, variant=self.variant, eps=self.eps)
         return ObjectiveOutput(torch.stack([*terms.values()]).sum(), {n: term.detach() for n, term in terms.items()})
-
-    def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        return f"mode={self.mode!r}, variant={self.variant!r}, eps={self.eps}"

@@ -94,7 +94,7 @@ class Continued:
             (goes_on if folder else fresh).append(f"buffers of {type(objective).__name__}")
         if folder is not None:
             cure = "give the objective the same options, or remove that file to start with new ones"
-            load_buffers(objective, folder, cure=cure)
+            load_buffers(objective, folder, hint=cure)
             position = read_position(folder)
         if "target" in getattr(objective, "needs", ()):
             (goes_on if self._folder(EMA) else fresh).append("the moving average")

@@ -452,7 +452,7 @@ class ProjectionTrainer(PushesToHub, Trainer):
             ) from error
         folder = folder_of(Path(resume_from_checkpoint), methods.active_name(self.bare_model()))
         cure = "resume with the adapter and the objective that it was written with, or without resume_from_checkpoint"
-        load_buffers(self.objective, folder, cure=cure)
+        load_buffers(self.objective, folder, hint=cure)
         self.started = read_position(folder, BEFORE)
         if self.ema is not None:
             self.ema.load(folder, cure=cure)

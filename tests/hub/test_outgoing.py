@@ -220,7 +220,7 @@ def test_buffers_and_where_training_stood(tmp_path):
     assert (tmp_path / "objective.safetensors").read_bytes() == first
     assert json.loads(header(tmp_path / "objective.safetensors"))["__metadata__"] == {"format": "pt"}
     other = Buffers()
-    load_buffers(other, tmp_path, cure="")
+    load_buffers(other, tmp_path, hint="")
     assert torch.equal(other.queue, objective.queue)
     assert (read_position(tmp_path), read_position(tmp_path, "before")) == (Position(12, 3.25), Position(8, 2.0))
 

@@ -112,7 +112,7 @@ def test_far_rows_do_not_underflow():
 def test_refused():
     with pytest.raises(UsageError, match="needs at least 2, got 1"):
         uniformity(torch.ones(1, 4))
-    with pytest.raises(UsageError, match=r"at least 2 views.*has 1"):
+    with pytest.raises(UsageError, match=r"at least 2 views.*got 1"):
         AlignUniform()(torch.randn(1, 5, 4))
     with pytest.raises(UsageError, match="AlignUniform tells images"):
         AlignUniform()(torch.randn(2, 1, 4))

@@ -102,7 +102,7 @@ def test_terms_make_up_the_loss():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"off_diagonal_weight": -1.0}, r"off_diagonal_weight must be 0 or a positive number, got -1\.0"),
+        ({"off_diagonal_weight": -1.0}, r"off_diagonal_weight must be at least 0, got -1\.0"),
         ({"off_diagonal_weight": math.inf}, "off_diagonal_weight"),
         ({"scale": 0.0}, "scale must be a positive number"),
         ({"eps": 0.0}, "eps must be a positive number"),
@@ -115,7 +115,7 @@ def test_options_that_cannot_work(options, message):
 
 
 def test_batches_that_cannot_work():
-    with pytest.raises(UsageError, match="needs 2 views of each image and the batch has 3"):
+    with pytest.raises(UsageError, match="needs 2 views of each image, got 3"):
         BarlowTwins()(projections(3))
     with pytest.raises(UsageError, match="at least 2 images, got 1 over all processes"):
         BarlowTwins()(projections(2, 1))

@@ -90,7 +90,7 @@ def test_batches_that_cannot_work():
     z = projections()
     with pytest.raises(UsageError, match=r"needs 'prediction'.*give the config a predictor"):
         BYOL()(z, target=z)
-    with pytest.raises(UsageError, match=r"needs 'target'.*moving-average copy"):
+    with pytest.raises(UsageError, match=r"needs 'target'.*EMA teacher"):
         BYOL()(z, prediction=z)
     with pytest.raises(UsageError, match=r"prediction of shape \[2, 5, 4\].*got \[1, 5, 4\]"):
         BYOL()(z, prediction=z[:1], target=z)

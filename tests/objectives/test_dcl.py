@@ -132,7 +132,7 @@ def test_registry_knows_dclw():
 
 
 def test_refused():
-    with pytest.raises(UsageError, match=r"at least 2 views.*has 1"):
+    with pytest.raises(UsageError, match=r"at least 2 views.*got 1"):
         DCL()(torch.randn(1, 8, 4))
     with pytest.raises(UsageError, match=r"DCL tells images.*at least 2 of them, got 1"):
         DCL()(torch.randn(2, 1, 4))

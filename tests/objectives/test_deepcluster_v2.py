@@ -227,7 +227,7 @@ def test_refused():
     module = objective()
     with pytest.raises(UsageError, match=r"needs 'index'.*hfproj.ImageViews does"):
         module(projections())
-    with pytest.raises(UsageError, match=r"images 0 to 19, and numbers 5 to 20 came.*num_images"):
+    with pytest.raises(UsageError, match=r"from 0 to 19, got 5 to 20; pass num_images"):
         module(projections(2), index=torch.tensor([20, 5]))
     with pytest.raises(UsageError, match="pass out_dim=8"):
         module(torch.randn(2, 4, 8), index=torch.arange(4))

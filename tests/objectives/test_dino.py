@@ -167,7 +167,7 @@ def test_refused():
     student, teacher, _ = batch()
     with pytest.raises(UsageError, match=r"made for 9: pass prototypes=7"):
         call(DINO(prototypes=9), student, teacher)
-    with pytest.raises(UsageError, match=r"needs 'target'.*moving-average copy"):
+    with pytest.raises(UsageError, match=r"needs 'target'.*EMA teacher"):
         call(objective(), student, None)
     with pytest.raises(UsageError, match=r"needs 'scores'.*ProjectionHeadConfig\(prototypes="):
         objective()(torch.randn(2, 6, 3), target=teacher)
@@ -184,7 +184,7 @@ def test_refused():
         ({"warmup_teacher_temperature": math.inf}, "warmup_teacher_temperature"),
         ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
         ({"freeze_prototypes_epochs": -1.0}, "freeze_prototypes_epochs must be at least 0"),
-        ({"center_momentum": 1.5}, r"center_momentum must lie in \[0, 1\], got 1.5"),
+        ({"center_momentum": 1.5}, r"center_momentum must be from 0 to 1, got 1.5"),
         ({"centre_momentum": 0.9}, "Did you mean 'center_momentum'"),
     ],
 )

@@ -9,7 +9,7 @@ from objectives.objective_cases import CASES, OUT_DIM
 
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.objectives import create_objective, list_objectives
+from hfproj.objectives import OBJECTIVES, create_objective, list_objectives
 from hfproj.objectives.base import Step, check_call
 from hfproj.objectives.buffers import load_buffers, save_buffers
 
@@ -126,7 +126,7 @@ def test_buffers_are_saved_and_loaded(name, tmp_path):
     loss_of(objective, batches[0], 0)
     save_buffers(objective, tmp_path)
     again = create_objective(case.name, **case.options).double()
-    load_buffers(again, tmp_path, cure="")
+    load_buffers(again, tmp_path, hint="")
     for i in (1, 2):
         assert torch.equal(loss_of(objective, batches[i], i), loss_of(again, batches[i], i))
     assert all(torch.equal(b, dict(again.named_buffers())[n]) for n, b in objective.named_buffers())
@@ -138,7 +138,7 @@ def test_what_it_needs_is_asked_for(name):
     objective = create_objective(case.name, **case.options)
     z = torch.randn(case.views, rows_of(case), OUT_DIM)
     for missing in sorted(objective.needs):
-        with pytest.raises(UsageError, match=rf"needs '{missing}', and there is none: .*"):
+        with pytest.raises(UsageError, match=rf"needs '{missing}', which is missing: .*"):
             call(case, objective, z, without=missing)
 
 
@@ -148,7 +148,7 @@ def test_the_number_of_views_is_checked(name):
     objective = create_objective(case.name, **case.options)
     fewest, most = objective.views
     for count in {fewest - 1, fewest if most is None else most + 1} - {0, fewest}:
-        with pytest.raises(UsageError, match=rf"needs .* views of each image and the batch has {count}"):
+        with pytest.raises(UsageError, match=rf"needs .* views of each image, got {count}"):
             call(case, objective, torch.randn(count, rows_of(case), OUT_DIM))
 
 
@@ -160,6 +160,20 @@ def test_it_has_buffers_only_and_is_copied_whole(name):
     assert objective.created == {"name": case.name, **case.options}
     assert copy.deepcopy(objective).state_dict().keys() == objective.state_dict().keys()
     assert distributed.world_size() == 1
+
+
+@pytest.mark.parametrize("name", list_objectives())
+def test_options_that_it_does_not_have(name):
+    """Also where an objective has no options at all: nn.Module's own constructor takes any."""
+    options = {"num_images": 3000} if name == "deepcluster_v2" else {}
+    with pytest.raises(UsageError, match=f"Unknown option of objective '{name}': 'temprature'"):
+        create_objective(name, temprature=0.1, **options)
+
+
+@pytest.mark.parametrize("name", list_objectives())
+def test_its_docstring_says_when_to_use_it(name):
+    said = [line.strip() for line in (OBJECTIVES.get(name).__doc__ or "").splitlines()]
+    assert sum(line.startswith("When to use: ") for line in said) == 1
 
 
 def test_projections_of_another_shape_are_refused():

@@ -89,7 +89,7 @@ def test_positive_cosine_has_no_gradient():
 
 
 def test_refused():
-    with pytest.raises(UsageError, match=r"at least 2 views.*has 1"):
+    with pytest.raises(UsageError, match=r"at least 2 views.*got 1"):
         InfoNCE()(torch.randn(1, 8, 4))
     with pytest.raises(UsageError, match=r"InfoNCE tells images.*at least 2 of them, got 1"):
         InfoNCE()(torch.randn(2, 1, 4))

@@ -122,7 +122,7 @@ def test_extremes(temperature, dtype):
 
 def test_refused():
     z = torch.randn(2, 5, 4)
-    with pytest.raises(UsageError, match=r"MoCo needs 'target'.*moving-average copy"):
+    with pytest.raises(UsageError, match=r"MoCo needs 'target'.*EMA teacher"):
         MoCo(out_dim=4, queue_size=10)(z)
     with pytest.raises(UsageError, match=r"target of shape \[2, 5, 4\].*got \[1, 5, 4\]"):
         MoCo(out_dim=4, queue_size=10)(z, target=z[:1])
@@ -131,7 +131,7 @@ def test_refused():
     with pytest.raises(UsageError, match=r"no whole number of batches of 5.*queue_size=10"):
         MoCo(out_dim=4, queue_size=12)(z, target=z)
     assert MoCo(out_dim=4, queue_size=12).eval()(z, target=z).loss.isfinite()  # nothing is enqueued
-    with pytest.raises(UsageError, match=r"at least 2 views.*has 1"):
+    with pytest.raises(UsageError, match=r"at least 2 views.*got 1"):
         MoCo(out_dim=4, queue_size=10)(z[:1], target=z)
     with pytest.raises(UsageError, match="size and a width of at least 1"):
         create_objective("moco", queue_size=0)

@@ -103,7 +103,7 @@ def test_refused():
     z = torch.randn(2, 5, 4)
     with pytest.raises(UsageError, match=r"MoCoV3 needs 'prediction'.*predictor"):
         MoCoV3()(z, target=z)
-    with pytest.raises(UsageError, match=r"MoCoV3 needs 'target'.*moving-average copy"):
+    with pytest.raises(UsageError, match=r"MoCoV3 needs 'target'.*EMA teacher"):
         MoCoV3()(z, prediction=z)
     with pytest.raises(UsageError, match=r"prediction of shape \[2, 5, 4\].*got \[2, 5, 3\]"):
         MoCoV3()(z, prediction=z[..., :3], target=z)

@@ -177,7 +177,7 @@ def test_positive_cosine(tile_rows):
 
 @every_variant
 def test_refused(tile_rows):
-    with pytest.raises(UsageError, match=r"at least 2 views.*has 1.*num_views=2"):
+    with pytest.raises(UsageError, match=r"at least 2 views.*got 1.*num_views=2"):
         NTXent(tile_rows=tile_rows)(torch.randn(1, 8, 4))
     with pytest.raises(UsageError, match="at least 2 of them, got 1"):
         NTXent(tile_rows=tile_rows)(torch.randn(2, 1, 4))

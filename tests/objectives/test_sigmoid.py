@@ -96,9 +96,9 @@ def test_extremes(inverse_temperature, dtype):
 def test_refused():
     with pytest.raises(UsageError, match=r"needs 'scales'.*ProjectionHeadConfig\(scales="):
         SigmoidContrastive()(torch.randn(2, 5, 4))
-    with pytest.raises(UsageError, match=r"and \['bias'\] are no tensors: .*scales=\{'log_inverse_temperature'"):
+    with pytest.raises(UsageError, match=r"and \['bias'\] are missing: .*scales=\{'log_inverse_temperature'"):
         SigmoidContrastive()(torch.randn(2, 5, 4), scales={"log_inverse_temperature": torch.tensor(0.0)})
-    with pytest.raises(UsageError, match=r"at least 2 views.*has 1"):
+    with pytest.raises(UsageError, match=r"at least 2 views.*got 1"):
         SigmoidContrastive()(torch.randn(1, 5, 4), scales=scales())
     with pytest.raises(UsageError, match="SigmoidContrastive tells images"):
         SigmoidContrastive()(torch.randn(2, 1, 4), scales=scales())

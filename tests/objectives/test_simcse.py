@@ -82,9 +82,9 @@ def test_extremes(temperature, dtype):
 
 
 def test_refused():
-    with pytest.raises(UsageError, match=r"SimCSE needs 2 views.*has 3"):
+    with pytest.raises(UsageError, match=r"SimCSE needs 2 views.*got 3"):
         SimCSE()(torch.randn(3, 5, 4))
-    with pytest.raises(UsageError, match=r"SimCSE needs 3 views.*has 2"):
+    with pytest.raises(UsageError, match=r"SimCSE needs 3 views.*got 2"):
         SimCSE(hard_negatives=True)(torch.randn(2, 5, 4))
     with pytest.raises(UsageError, match="SimCSE tells images"):
         SimCSE()(torch.randn(2, 1, 4))

@@ -73,7 +73,7 @@ def test_extremes(dtype):
 
 
 def test_refused():
-    with pytest.raises(UsageError, match=r"at least 2 views.*has 1"):
+    with pytest.raises(UsageError, match=r"at least 2 views.*got 1"):
         Spectral()(torch.randn(1, 5, 4))
     with pytest.raises(UsageError, match="Spectral tells images"):
         Spectral()(torch.randn(2, 1, 4))

@@ -119,7 +119,7 @@ def test_invariance_of_two_views_is_the_mean_squared_error():
     ("options", "message"),
     [
         ({"variance_reduction": "men"}, "Did you mean 'mean'"),
-        ({"invariance_weight": -1.0}, "invariance_weight must be 0 or a positive number"),
+        ({"invariance_weight": -1.0}, "invariance_weight must be at least 0"),
         ({"variance_weight": math.nan}, "variance_weight"),
         ({"covariance_weight": math.inf}, "covariance_weight"),
         ({"eps": 0.0}, "eps must be a positive number"),

@@ -152,7 +152,7 @@ def test_extremes_are_finite(options, formula, dtype):
         ({"mode": "featur"}, "Did you mean 'feature'"),
         ({"variant": "imagenette"}, "Did you mean 'imagenet'"),
         ({"variant": "cifar", "mode": "both"}, "mode='feature' only, got 'both'"),
-        ({"eps": 0.0}, r"positive number, or None for 0\.01"),
+        ({"eps": 0.0}, r"positive number .0\.01, that of None, is usual"),
     ],
 )
 def test_options_that_cannot_work(options, message):

@@ -41,8 +41,11 @@ def test_it_is_the_weighted_sum_of_all_past_parameters():
 
 
 def test_momentum_goes_along_a_cosine():
+    """At a quarter 1 − 0.1·(1 + √½)/2, at three quarters 1 − 0.1·(1 − √½)/2, where a straight line differs by 0.01."""
     ema = EMA(head_model(), (0.9, 1.0))
-    assert [ema.momentum(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([0.9, 0.95, 1.0])
+    quarter = 0.1 * (1 + 0.5**0.5) / 2
+    expected = [0.9, 1 - quarter, 0.95, 0.9 + quarter, 1.0]
+    assert [ema.momentum(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(expected, rel=1e-12)
     with pytest.raises(UsageError, match=r"\[0, 1\], got 0.9 to 1.5"):
         EMA(head_model(), (0.9, 1.5))
 

@@ -430,7 +430,7 @@ def refused(message, *args, train=False, **options):
 
 def test_batches_that_cannot_work(tmp_path):
     one = views(num_views=1)
-    refused("NTXent needs at least 2 views of each image and the batch has 1; set num_views=2", tmp_path, collator=one,
+    refused("NTXent needs at least 2 views of each image, got 1; set num_views=2", tmp_path, collator=one,
             train=True)  # fmt: skip
     refused("BatchNorm needs at least 2 rows", tmp_path, per_device_train_batch_size=1, train=True)
     no_norm = head_model(head_options={"hidden_dim": 12, "norm": None})
