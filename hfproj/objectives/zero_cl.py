@@ -1,9 +1,8 @@
 """Zero-CL: whitened views agree feature by feature (Zero-FCL), image by image (Zero-ICL), or both.
 
-Zero-FCL standardises each feature over the batch and whitens by ZCA, each view by a matrix T of its own, without its gradient:
+Zero-FCL standardises each feature over the batch and whitens by ZCA, each view by its own matrix T without a gradient:
 
-    T = U diag((s + ε)^−½) Uᵀ for zᵀz/N = U diag(s) Uᵀ,    z̃ = z sg(T),    L_F = Σ_j ( (1/N) Σ_i z̃_a,ij z̃_b,ij − 1
-    )².
+    T = U diag((s + ε)^−½) Uᵀ for zᵀz/N = U diag(s) Uᵀ,    z̃ = z sg(T),    L_F = Σ_j ( (1/N) Σ_i z̃_a,ij z̃_b,ij − 1 )².
 
 Zero-ICL is the same with the roles of images and features exchanged. Variants of the two official scripts:
 
