@@ -12,8 +12,7 @@ one, with a licence that goes into its results::
 import argparse
 from pathlib import Path
 
-from hfproj import Results
-from hfproj.reporting.card import write_card
+from hfproj import Results, write_card
 
 HERE = Path(__file__).resolve().parent
 

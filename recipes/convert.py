@@ -28,8 +28,7 @@ from hfproj import cli
 from hfproj.backbones.preprocessing import preprocessor_config
 from hfproj.converters import Conversion, conversion, list_converters
 from hfproj.files import command_line, portable, write_json
-from hfproj.reporting.card import write_card
-from hfproj.reporting.card_metadata import check_license
+from hfproj.reporting import check_license, write_card
 from hfproj.tuner.description import known_preprocessing
 
 

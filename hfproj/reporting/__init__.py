@@ -1,9 +1,14 @@
 """What a run measured, as a card and as a page for people.
 
-Imports `results`, `plots`, `presets` and what lies below them.
+    Results ──► context.prepare ──► templates/card.md.jinja (the card), templates/page.html.jinja (the page)
+
+The layout and the sentences of a card or page are in its template; the words of verdicts and intervals and the
+roundings, which the table of `Results` shares, are in `hfproj.results.words`. Imports `results`, `plots`, `presets`
+and what lies below them.
 """
 
 from hfproj.reporting.card import render_card, write_card
-from hfproj.reporting.page import rank_sentences, render_report, report
+from hfproj.reporting.metadata import check_license, write_eval_results
+from hfproj.reporting.page import render_report, report
 
-__all__ = ["rank_sentences", "render_card", "render_report", "report", "write_card"]
+__all__ = ["check_license", "render_card", "render_report", "report", "write_card", "write_eval_results"]

@@ -2,32 +2,28 @@
 
     results.json ──► front matter (what the Hub indexes), the text, pictures, and `.eval_results` on request
 
-Whatever the results do not say the card does not say either, and its last section names what was not measured.
+Its text is `templates/card.md.jinja`. Whatever the results do not say the card does not say either, and its section of
+limits names what was not measured.
 """
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from hfproj import filenames
 from hfproj.errors import HfprojError, UsageError
-from hfproj.filenames import CARD, PICTURE, PREPROCESSING, RESULTS, TRAINING_PICTURE
 from hfproj.files import portable, write_atomic
 from hfproj.plots import plot_history, plot_spectrum
-from hfproj.reporting import card_text
-from hfproj.reporting.card_markdown import code, fence, inline, mapping
-from hfproj.reporting.card_metadata import check_license, front_matter, write_eval_results
-from hfproj.reporting.card_numbers import layer_tables, protocol_lines, tables
-from hfproj.reporting.card_sources import sources
-from hfproj.results import LAYERS, Results
-from hfproj.results.verdict import Verdict, verdicts
+from hfproj.reporting.context import prepare
+from hfproj.reporting.metadata import check_license, front_matter, write_eval_results
+from hfproj.reporting.rendering import render
+from hfproj.results import Results
 
-__all__ = ["protocols", "render_card", "write_card", "write_eval_results"]
-
+__all__ = ["render_card", "write_card", "write_eval_results"]
 
 _WATCHED = ("loss", "rankme", "positive_cosine", "std")  # the first three that a run has
-_READING = "All of it in eval mode. RankMe does not centre; spectra are of unit rows, centred."
 _PICTURE_WIDTH = 8.0  # inches: three panels in a row, readable at the width of a card
 
 
@@ -56,7 +52,7 @@ def render_card(
         adapter: Name of the one that the card is of.
 
     Raises:
-        UsageError: the licence is no identifier of one.
+        UsageError: If the licence is not one of the Hub's identifiers.
 
     Example:
         >>> from hfproj.results import Measurement
@@ -68,28 +64,24 @@ def render_card(
     plain = {name: portable(getattr(results, name)) for name in ("config", "command", "notes")}
     results = replace(results, **plain)  # results that were never saved may still hold paths of this machine
     results.config = {**results.config, **({"license": license} if license else {})}
-    if PREPROCESSING in files:
+    if filenames.PREPROCESSING in files:
         results.config.setdefault("modality", "image")
-    name = repo_id.split("/")[-1] if repo_id else "projection-head"
-    judged = [verdict for layer in LAYERS for verdict in verdicts(results, layer)]
-    parts = [
-        f"---\n{front_matter(results, name)}\n---",
-        f"# {card_text.title(results, repo_id)}",
-        card_text.summary(results),
-        *card_text.verdict_lines(results, judged),
-        _measured(results, judged, files),
-        "## How to use it",
-        card_text.loading(results, repo_id, files, adapters, adapter),
-        _training(results, files),
-        _section("Protocol", _list([*protocol_lines(results), *([_READING] if results.measurements else [])])),
-        _section("Limits", _list(card_text.limits(results, judged))),
-        _section("Notes", _list(inline(note, 2000) for note in results.notes)),
-        _section("Sources", _list(sources(results))),
-        "## Versions",
-        ", ".join(f"{inline(package)} {inline(version)}" for package, version in results.versions.items()),
-        f"This card was generated from `{RESULTS}`." * bool(results.measurements),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    others = [name for name in adapters if name != adapter]
+    if adapter not in adapters and others:  # without a "default" the card in the root is that of another one
+        adapter = others.pop(0)
+    name = repo_id.split("/")[-1] if repo_id else ""
+    values = vars(prepare(results))
+    text = render(
+        "card.md.jinja",
+        **{**values, "title": name or values["title"]},
+        front_matter=front_matter(results, name or "projection-head"),
+        repo=repo_id or "path/or/repository",
+        adapter=adapter,
+        others=others,
+        files=files,
+        filenames=filenames,
+    )
+    return text.rstrip("\n") + "\n"
 
 
 def write_card(
@@ -108,16 +100,16 @@ def write_card(
     the results, so that the card can be made of them again.
 
     Args:
-        results: As in `render_card`.
+        results: What was measured.
         folder: Where the adapter lies.
-        repo_id: As in `render_card`.
-        license: As in `render_card`.
-        adapters: As in `render_card`.
-        adapter: As in `render_card`.
+        repo_id: Where it is going to lie on the Hub.
+        license: Its licence.
+        adapters: Names of all adapters there.
+        adapter: Name of the one that the card is of.
         keep_results: Write `results.json` too; without it the folder has the card alone.
 
     Raises:
-        UsageError: the folder does not exist, or the licence is no identifier of one.
+        UsageError: If the folder does not exist, or the licence is not one of the Hub's identifiers.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -126,88 +118,17 @@ def write_card(
     if license:
         results = replace(results, config={**results.config, "license": license})
     if keep_results:
-        results.save(folder / RESULTS)
+        results.save(folder / filenames.RESULTS)
     with suppress(HfprojError):  # no matplotlib, or nothing that can be drawn: the card is complete without pictures
         if results.spectra:
-            plot_spectrum(results.spectra, folder / PICTURE, width=_PICTURE_WIDTH)
+            plot_spectrum(results.spectra, folder / filenames.PICTURE, width=_PICTURE_WIDTH)
+    names = {str(name) for row in results.history for name in row}
+    watched = [metric for metric in _WATCHED if names & {metric, f"{metric}_h", f"{metric}_z"}][:3]
     with suppress(HfprojError):
-        if watched := _watched(results):
-            plot_history(results.history, folder / TRAINING_PICTURE, metrics=watched, width=_PICTURE_WIDTH)
-    path = folder / CARD
+        if watched:
+            plot_history(results.history, folder / filenames.TRAINING_PICTURE, metrics=watched, width=_PICTURE_WIDTH)
     files = [file.name for file in folder.iterdir() if file.is_file()]
     text = render_card(results, repo_id=repo_id, files=files, adapters=adapters, adapter=adapter)
+    path = folder / filenames.CARD
     write_atomic(path, text.encode())
     return path
-
-
-def protocols(results: Results) -> list[str]:
-    """Return a line of text per protocol under which something was measured."""
-    lines: dict[str, None] = {}
-    for m in results.measurements:
-        settings = ", ".join(f"{key} = {value}" for key, value in m.settings.items())
-        lines[f"{m.label}{f' on {m.dataset}' if m.dataset else ''}: {settings or 'no settings'}"] = None
-    return [*lines, "All in eval mode. RankMe does not centre; spectra are of L2-normalised, centred features."]
-
-
-def _measured(results: Results, judged: Sequence[Verdict], files: Collection[str]) -> str:
-    if not results.measurements:
-        return "## Results\n\nNothing was measured."
-    datasets = list(dict.fromkeys(m.dataset for m in results.measurements if m.dataset))
-    on = f"Measured on held-out data of {code(datasets[0])}. " if len(datasets) == 1 else ""
-    several = f"Mean ± standard deviation over {len(results.seeds)} seeds, without ± where all agree. "
-    spread = several if len(results.seeds) > 1 else ""
-    before = any(m.when == "before" for m in results.measurements)
-    continued = mapping(results.config.get("recipe")).get("continue_from")
-    origin = (
-        f"h and z are those of {code(continued)}" if continued else "h is the bare backbone's, z an untrained head's"
-    )
-    start = f"Before and after training: before it {origin}."
-    parts = ["## Results", (on + spread + start * before).strip(), tables(results, judged)]
-    if PICTURE in files:
-        parts.append(_figure(PICTURE, *_spectrum_in_words(results)))
-    if layers := layer_tables(results):
-        parts += ["### Layer by layer", "Before → after training." * before, layers]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _spectrum_in_words(results: Results) -> tuple[str, str]:
-    alt = (
-        "Eigenvalues of the covariance of h and z against their rank, before and after training, on a logarithmic scale"
-    )
-    seed = f" Seed {inline(results.seeds[0])}." if len(results.seeds) > 1 else ""
-    return alt, (
-        "Spectrum of the covariance. The flatter a curve, the more evenly the features fill their dimensions; one that "
-        f"falls off the lower edge early has nothing in those that remain (dimensional collapse).{seed}"
-    )
-
-
-def _training(results: Results, files: Collection[str]) -> str:
-    parts = []
-    if results.command:
-        parts.append(fence(results.command, "bash"))
-    if results.seeds:
-        parts.append(f"Run with seed{'s' * (len(results.seeds) > 1)} {', '.join(map(inline, results.seeds))}.")
-    parts.append(card_text.configuration(results))
-    if TRAINING_PICTURE in files:
-        alt = "Loss and diagnostics of h and z against the training step"
-        seeds = " The band is one standard deviation over seeds." if len(results.seeds) > 1 else ""
-        caption = f"While it trained, on augmented views: the numbers are not those of the tables.{seeds}"
-        parts.append(_figure(TRAINING_PICTURE, alt, caption))
-    return _section("Training", "\n\n".join(part for part in parts if part))
-
-
-def _watched(results: Results) -> list[str]:
-    names = {str(name) for row in results.history for name in row}
-    return [m for m in _WATCHED if names & {m, f"{m}_h", f"{m}_z"}][:3]
-
-
-def _figure(file: str, alt: str, caption: str) -> str:
-    return f"![{alt}]({file})\n\n*{caption}*"
-
-
-def _section(heading: str, content: str) -> str:
-    return f"## {heading}\n\n{content}" if content else ""
-
-
-def _list(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

@@ -1,22 +1,26 @@
-"""Results: numbers of a run (`results.json`), its history while it trained (`history.parquet`), intervals, verdicts.
+"""Results: numbers of a run (`results.json`), its history while it trained (`history.parquet`), intervals, verdicts,
+and the words and roundings in which table, card and page show them (`words`).
 
 Tables, cards and pages are made from these and from nothing else. This room imports `errors` and `files` only.
 """
 
 from hfproj.results.history import HISTORY_FILE, read_history, write_history
 from hfproj.results.intervals import Interval, paired_interval
-from hfproj.results.record import LAYERS, WHENS, Measurement, Results, pack_outcomes, unpack_outcomes
-from hfproj.results.verdict import RankChange, Verdict, rank_changes, verdicts
+from hfproj.results.measurement import LAYERS, WHENS, Measurement, pack_outcomes, unpack_outcomes
+from hfproj.results.record import Results
+from hfproj.results.verdict import Finding, RankChange, Verdict, findings, rank_changes, verdicts
 
 __all__ = [
     "HISTORY_FILE",
     "LAYERS",
     "WHENS",
+    "Finding",
     "Interval",
     "Measurement",
     "RankChange",
     "Results",
     "Verdict",
+    "findings",
     "pack_outcomes",
     "paired_interval",
     "rank_changes",

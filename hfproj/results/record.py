@@ -6,11 +6,8 @@ to everything.
 """
 
 import json
-import math
 import os
-import re
-import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,86 +16,13 @@ import numpy as np
 
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.files import installed_versions, portable, write_atomic
+from hfproj.results import words
+from hfproj.results.measurement import LAYERS, WHENS, Key, Measurement, mean_std, row_names, unpack_outcomes
+from hfproj.results.verdict import findings
 
 FORMAT = 1
-LAYERS, WHENS = ("h", "z"), ("before", "after")
-_LABELS = {
-    "alpha_req": "α-ReQ",
-    "few_shot": "few-shot",
-    "fine_tune": "fine-tuning",
-    "kmeans": "k-means",
-    "knn_overlap": "k-NN overlap with h before",
-    "cka": "linear CKA with h before",
-    "lidar": "LiDAR",
-    "many_rates": "linear (many rates)",
-    "mlp": "MLP",
-    "rankme": "RankMe",
-}
-# what is written with its unit
-_PROBES = ("attentive", "few_shot", "fine_tune", "kmeans", "linear", "many_rates", "mlp", "retrieval")
-_LAYER = re.compile(r"[\w.-]+")
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
 _LATER: dict[str, type] = {"history": list, "geometry": dict}  # not in the first files; left out while empty
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One number with everything needed to read it.
-
-    Attributes:
-        name: What was measured: "knn", "rankme", "representation_std", "positive_cosine", or a probe's own name.
-        layer: "h", "z", or an intermediate layer's name ("block_3").
-        when: "before" or "after" training.
-        value: Finite.
-        dataset: What it was measured on.
-        unit: "accuracy", or empty.
-        protocol: The settings that the number depends on. A "seed" in it tells runs of one experiment apart; "chosen"
-            holds what a probe chose from its training data (a strength, a rate).
-        outcomes: Right or wrong row by row, packed as hexadecimal digits (`pack_outcomes`), or empty.
-    """
-
-    name: str
-    layer: str
-    when: str
-    value: float
-    dataset: str = ""
-    unit: str = ""
-    protocol: dict[str, Any] = field(default_factory=dict)
-    outcomes: str = ""
-
-    def __post_init__(self) -> None:
-        for field_name, kind in (("name", str), ("layer", str), ("dataset", str), ("unit", str), ("protocol", dict)):
-            if not isinstance(getattr(self, field_name), kind):
-                raise UsageError(
-                    f"A measurement's {field_name} is a {kind.__name__}, got {getattr(self, field_name)!r}."
-                )
-        if not _LAYER.fullmatch(self.layer) or self.when not in WHENS:
-            raise UsageError(
-                f"Expected a layer's name without blanks and when in {WHENS}, got {self.layer!r} and {self.when!r}."
-            )
-        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
-        if not number or not math.isfinite(self.value):
-            raise UsageError(
-                f"The measurement {self.name!r} of {self.layer} must be a finite number, got {self.value!r}."
-            )
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Name, data set and settings: equal keys are comparable numbers, one row of the table."""
-        return self.name, self.dataset, json.dumps(portable(self.settings), sort_keys=True)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The protocol without its seed and what was chosen."""
-        return {k: v for k, v in self.protocol.items() if k not in ("seed", "chosen")}
-
-    @property
-    def label(self) -> str:
-        """The name as people write it, with the part of the protocol that belongs to it."""
-        if self.name == "knn" and "k" in self.protocol:
-            return f"{self.protocol['k']}-NN accuracy"
-        name = _LABELS.get(self.name, self.name.replace("_", " "))
-        return f"{name} {self.unit}" if self.unit and self.name in _PROBES else name
 
 
 @dataclass
@@ -142,7 +66,7 @@ class Results:
         """Write strict JSON, atomically; a folder gets a `results.json`.
 
         Raises:
-            UsageError: something in it is no JSON.
+            UsageError: If something in it cannot be written as JSON.
         """
         path = Path(path)
         path = path / "results.json" if path.is_dir() else path
@@ -158,8 +82,8 @@ class Results:
         """Read what `save` wrote: a file, or a folder that holds `results.json`.
 
         Raises:
-            UsageError: no such file.
-            AdapterFileError: the file is damaged, or of a later format.
+            UsageError: If there is no such file.
+            AdapterFileError: If the file is damaged, or of a later format.
         """
         path = Path(path)
         path = path / "results.json" if path.is_dir() else path
@@ -190,7 +114,7 @@ class Results:
         different seeds are kept side by side, with the seed in each row; of one seed, each step is kept once.
 
         Raises:
-            UsageError: the same measurement or config entry with two values: these results belong to different models.
+            UsageError: If a measurement or an entry of config has two values: the results belong to different models.
         """
         merged = Results(**{f.name: type(getattr(self, f.name))(getattr(self, f.name)) for f in fields(self)})
         merged.notes = list(self.notes)
@@ -227,7 +151,8 @@ class Results:
         """Return the measurements of one quantity, one per seed.
 
         Raises:
-            UsageError: there is none, or they differ in more than the seed: name the data set or a protocol setting.
+            UsageError: If nothing was measured, or the measurements differ in more than the seed: name the data set or
+                a setting of the protocol.
         """
         found = [
             m
@@ -255,12 +180,13 @@ class Results:
         """Return right (1) or wrong (0) of every test row `[seeds, rows]`, for `paired_interval`.
 
         Raises:
-            UsageError: as `select`, or the outcomes were not kept.
+            UsageError: As `select`; and if the outcomes were not kept, or are damaged.
         """
         found = self.select(name, layer, when, dataset=dataset, **protocol)
-        if not all(m.outcomes for m in found):
-            raise UsageError(f"The outcomes of '{name} {layer} {when}' row by row were not kept.")
-        return np.stack([unpack_outcomes(m.outcomes) for m in found])
+        try:
+            return np.stack([unpack_outcomes(m.outcomes) for m in found])
+        except ValueError as error:
+            raise UsageError(f"The outcomes of '{name} {layer} {when}' row by row were not kept.") from error
 
     @property
     def layers(self) -> list[str]:
@@ -271,13 +197,19 @@ class Results:
     def table(self) -> str:
         """Return the numbers as aligned text: mean ± standard deviation where there are several seeds.
 
-        Intermediate layers, if there are any, have a table of their own below it.
+        Below it stand a table of intermediate layers, if there are any, and what training did: where an accuracy was
+        measured before and after it, whether it got better, with the interval of the difference.
         """
-        return "\n\n".join(_aligned(cells) for cells in (self.cells(), self.layer_cells()) if cells)
+        return self._written(_aligned, "\n")
 
     def to_markdown(self) -> str:
-        """Return the same in Markdown."""
-        return "\n\n".join(_markdown(cells) for cells in (self.cells(), self.layer_cells()) if cells)
+        """Return the same in Markdown. Names that an untrusted file may hold are not escaped; a card does that."""
+        return self._written(_markdown, "\n\n")
+
+    def _written(self, table: Callable[[list[list[str]]], str], between: str) -> str:
+        tables = [table(cells) for cells in (self.cells(), self.layer_cells()) if cells]
+        said = [str(finding) for finding in findings(self) if finding.sense != "rank"]
+        return "\n\n".join([*tables, *([between.join(said)] if said else [])])
 
     def cells(self) -> list[list[str]]:
         """Return the cells of the table of h and z as text, the header first: a row a measurement.
@@ -300,49 +232,33 @@ class Results:
         inner = [layer for layer in self.layers if layer not in LAYERS]
         if not inner:
             return []
-        units = {m.key for m in self.measurements if m.unit or m.name == "rankme"}
-        names = {key: name for key, name in self._names(inner).items() if key in units}
-        columns = [
-            (key, when)
-            for key in names
-            for when in WHENS
-            if any((m.key, m.when) == (key, when) and m.layer in inner for m in self.measurements)
-        ]
+        names = self._names(inner)
+        shown = {(m.key, m.when) for m in self.measurements if m.layer in inner and (m.unit or m.name == "rankme")}
+        columns = [(key, when) for key in names for when in WHENS if (key, when) in shown]
         rows = [[layer, *(self._cell(key, layer, when) for key, when in columns)] for layer in self.layers]
         return [["layer", *(f"{names[key]} {when}" for key, when in columns)], *rows]
 
-    def names(self, unit: str) -> dict[tuple[str, str, str], str]:
+    def names(self, unit: str) -> dict[Key, str]:
         """Return key → name of everything that was measured in a unit, in the order of the table."""
         units = {m.key for m in self.measurements if m.unit == unit}
         return {key: name for key, name in self._names(self.layers).items() if key in units}
 
-    def mean_std(self, key: tuple[str, str, str], layer: str, when: str) -> tuple[float, float] | None:
+    def mean_std(self, key: Key, layer: str, when: str) -> tuple[float, float] | None:
         """Return mean and standard deviation over seeds; None where it was not measured, and 0 of a single one."""
-        found = [m.value for m in self.measurements if (m.key, m.layer, m.when) == (key, layer, when)]
-        if not found:
-            return None
-        return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+        return mean_std(self.measurements, key, layer, when)
 
-    def _names(self, layers: Iterable[str]) -> dict[tuple[str, str, str], str]:
+    def _names(self, layers: Iterable[str]) -> dict[Key, str]:
         """Return what was measured of some layers, in the order of the table, with a name that tells it apart."""
-        measured = [m for m in self.measurements if m.layer in layers]
-        keys = sorted(dict.fromkeys(m.key for m in measured), key=_row_order)
-        labels = {m.key: m.label for m in measured}
-        several = len({key[1] for key in keys}) > 1
-        names = {}
-        for key in keys:
-            same = [k for k in keys if labels[k] == labels[key] and k[1] == key[1]]
-            names[key] = labels[key] + (f" ({key[1]})" if several and key[1] else "")
-            names[key] += f" #{same.index(key) + 1}" if len(same) > 1 else ""
-        return names
+        names = row_names(sorted((m for m in self.measurements if m.layer in layers), key=lambda m: m.key))
+        several = len({key[1] for key in names}) > 1
+        return {key: f"{name} ({key[1]})" if several and key[1] else name for key, name in names.items()}
 
-    def _cell(self, key: tuple[str, str, str], layer: str, when: str) -> str:
+    def _cell(self, key: Key, layer: str, when: str) -> str:
         found = self.mean_std(key, layer, when)
         if found is None:
             return "–"
-        digits = 1 if key[0] in ("lidar", "rankme") else 4
         several = sum((m.key, m.layer, m.when) == (key, layer, when) for m in self.measurements) > 1
-        return f"{found[0]:.{digits}f} ± {found[1]:.{digits}f}" if several else f"{found[0]:.{digits}f}"
+        return words.number(key[0], found[0], found[1] if several else None)
 
 
 def _aligned(cells: list[list[str]]) -> str:
@@ -371,31 +287,9 @@ def _join_histories(first: Results, other: Results) -> list[dict]:
     return [*rows, *(row for row in more if (row.get("seed"), row["step"]) not in kept)]
 
 
-def _row_order(key: tuple[str, str, str]) -> tuple:
-    last = ["rankme", "representation_std", "positive_cosine"]
-    return (last.index(key[0]) + 1 if key[0] in last else 0), key
-
-
 def _identity(m: Measurement) -> tuple:
     return m.layer, m.when, m.key, m.protocol.get("seed")
 
 
-def pack_outcomes(correct: Any) -> str:
-    """Return right/wrong answers as text: their number, a colon, hexadecimal digits.
-
-    Example:
-        >>> unpack_outcomes(pack_outcomes([True, False, True])).tolist()
-        [1, 0, 1]
-    """
-    bits = np.asarray(correct, dtype=np.uint8)
-    return f"{bits.size}:{np.packbits(bits).tobytes().hex()}"
-
-
-def unpack_outcomes(text: str) -> np.ndarray:
-    """Return what `pack_outcomes` packed, as 0 and 1 `[rows]`."""
-    count, _, digits = text.partition(":")
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
-
-
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no JSON")
+    raise ValueError(f"it holds {name}, which JSON does not have")

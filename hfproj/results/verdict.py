@@ -1,17 +1,16 @@
-"""What training did to a layer: the difference of each accuracy with the interval that says whether it is one, and what
-became of the rank.
+"""What training did to a layer: the difference of each accuracy with the interval that says whether it is one, what
+became of the rank, and both as `findings` in the words of `words`.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hfproj.errors import UsageError
-from hfproj.results import LAYERS, Measurement, Results, unpack_outcomes
+from hfproj.results import words
 from hfproj.results.intervals import Interval, paired_interval
-
-_WHAT = {"h": "representation", "z": "projection"}
+from hfproj.results.measurement import LAYERS, Key, Measured, Measurement, mean_std, unpack_outcomes
 
 
 class Verdict(NamedTuple):
@@ -33,7 +32,7 @@ class Verdict(NamedTuple):
     after: float
     interval: Interval | None
     layer: str = "h"
-    key: tuple[str, str, str] = ("", "", "")
+    key: Key = ("", "", "")
 
     @property
     def sense(self) -> str:
@@ -44,27 +43,20 @@ class Verdict(NamedTuple):
     @property
     def headline(self) -> str:
         """The sense in words."""
-        what = f"The {_WHAT.get(self.layer, f'layer {self.layer}')} got"
-        return {"better": f"{what} better", "worse": f"{what} worse", "unclear": "No gain was measured"}[self.sense]
+        return words.HEADLINES[self.sense].format(layer=words.LAYER_NAMES.get(self.layer, f"layer {self.layer}"))
 
-
-def verdicts(results: Results, layer: str = "h") -> list[Verdict]:
-    """Return one of every accuracy of a layer that was measured before and after training.
-
-    Example:
-        >>> measured = [Measurement("knn", "h", w, v, unit="accuracy") for w, v in (("before", 0.8), ("after", 0.9))]
-        >>> [verdict.sense for verdict in verdicts(Results(measurements=measured))]
-        ['better']
-    """
-    measured = [m for m in results.measurements if m.layer == layer and m.unit == "accuracy"]
-    found = []
-    for key in dict.fromkeys(m.key for m in measured if m.when == "after"):
-        before, after = ([m for m in measured if (m.key, m.when) == (key, when)] for when in ("before", "after"))
-        if before:
-            first, last = _mean(before), _mean(after)
-            interval = _interval(before, after)
-            found.append(Verdict(after[0].label, after[0].dataset, first, last, interval, layer, key))
-    return found
+    @property
+    def sentence(self) -> str:
+        """What was measured before and after, with the interval, without a full stop."""
+        name = self.key[0]
+        gain = words.change(name, self.interval.difference if self.interval else self.after - self.before)
+        how = (
+            f", {words.INTERVAL} {words.interval(name, *self.interval[1:])}"
+            if self.interval
+            else "; no interval, since answers row by row were not kept"
+        )
+        way = f"{words.number(name, self.before)} to {words.number(name, self.after)}"
+        return f"{self.label} of {self.layer}{_on(self.dataset)} went from {way} ({gain}{how})"
 
 
 class RankChange(NamedTuple):
@@ -81,10 +73,52 @@ class RankChange(NamedTuple):
         return self.after < self.before / 2
 
 
-def rank_changes(results: Results, layers: Iterable[str] = LAYERS) -> list[RankChange]:
+class Finding(NamedTuple):
+    """What training did, in words: a headline, and a text that ends in a full stop.
+
+    Attributes:
+        sense: A key of `words.HEADLINES`: "alarm", "worse", "collapse", "unclear", "better" or "rank".
+        headline: The few words to set in bold.
+        text: What was measured, and what follows from it.
+    """
+
+    sense: str
+    headline: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.headline}: {self.text}"
+
+    @property
+    def warns(self) -> bool:
+        """Whether a reader must be warned."""
+        return self.sense in ("alarm", "worse", "collapse")
+
+
+def verdicts(results: Measured, layer: str = "h") -> list[Verdict]:
+    """Return one of every accuracy of a layer that was measured before and after training.
+
+    Example:
+        >>> from hfproj.results import Results
+        >>> measured = [Measurement("knn", "h", w, v, unit="accuracy") for w, v in (("before", 0.8), ("after", 0.9))]
+        >>> [verdict.sense for verdict in verdicts(Results(measurements=measured))]
+        ['better']
+    """
+    measured = [m for m in results.measurements if m.layer == layer and m.unit == "accuracy"]
+    found = []
+    for key in dict.fromkeys(m.key for m in measured if m.when == "after"):
+        before, after = ([m for m in measured if (m.key, m.when) == (key, when)] for when in ("before", "after"))
+        if before:
+            first, last = (sum(m.value for m in side) / len(side) for side in (before, after))
+            found.append(Verdict(after[0].label, key[1], first, last, _interval(before, after), layer, key))
+    return found
+
+
+def rank_changes(results: Measured, layers: Iterable[str] = LAYERS) -> list[RankChange]:
     """Return one of every RankMe of some layers that was measured before and after training.
 
     Example:
+        >>> from hfproj.results import Results
         >>> ranks = [Measurement("rankme", "z", w, v) for w, v in (("before", 14.0), ("after", 1.2))]
         >>> [(change.layer, change.collapsed) for change in rank_changes(Results(measurements=ranks))]
         [('z', True)]
@@ -92,28 +126,68 @@ def rank_changes(results: Results, layers: Iterable[str] = LAYERS) -> list[RankC
     changes = []
     for key in dict.fromkeys(m.key for m in results.measurements if m.name == "rankme"):
         for layer in layers:
-            before, after = (results.mean_std(key, layer, when) for when in ("before", "after"))
+            before, after = (mean_std(results.measurements, key, layer, when) for when in ("before", "after"))
             if before is not None and after is not None:
                 changes.append(RankChange(layer, key[1], before[0], after[0]))
     return changes
 
 
-def _mean(measured: list[Measurement]) -> float:
-    return sum(m.value for m in measured) / len(measured)
+def findings(results: Measured) -> list[Finding]:
+    """Return what training did to h and z in words, warnings first; gains of z alone are not told.
+
+    Example:
+        >>> from hfproj.results import Results
+        >>> ranks = [Measurement("rankme", "z", w, v) for w, v in (("before", 14.0), ("after", 1.2))]
+        >>> [str(finding) for finding in findings(Results(measurements=ranks))]
+        ['A sign of dimensional collapse: RankMe of z went from 14.0 to 1.2 (less than half).']
+    """
+    ranks = rank_changes(results)
+    found = [_alarm(results.geometry.get("collapse"))]
+    found += [_judged(results, "worse", layer) for layer in LAYERS]
+    found += [_ranks("collapse", ranks)] if any(change.collapsed for change in ranks) else []
+    found += [_judged(results, sense, "h") for sense in ("unclear", "better")]
+    found += [_ranks("rank", ranks)] if ranks and not any(change.collapsed for change in ranks) else []
+    return [finding for finding in found if finding is not None]
+
+
+def _judged(results: Measured, sense: str, layer: str) -> Finding | None:
+    found = [verdict for verdict in verdicts(results, layer) if verdict.sense == sense]
+    if not found:
+        return None
+    advice = words.ADVICE.get((sense, layer))
+    text = "; ".join(verdict.sentence for verdict in found) + "."
+    return Finding(sense, found[0].headline, f"{text} {advice}" if advice else text)
+
+
+def _ranks(sense: str, changes: Sequence[RankChange]) -> Finding:
+    """Return the changes of RankMe in words: of a data set "of h went from 17.0 to 18.0 and of z from …"."""
+    parts = []
+    for dataset in dict.fromkeys(change.dataset for change in changes):
+        ways: list[str] = []
+        for change in changes:
+            if change.dataset == dataset:
+                way = f"from {words.number('rankme', change.before)} to {words.number('rankme', change.after)}"
+                way += " (less than half)" * change.collapsed
+                ways.append(f"of {change.layer}{'' if ways else ' went'} {way}")
+        parts.append(f"RankMe {' and '.join(ways)}{_on(dataset)}")
+    return Finding(sense, words.HEADLINES[sense], "; ".join(parts) + ".")
+
+
+def _alarm(alarm: Any) -> Finding | None:
+    if not isinstance(alarm, Mapping) or not alarm:
+        return None
+    step = f" at step {alarm['step']}" if alarm.get("step") is not None else ""
+    what = alarm.get("what") or alarm.get("cause") or "its cause was not recorded."
+    return Finding("alarm", words.HEADLINES["alarm"] + step, str(what))
+
+
+def _on(dataset: str) -> str:
+    return f" on {dataset}" if dataset else ""
 
 
 def _interval(before: list[Measurement], after: list[Measurement]) -> Interval | None:
     """Return the interval of the gain, or None where outcomes row by row were not kept, or not of the same rows."""
     try:
-        return paired_interval(_outcomes(after), _outcomes(before))
+        return paired_interval(*(np.stack([unpack_outcomes(m.outcomes) for m in side]) for side in (after, before)))
     except (UsageError, ValueError):
         return None
-
-
-def _outcomes(measured: list[Measurement]) -> np.ndarray:
-    """Return right and wrong `[seeds, rows]`; a ValueError where some are missing or damaged."""
-    for m in measured:
-        count, _, digits = m.outcomes.partition(":")
-        if int(count) > 4 * len(digits):  # four rows a digit: more would be made up, and may be too many to hold
-            raise ValueError("The outcomes are damaged.")
-    return np.stack([unpack_outcomes(m.outcomes) for m in measured])

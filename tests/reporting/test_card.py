@@ -15,7 +15,7 @@ import hfproj
 from hfproj import filenames
 from hfproj.errors import UsageError
 from hfproj.reporting.card import render_card, write_card, write_eval_results
-from hfproj.reporting.card_metadata import modality_of
+from hfproj.reporting.metadata import modality_of
 from hfproj.results import Measurement, Results, paired_interval
 
 CARDS = sorted(path.parent for path in (Path(__file__).resolve().parents[2] / "model_cards").glob("*/results.json"))
@@ -187,17 +187,18 @@ def test_the_body_says_what_a_reader_needs():
 
 def test_a_worse_representation_is_said_before_anything_else():
     text = body(render_card(a_result(h=(0.9, 0.8))))
-    assert "> ⚠️ **The representation got worse**: 20-NN accuracy of h went from 0.9000 to 0.8000 (−0.1000, 95 %" in text
+    went = "20-NN accuracy of h on uoft-cs/cifar10 went from 0.9000 to 0.8000 (−0.1000, 95 %"
+    assert f"> ⚠️ **The representation got worse**: {went}" in text
     assert "Use the bare backbone" in text
     assert "The projection got" not in text
     assert text.index("got worse") < text.index("## Results")
     bare = [Measurement("probe", "h", when, v, unit="accuracy") for when, v in (("before", 0.9), ("after", 0.8))]
-    assert "(−0.1000); no intervals, since" in render_card(a_result(measurements=bare))
+    assert "(−0.1000; no interval, since" in render_card(a_result(measurements=bare))
 
 
 def test_a_worse_projection_is_told_apart():
     text = body(render_card(a_result(z=(0.9, 0.8))))
-    assert "> ⚠️ **The projection got worse**: 20-NN accuracy of z went from" in text
+    assert "> ⚠️ **The projection got worse**: 20-NN accuracy of z on uoft-cs/cifar10 went from" in text
     assert "Use h, not z" in text
     assert "**The representation got better**" in text
 
@@ -212,8 +213,10 @@ def test_a_difference_within_its_interval_is_no_gain_and_no_loss():
 def test_signs_of_collapse_are_warnings():
     alarm = {"collapse": {"step": 40, "cause": "rate", "what": "RankMe of z fell."}}
     text = body(render_card(a_result(ranks=(20.0, 9.9), geometry=alarm)))
-    assert "> ⚠️ **The collapse alarm rang while it trained** at step 40: RankMe of z fell." in text
-    assert "> ⚠️ **A sign of dimensional collapse**: RankMe of z fell from 20.0 to 9.9" in text
+    assert "> ⚠️ **The collapse alarm rang while it trained at step 40**: RankMe of z fell." in text
+    assert (
+        "> ⚠️ **A sign of dimensional collapse**: RankMe of z went from 20.0 to 9.9 (less than half) on uoft-cs" in text
+    )
     assert "collapse**" not in render_card(a_result(ranks=(20.0, 10.0)))
 
 
@@ -222,7 +225,7 @@ def test_several_data_sets_have_a_table_each_and_share_the_protocol():
     measured.append(knn("h", "after", 0.7, "digits", bank=5))
     text = body(render_card(a_result(measurements=measured)))
     assert text.index("### `a/b`") < text.index("### `digits`")
-    assert "20-NN accuracy of h on `a/b` went from" in text
+    assert "20-NN accuracy of h on a/b went from" in text
     assert "alone" not in text.split("## Limits")[1].split("##")[0]
     same = [m for d, n in (("a/b", 3), ("digits", 4)) for m in [knn("h", "after", 0.8, d, bank=n)]]
     lines = body(render_card(a_result(measurements=same))).splitlines()

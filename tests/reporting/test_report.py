@@ -14,9 +14,9 @@ from chromium import BROWSER, Page
 import hfproj
 from hfproj.errors import UsageError
 from hfproj.files import portable
-from hfproj.reporting import rank_sentences, render_report
+from hfproj.reporting import render_report
 from hfproj.reporting.pictures import pictures_of
-from hfproj.results import Measurement, Results, pack_outcomes
+from hfproj.results import Measurement, Results, findings, pack_outcomes
 from hfproj.results.history import write_history
 
 CARD = Path(__file__).resolve().parents[2] / "model_cards" / "vit_nano_digits_simclr"
@@ -102,10 +102,11 @@ def test_the_page_of_a_real_run(tmp_path):
     better = f"The representation got better: 20-NN accuracy of h on digits went from {knn['h before']:.4f} to"
     assert f"{better} {knn['h after']:.4f} (+0." in page.text
     went = [f"{ranks[f'{layer} before']:.1f} to {ranks[f'{layer} after']:.1f}" for layer in "hz"]
-    assert f"RankMe of h went from {went[0]} and of z from {went[1]}: no sign of dimensional" in page.text
+    ranks = f"RankMe of h went from {went[0]} and of z from {went[1]} on digits."
+    assert f"No sign of dimensional collapse: {ranks}" in page.text
     assert "accelerate launch recipes/simclr_vit.py --seed 0" in page.text
     assert f"{knn['h after']:.4f} ± " in page.text
-    assert "Collapse alarm" not in page.text
+    assert "collapse alarm" not in page.text
     assert len(page.all("img")) == 4  # spectrum; rank and spread, loss and ratios, cosines over steps
 
 
@@ -128,12 +129,12 @@ def test_structure_and_nothing_from_elsewhere(name):
     for part in (
         f"set {name}",
         f"{name} head on {name}",
-        f"Collapse alarm: {name}",
+        f"The collapse alarm rang while it trained at step 2: Collapse: {name}",
         f"python {name}",
         f"bank = {name}",
     ):
         assert part in page.text
-    assert page.text.index("Collapse alarm") < page.text.index("The representation got better")
+    assert page.text.index("The collapse alarm") < page.text.index("The representation got better")
     assert json.dumps(portable({name: name}), indent=1) in page.text
 
 
@@ -148,7 +149,7 @@ def test_worse_unclear_and_unknown_are_said():
     assert "The representation got worse" in Structure(render_report(a_result(before=0.9, after=0.7, **bare))).text
     text = Structure(render_report(a_result(before=0.9, after=0.9, **bare))).text
     assert "No gain was measured" in text
-    assert "Use the bare backbone" in text
+    assert "use the bare backbone" in text
     probe = [Measurement("probe", "h", when, v, unit="accuracy") for when, v in (("before", 0.8), ("after", 0.9))]
     assert "+0.1000; no interval" in Structure(render_report(a_result(measurements=probe, **bare))).text
     empty = Structure(render_report(Results()))
@@ -158,17 +159,20 @@ def test_worse_unclear_and_unknown_are_said():
 
 
 @pytest.mark.parametrize(
-    ("ranks", "end"),
+    ("ranks", "headline", "end"),
     [
-        ((14.0, 39.0), "of z from 14.0 to 39.0: no sign of dimensional collapse."),
-        ((14.0, 7.0), "no sign of dimensional collapse."),
-        ((14.0, 6.9), "of z from 14.0 to 6.9: less than half for z, a sign of dimensional collapse."),
+        ((14.0, 39.0), "No sign of dimensional collapse", "of z from 14.0 to 39.0 on set layer."),
+        ((14.0, 7.0), "No sign of dimensional collapse", "of z from 14.0 to 7.0 on set layer."),
+        ((14.0, 6.9), "A sign of dimensional collapse", "of z from 14.0 to 6.9 (less than half) on set layer."),
     ],
 )
-def test_ranks_in_words(ranks, end):
-    [line] = rank_sentences(a_result(ranks=ranks))
-    assert line.startswith("RankMe of h went from 17.0 to 17.0 and ")
-    assert line.endswith(end)
+def test_ranks_in_words(ranks, headline, end):
+    results = a_result(ranks=ranks, geometry={}, history=[], spectra={})
+    [found] = [finding for finding in findings(results) if finding.sense in ("collapse", "rank")]
+    assert found.headline == headline
+    assert found.text.startswith("RankMe of h went from 17.0 to 17.0 and ")
+    assert found.text.endswith(end)
+    assert str(found) in Structure(render_report(results)).text
 
 
 def test_history_comes_from_the_results_else_from_the_table_else_from_the_log(tmp_path):
@@ -284,7 +288,7 @@ def test_probes_of_layers_are_drawn_where_there_are_several():
     both, *layers = pictures_of(Results(measurements=measured))
     assert both.title == "Probes before and after training"
     assert [label.get_text() for label in both.draw().axes[0].get_xticklabels()][-1].replace("\n", " ").endswith(": z")
-    assert [picture.title for picture in layers] == ["Knn, layer by layer", "Linear accuracy, layer by layer"]
+    assert [picture.title for picture in layers] == ["K-NN accuracy, layer by layer", "Linear accuracy, layer by layer"]
     before, after = layers[1].draw().axes[0].lines
     np.testing.assert_allclose(before.get_ydata(), [0.5, 0.6, 0.7, 0.8])
     np.testing.assert_allclose(after.get_ydata(), [0.6, 0.7, 0.8, 0.9])

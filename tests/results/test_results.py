@@ -239,15 +239,18 @@ def test_intermediate_layers_have_a_table_of_their_own():
     plain = result.table()
     result.measurements = [*inner, *result.measurements, Measurement("rankme", "block_2", "after", 7.0)]
     assert result.layers == ["block_2", "block_10", "h", "z"]
-    main, layers = result.table().split("\n\n")
-    assert main == plain
+    main, layers, verdicts = result.table().split("\n\n")
+    assert f"{main}\n\n{verdicts}" == plain
+    assert verdicts.startswith(
+        "The representation got better: 20-NN accuracy of h on digits went from 0.8380 to 0.9000 ("
+    )
     assert [line.split() for line in layers.splitlines()[1:]] == [
         ["block_2", "0.2000", "0.2000", "7.0"],
         ["block_10", "1.0000", "1.0000", "–"],
         ["h", "0.8380", "0.9000", "–"],
         ["z", "–", "–", "18.7"],
     ]
-    assert result.to_markdown().splitlines()[-1] == "| z | – | – | 18.7 |"
+    assert result.to_markdown().split("\n\n")[1].splitlines()[-1] == "| z | – | – | 18.7 |"
 
 
 def test_what_a_probe_chose_does_not_part_before_from_after():

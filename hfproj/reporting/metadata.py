@@ -7,7 +7,7 @@ card's text. Numbers are means over seeds; their protocol, and the spread, are i
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from hfproj.backbones import EMBEDDED
 from hfproj.errors import UsageError
 from hfproj.filenames import EVAL_RESULTS
 from hfproj.files import rounded, write_atomic
-from hfproj.reporting.card_markdown import mapping, one_line
-from hfproj.reporting.card_numbers import needs_labels, row_names
+from hfproj.reporting.markdown import one_line
 from hfproj.results import LAYERS, Results
+from hfproj.results.measurement import row_names
+from hfproj.results.words import UNLABELLED
 
 TAGS = ("hfproj", "projection-head", "self-supervised-learning", "peft")
 _TASKS = {
@@ -41,7 +42,7 @@ def front_matter(results: Results, name: str) -> str:
     if base := base_model_of(results):
         data |= {"base_model": base, "base_model_relation": "adapter"}
     data["datasets"] = [name for name in trained_on(results) if hub_id(name)] or None
-    data["language"] = _languages(results) or None
+    data["language"] = [code for code in _texts(results.config.get("language")) if _LANGUAGE.fullmatch(code)] or None
     evaluated = [
         EvalResult(
             task_type=task,
@@ -68,7 +69,7 @@ def write_eval_results(results: Results, folder: str | os.PathLike) -> list[Path
     and there only for the tasks that these define; ours are called ``knn_h``, ``linear_z`` and so on.
 
     Raises:
-        UsageError: the folder does not exist.
+        UsageError: If the folder does not exist.
 
     Example:
         >>> import tempfile
@@ -138,10 +139,13 @@ def numbers_of(results: Results) -> Iterator[Number]:
                 spread = {"seeds": len(seeds), "std": rounded(found[1])} if len(seeds) > 1 else {}
                 arguments = {**_plain(m.settings), "layer": layer, **spread}
                 counts[dataset, m.name, layer] = rank = counts.get((dataset, m.name, layer), 0) + 1
-                yield Number(
-                    f"{name} of {layer}", m.name, m.unit, layer, dataset, rounded(found[0]), arguments,
-                    needs_labels(m), rank,
-                )  # fmt: skip
+                value, labelled = rounded(found[0]), m.name not in UNLABELLED
+                yield Number(f"{name} of {layer}", m.name, m.unit, layer, dataset, value, arguments, labelled, rank)
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping, and an empty one for anything else: a card is written whatever the results hold."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def hub_id(name: object) -> str | None:
@@ -176,7 +180,10 @@ def base_model_of(results: Results) -> str | None:
 
 def trained_on(results: Results) -> list[str]:
     """Return the data sets that the adapter was trained on, where the results say so."""
-    said = results.config.get("dataset") or mapping(results.config.get("recipe")).get("dataset")
+    return _texts(results.config.get("dataset") or mapping(results.config.get("recipe")).get("dataset"))
+
+
+def _texts(said: object) -> list[str]:
     names = said if isinstance(said, list | tuple) else [said]
     return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
@@ -191,7 +198,7 @@ def check_license(license: str | None) -> None:
     """Refuse what is no identifier of a licence as the Hub has them.
 
     Raises:
-        UsageError: it is none.
+        UsageError: If it is none.
     """
     if license is not None and not _LICENSE.fullmatch(str(license)):
         raise UsageError(
@@ -216,20 +223,12 @@ def modality_of(results: Results) -> str | None:
     return "text" if objective == "simcse" else None
 
 
-def _languages(results: Results) -> list[str]:
-    said = results.config.get("language")
-    named = said if isinstance(said, list | tuple) else [said]
-    return [name for name in named if isinstance(name, str) and _LANGUAGE.fullmatch(name)]
-
-
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings as values that YAML writes in one line each."""
     return {
-        one_line(name, 60): value if isinstance(value, int | float | bool) else one_line(_text(value))
+        one_line(name, 60): value
+        if isinstance(value, int | float | bool)
+        else one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
         for name, value in settings.items()
         if value is not None
     }
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

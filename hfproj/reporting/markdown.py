@@ -1,14 +1,14 @@
-"""Strings of a `results.json` as Markdown: whatever they hold, the card keeps its structure.
+r"""Strings of a `results.json` as Markdown: whatever they hold, the card keeps its structure.
 
 A name, a note or a command may hold backticks, pipes, newlines, ``---``, HTML or letters that turn the direction of the
 line. `inline` and `code` give one line that is text and nothing else; `fence` gives a block that its content can't end.
+In templates of Markdown every ``{{ value }}`` goes through `escaped`, so that none can be forgotten.
 """
 
-import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+from markupsafe import Markup
 
 _LONGEST = 300  # letters of a name or a note; more of them say nothing on a card
 # Characters that Markdown, HTML or the Hub's formulas read as structure, as entities: a backslash before them would not
@@ -18,6 +18,22 @@ _ENTITY = re.compile(r"&(?=[#\w])")  # other ampersands are plain letters
 _EDGE_UNDERSCORE = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # those inside a word are plain letters
 # At the start of a line these open headings, lists and rules.
 _BLOCK = re.compile(r"^(?:#{1,6}|[-+]|\d{1,9}[.)])(?=\s|$)|^[-=]{2,}")
+
+
+class Code(str):
+    """A text that a card sets as a span of code."""
+
+
+def escaped(value: object) -> Markup:
+    """Return a value as it stands on a card: Markdown unchanged, `Code` as a span of code, anything else as `inline`.
+
+    Example:
+        >>> escaped(Code("norm=None")), escaped("a|b"), escaped(Markup("**bold**"))
+        (Markup('`norm=None`'), Markup('a&#124;b'), Markup('**bold**'))
+    """
+    if isinstance(value, Markup):
+        return value
+    return Markup(code(value) if isinstance(value, Code) else inline(value))
 
 
 def one_line(text: object, longest: int = _LONGEST) -> str:
@@ -71,49 +87,10 @@ def fence(text: str, language: str = "") -> str:
     return f"{ticks}{language}\n{body}\n{ticks}"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
-    """Return a table of cells that are Markdown already; its last `numbers` columns are set right."""
-    left = len(header) - numbers
-    rule = ["---"] * left + ["---:"] * numbers
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
-
-
-def options(values: Mapping[str, Any]) -> str:
-    """Return options as spans of code: ``name=value``, without those that are None.
-
-    Example:
-        >>> options({"depth": 2, "norm": None, "levels": [8, 5]})
-        '`depth=2`, `levels=8/5`'
-    """
-    return ", ".join(code(f"{name}={_short(value)}") for name, value in values.items() if value is not None)
-
-
-def settings(values: Mapping[str, Any]) -> str:
-    """Return settings as text, not as Markdown.
-
-    Example:
-        >>> settings({"k": 20, "metric": "cosine", "rates": [0.1, 1.0]})
-        'k = 20, metric = cosine, rates = 0.1/1.0'
-    """
-    return ", ".join(f"{name} = {_short(value)}" for name, value in values.items())
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """Return a mapping as it is, and anything else as an empty one: a card is written whatever the results hold."""
-    return value if isinstance(value, Mapping) else {}
-
-
 def _visible(text: str) -> str:
     """Return a text without invisible characters, and with a blank for every other character that is no letter."""
     letters = (c for c in text if unicodedata.category(c) not in ("Cf", "Cs"))
     return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in letters)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list | tuple) and value:
-        long = f"{len(value)} values from {_short(value[0])} to {_short(value[-1])}"
-        return long if len(value) > 6 else "/".join(map(_short, value))
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _longest_run(text: str) -> int:

@@ -1,0 +1,389 @@
+"""What a card and a page are made from: one context, prepared from results; the templates hold the words around it.
+
+    Results ──► prepare ──► Context ──► templates/card.md.jinja, templates/page.html.jinja
+
+Its texts are as the results have them; the templates escape.
+"""
+
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from hfproj.backbones import EMBEDDED
+from hfproj.objectives import OBJECTIVES
+from hfproj.presets import all_presets
+from hfproj.registry import Registry
+from hfproj.regularizers import REGULARIZERS
+from hfproj.reporting.markdown import Code, one_line
+from hfproj.reporting.metadata import base_model_of, license_of, mapping, modality_of, trained_on
+from hfproj.results import LAYERS, WHENS, Finding, Measurement, Results, Verdict, findings, verdicts, words
+from hfproj.results.measurement import Key, row_names, settings_text, short
+
+_METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LN tuning"}  # as people write them
+_OF_PEFT = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "alpha", "oft_block_size", "boft_block_size")
+_OF_OPTIMIZER = ("learning_rate", "head_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")
+_OF_VIEWS = ("crop_scale", "flip", "color_jitter", "grayscale", "rotation", "views")  # flags of the recipe
+_USUAL_PROBES = {"knn": "k-NN", "linear": "linear probe", "fine_tune": "fine-tuning"}
+_ARXIV = re.compile(r"\barXiv (\d{4}\.\d{4,5})\b")
+
+
+class Row(NamedTuple):
+    """A measure of a layer: its numbers before and after training, their difference and its interval, or empty."""
+
+    name: str
+    layer: str
+    cells: list[str]
+    change: str
+    interval: str
+
+
+class Table(NamedTuple):
+    """What was measured of h and z on a data set, with or without labels; `whens` are its columns."""
+
+    dataset: str
+    labelled: bool
+    whens: list[str]
+    rows: list[Row]
+
+
+class LayerTable(NamedTuple):
+    """What was measured on a data set, a row a layer; a cell has the numbers before and after training, or one."""
+
+    dataset: str
+    names: list[str]
+    rows: list[tuple[str, list[list[str]]]]
+
+
+class ProtocolLine(NamedTuple):
+    """How to read a measure, and its settings; those that differ between data sets by data set."""
+
+    name: str
+    parts: list[str]
+    by_dataset: dict[str, str]
+
+
+class Source(NamedTuple):
+    """Where a method comes from; `arxiv` is a number, or empty."""
+
+    kind: str
+    name: str
+    text: str
+    arxiv: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything that a card or a page says of a run; what the results do not say is empty.
+
+    Attributes:
+        title: Head and backbone.
+        facts: Width of z, PEFT method, objective, data sets and seeds, in a few words each.
+        findings: What training did, in words, warnings first.
+        judged: Whether an accuracy of h was measured before and after training.
+        head: Name of the head.
+        out_dim: Width of z; None where it is not known.
+        in_dim: Width of h.
+        method: The PEFT method on the backbone, as people write it.
+        backbone: Name of the backbone.
+        base_model: The same, where it is a Hub id.
+        embedded: Whether it is the backbone that ships with hfproj.
+        layer: The block that h is read from; None for the last.
+        objective: Its name.
+        uses_labels: Whether the objective does; None where it is not known.
+        modality: "image", "text", or None.
+        trained_on: Data sets.
+        datasets: Those it was measured on.
+        before: Whether anything was measured before training.
+        continued: The adapter that training went on from.
+        measured: Whether anything was measured.
+        labelled: Whether anything was scored with labels.
+        missing: Usual probes that were not run.
+        tables: Of h and z.
+        layer_tables: Of all layers, where there are others.
+        cells: h and z in one table, the header first.
+        protocol: The settings of every measure.
+        settings: What was trained and how: part, and pieces of text or `Code`.
+        license: The adapter's.
+        sources: Of its methods.
+        results: What it was made from, for what is shown as it was recorded.
+    """
+
+    title: str
+    facts: list[str]
+    findings: list[Finding]
+    judged: bool
+    head: str
+    in_dim: int | None
+    out_dim: int | None
+    method: str
+    backbone: str
+    base_model: str | None
+    embedded: bool
+    layer: int | None
+    objective: str
+    uses_labels: bool | None
+    modality: str | None
+    trained_on: list[str]
+    datasets: list[str]
+    before: bool
+    continued: str
+    measured: bool
+    labelled: bool
+    missing: list[str]
+    tables: list[Table]
+    layer_tables: list[LayerTable]
+    cells: list[list[str]]
+    protocol: list[ProtocolLine]
+    settings: list[tuple[str, Sequence[str]]]
+    license: str | None
+    sources: list[Source]
+    results: Results
+
+
+def prepare(results: Results) -> Context:
+    """Return the context of a run: everything that its card and its page say.
+
+    Example:
+        >>> prepare(Results(config={"base_model": "me/vit", "adapter": {"head": "mlp"}})).title
+        'mlp head on me/vit'
+    """
+    adapter, recipe = mapping(results.config.get("adapter")), mapping(results.config.get("recipe"))
+    measured, found = results.measurements, [v for layer in LAYERS for v in verdicts(results, layer)]
+    labelled = [m for m in measured if m.name not in words.UNLABELLED]
+    datasets = list(dict.fromkeys(m.dataset for m in measured if m.dataset))
+    inner, layer = mapping(adapter.get("backbone_adapter")).get("peft_type"), adapter.get("layer", -1)
+    base = results.config.get("base_model") or mapping(adapter.get("backbone")).get("id")
+    backbone = base.removeprefix("./") if isinstance(base, str) and one_line(base) else "a backbone"
+    head, objective, method = adapter.get("head"), _objective(results), _method(inner) if inner else ""
+    widths = [width if isinstance(width := adapter.get(name), int) else None for name in ("in_dim", "out_dim")]
+    facts = [
+        f"z of width {widths[1]}" if widths[1] else "",
+        f"{method} on the backbone" if method else "",
+        f"objective {objective}" if objective else "",
+        f"measured on {', '.join(sorted(datasets))}" if datasets else "",
+        f"seed{'s' * (len(results.seeds) > 1)} {', '.join(map(str, results.seeds))}" if results.seeds else "",
+    ]
+    return Context(
+        title=f"{head} head on {backbone}" if head else f"Projection head on {backbone}",
+        facts=[fact for fact in facts if fact],
+        findings=findings(results),
+        judged=any(verdict.layer == "h" for verdict in found),
+        head=head if isinstance(head, str) and one_line(head) else "",
+        in_dim=widths[0],
+        out_dim=widths[1],
+        method=method,
+        backbone=backbone,
+        base_model=base_model_of(results),
+        embedded=str(results.config.get("base_model") or "").split("/")[-1] == EMBEDDED,
+        layer=None if layer == -1 else layer,
+        objective=objective,
+        uses_labels=_uses_labels(objective),
+        modality=modality_of(results),
+        trained_on=trained_on(results),
+        datasets=datasets,
+        before=any(m.when == "before" for m in measured),
+        continued=str(recipe.get("continue_from") or ""),
+        measured=bool(measured),
+        labelled=bool(labelled),
+        missing=[name for probe, name in _USUAL_PROBES.items() if not any(m.name == probe for m in labelled)],
+        tables=_tables(results, {(v.key, v.layer): v for v in found}),
+        layer_tables=_layer_tables(results),
+        cells=results.cells(),
+        protocol=_protocol(measured),
+        settings=_settings(results, adapter, recipe, backbone),
+        license=license_of(results),
+        sources=list(_sources(results)),
+        results=results,
+    )
+
+
+def _tables(results: Results, judged: Mapping[tuple[Key, str], Verdict]) -> list[Table]:
+    """Return the tables of h and z of each data set, those with labels first."""
+    tables = []
+    own = [m for m in results.measurements if m.layer in LAYERS]
+    for dataset in dict.fromkeys(m.dataset for m in own):
+        for labelled in (True, False):
+            chosen = [m for m in own if m.dataset == dataset and (m.name not in words.UNLABELLED) == labelled]
+            whens = [when for when in WHENS if any(m.when == when for m in chosen)]
+            rows = []
+            for key, name in row_names(chosen).items():
+                layers = [layer for layer in LAYERS if any((m.key, m.layer) == (key, layer) for m in chosen)]
+                for layer in layers:
+                    shown = name if layer == layers[0] else ""
+                    rows.append(_row(results, key, layer, shown, whens, judged.get((key, layer))))
+            tables += [Table(dataset, labelled, whens, rows)] * bool(rows)
+    return tables
+
+
+def _row(results: Results, key: Key, layer: str, name: str, whens: list[str], verdict: Verdict | None) -> Row:
+    interval = verdict.interval if verdict is not None else None
+    before, after = (results.mean_std(key, layer, when) for when in WHENS)
+    gain = interval.difference if interval else after[0] - before[0] if before and after else None
+    return Row(
+        name,
+        layer,
+        [_cell(results, key, layer, when) for when in whens],
+        "–" if gain is None else words.change(key[0], gain),
+        words.interval(key[0], *interval[1:]) if interval else "",
+    )
+
+
+def _cell(results: Results, key: Key, layer: str, when: str) -> str:
+    """Return a number as text: mean ± standard deviation over seeds, without the latter where all seeds agree."""
+    found = results.mean_std(key, layer, when)
+    return words.number(key[0], found[0], found[1] or None) if found else "–"
+
+
+def _layer_tables(results: Results) -> list[LayerTable]:
+    """Return what was measured in a unit (accuracies), and RankMe, of every layer; empty where only h and z were."""
+    shown = [m for m in results.measurements if m.layer not in LAYERS and (m.unit or m.name == "rankme")]
+    tables = []
+    for dataset in dict.fromkeys(m.dataset for m in shown):
+        names = row_names(m for m in shown if m.dataset == dataset)
+        found = {(m.key, m.when) for m in results.measurements}
+        whens = {key: [when for when in WHENS if (key, when) in found] for key in names}
+        rows = [
+            (layer, [[_cell(results, key, layer, when) for when in whens[key]] for key in names])
+            for layer in results.layers
+        ]
+        tables.append(LayerTable(dataset, list(names.values()), rows))
+    return tables
+
+
+def _protocol(measurements: list[Measurement]) -> list[ProtocolLine]:
+    """Return a line for everything that was measured; the settings that all data sets share stand in it once."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}  # name → data set → settings
+    meanings: dict[str, str] = {}
+    for dataset in dict.fromkeys(m.dataset for m in measurements):
+        measured = {m.key: m for m in measurements if m.dataset == dataset}
+        names = row_names(measured.values())
+        alike: dict[tuple[str, str], list[Key]] = {}  # numbers of one probe with one protocol share a line
+        for key in names:
+            alike.setdefault((key[0].split("_")[0], key[2]), []).append(key)
+        for keys in alike.values():
+            name = ", ".join(names[key] for key in keys)
+            meanings[name] = words.UNLABELLED.get(keys[0][0], "")
+            found.setdefault(name, {})[dataset] = measured[keys[0]].settings
+    lines = []
+    for name, by_dataset in found.items():
+        first = next(iter(by_dataset.values()))
+        shared = {n: v for n, v in first.items() if all(n in own and own[n] == v for own in by_dataset.values())}
+        apart = {d: {n: v for n, v in own.items() if n not in shared} for d, own in by_dataset.items()}
+        texts = {dataset: settings_text(own) for dataset, own in apart.items() if own}
+        lines.append(ProtocolLine(name, [part for part in (meanings[name], settings_text(shared)) if part], texts))
+    return lines
+
+
+def _options(values: Mapping[str, Any]) -> list[Code]:
+    return [Code(f"{name}={short(value)}") for name, value in values.items() if value is not None]
+
+
+def _settings(
+    results: Results, adapter: Mapping[str, Any], recipe: Mapping[str, Any], backbone: str
+) -> list[tuple[str, Sequence[str]]]:
+    """Return what was trained and how, as far as the results say it: the part, and its pieces."""
+    training = mapping(results.config.get("training"))
+    rows: list[tuple[str, Sequence[str]]] = []
+    if adapter:
+        library, layer = mapping(adapter.get("backbone")).get("library"), adapter.get("layer", -1)
+        rows.append(("backbone", [Code(backbone), *([str(library)] if library else [])]))
+        rows.append(("h", _options({"pooling": adapter.get("pooling"), "layer": layer if layer != -1 else None})))
+        head = [Code(adapter["head"])] if adapter.get("head") else []
+        widths = f"{adapter.get('in_dim', '?')} → {adapter.get('out_dim', '?')}"
+        rows.append(("head", [*head, widths, *_options(mapping(adapter.get("head_options")))]))
+        for name in ("predictor", "prototypes", "scales"):
+            if (value := adapter.get(name)) is not None:
+                rows.append((name, _named(value, "head") if isinstance(value, dict) else [Code(value)]))
+        if inner := mapping(adapter.get("backbone_adapter")):
+            targets = inner.get("target_modules")
+            count = [f"{len(targets)} modules"] if isinstance(targets, list) else []
+            options = _options(_chosen(inner, _OF_PEFT))
+            rows.append(("on the backbone", [_method(inner.get("peft_type")), *options, *count]))
+        rows.append(("trained", _trained(adapter)))
+    if name := _objective(results):
+        rows.append(("objective", _named({**mapping(adapter.get("objective")), "name": name}, "name")))
+    for name, value in mapping(adapter.get("regularizers")).items():
+        rows.append(("regularizer", [Code(name), *_options(value if isinstance(value, dict) else {"weight": value})]))
+    rows.append(("views", _options(mapping(results.config.get("views")) or _chosen(recipe, _OF_VIEWS))))
+    if training:
+        optimizer = "LARS" if training.get("lars") else str(training.get("optim") or "AdamW")
+        used = {n: training[n] for n in _OF_OPTIMIZER if training.get(n) is not None}
+        used |= _chosen(training, ("ema_momentum", "patch_dropout", "bf16", "fp16"))
+        rows += [("optimizer", [optimizer, *_options(used)]), ("length", _length(results, training))]
+    return [(part, pieces) for part, pieces in rows if pieces]
+
+
+def _chosen(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names if values.get(name)}
+
+
+def _named(value: Mapping[str, Any], key: str) -> list[str]:
+    """Return a name and its options: ``{"head": "mlp", "depth": 2}``, or with "head_options"."""
+    own = value.get("head_options") if "head_options" in value else {k: v for k, v in value.items() if k != key}
+    return [*([Code(value[key])] if value.get(key) else []), *_options(mapping(own))]
+
+
+def _trained(adapter: Mapping[str, Any]) -> list[str]:
+    trainable = adapter.get("trainable")
+    if isinstance(trainable, int) and not isinstance(trainable, bool):
+        return [f"the head and the last {trainable} blocks of the backbone; their weights are part of the adapter"]
+    if trainable == "full":
+        return ["the head and the whole backbone; its weights are part of the adapter"]
+    inner = trainable == "adapter" and adapter.get("backbone_adapter")
+    alone = "the head and the adapter on the backbone, whose own" if inner else "the head alone; the backbone's"
+    return [f"{alone} weights stay as they are"] if trainable in ("head", "adapter") else []
+
+
+def _length(results: Results, training: Mapping[str, Any]) -> list[str]:
+    steps = [row.get("step") for row in [*results.history, *results.log] if isinstance(row, dict)]
+    last = max((s for s in steps if isinstance(s, int)), default=0)
+    epochs, batch = training.get("num_train_epochs"), training.get("per_device_train_batch_size")
+    accumulated = training.get("gradient_accumulation_steps")
+    pieces = [f"{epochs} epochs"] * (epochs is not None) + [f"{last} steps"] * bool(last)
+    pieces += [f"{batch} a step and process"] * (batch is not None)
+    return pieces + [f"{accumulated} of these a step"] * bool(accumulated)
+
+
+def _method(peft_type: object) -> str:
+    return _METHODS.get(str(peft_type), one_line(peft_type or "PEFT", 40))
+
+
+def _objective(results: Results) -> str:
+    adapter, recipe = mapping(results.config.get("adapter")), mapping(results.config.get("recipe"))
+    name = mapping(adapter.get("objective")).get("name") or recipe.get("objective")
+    return name if isinstance(name, str) and one_line(name) else ""
+
+
+def _uses_labels(objective: str) -> bool | None:
+    needs = getattr(OBJECTIVES.get(objective), "needs", None) if objective in OBJECTIVES.list() else None
+    return "labels" in needs if isinstance(needs, Collection) else None
+
+
+def _sources(results: Results) -> Iterator[Source]:
+    """Yield the source of every method of which it is known: objective, regularizers, preset."""
+    adapter, recipe = mapping(results.config.get("adapter")), mapping(results.config.get("recipe"))
+    methods: list[tuple[str, Registry, str]] = [("Objective", OBJECTIVES, _objective(results))]
+    methods += [("Regularizer", REGULARIZERS, name) for name in mapping(adapter.get("regularizers"))]
+    for kind, registry, name in methods:
+        if name in registry.list() and (found := reference(registry, name)):
+            yield Source(kind, name, *found)
+    preset = recipe.get("preset")
+    if isinstance(preset, str) and preset in all_presets():
+        yield Source("Settings of the preset", preset, all_presets()[preset].source, "")
+
+
+def reference(registry: Registry, name: str) -> tuple[str, str] | None:
+    """Return the first reference in the docstring of a registered method's module, and its arXiv number or "".
+
+    Example:
+        >>> reference(OBJECTIVES, "barlow_twins")
+        ('Zbontar et al. 2021,', '2103.03230')
+    """
+    text = sys.modules[registry.get(name).__module__].__doc__ or ""
+    found = re.search(r"^References:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    first = " ".join(found[1].split()).split("; ")[0] if found else ""
+    if number := _ARXIV.search(first):
+        return first[: number.start()].rstrip(), number[1]
+    return (first.rstrip("."), "") if '"' in first else None

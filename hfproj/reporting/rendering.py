@@ -1,0 +1,42 @@
+"""Fills the templates: in HTML every value is escaped by jinja2, in Markdown by `markdown.escaped`."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from hfproj.reporting import markdown
+from hfproj.results import words
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(name: str, **values: Any) -> str:
+    """Return a template filled with values; none of them can add structure to the page or the card."""
+    return _environment(name.endswith(".md.jinja")).get_template(name).render(words=words, **values)
+
+
+@cache
+def _environment(of_markdown: bool) -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        finalize=markdown.escaped if of_markdown else None,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    made.filters["json"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
+    if of_markdown:
+        made.filters |= {
+            "code": markdown.Code,
+            "fence": lambda text, language: Markup(markdown.fence(text, language)),
+            "long": lambda text: Markup(markdown.inline(text, 2000)),
+            "whole": lambda text: Markup(markdown.inline(text).replace(" ", "\u00a0")),  # no break within a number
+            "python": lambda text: Markup(json.dumps(markdown.one_line(text), ensure_ascii=False)),
+        }
+    return made

@@ -1,0 +1,161 @@
+"""One number with everything needed to read it, and what is computed of several: their mean, their names in a table."""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hfproj.errors import UsageError
+from hfproj.files import portable
+from hfproj.results import words
+
+LAYERS, WHENS = ("h", "z"), ("before", "after")
+Key = tuple[str, str, str]
+_LAYER = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with everything needed to read it.
+
+    Attributes:
+        name: What was measured: "knn", "rankme", "representation_std", "positive_cosine", or a probe's own name.
+        layer: "h", "z", or an intermediate layer's name ("block_3").
+        when: "before" or "after" training.
+        value: Finite.
+        dataset: What it was measured on.
+        unit: "accuracy" and the like: of what was scored with labels; it follows the name in tables. Else empty.
+        protocol: The settings that the number depends on. A "seed" in it tells runs of one experiment apart; "chosen"
+            holds what a probe chose from its training data (a strength, a rate).
+        outcomes: Right or wrong row by row, packed as hexadecimal digits (`pack_outcomes`), or empty.
+
+    Raises:
+        UsageError: If a field has another type, the layer's name holds a blank, or the value is not finite.
+    """
+
+    name: str
+    layer: str
+    when: str
+    value: float
+    dataset: str = ""
+    unit: str = ""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    outcomes: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "layer", "dataset", "unit", "protocol"):
+            kind, value = dict if name == "protocol" else str, getattr(self, name)
+            if not isinstance(value, kind):
+                raise UsageError(f"The {name} of a measurement must be a {kind.__name__}, got {value!r}.")
+        if not _LAYER.fullmatch(self.layer) or self.when not in WHENS:
+            raise UsageError(
+                f"Expected a layer's name without blanks and when in {WHENS}, got {self.layer!r} and {self.when!r}."
+            )
+        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        if not number or not math.isfinite(self.value):
+            raise UsageError(
+                f"The measurement {self.name!r} of {self.layer} must be a finite number, got {self.value!r}."
+            )
+
+    @property
+    def key(self) -> Key:
+        """Name, data set and settings: equal keys are comparable numbers, one row of the table."""
+        return self.name, self.dataset, json.dumps(portable(self.settings), sort_keys=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The protocol without its seed and what was chosen."""
+        return {k: v for k, v in self.protocol.items() if k not in ("seed", "chosen")}
+
+    @property
+    def label(self) -> str:
+        """The name as people write it, with the part of the protocol that belongs to it."""
+        return words.label(self.name, self.unit, self.protocol)
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What verdicts are made from: `Results`."""
+
+    measurements: list[Measurement]
+    geometry: dict[str, Any]
+
+
+def mean_std(measured: Iterable[Measurement], key: Key, layer: str, when: str) -> tuple[float, float] | None:
+    """Return mean and standard deviation over seeds; None where it was not measured, and 0 of a single one."""
+    found = [m.value for m in measured if (m.key, m.layer, m.when) == (key, layer, when)]
+    if not found:
+        return None
+    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+
+
+def row_names(measured: Iterable[Measurement]) -> dict[Key, str]:
+    """Return the name of every row, those without labels last; with settings where they tell two rows apart.
+
+    Example:
+        >>> rows = [Measurement("linear", "h", "after", 0.9, protocol={"epochs": n}) for n in (10, 100)]
+        >>> list(row_names(rows).values())
+        ['linear (epochs = 10)', 'linear (epochs = 100)']
+    """
+    first: dict[Key, Measurement] = {}
+    for m in measured:
+        first.setdefault(m.key, m)
+    order = list(words.UNLABELLED)
+    names = {}
+    for key in sorted(first, key=lambda key: order.index(key[0]) if key[0] in order else -1):
+        own, label = first[key].settings, first[key].label
+        alike = [m.settings for other, m in first.items() if (m.label, other[1]) == (label, key[1])]
+        apart = {n: v for n, v in own.items() if any(_text(other.get(n)) != _text(v) for other in alike)}
+        names[key] = f"{label} ({settings_text(apart)})" if apart else label
+    return names
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Return settings as text.
+
+    Example:
+        >>> settings_text({"k": 20, "metric": "cosine", "rates": [0.1, 1.0]})
+        'k = 20, metric = cosine, rates = 0.1/1.0'
+    """
+    return ", ".join(f"{name} = {short(value)}" for name, value in settings.items())
+
+
+def short(value: Any) -> str:
+    """Return a setting as text: a list by slashes, a long one by its ends, other structures as JSON."""
+    if isinstance(value, list | tuple) and value:
+        long = f"{len(value)} values from {short(value[0])} to {short(value[-1])}"
+        return long if len(value) > 6 else "/".join(map(short, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def pack_outcomes(correct: ArrayLike) -> str:
+    """Return right/wrong answers as text: their number, a colon, hexadecimal digits.
+
+    Example:
+        >>> unpack_outcomes(pack_outcomes([True, False, True])).tolist()
+        [1, 0, 1]
+    """
+    bits = np.asarray(correct, dtype=np.uint8)
+    return f"{bits.size}:{np.packbits(bits).tobytes().hex()}"
+
+
+def unpack_outcomes(text: str) -> np.ndarray:
+    """Return what `pack_outcomes` packed, as 0 and 1 `[rows]`.
+
+    Raises:
+        ValueError: If the text is damaged, or names more rows than it holds.
+    """
+    count, _, digits = text.partition(":")
+    if int(count) > 4 * len(digits):  # four rows a digit: more would be made up, and may be too many to hold
+        raise ValueError("The outcomes are damaged.")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))

@@ -1,0 +1,101 @@
+"""Words and numbers of results, each exactly once: table, card and page say what stands here.
+
+To change how a verdict, an interval or a rounding reads, change it here.
+"""
+
+from typing import Any
+
+# What measures are called where the name itself, its underscores as blanks, is not what people write. A measure with a
+# unit is followed by it, so that a probe needs no entry here: "my_probe" in accuracy is "my probe accuracy".
+LABELS = {
+    "alpha_req": "α-ReQ",
+    "few_shot": "few-shot",
+    "fine_tune": "fine-tuning",
+    "kmeans": "k-means",
+    "knn": "k-NN",
+    "knn_overlap": "k-NN overlap with h before",
+    "cka": "linear CKA with h before",
+    "lidar": "LiDAR",
+    "many_rates": "linear (many rates)",
+    "mlp": "MLP",
+    "rankme": "RankMe",
+}
+# Measures that use no labels, in the order of their rows, and how to read them.
+UNLABELLED = {
+    "rankme": "effective number of directions that the features use",
+    "representation_std": "spread of the unit features over each dimension; 0 at collapse, at most 1/√width",
+    "positive_cosine": "cosine between views of one item; 1 at collapse",
+    "alignment": "distance between views of one item; 0 at collapse",
+    "uniformity": "spread on the sphere, lower is more even; 0 at collapse",
+    "lidar": "effective number of directions that tell items apart",
+    "alpha_req": "exponent of the decay of the covariance's eigenvalues",
+    "knn_overlap": "fraction of the nearest neighbours that are those of h before training",
+    "cka": "similarity with h before training; 1 is the same up to rotation and scale",
+}
+# What training did: `{layer}` is one of LAYER_NAMES.
+HEADLINES = {
+    "better": "The {layer} got better",
+    "worse": "The {layer} got worse",
+    "unclear": "No gain was measured",
+    "alarm": "The collapse alarm rang while it trained",
+    "collapse": "A sign of dimensional collapse",
+    "rank": "No sign of dimensional collapse",
+}
+LAYER_NAMES = {"h": "representation", "z": "projection"}
+INTERVAL = "95 % interval"
+PROTOCOL = "All of it in eval mode. RankMe does not centre; spectra are of unit rows, centred."
+# What follows from it, by sense and layer.
+ADVICE = {
+    ("worse", "h"): "Use the bare backbone where your task resembles this one.",
+    ("worse", "z"): "Use h, not z, where your task resembles this one.",
+    ("unclear", "h"): "An interval that holds 0 says neither that the representation got better nor that it got worse: "
+    "use the bare backbone where your task resembles this one.",
+}
+_ONE_DECIMAL = ("rankme", "lidar")  # they count directions
+
+
+def label(name: str, unit: str, protocol: dict[str, Any]) -> str:
+    """Return what a measure is called.
+
+    Example:
+        >>> label("knn", "accuracy", {"k": 20}), label("my_probe", "accuracy", {}), label("rankme", "", {})
+        ('20-NN accuracy', 'my probe accuracy', 'RankMe')
+    """
+    if name == "knn" and "k" in protocol:
+        return f"{protocol['k']}-NN {unit or 'accuracy'}"
+    return " ".join(filter(None, (LABELS.get(name, name.replace("_", " ")), unit)))
+
+
+def number(name: str, mean: float, std: float | None = None) -> str:
+    """Return the number of a measure, with its standard deviation if one is given.
+
+    Example:
+        >>> number("knn", 0.91903, 0.0059), number("rankme", 17.84)
+        ('0.9190 ± 0.0059', '17.8')
+    """
+    text = f"{mean:.{_digits(name)}f}" + (f" ± {std:.{_digits(name)}f}" if std is not None else "")
+    return text.replace("-", "−")
+
+
+def change(name: str, difference: float) -> str:
+    """Return a difference with its sign, a minus of the same width as the plus.
+
+    Example:
+        >>> change("knn", -0.01), change("rankme", 5.25)
+        ('−0.0100', '+5.2')
+    """
+    return f"{difference:+.{_digits(name)}f}".replace("-", "−")
+
+
+def interval(name: str, low: float, high: float) -> str:
+    """Return the ends of an interval of differences.
+
+    Example:
+        >>> interval("knn", -0.01, 0.02)
+        '−0.0100 to +0.0200'
+    """
+    return f"{change(name, low)} to {change(name, high)}"
+
+
+def _digits(name: str) -> int:
+    return 1 if name in _ONE_DECIMAL else 4
