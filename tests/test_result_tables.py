@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hfproj.studies import dropped_digits
+
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 RESULTS = RECIPES / "benchmarks" / "results"
 
@@ -22,7 +24,7 @@ def of_transfer(found):
 
 
 def of_dropped_digits(found):
-    return recipe("dropped_digits").document(found["before"], found["runs"])
+    return dropped_digits.document(found["before"], found["runs"])
 
 
 def of_gpu(found):

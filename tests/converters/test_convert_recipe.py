@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor
 import hfproj
 from hfproj import cli
 from hfproj.converters import FAMILIES
+from hfproj.studies.head_geometry import analysis
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -77,7 +78,8 @@ def test_it_loads_as_it_is(folder):
 def test_geometry_of_the_converted_head(folder, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         module = load("geometry", patch)
-        module.ANALYSIS |= {"images": 2, "head_images": 2, "hessian_images": 1}
+        for name, value in {"images": 2, "head_images": 2, "hessian_images": 1}.items():
+            patch.setitem(analysis.ANALYSIS, name, value)
         patch.setattr("sys.argv", ["geometry.py", "head", "--adapter", str(folder), "--output_dir", str(tmp_path)])
         cli.run(module.main)
     found = hfproj.Results.load(tmp_path).geometry
