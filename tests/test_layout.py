@@ -51,6 +51,73 @@ def test_imports_point_down(file):
             assert rank_of(own) != SIBLINGS_APART, f"{own} and {part} are siblings"
 
 
+def for_checkers_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def statements(node: ast.AST, *, functions: bool) -> list[ast.AST]:
+    """Return the statements that run, those in functions included or not; blocks for type checkers are left out."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        if for_checkers_only(child):
+            found += [s for part in child.orelse for s in [part, *statements(part, functions=functions)]]
+        elif functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            found += [child, *statements(child, functions=functions)]
+    return found
+
+
+def imported_modules(file: Path, *, functions: bool) -> set[str]:
+    """Return the modules of this package that a file imports: of ``from a import b`` a.b, where that is a module."""
+    found = set()
+    for node in statements(ast.parse(file.read_text(encoding="utf-8")), functions=functions):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name in MODULES}
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            names = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def test_nothing_imports_a_study():
+    """They are the top floor; what reaches them by name says so in a string (`hfproj.lazy`, the registries)."""
+    for name, file in MODULES.items():
+        if not name.startswith("hfproj.studies"):
+            found = imported_modules(file, functions=True)
+            assert not [m for m in found if m.startswith("hfproj.studies")], f"{name} imports a study"
+
+
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Return the circles of a graph, one for each edge that closes one."""
+    found, done = [], set()
+
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append(" → ".join([*path[path.index(name) :], name]))
+        elif name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
+    return found
+
+
+def test_imports_of_modules_have_no_circles():
+    graph = {name: imported_modules(file, functions=False) - {name} for name, file in MODULES.items()}
+    assert sum(map(len, graph.values())) > len(graph)
+    assert not cycles(graph), "\n".join(cycles(graph))
+    graph["hfproj.errors"] = {"hfproj.studies"}  # what would be found
+    assert any("hfproj.errors" in circle for circle in cycles(graph))
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_collectives_live_in_one_file(file):
     if file.name != "distributed.py":
