@@ -79,6 +79,8 @@ BACKBONES = {
     "bert": lambda: BertModel(_BERT),
     "plain": PlainNet,
 }
+_VIT_NAMES = {n.rpartition(".")[2] for n, _ in BACKBONES["vit"]().named_modules()}
+QUERY, VALUE = ("q_proj", "v_proj") if "q_proj" in _VIT_NAMES else ("query", "value")  # renamed within transformers 5
 RELOADED = {
     **{n: BACKBONES[n] for n in ("timm_vit", "timm_cnn", "vit", "vit_nano", "dinov2", "plain")},
     "minilm": _minilm,

@@ -74,7 +74,8 @@ def _prefix_tokens(backbone: nn.Module) -> tuple[int, bool]:
     if timm_part := timm_part_of(backbone):
         model: Any = timm_part[1]
         return int(getattr(model, "num_prefix_tokens", 0)), getattr(model, "cls_token", None) is not None
-    embeddings = getattr(backbone, "embeddings", None)
+    tower = getattr(backbone, "vision_model", backbone)  # where older versions of transformers keep CLIP's
+    embeddings = getattr(tower, "embeddings", None)
     names = ("cls_token", "class_embedding", "distillation_token")
     special = sum(getattr(embeddings, name, None) is not None for name in names)
     registers = int(getattr(getattr(backbone, "config", None), "num_register_tokens", 0) or 0)
