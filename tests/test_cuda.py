@@ -18,7 +18,7 @@ from regularizers.regularizer_cases import CASES as REGULARIZERS
 from regularizers.test_every_regularizer import mlp
 
 from hfproj.data import image_ops as ops
-from hfproj.functional import distributions, kmeans
+from hfproj.functional import assignments, distributions
 from hfproj.heads import create_head
 from hfproj.objectives.base import Step
 from hfproj.objectives.grouped import draw_groups
@@ -69,8 +69,8 @@ def test_draws_of_a_generator_on_the_cpu_are_the_same_on_every_device():
     x = torch.randn(40, 6, dtype=torch.float64)
     for draw in (
         lambda x, g: distributions.random_directions(x, 16, generator=g),
-        lambda x, g: kmeans.spherical_kmeans(x, 5, generator=g).assignments,
-        lambda x, g: kmeans.spherical_kmeans(x, 5, init="k-means++", generator=g).assignments,
+        lambda x, g: assignments.spherical_kmeans(x, 5, generator=g).assignments,
+        lambda x, g: assignments.spherical_kmeans(x, 5, init="k-means++", generator=g).assignments,
         lambda x, g: torch.cat(draw_groups(6, 2, 3, g)),
     ):
         assert_same(*(draw(part, torch.Generator().manual_seed(4)) for part in (on(x), x)))

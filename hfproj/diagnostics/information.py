@@ -1,7 +1,7 @@
 """Entropy and mutual information of features from the similarities of their rows, and the bounds built on them.
 
 With K the n × n matrix of cosines of rows, S_α the matrix entropy of order α and I_α the matrix mutual information
-(:mod:`hfproj.functional.entropies` has the definitions), Y a downstream label and R the target of self-supervision
+(:mod:`hfproj.functional.distributions` has the definitions), Y a downstream label and R the target of self-supervision
 in the chain Y → x → h → z → R,
 
     I(Y; h) ≥ I(h; R) − I(h; z) + I(R; Y)        (theorem 3.1)
@@ -27,7 +27,7 @@ from torch import Tensor
 from hfproj.diagnostics._factors import RowFactor, row_factor
 from hfproj.diagnostics.views import check_views
 from hfproj.errors import UsageError
-from hfproj.functional import entropies as functional
+from hfproj.functional import distributions as functional
 from hfproj.functional.contrastive import tiled_nt_xent
 from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Features

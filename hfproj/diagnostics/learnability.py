@@ -29,8 +29,8 @@ from torch import Tensor
 
 from hfproj.diagnostics._factors import largest_entry
 from hfproj.errors import UsageError, unknown
+from hfproj.functional.assignments import spherical_kmeans
 from hfproj.functional.feature_rows import check_features, double_rows
-from hfproj.functional.kmeans import spherical_kmeans
 from hfproj.typing import Features
 
 PROTOCOLS, ESTIMATORS = ("prequential", "split"), ("fit", "likelihood")

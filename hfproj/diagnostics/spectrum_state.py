@@ -21,7 +21,7 @@ from hfproj.diagnostics.information import entropy
 from hfproj.diagnostics.spectrum import FIT_RANGE, ConditionNumber, Decay
 from hfproj.diagnostics.spread import clustering, mean_deviation, wasserstein
 from hfproj.errors import UsageError
-from hfproj.functional.entropies import check_alpha
+from hfproj.functional.distributions import check_alpha
 from hfproj.functional.feature_rows import blocks, check_shape, describe_bad_rows
 from hfproj.typing import Features
 

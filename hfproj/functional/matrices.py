@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import at_least_float32, full_precision
 from hfproj.typing import Scalar
 
@@ -133,8 +133,7 @@ def orthogonality_gap(weight: Float[Tensor, "out fan_in"], *, side: str = "auto"
         >>> orthogonality_gap(torch.eye(4, 3)).item(), orthogonality_gap(torch.eye(4, 3), side="WWt").item()
         (0.0, 1.0)
     """
-    if side not in SIDES:
-        raise unknown("side", side, SIDES)
+    check_choice("side", side, SIDES)
     out, fan_in = weight.shape
     short = weight if out <= fan_in else weight.mT
     with full_precision(weight):

@@ -18,8 +18,7 @@ import torch
 
 from hfproj.errors import UsageError
 from hfproj.functional.distributions import uniformity
-from hfproj.functional.matching import view_pairs
-from hfproj.functional.rows import unit_rows
+from hfproj.functional.rows import unit_rows, view_pairs
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive
 from hfproj.typing import Scalar, Views
 

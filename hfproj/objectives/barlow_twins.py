@@ -14,8 +14,7 @@ Deviations:
 """
 
 from hfproj.distributed import all_reduce_sum
-from hfproj.functional.covariance import off_diagonal_energy
-from hfproj.functional.moments import check_rows, joint_centred
+from hfproj.functional.moments import check_rows, joint_centred, off_diagonal_energy
 from hfproj.functional.rows import at_least_float32
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_at_least, check_positive
 from hfproj.typing import Scalar, Views

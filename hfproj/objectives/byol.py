@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.functional.matching import cross_view_cosines
 from hfproj.functional.moments import joint_mean
+from hfproj.functional.rows import cross_view_cosines
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_momentum
 from hfproj.typing import Scalar, Views
 

@@ -23,8 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.functional.matching import cosine_logits, positive_cosine
-from hfproj.functional.rows import unit_rows
+from hfproj.functional.rows import cosine_logits, positive_cosine, unit_rows
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive, check_temperature
 from hfproj.typing import Scalar, Views
 

@@ -15,7 +15,7 @@ References:
 Deviations:
     The first epoch only fills the bank: its loss is 0 with a zero gradient, as in solo-learn (whose value is NaN
     there). The official code fills it in an additional pass before training. Clusters without rows are filled anew,
-    see :mod:`hfproj.functional.kmeans`. The mean over images is that of the global batch, not one of local means.
+    see :mod:`hfproj.functional.assignments`. The mean over images is that of the global batch, not one of local means.
 """
 
 import math
@@ -26,9 +26,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.errors import UsageError, unknown
-from hfproj.functional.assignments import log_probabilities
-from hfproj.functional.kmeans import INITS, nearest_centroids, spherical_kmeans
+from hfproj.errors import UsageError, check_choice
+from hfproj.functional.assignments import INITS, log_probabilities, nearest_centroids, spherical_kmeans
 from hfproj.functional.rows import full_precision, gather_views, unit_rows
 from hfproj.objectives.base import Objective, ObjectiveOutput, Step, check_at_least, check_temperature
 from hfproj.typing import Views
@@ -114,8 +113,7 @@ class DeepClusterV2(Objective):
             )
         check_temperature(temperature)
         check_at_least(1, out_dim=out_dim, kmeans_iterations=kmeans_iterations, assigned_views=assigned_views)
-        if kmeans_init not in INITS:
-            raise unknown("kmeans_init", kmeans_init, INITS)
+        check_choice("kmeans_init", kmeans_init, INITS)
         self.temperature, self.assigned_views = temperature, assigned_views
         self.num_images, self.out_dim = num_images, out_dim
         self.kmeans_iterations, self.kmeans_init = kmeans_iterations, kmeans_init

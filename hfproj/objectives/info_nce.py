@@ -17,7 +17,7 @@ Deviations:
 
 import torch
 
-from hfproj.functional.matching import match_rows, positive_cosine, view_pairs
+from hfproj.functional.rows import match_rows, positive_cosine, view_pairs
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
 from hfproj.typing import Scalar, Views
 

@@ -25,8 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hfproj import distributed
-from hfproj.functional.matching import joint_cosine
-from hfproj.functional.moments import joint_mean
+from hfproj.functional.moments import joint_cosine, joint_mean
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_momentum, check_temperature
 from hfproj.objectives.queue import Queue

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.functional.contrastive import check_images
-from hfproj.functional.matching import joint_cosine, match_rows, unit_rows_own_first, view_pairs
-from hfproj.functional.moments import joint_mean
+from hfproj.functional.moments import joint_cosine, joint_mean
+from hfproj.functional.rows import match_rows, unit_rows_own_first, view_pairs
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_momentum, check_temperature
 from hfproj.typing import Scalar, Views
 

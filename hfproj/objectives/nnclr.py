@@ -23,9 +23,8 @@ from torch import Tensor
 
 from hfproj import distributed
 from hfproj.functional.contrastive import check_images
-from hfproj.functional.matching import joint_cosine, match_rows, unit_rows_own_first, view_pairs
-from hfproj.functional.moments import joint_mean
-from hfproj.functional.rows import full_precision, unit_rows
+from hfproj.functional.moments import joint_cosine, joint_mean
+from hfproj.functional.rows import full_precision, match_rows, unit_rows, unit_rows_own_first, view_pairs
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
 from hfproj.objectives.queue import Queue
 from hfproj.typing import Scalar, Views

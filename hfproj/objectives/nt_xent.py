@@ -17,8 +17,7 @@ import torch
 
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import tiled_nt_xent
-from hfproj.functional.matching import positive_cosine
-from hfproj.functional.rows import full_precision, unit_rows
+from hfproj.functional.rows import full_precision, positive_cosine, unit_rows
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
 from hfproj.typing import Scalar, Views
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hfproj.errors import UsageError
-from hfproj.functional.matching import cosine_logits, positive_cosine, view_pairs
+from hfproj.functional.rows import cosine_logits, positive_cosine, view_pairs
 from hfproj.objectives.base import Objective, ObjectiveOutput
 from hfproj.typing import Scalar, Views
 

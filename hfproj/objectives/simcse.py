@@ -21,7 +21,7 @@ import math
 import torch
 
 from hfproj.errors import UsageError
-from hfproj.functional.matching import cosine_logits, positive_cosine
+from hfproj.functional.rows import cosine_logits, positive_cosine
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
 from hfproj.typing import Scalar, Views
 

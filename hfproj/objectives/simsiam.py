@@ -15,8 +15,8 @@ Deviations:
 
 from torch import Tensor
 
-from hfproj.functional.matching import cross_view_cosines
 from hfproj.functional.moments import joint_mean
+from hfproj.functional.rows import cross_view_cosines
 from hfproj.objectives.base import Objective, ObjectiveOutput
 from hfproj.typing import Scalar, Views
 

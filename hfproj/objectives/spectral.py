@@ -19,8 +19,7 @@ Deviations:
 
 import torch
 
-from hfproj.functional.matching import positive_cosine, view_pairs
-from hfproj.functional.rows import at_least_float32, full_precision
+from hfproj.functional.rows import at_least_float32, full_precision, positive_cosine, view_pairs
 from hfproj.objectives.base import Objective, ObjectiveOutput
 from hfproj.typing import Scalar, Views
 

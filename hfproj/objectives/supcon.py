@@ -23,8 +23,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.errors import unknown
-from hfproj.functional.matching import cosine_logits
+from hfproj.errors import check_choice
+from hfproj.functional.rows import cosine_logits
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive, check_temperature
 from hfproj.typing import Scalar, Views
 
@@ -93,8 +93,7 @@ class SupCon(Objective):
         self.temperature = check_temperature(temperature)
         if base_temperature is not None:
             check_positive("base_temperature", base_temperature, usual="0.07")
-        if reduction not in REDUCTIONS:
-            raise unknown("reduction", reduction, REDUCTIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
         self.base_temperature, self.reduction = base_temperature, reduction
 
     def compute(self, z: Views, *, labels: Tensor, **given: object) -> ObjectiveOutput:

@@ -2,7 +2,7 @@
 
     L = λ·mean (z_a − z_b)² + μ·Var + ν·Cov,    Var = ½ (v(z_a) + v(z_b)),    Cov = c(z_a) + c(z_b),
 
-with v the hinge of :func:`hfproj.functional.covariance.variance_hinge` and c that of ``covariance_penalty``.
+with v the hinge of :func:`hfproj.functional.moments.variance_hinge` and c that of ``covariance_penalty``.
 
 References:
     Bardes, Ponce, LeCun 2022, arXiv 2105.04906, eqs. 1 to 6; facebookresearch/vicreg ``main_vicreg.py``;
@@ -16,9 +16,8 @@ Deviations:
 
 import torch
 
-from hfproj.errors import unknown
-from hfproj.functional.covariance import hinge, off_diagonal_energy
-from hfproj.functional.moments import check_rows, joint_centred, joint_mean
+from hfproj.errors import check_choice
+from hfproj.functional.moments import check_rows, hinge, joint_centred, joint_mean, off_diagonal_energy
 from hfproj.functional.rows import at_least_float32
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_at_least, check_positive
 from hfproj.typing import Scalar, Views
@@ -81,8 +80,7 @@ class VICReg(Objective):
         check_at_least(
             0, invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight
         )
-        if variance_reduction not in _REDUCTIONS:
-            raise unknown("variance_reduction", variance_reduction, _REDUCTIONS)
+        check_choice("variance_reduction", variance_reduction, _REDUCTIONS)
         self.invariance_weight, self.variance_weight = invariance_weight, variance_weight
         self.covariance_weight, self.variance_reduction = covariance_weight, variance_reduction
         self.eps = check_positive("eps", eps, usual="1e-4")

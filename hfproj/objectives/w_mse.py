@@ -21,9 +21,8 @@ Deviations:
 import torch
 
 from hfproj.errors import UsageError
-from hfproj.functional.matching import cross_view_cosines
 from hfproj.functional.matrices import cholesky_whiten
-from hfproj.functional.rows import gather_views, generator_of
+from hfproj.functional.rows import cross_view_cosines, gather_views, generator_of
 from hfproj.objectives.base import Objective, ObjectiveOutput, Step, check_at_least
 from hfproj.typing import Scalar, Views
 

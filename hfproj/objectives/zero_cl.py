@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.matrices import zca_matrix
 from hfproj.functional.rows import at_least_float32, full_precision, gather_views
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive
@@ -100,10 +100,8 @@ class ZeroCL(Objective):
 
     def __init__(self, *, mode: str = "feature", variant: str = "imagenet", eps: float | None = None):
         super().__init__()
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
-        if variant not in EPS:
-            raise unknown("variant", variant, EPS)
+        check_choice("mode", mode, MODES)
+        check_choice("variant", variant, EPS)
         if variant == "cifar" and mode != "feature":
             raise UsageError(f"The CIFAR variant has mode='feature' only, got {mode!r}: take variant='imagenet'.")
         if eps is not None:

@@ -11,12 +11,12 @@ References:
 
 Deviations:
     Rows of all processes by default, ``gather=False`` for those of each process as in the official code; float32 or
-    better, where it trains in 16 bits; no NaN at α = 1, see `hfproj.functional.entropies`.
+    better, where it trains in 16 bits; no NaN at α = 1, see `hfproj.functional.distributions`.
 """
 
 from torch import nn
 
-from hfproj.functional.entropies import check_alpha, matrix_mutual_information
+from hfproj.functional.distributions import check_alpha, matrix_mutual_information
 from hfproj.functional.rows import gather_views
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Projections, Representations, check_views

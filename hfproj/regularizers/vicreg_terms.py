@@ -3,7 +3,7 @@
     L = μ · mean_v v(z_v) + ν · Σ_v c(z_v),
 
 v the hinge on each feature's standard deviation, c the squared covariances between features; see
-`hfproj.functional.covariance`.
+`hfproj.functional.moments`.
 
 References:
     Bardes, Ponce, LeCun 2022, "VICReg", arXiv 2105.04906, eqs. 1 to 4, 6; facebookresearch/vicreg ``main_vicreg.py``,
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from hfproj.errors import UsageError, check_choice
-from hfproj.functional.covariance import covariance_penalty, variance_hinge
+from hfproj.functional.moments import covariance_penalty, variance_hinge
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Projections, Representations, check_on, features
 from hfproj.typing import Scalar

@@ -10,7 +10,7 @@ from hfproj.diagnostics import (
     whiteness,
 )
 from hfproj.errors import UsageError
-from hfproj.functional.covariance import covariance_penalty
+from hfproj.functional.moments import covariance_penalty
 
 ALL = (covariance_offdiag_energy, correlation_offdiag_energy, whiteness, vicreg_covariance)
 

@@ -6,7 +6,7 @@ from diagnostics.features import decaying, normal
 
 from hfproj.diagnostics import effective_rank, information_bounds, matrix_entropy, matrix_mutual_information
 from hfproj.errors import UsageError
-from hfproj.functional import entropies as functional
+from hfproj.functional import distributions as functional
 from hfproj.objectives.nt_xent import nt_xent_loss
 
 ORDERS = (0.5, 1.0, 2.0, 3.0)

@@ -7,7 +7,7 @@ from diagnostics.features import normal
 
 from hfproj.diagnostics import Clid, clid, clid_scores, cluster_learnability, intrinsic_dimension
 from hfproj.errors import UsageError
-from hfproj.functional.kmeans import spherical_kmeans
+from hfproj.functional.assignments import spherical_kmeans
 
 
 def clusters(count=6, rows=120, noise=0.05, dim=8):

@@ -13,7 +13,7 @@ from distributed.probes import PROBES
 from distributed.run import Processes
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.functional.covariance import covariance_penalty, off_diagonal_energy
+from hfproj.functional.moments import covariance_penalty, off_diagonal_energy
 from hfproj.heads.mlp import MLPHead
 from hfproj.heads.norm import BatchNorm
 from hfproj.objectives.nt_xent import NTXent

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfproj.errors import UsageError
-from hfproj.functional.covariance import covariance_penalty, off_diagonal_energy, variance_hinge
+from hfproj.functional.moments import covariance_penalty, off_diagonal_energy, variance_hinge
 
 SHAPES = [(9, 4), (4, 9), (5, 6), (2, 3)]  # more rows than dimensions; fewer; between the two thresholds; the fewest
 either_branch = pytest.mark.parametrize("shape", [(4, 2), (2, 4)])

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from hfproj.errors import UsageError
-from hfproj.functional import kmeans
-from hfproj.functional.kmeans import INITS, nearest_centroids, spherical_kmeans
+from hfproj.functional import assignments as kmeans
+from hfproj.functional.assignments import INITS, nearest_centroids, spherical_kmeans
 
 every_init = pytest.mark.parametrize("init", INITS)
 

@@ -8,7 +8,7 @@ from geometry_cases import double, two_layers
 from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.functional.covariance import variance_hinge
+from hfproj.functional.moments import variance_hinge
 from hfproj.geometry import (
     HessianOperator,
     collapse_report,

@@ -9,7 +9,7 @@ from regularizers.models import features
 from torch.nn import functional as F
 
 from hfproj.errors import UsageError
-from hfproj.functional.entropies import matrix_entropy, matrix_mutual_information
+from hfproj.functional.distributions import matrix_entropy, matrix_mutual_information
 from hfproj.regularizers import create_regularizer
 
 ALPHAS = [0.5, 1.0, 1.5, 2.0, 3.0]
