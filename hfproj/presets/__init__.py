@@ -2,7 +2,8 @@
 
 A preset is data: its parts are the names and options that `hfproj.create_head`, `hfproj.create_objective` and
 `hfproj.create_regularizer` take, so that each can be replaced. Most of the settings train a backbone from scratch:
-``preset.config(trainable="full")`` does, without it the head alone is trained.
+``preset.config(trainable="full")`` does, without it the head alone is trained. This room imports `tuner`, `objectives`
+and what lies below them; the rows of the papers, on the top floor, are reached by name.
 
 | file | settings |
 |---|---|

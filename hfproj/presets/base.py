@@ -46,7 +46,7 @@ class Preset:
         """Return the config of the adapter; `changes` replace its values.
 
         Raises:
-            UsageError: a change contradicts another value.
+            UsageError: If a change contradicts another value.
         """
         names = ("head", "head_options", "out_dim", "predictor", "prototypes", "scales")
         own = {name: copy.deepcopy(getattr(self, name)) for name in names}

@@ -22,63 +22,44 @@ from hfproj.presets.settings import (
     ZERO_CL_LARS,
     multi_crop,
     training,
-)
+)  # fmt: skip
 
 _SWAV_VIEWS = {**multi_crop(6, (0.14, 1.0), (0.05, 0.14)), "blur_probability": 0.5}
 _BIASES_NOTE = "Biases and norms have a learning rate of their own there (0.0048 · batch/256)."
-_LIGHTLY_SIMCLR_HEAD = {"batch_statistics": "joint"}
+_BERT = {"warmup_epochs": 0.0, "lr_scheduler_type": "linear", "max_grad_norm": 1.0}  # those of SimCSE's Trainer
 
 _SIMCLR = Preset(
     line="SimCLR",
     source="google-research/simclr README.md, the command for ImageNet (batch 4096, 100 epochs); arXiv 2002.05709.",
-    objective={"name": "nt_xent", "temperature": 0.1},
-    head="simclr",
-    training=SIMCLR_LARS_100,
-)
+    objective={"name": "nt_xent", "temperature": 0.1}, head="simclr", training=SIMCLR_LARS_100,
+)  # fmt: skip
 _DCL = Preset(
     line="DCL",
     source="lightly-ai/lightly (e8d317fc) benchmarks/imagenet/resnet50/dcl.py: the authors published no ImageNet code.",
     objective={"name": "dcl", "temperature": 0.1},
-    head="directclr_simclr",
-    head_options=_LIGHTLY_SIMCLR_HEAD,
+    head="directclr_simclr", head_options={"batch_statistics": "joint"},
     training=training(100.0, 256, 1.2, 1e-6, **LARS),  # 0.075 · √256
-)
+)  # fmt: skip
 _DIRECTCLR = Preset(
     line="DirectCLR: the loss sees 360 of 2048 entries of h",
     source=f"facebookresearch/directclr directclr/main.py, mode directclr; arXiv 2110.09348. {BYOL_VIEWS_NOTE}",
-    objective={"name": "info_nce", "temperature": 0.1},
-    head="subvector",
-    head_options={"d0": 360},
-    views=BYOL_VIEWS,
-    training=SIMCLR_LARS_100,
-)
+    objective={"name": "info_nce", "temperature": 0.1}, head="subvector", head_options={"d0": 360},
+    views=BYOL_VIEWS, training=SIMCLR_LARS_100,
+)  # fmt: skip
 _ZERO_CL = Preset(
     line="Zero-CL by features, ImageNet-100, ResNet-18",
     source=f"Sherrylone/Zero-CL (c8dbadd) ImageNet-100/main.py, mode fea. {BYOL_VIEWS_NOTE} {_BIASES_NOTE}",
     objective={"name": "zero_cl", "mode": "feature", "variant": "imagenet"},
-    head="zero_cl",
-    head_options={"hidden_dim": 8192},
-    out_dim=8192,
-    views=BYOL_VIEWS,
-    training=training(400.0, 256, 0.3, 1e-6, **ZERO_CL_LARS),
-)
+    head="zero_cl", head_options={"hidden_dim": 8192}, out_dim=8192,
+    views=BYOL_VIEWS, training=training(400.0, 256, 0.3, 1e-6, **ZERO_CL_LARS),
+)  # fmt: skip
 _SIMCSE = Preset(
     line="SimCSE, unsupervised, BERT-base",
     source="princeton-nlp/SimCSE: README.md and run_unsup_example.sh, 10⁶ sentences of Wikipedia, length 32. The views "
     "are two passes of a sentence under dropout, so a collator of yours makes them. Evaluate h: the head is for "
     "training only. fp16 there.",
-    objective={"name": "simcse", "temperature": 0.05},
-    head="simcse",
-    training=training(
-        1.0,
-        64,
-        3e-5,
-        0.0,
-        warmup_epochs=0.0,
-        lr_scheduler_type="linear",
-        max_grad_norm=1.0,  # those of its Trainer
-    ),
-)
+    objective={"name": "simcse", "temperature": 0.05}, head="simcse", training=training(1.0, 64, 3e-5, 0.0, **_BERT),
+)  # fmt: skip
 
 PUBLISHED: dict[str, Preset] = {
     "simclr": _SIMCLR,
@@ -87,17 +68,14 @@ PUBLISHED: dict[str, Preset] = {
         "v2: google-research/simclr and arXiv 2006.10029, whose text has LARS at 6.4 = 0.1·√4096, weight decay 1e-4, "
         "800 epochs with 5 % warm-up (not confirmed in code). Fine-tuning from the head's first layer is not done "
         "here.",
-        head="simclr_v2",
-        training=training(800.0, 4096, 6.4, 1e-4, warmup_epochs=40.0, **LARS),
+        head="simclr_v2", training=training(800.0, 4096, 6.4, 1e-4, warmup_epochs=40.0, **LARS),
     ),
     "moco_v2": Preset(
         line="MoCo v2",
         source="facebookresearch/moco README.md: --lr 0.03 --batch-size 256 --mlp --moco-t 0.2 --aug-plus --cos, 200 "
-        "epochs. Keys are not shuffled: BatchNorm has the statistics of the joint batch.",
-        objective={"name": "moco", "temperature": 0.2, "queue_size": 65536},
-        head="moco",
-        views=MOCO_VIEWS,
-        training=training(200.0, 256, 0.03, 1e-4, warmup_epochs=0.0, **SGD),
+        "epochs. Keys are not shuffled: BatchNorm has the statistics of the global batch.",
+        objective={"name": "moco", "temperature": 0.2, "queue_size": 65536}, head="moco",
+        views=MOCO_VIEWS, training=training(200.0, 256, 0.03, 1e-4, warmup_epochs=0.0, **SGD),
     ),
     "moco_v3": Preset(
         line="MoCo v3, ViT-S or ViT-B",
@@ -105,67 +83,50 @@ PUBLISHED: dict[str, Preset] = {
         f"--epochs=300 --warmup-epochs=40 --moco-m-cos --moco-t=.2. {BYOL_VIEWS_NOTE} Deviation: --stop-grad-conv1 "
         "freezes the patch embedding; freeze it yourself.",
         objective={"name": "moco_v3", "temperature": 0.2, "ema_momentum": (0.99, 1.0)},
-        head="moco_v3",
-        predictor={"head": "moco_v3_predictor"},
-        views=BYOL_VIEWS,
-        training=training(300.0, 4096, 2.4e-3, 0.1, warmup_epochs=40.0),
+        head="moco_v3", predictor={"head": "moco_v3_predictor"},
+        views=BYOL_VIEWS, training=training(300.0, 4096, 2.4e-3, 0.1, warmup_epochs=40.0),
     ),
     "byol": Preset(
         line="BYOL",
         source="arXiv 2006.07733, section 3 and appendix: LARS, 0.2·batch/256, weight decay 1.5e-6, 1000 epochs, "
         f"momentum from 0.996 (its text; not confirmed in code). {BYOL_VIEWS_NOTE} LARS' trust coefficient, 0.001, is "
         "that of similar codes.",
-        objective={"name": "byol", "ema_momentum": (0.996, 1.0)},
-        head="byol",
-        predictor={"head": "byol_predictor"},
-        views=BYOL_VIEWS,
-        training=training(1000.0, 4096, 3.2, 1.5e-6, **LARS),
+        objective={"name": "byol", "ema_momentum": (0.996, 1.0)}, head="byol", predictor={"head": "byol_predictor"},
+        views=BYOL_VIEWS, training=training(1000.0, 4096, 3.2, 1.5e-6, **LARS),
     ),
     "simsiam": Preset(
         line="SimSiam",
         source="facebookresearch/simsiam main_simsiam.py and README.md: batch 512, 100 epochs, --fix-pred-lr, learning "
         "rate 0.05·batch/256.",
-        objective={"name": "simsiam"},
-        head="simsiam",
-        predictor={"head": "simsiam_predictor"},
-        views=MOCO_VIEWS,
+        objective={"name": "simsiam"}, head="simsiam", predictor={"head": "simsiam_predictor"}, views=MOCO_VIEWS,
         training=training(100.0, 512, 0.1, 1e-4, warmup_epochs=0.0, fixed_predictor_rate=True, **SGD),
     ),
     "barlow_twins": Preset(
         line="Barlow Twins",
         source=f"facebookresearch/barlowtwins main.py: batch 2048, 1000 epochs. {BYOL_VIEWS_NOTE} {_BIASES_NOTE}",
-        objective={"name": "barlow_twins", "off_diagonal_weight": 0.0051},
-        head="barlow_twins",
-        views=BYOL_VIEWS,
-        training=training(1000.0, 2048, 1.6, 1e-6, **LARS),  # 0.2 · 2048/256
+        objective={"name": "barlow_twins", "off_diagonal_weight": 0.0051}, head="barlow_twins",
+        views=BYOL_VIEWS, training=training(1000.0, 2048, 1.6, 1e-6, **LARS),  # 0.2 · 2048/256
     ),
     "vicreg": Preset(
         line="VICReg",
         source="facebookresearch/vicreg README.md: --epochs 1000 --batch-size 2048 --base-lr 0.2; main_vicreg.py. "
         f"{BYOL_VIEWS_NOTE}",
-        objective={"name": "vicreg"},
-        head="vicreg",
-        views=BYOL_VIEWS,
-        training=training(1000.0, 2048, 1.6, 1e-6, **LARS),
+        objective={"name": "vicreg"}, head="vicreg",
+        views=BYOL_VIEWS, training=training(1000.0, 2048, 1.6, 1e-6, **LARS),
     ),
     "swav": Preset(
         line="SwAV: 2 views of 224 pixels and 6 of 96",
         source="facebookresearch/swav scripts/swav_800ep_pretrain.sh: 64 images on each of 64 GPUs, no queue, "
         "prototypes frozen for 313 steps, which is an epoch at this batch.",
-        objective={"name": "swav", "freeze_prototypes_epochs": 1.0},
-        head="swav",
-        prototypes=3000,
-        views=_SWAV_VIEWS,
-        training=training(800.0, 4096, 4.8, 1e-6, **LARS),
+        objective={"name": "swav", "freeze_prototypes_epochs": 1.0}, head="swav", prototypes=3000,
+        views=_SWAV_VIEWS, training=training(800.0, 4096, 4.8, 1e-6, **LARS),
     ),
     "deepcluster_v2": Preset(
         line="DeepCluster-v2: 2 views of 224 pixels and 6 of 96",
         source="facebookresearch/swav scripts/deepclusterv2_800ep_pretrain.sh. The first epoch fills the bank here, in "
         "place of a pass before training.",
-        objective={"name": "deepcluster_v2", "prototypes": [3000, 3000, 3000]},
-        head="swav",
-        views=_SWAV_VIEWS,
-        training=training(800.0, 4096, 4.8, 1e-6, **LARS),
+        objective={"name": "deepcluster_v2", "prototypes": [3000, 3000, 3000]}, head="swav",
+        views=_SWAV_VIEWS, training=training(800.0, 4096, 4.8, 1e-6, **LARS),
     ),
     "dino": Preset(
         line="DINO, the recommended run of ViT-S: 2 views of 224 pixels and 8 of 96",
@@ -175,8 +136,7 @@ PUBLISHED: dict[str, Preset] = {
         "0.4; blur and solarization of the three kinds of views (1, 0.1, 0.5 and 0, 0.2, 0) are 0.55 and 0.1 in all; "
         "stochastic depth (0.1) is the backbone's.",
         objective={"name": "dino", "teacher_temperature": 0.07, "warmup_epochs": 30},
-        head="dino",
-        prototypes={"count": 65536, "learn_norm": True},
+        head="dino", prototypes={"count": 65536, "learn_norm": True},
         views={**BYOL_VIEWS, **multi_crop(8, (0.4, 1.0), (0.05, 0.4))},
         training=training(300.0, 1024, 2e-3, 0.04, max_grad_norm=3.0),  # 5e-4 · 1024/256
     ),
@@ -185,43 +145,34 @@ PUBLISHED: dict[str, Preset] = {
         source="arXiv 2104.14548 from its text, not confirmed in code: queue of 98304, temperature 0.1, LARS, batch "
         "4096, 1000 epochs, weight decay 1e-6. Learning rate (0.3·batch/256) and augmentation are SimCLR's, ours.",
         objective={"name": "nnclr", "temperature": 0.1, "queue_size": 98304},
-        head="nnclr",
-        predictor={"head": "nnclr_predictor"},
-        training=training(1000.0, 4096, 4.8, 1e-6, **LARS),
+        head="nnclr", predictor={"head": "nnclr_predictor"}, training=training(1000.0, 4096, 4.8, 1e-6, **LARS),
     ),
     "w_mse": Preset(
         line="W-MSE 2, Tiny ImageNet, ResNet-18",
         source="htdt/self-supervised README.md: --dataset tiny_in --epoch 1000 --lr 2e-3 --emb 128 --w_size 256 "
         "--w_iter 4. Batch, warm-up, weight decay and augmentation from the text of arXiv 2007.06346, not confirmed in "
         "code; the learning rate drops near the end there, along a cosine here. Adam with coupled weight decay there.",
-        objective={"name": "w_mse", "w_size": 256, "w_iter": 4},
-        head="wmse",
-        out_dim=128,
+        objective={"name": "w_mse", "w_size": 256, "w_iter": 4}, head="wmse", out_dim=128,
         views={**MOCO_VIEWS, "grayscale_probability": 0.1, "blur_probability": 0.0},
         training=training(1000.0, 512, 2e-3, 1e-6, warmup_epochs=2.0),
     ),
     "zero_cl": _ZERO_CL,
     "zero_cl_instance": _ZERO_CL.but(
-        "Zero-CL by images, ImageNet-100, ResNet-18",
-        "Here mode ins.",
+        "Zero-CL by images, ImageNet-100, ResNet-18", "Here mode ins.",
         objective={"name": "zero_cl", "mode": "instance", "variant": "imagenet"},
     ),
     "zero_cl_cifar": Preset(
         line="Zero-CL by features, CIFAR, ResNet-18",
         source="Sherrylone/Zero-CL (0a7a84d) cifar/main.py, README.md: --epochs 1000, with --whiten true, which is not "
         f"its default. {SOLO_ASYMMETRIC_NOTE} Biases and norms have a learning rate of their own there (0.005).",
-        objective={"name": "zero_cl", "mode": "feature", "variant": "cifar"},
-        head="zero_cl",
-        views=SOLO_ASYMMETRIC_VIEWS,
-        training=training(1000.0, 256, 0.3, 1e-4, **ZERO_CL_LARS),
+        objective={"name": "zero_cl", "mode": "feature", "variant": "cifar"}, head="zero_cl",
+        views=SOLO_ASYMMETRIC_VIEWS, training=training(1000.0, 256, 0.3, 1e-4, **ZERO_CL_LARS),
     ),
     "directclr": _DIRECTCLR,
     "directclr_group": _DIRECTCLR.but(
-        "DirectCLR's mode group: 8 random groups of 256 entries of h",
-        "Here mode group.",
+        "DirectCLR's mode group: 8 random groups of 256 entries of h", "Here mode group.",
         objective={"name": "grouped", "objective": "info_nce", "objective_options": {"temperature": 0.1}, "groups": 8},
-        head="identity",
-        head_options={},
+        head="identity", head_options={},
     ),
     "simcse_unsupervised": _SIMCSE,
     "simcse_supervised": _SIMCSE.but(
@@ -229,26 +180,21 @@ PUBLISHED: dict[str, Preset] = {
         "Supervised: run_sup_example.sh, 128 triples on each of 4 GPUs, 3 epochs, where the head is kept in "
         "evaluation.",
         objective={"name": "simcse", "temperature": 0.05, "hard_negatives": True},
-        training=training(3.0, 512, 5e-5, 0.0, warmup_epochs=0.0, lr_scheduler_type="linear", max_grad_norm=1.0),
+        training=training(3.0, 512, 5e-5, 0.0, **_BERT),
     ),
     "supcon": Preset(
         line="SupCon, CIFAR-10, ResNet-50",
         source="HobbitLong/SupContrast README.md: main_supcon.py --batch_size 1024 --learning_rate 0.5 --temp 0.1 "
         "--cosine; its ImageNet settings are not published as a command. 1000 epochs and weight decay 1e-4 are its "
         "defaults.",
-        objective={"name": "supcon", "temperature": 0.1, "base_temperature": 0.07},
-        head="supcon",
-        views={**MOCO_VIEWS, "blur_probability": 0.0},
-        training=training(1000.0, 1024, 0.5, 1e-4, **SGD),
+        objective={"name": "supcon", "temperature": 0.1, "base_temperature": 0.07}, head="supcon",
+        views={**MOCO_VIEWS, "blur_probability": 0.0}, training=training(1000.0, 1024, 0.5, 1e-4, **SGD),
     ),
     "siglip": Preset(
         line="SigLIP's loss on two views of images",
         source="arXiv 2303.15343: the loss and the start values (those of mlfoundations/open_clip). It is published "
         "for images and texts: head, augmentation and optimizer for two views of an image are ours.",
-        objective={"name": "sigmoid"},
-        head="linear",
-        out_dim=512,
-        scales=dict(SigmoidContrastive.scales),
+        objective={"name": "sigmoid"}, head="linear", out_dim=512, scales=dict(SigmoidContrastive.scales),
         training=training(100.0, 4096, 1e-3, 1e-4),
     ),
     "lejepa": Preset(
@@ -256,8 +202,7 @@ PUBLISHED: dict[str, Preset] = {
         source="rbalestr-lab/lejepa MINIMAL.md: +lamb=0.02 +V=4 +proj_dim=16 +lr=2e-3 +bs=256 +epochs=800, 256 slices. "
         "Deviations: h is the backbone's own, there a linear layer to 512 entries of it; the learning rate ends at 0, "
         "there at 1e-3.",
-        objective={"name": "lejepa", "sigreg_weight": 0.02, "slices": 256},
-        head="lejepa",
+        objective={"name": "lejepa", "sigreg_weight": 0.02, "slices": 256}, head="lejepa",
         views={"num_views": 4, "blur_probability": 0.5, "solarize_probability": 0.2},
         training=training(800.0, 256, 2e-3, 0.05, warmup_epochs=1.0),
     ),
@@ -268,13 +213,9 @@ PUBLISHED: dict[str, Preset] = {
         source="ssnl/align_uniform examples/stl10/main.py; arXiv 2005.10242. Deviations: it drops the learning rate by "
         "ten at epochs 155, 170 and 185, here it falls along a cosine.",
         objective={"name": "align_uniform", "exponent": 2.0, "kernel_scale": 2.0},
-        head="linear",
-        head_options={"bias": True},
-        out_dim=128,
-        views={
-            "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "color_jitter_probability": 1.0,
-            "blur_probability": 0.0,
-        },
+        head="linear", head_options={"bias": True}, out_dim=128,
+        views={"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.4, "color_jitter_probability": 1.0,
+               "blur_probability": 0.0},
         training=training(200.0, 768, 0.36, 1e-4, warmup_epochs=0.0, **SGD),
     ),
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Optimizers and augmentations that several published settings share.
 
-Numbers of epochs and shares are floats: `TrainingArguments` declares them so.
+Numbers of epochs and fractions are floats: `TrainingArguments` declares them so.
 """
 
 from typing import Any
@@ -12,15 +12,9 @@ NO_CLIPPING: Settings = {"max_grad_norm": 0.0}  # transformers clips at 1 unless
 
 def training(epochs: float, batch: int, learning_rate: float, weight_decay: float, *, warmup_epochs: float = 10.0,
              **others: Any) -> Settings:  # fmt: skip
-    """Return values of `ProjectionTrainingArguments`: AdamW with warm-up and a cosine to 0, if `others` say no more.
+    """Return values of `ProjectionTrainingArguments`: AdamW with linear warm-up and a cosine to 0, and `others`.
 
-    Args:
-        epochs: Number of epochs.
-        batch: Images in a batch of all processes.
-        learning_rate: At its peak, for that batch.
-        weight_decay: Of matrices.
-        warmup_epochs: Epochs in which the learning rate rises linearly.
-        others: Further values.
+    The batch is that of all processes, the learning rate its peak for that batch; weight decay is that of matrices.
     """
     return {
         **NO_CLIPPING,
