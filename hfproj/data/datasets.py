@@ -4,6 +4,7 @@ import gzip
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,9 @@ _IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 
 def load_image_dataset(
-    name: str,
-    *,
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-) -> datasets.Dataset:
+    name: str, *, split: str = "train", image_column: str | None = None, label_column: str | None = None,
+    limit: int | None = None, seed: int = 0,
+) -> datasets.Dataset:  # fmt: skip
     """Return a data set with the column ``"image"`` and, if there are labels, ``"label"``; others are dropped.
 
     Args:
@@ -44,7 +40,7 @@ def load_image_dataset(
         seed: Of that subset.
 
     Raises:
-        UsageError: a name, split or column that does not exist, a column that holds no images, or a damaged file.
+        UsageError: If a name, split or column does not exist, a column holds no images, or a file is damaged.
 
     Example:
         >>> digits = load_image_dataset("digits", split="test")
@@ -52,7 +48,7 @@ def load_image_dataset(
         (597, (8, 8), 10)
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"limit is at least 1 (None for all rows); {limit} came.")
+        raise UsageError(f"limit must be at least 1 (None for all rows), got {limit}.")
     dataset = _columns(_load(name, split), name, image_column, label_column)
     if limit is not None and limit < len(dataset):
         dataset = dataset.select(np.sort(_shuffled(len(dataset), seed)[:limit]))
@@ -63,7 +59,7 @@ def split_off(dataset: datasets.Dataset, n: int, seed: int = 0) -> tuple[dataset
     """Hold out `n` random rows: return ``(rest, held_out)``.
 
     Raises:
-        UsageError: `n` leaves one of the two empty.
+        UsageError: If `n` leaves one of the two empty.
 
     Example:
         >>> rest, held_out = split_off(datasets.Dataset.from_dict({"x": range(10)}), 3)
@@ -83,29 +79,26 @@ def read_idx(path: str | Path) -> np.ndarray:
     number, then the values.
 
     Raises:
-        UsageError: a file that cannot be read, is of another type, or has fewer or more bytes than it announces.
+        UsageError: If the file cannot be read, is of another type, or has fewer or more bytes than it announces.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
-        raise UsageError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Download the file again."
-        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path} cannot be read ({reason}). Download the file again.") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or data[3] == 0:
         raise UsageError(f"{path} is no IDX file of unsigned bytes: it begins with {data[:4].hex(' ') or 'nothing'}.")
     start = 4 + 4 * data[3]
     if len(data) < start:
-        raise UsageError(
-            f"{path} is cut off inside its header ({len(data)} of {start} bytes). Download the file again."
-        )
+        raise UsageError(f"{path} ends inside its header ({len(data)} of {start} bytes). Download the file again.")
     shape = struct.unpack(f">{data[3]}I", data[4:start])
     expected = start + int(np.prod(shape, dtype=object))
     if len(data) != expected:
         raise UsageError(
-            f"{path} announces {' × '.join(map(str, shape))} values, {expected} bytes in all; {len(data)} came. "
+            f"{path} announces {' × '.join(map(str, shape))} values, {expected} bytes in all, got {len(data)}. "
             "Download the file again."
         )
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
@@ -120,9 +113,12 @@ def _load(name: str, split: str) -> datasets.Dataset:
     if path.is_dir():
         if list(path.glob("*-images-idx3-ubyte*")):
             return _idx_folder(path, split)
-        files = sorted(path.glob("**/*.parquet"))
-        if files:
-            return _parquet_folder(name, files, split)
+        if files := sorted(path.glob("**/*.parquet")):
+            splits: dict[str, list[str]] = {}
+            for file in files:
+                splits.setdefault(re.sub(r"-\d+-of-\d+.*$", "", file.stem), []).append(str(file))
+            _check_split(split, name, splits)
+            return _from_library(name, split, "parquet", data_files={split: splits[split]})
         return _from_library(name, split, "imagefolder", data_dir=str(path))
     if path.exists():
         raise UsageError(f"{name!r} is no data set that hfproj can read. {_WORKS}")
@@ -138,14 +134,6 @@ def _from_library(name: str, split: str, *args: Any, **options: Any) -> datasets
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         offline = " (the Hub is switched off: HF_HUB_OFFLINE)" if datasets.config.HF_HUB_OFFLINE else ""
         raise UsageError(f"Cannot load the split {split!r} of {name!r}: {reason}{offline}. {_WORKS}") from error
-
-
-def _parquet_folder(name: str, files: Iterable[Path], split: str) -> datasets.Dataset:
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        splits.setdefault(re.sub(r"-\d+-of-\d+.*$", "", file.stem), []).append(str(file))
-    _check_split(split, name, splits)
-    return _from_library(name, split, "parquet", data_files={split: splits[split]})
 
 
 def _check_split(split: str, name: str, splits: Iterable[str]) -> None:
@@ -178,7 +166,7 @@ def _idx_folder(path: Path, split: str) -> datasets.Dataset:
             raise UsageError(f"{path} has neither {stem} nor {stem}.gz.")
         parts.append(read_idx(files[0]))
         if parts[-1].ndim != dimensions:
-            raise UsageError(f"{files[0]} has {parts[-1].ndim} dimensions; {dimensions} are expected.")
+            raise UsageError(f"Expected {dimensions} dimensions in {files[0]}, got {parts[-1].ndim}.")
     images, labels = parts
     if len(images) != len(labels) or not len(images):
         raise UsageError(f"{path} has {len(images)} images and {len(labels)} labels in its split {split!r}.")
@@ -186,17 +174,13 @@ def _idx_folder(path: Path, split: str) -> datasets.Dataset:
 
 
 def _from_arrays(pixels: np.ndarray, labels: np.ndarray, names: list[str]) -> datasets.Dataset:
+    def png(image: np.ndarray) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "png", compress_level=1)
+        return {"bytes": buffer.getvalue(), "path": None}
+
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    return datasets.Dataset.from_dict(
-        {"image": [{"bytes": _png(image), "path": None} for image in pixels], "label": labels.tolist()},
-        features=features,
-    )
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
-    return buffer.getvalue()
+    return datasets.Dataset.from_dict({"image": list(map(png, pixels)), "label": labels.tolist()}, features=features)
 
 
 def _columns(
@@ -208,32 +192,26 @@ def _columns(
             raise UsageError(f"{name!r} has no column {column!r} ({option}). Available: {', '.join(features)}.")
     image = image_column or _first(features, datasets.Image)
     label = label_column or _first(features, datasets.ClassLabel)
-    if image is None:
-        raise UsageError(
-            f"{name!r} has no column of images; its columns are {_described(features)}. "
-            "Name the right one (image_column, --image_column), or cast it: dataset.cast_column(…, datasets.Image())."
+    kind = features.get(image)
+    encoded = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
+    if not (encoded or isinstance(kind, datasets.Image)):
+        wrong = (
+            f"{name!r} has no column of images" if image is None else f"Column {image!r} of {name!r} holds no images"
         )
-    if not isinstance(features[image], datasets.Image):
-        encoded = isinstance(features[image], dict) and set(features[image]) == {"bytes", "path"}
-        if not encoded:
-            raise UsageError(
-                f"Column {image!r} of {name!r} holds no images; the columns are {_described(features)}. "
-                "Name the right one (image_column, --image_column)."
-            )
+        columns = ", ".join(f"{n} ({getattr(f, 'dtype', type(f).__name__)})" for n, f in features.items())
+        raise UsageError(
+            f"{name!r} {wrong}; its columns are {columns}. Name the right one (image_column, --image_column), or cast it: "
+            "dataset.cast_column(…, datasets.Image())."
+        )
+    if encoded:
         dataset = dataset.cast_column(image, datasets.Image())
-    dataset = dataset.select_columns([image] if label is None else [image, label])
     renamed = {image: "image"} if label is None else {image: "image", label: "label"}
+    dataset = dataset.select_columns(list(renamed))
     return dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
 
 
 def _first(features: datasets.Features, kind: type) -> str | None:
     return next((column for column, feature in features.items() if isinstance(feature, kind)), None)
-
-
-def _described(features: datasets.Features) -> str:
-    return ", ".join(
-        f"{column} ({getattr(feature, 'dtype', type(feature).__name__)})" for column, feature in features.items()
-    )
 
 
 def _shuffled(length: int, seed: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import operator
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfproj.data.augment import Augmentation, Number
-from hfproj.errors import UsageError, unknown
+from hfproj.data.indexing import index_and_labels
+from hfproj.errors import UsageError, check_choice, unknown
 
 
 def to_rgb_tensor(image: Any, column: str = "image") -> UInt8[Tensor, "3 height width"]:
@@ -29,7 +31,7 @@ def to_rgb_tensor(image: Any, column: str = "image") -> UInt8[Tensor, "3 height 
         column: Name of the item's entry, for messages.
 
     Raises:
-        UsageError: something that is no image, values out of range, or a file that cannot be decoded.
+        UsageError: If it is no image, its values are out of range, or a file cannot be decoded.
 
     Example:
         >>> to_rgb_tensor(np.array([[0.0, 1.0]])).tolist()
@@ -37,18 +39,16 @@ def to_rgb_tensor(image: Any, column: str = "image") -> UInt8[Tensor, "3 height 
     """
     if isinstance(image, dict) and ("bytes" in image or "path" in image):
         image = _decode(image)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
     if isinstance(image, Image.Image):
         array = _pil_to_array(image, column)
     elif isinstance(image, np.ndarray):
         array = _array_to_uint8(image, column)
-    elif isinstance(image, Tensor):
-        array = _array_to_uint8(image.detach().cpu().numpy(), column)
     else:
-        shown = repr(image)
-        shown = shown if len(shown) < 60 else f"{shown[:57]}…"
         raise UsageError(
-            f"Column {column!r} holds no image: {type(image).__name__} {shown} came; "
-            "expected a PIL image, an array or encoded bytes. Name the column with the images: image_column=… "
+            f"Column {column!r} holds no image: expected a PIL image, an array or encoded bytes, got "
+            f"{type(image).__name__} {reprlib.repr(image)}. Name the column with the images: image_column=… "
             "(--image_column), or cast it: dataset.cast_column(name, datasets.Image())."
         )
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
@@ -70,16 +70,11 @@ def _decode(stored: dict) -> Image.Image:
 
 
 def _pil_to_array(image: Image.Image, column: str) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode == "F":
+        return _array_to_uint8(np.asarray(image), column)
+    if image.mode.startswith("I"):  # mode "I" is what older versions of Pillow make of 16-bit PNG files
         array = np.asarray(image)
-        if image.mode == "F":
-            return _array_to_uint8(array, column)
-        # Mode "I" is what older versions of Pillow make of 16-bit PNG files.
-        if array.size and not 0 <= array.min() <= array.max() <= 65535:
-            raise UsageError(
-                f"Column {column!r} holds an image of mode {image.mode!r} with values {array.min()} to {array.max()}; "
-                "grey values of 0 to 65535 are expected. Scale them to 8 bits first."
-            )
+        _check_range(array, 65535, column)
         return _array_to_uint8(array.astype(np.uint16), column)
     if image.has_transparency_data:
         image = _over_white(image.convert("RGBA"))
@@ -88,6 +83,14 @@ def _pil_to_array(image: Image.Image, column: str) -> np.ndarray:
 
 def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _check_range(array: np.ndarray, high: int, column: str) -> None:
+    if array.size and not (array.min() >= 0 and array.max() <= high):  # so written, NaN fails too
+        raise UsageError(
+            f"Column {column!r} holds {array.dtype} values from {array.min()} to {array.max()}; an image of this type "
+            f"has values from 0 to {high}. Rescale them, or store uint8."
+        )
 
 
 def _array_to_uint8(array: np.ndarray, column: str) -> np.ndarray:
@@ -107,12 +110,7 @@ def _array_to_uint8(array: np.ndarray, column: str) -> np.ndarray:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     elif array.dtype != np.uint8:
         floating = np.issubdtype(array.dtype, np.floating)
-        high = 1 if floating else 255
-        if not (array.min() >= 0 and array.max() <= high):  # so written, NaN fails too
-            raise UsageError(
-                f"Column {column!r} holds {array.dtype} values from {array.min()} to {array.max()}; "
-                f"an image of this type has values from 0 to {high}. Rescale them, or store uint8."
-            )
+        _check_range(array, 1 if floating else 255, column)
         array = np.rint(array * 255).astype(np.uint8) if floating else array.astype(np.uint8)
     if array.shape[-1] == 4:
         return np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
@@ -120,19 +118,18 @@ def _array_to_uint8(array: np.ndarray, column: str) -> np.ndarray:
 
 
 class _Images:
-    """What the two collators share: reading the items, normalising the pixels, finding the backbone's settings."""
+    """What the two collators share: reading the items and normalising the pixels."""
 
-    def __init__(self, size: int, mean: Sequence[Number], std: Sequence[Number], image_column: str, label_column: Any):
+    def __init__(
+        self, size: int, mean: Sequence[Number], std: Sequence[Number], image_column: str, label_column: str | None
+    ):
         if size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UsageError(
-                f"Expected size ≥ 1 and three values each of mean and std (std > 0); "
-                f"size={size}, mean={mean}, std={std} came."
+                f"Expected size ≥ 1 and three values each of mean and std (std > 0), got size={size}, mean={mean}, "
+                f"std={std}."
             )
-        self.size = size
-        self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
-        self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
-        self.image_column = image_column
-        self.label_column = label_column
+        self.size, self.image_column, self.label_column = size, image_column, label_column
+        self.mean, self.std = (torch.tensor(x, dtype=torch.float32)[:, None, None] for x in (mean, std))
 
     def _read(self, items: Sequence[dict]) -> list[Tensor]:
         images = []
@@ -149,24 +146,11 @@ class _Images:
                 raise UsageError(f"{error}{where}") from error
         return images
 
-    def _labels(self, items: Sequence[dict]) -> dict[str, Tensor]:
-        if self.label_column is None or not all(self.label_column in item for item in items):
-            return {}
-        try:
-            labels = [operator.index(item[self.label_column]) for item in items]
-        except TypeError:
-            came = items[0][self.label_column]
-            raise UsageError(
-                f"Column {self.label_column!r} should hold class numbers; {type(came).__name__} {came!r} came. "
-                "Encode it (dataset.class_encode_column), name another label_column, or set label_column=None."
-            ) from None
-        return {"labels": torch.tensor(labels, dtype=torch.int64)}
-
     def _normalize(self, x: Tensor) -> Tensor:
         return x.sub_(self.mean).div_(self.std)
 
 
-def _settings(model: Any, options: dict[str, Any], *names: str) -> dict[str, Any]:
+def _settings(model: nn.Module, options: dict[str, Any], *names: str) -> dict[str, Any]:
     from hfproj.backbones import image_preprocessing
 
     found = image_preprocessing(model)
@@ -176,16 +160,16 @@ def _settings(model: Any, options: dict[str, Any], *names: str) -> dict[str, Any
 def _for_each_view(augmentation: Augmentation | Sequence[Augmentation], name: str, views: int) -> list[Augmentation]:
     augmentations = [augmentation] * views if isinstance(augmentation, Augmentation) else list(augmentation)
     if len(augmentations) != views:
-        raise UsageError(f"{len(augmentations)} augmentations came for {name}={views}; give one for each view.")
+        raise UsageError(f"Expected one augmentation for each of {name}={views} views, got {len(augmentations)}.")
     return augmentations
 
 
 @torch.no_grad()
-def _try_size(model: Any, size: int) -> None:
+def _try_size(model: nn.Module, size: int) -> None:
     """Refuse a size of local views that the backbone fails on: there is no other way to know for every architecture."""
     from hfproj.backbones import fit_image_size
 
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     modes = {module: module.training for module in backbone.modules()}
     like = next(p for p in backbone.parameters() if p.is_floating_point())
     backbone.eval()
@@ -220,7 +204,7 @@ class ImageViews(_Images):
         num_views: Views of each image, at least 1.
         local_views: Further views of `local_size`: 6 in SwAV, 8 in DINO. 0: none.
         local_size: Their side in pixels, one that the backbone takes: 96 beside 224 in both papers.
-        local_scale: Share of the image's area that they are cropped from. (0.05, 0.4): DINO; (0.05, 0.14): SwAV.
+        local_scale: Fraction of the image's area that they are cropped from. (0.05, 0.4): DINO; (0.05, 0.14): SwAV.
         seed: Seed of the run.
         image_column: Entry of an item that holds the image.
         label_column: Entry that holds the class number; None for no labels.
@@ -229,9 +213,8 @@ class ImageViews(_Images):
         options: Instead of `augmentation`, options of `Augmentation`.
 
     Raises:
-        UsageError: an unknown option, no view, another number of augmentations than views, or local views without a
-            size (or a size without views); on call, items without ``"index"``, without the image column, or with
-            something there that is no image.
+        UsageError: If an option is unknown, there is no view, another number of augmentations than views, or local
+            views without a size (or a size without views); on call, if an item has no ``"index"`` or no image.
 
     Example:
         >>> collate = ImageViews(size=8, mean=(0.5,) * 3, std=(0.5,) * 3, flip_probability=0)
@@ -241,25 +224,15 @@ class ImageViews(_Images):
     """
 
     def __init__(
-        self,
-        *,
-        size: int,
-        mean: Sequence[Number],
-        std: Sequence[Number],
-        num_views: int = 2,
-        local_views: int = 0,
-        local_size: int | None = None,
-        local_scale: tuple[Number, Number] = (0.05, 0.4),
-        seed: int = 0,
-        image_column: str = "image",
-        label_column: str | None = "label",
+        self, *, size: int, mean: Sequence[Number], std: Sequence[Number], num_views: int = 2,
+        local_views: int = 0, local_size: int | None = None, local_scale: tuple[Number, Number] = (0.05, 0.4),
+        seed: int = 0, image_column: str = "image", label_column: str | None = "label",
         augmentation: Augmentation | Sequence[Augmentation] | None = None,
-        local_augmentation: Augmentation | Sequence[Augmentation] | None = None,
-        **options: Any,
-    ):
+        local_augmentation: Augmentation | Sequence[Augmentation] | None = None, **options: Any,
+    ):  # fmt: skip
         super().__init__(size, mean, std, image_column, label_column)
         if num_views < 1:
-            raise UsageError(f"num_views is at least 1; {num_views} came.")
+            raise UsageError(f"num_views must be at least 1, got {num_views}.")
         for option in options:
             if option not in Augmentation.__dataclass_fields__:
                 raise unknown("option of ImageViews:", option, Augmentation.__dataclass_fields__)
@@ -267,14 +240,11 @@ class ImageViews(_Images):
             raise UsageError(f"Give either augmentation=… or its options ({', '.join(options)}), not both.")
         if (local_views, local_size) != (0, None) and (local_size is None or min(local_views, local_size) < 1):
             raise UsageError(
-                "Local views need a number and a size, such as local_views=6, local_size=96 (0 and None for none); "
-                f"local_views={local_views} and local_size={local_size} came."
+                "Local views need a number and a size, such as local_views=6, local_size=96 (0 and None for none), got "
+                f"local_views={local_views} and local_size={local_size}."
             )
-        self.num_views, self.local_views, self.local_size = num_views, local_views, local_size
-        self.seed = seed
-        if augmentation is None:
-            augmentation = Augmentation(**options)
-        self.augmentations = _for_each_view(augmentation, "num_views", num_views)
+        self.num_views, self.local_views, self.local_size, self.seed = num_views, local_views, local_size, seed
+        self.augmentations = _for_each_view(augmentation or Augmentation(**options), "num_views", num_views)
         self.sizes = [size] * num_views
         if local_size is not None:
             if local_augmentation is None:
@@ -283,11 +253,11 @@ class ImageViews(_Images):
             self.sizes += [local_size] * local_views
 
     @classmethod
-    def for_model(cls, model: Any, **options: Any) -> "ImageViews":
+    def for_model(cls, model: nn.Module, **options: Any) -> "ImageViews":
         """Return a collator with size, mean and std of the model's own preprocessing; `options` go to the class.
 
         Raises:
-            UsageError: as the class, or the backbone takes no images of `local_size`.
+            UsageError: In the cases of the class, or if the backbone takes no images of `local_size`.
         """
         views = cls(**_settings(model, options, "size", "mean", "std"))
         if views.local_size is not None:
@@ -308,7 +278,7 @@ class ImageViews(_Images):
             self._normalize(augment(images, size=size, seed=self.seed, epoch=epoch, index=index, view=view))
             for view, (augment, size) in enumerate(zip(self.augmentations, self.sizes))
         ]
-        return {"views": views, "index": torch.tensor(index, dtype=torch.int64), **self._labels(items)}
+        return {"views": views, **index_and_labels(items, self.label_column)}
 
 
 class EvalImages(_Images):
@@ -328,8 +298,7 @@ class EvalImages(_Images):
         label_column: Entry that holds the class number; None for no labels.
 
     Raises:
-        UsageError: a `resize` below `size` or an unknown interpolation; on call, items without the image column or with
-            something there that is no image.
+        UsageError: If `resize` is below `size` or the interpolation is unknown; on call, if an item has no image.
 
     Example:
         >>> collate = EvalImages(size=2, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -338,26 +307,17 @@ class EvalImages(_Images):
     """
 
     def __init__(
-        self,
-        *,
-        size: int,
-        mean: Sequence[Number],
-        std: Sequence[Number],
-        resize: int | None = None,
-        interpolation: str = "bicubic",
-        image_column: str = "image",
-        label_column: str | None = "label",
-    ):
+        self, *, size: int, mean: Sequence[Number], std: Sequence[Number], resize: int | None = None,
+        interpolation: str = "bicubic", image_column: str = "image", label_column: str | None = "label",
+    ):  # fmt: skip
         super().__init__(size, mean, std, image_column, label_column)
-        if interpolation not in ("bicubic", "bilinear"):
-            raise unknown("interpolation", interpolation, ("bicubic", "bilinear"))
+        check_choice("interpolation", interpolation, ("bicubic", "bilinear"))
         if resize is not None and resize < size:
-            raise UsageError(f"resize is at least size, since the crop is taken from it; {resize} < {size} came.")
-        self.resize = resize or size
-        self.interpolation = interpolation
+            raise UsageError(f"resize must be at least size, which is cropped from it, got {resize} < {size}.")
+        self.resize, self.interpolation = resize or size, interpolation
 
     @classmethod
-    def for_model(cls, model: Any, **options: Any) -> "EvalImages":
+    def for_model(cls, model: nn.Module, **options: Any) -> "EvalImages":
         """Return a collator with size, mean, std and interpolation of the model's own preprocessing.
 
         An interpolation other than ``"bilinear"`` becomes ``"bicubic"`` (timm knows ``"random"`` and others).
@@ -370,10 +330,7 @@ class EvalImages(_Images):
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         """Return the batch of `items`."""
         x = torch.stack([self._fit(image) for image in self._read(items)]).div_(255)
-        batch = {"pixel_values": self._normalize(x)}
-        if all("index" in item for item in items):
-            batch["index"] = torch.tensor([operator.index(item["index"]) for item in items], dtype=torch.int64)
-        return {**batch, **self._labels(items)}
+        return {"pixel_values": self._normalize(x), **index_and_labels(items, self.label_column)}
 
     def _fit(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 size size"]:
         size, sides = self.size, image.shape[1:]

@@ -10,15 +10,18 @@ made: set the epoch on the prepared loader (``loader.set_epoch(e)``) and on the 
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from hfproj.errors import UsageError
 
 _UNREADABLE = (OSError, SyntaxError)  # what Pillow raises for missing, truncated and broken files (PNG: SyntaxError)
+Key = SupportsIndex | tuple[SupportsIndex, SupportsIndex]  # an index (epoch 0), or (epoch, index)
 
 
 def as_item(value: Any) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def as_item(value: Any) -> dict[str, Any]:
         value: A dict (copied), an ``(image, label)`` pair as torchvision gives, or a bare image.
 
     Raises:
-        UsageError: a tuple that is no pair.
+        UsageError: If it is a tuple but no pair.
 
     Example:
         >>> as_item(("an image", 3)) == {"image": "an image", "label": 3}
@@ -36,21 +39,44 @@ def as_item(value: Any) -> dict[str, Any]:
     """
     if isinstance(value, dict):
         return dict(value)
-    if isinstance(value, tuple):
-        if len(value) != 2:
+    if not isinstance(value, tuple):
+        return {"image": value}
+    if len(value) != 2:
+        raise UsageError(
+            f"Expected items that are dicts, (image, label) pairs or images, got a tuple of {len(value)}. "
+            "Return a dict from the data set, for example {'image': …, 'label': …}."
+        )
+    return {"image": value[0], "label": value[1]}
+
+
+def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[str, Int[Tensor, " batch"]]:
+    """Return ``index`` and ``labels`` of a batch, int64, each if all items have it.
+
+    Args:
+        items: The items.
+        label_column: Entry that holds the class number; None for no labels.
+
+    Raises:
+        UsageError: If a label is no integer.
+
+    Example:
+        >>> index_and_labels([{"index": 7, "label": 2}], "label")
+        {'index': tensor([7]), 'labels': tensor([2])}
+    """
+    found = {}
+    for name, column in (("index", "index"), ("labels", label_column)):
+        if column is None or not all(column in item for item in items):
+            continue
+        values = [item[column] for item in items]
+        try:
+            found[name] = torch.tensor([operator.index(value) for value in values], dtype=torch.int64)
+        except TypeError:
+            other = next((value for value in values if not hasattr(value, "__index__")), values[0])
             raise UsageError(
-                f"Expected items that are dicts, (image, label) pairs or images; a tuple of {len(value)} came. "
-                "Return a dict from the data set, for example {'image': …, 'label': …}."
-            )
-        return {"image": value[0], "label": value[1]}
-    return {"image": value}
-
-
-def _unreadable(index: int, error: BaseException) -> UsageError:
-    return UsageError(
-        f"Item {index} of the data set cannot be read ({type(error).__name__}: {error}). "
-        "Repair the file, or drop the row, for example with dataset.select()."
-    )
+                f"Column {column!r} must hold class numbers, got {type(other).__name__} {other!r}. Encode it "
+                "(dataset.class_encode_column), name another label_column, or set label_column=None."
+            ) from None
+    return found
 
 
 class IndexedDataset(Dataset):
@@ -63,8 +89,8 @@ class IndexedDataset(Dataset):
         dataset: Anything with ``__getitem__`` and ``__len__``: a ``datasets.Dataset``, a torchvision data set, a list.
 
     Raises:
-        UsageError: the data set has no length or no ``__getitem__``; on access, an item that is a tuple but no pair, or
-            whose file cannot be read (the message names the index).
+        UsageError: If the data set has no length or no ``__getitem__``; on access, if an item is a tuple but no pair,
+            or its file cannot be read (the message names the index).
 
     Example:
         >>> dataset = IndexedDataset([{"image": "a", "label": 0}, {"image": "b", "label": 1}])
@@ -77,7 +103,7 @@ class IndexedDataset(Dataset):
     def __init__(self, dataset: Any):
         if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise UsageError(
-                f"IndexedDataset wraps data sets with a length and indices; a {type(dataset).__name__} came. "
+                f"IndexedDataset wraps data sets with a length and indices, got a {type(dataset).__name__}. "
                 "Wrap a stream in hfproj.data.StreamDataset instead."
             )
         self.dataset = dataset
@@ -85,15 +111,18 @@ class IndexedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: Any) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = self._split(key)
         try:
             value = self.dataset[index]
         except _UNREADABLE as error:
-            raise _unreadable(index, error) from error
+            raise UsageError(
+                f"Item {index} of the data set cannot be read ({type(error).__name__}: {error}). "
+                "Repair the file, or drop the row, for example with dataset.select()."
+            ) from error
         return {**as_item(value), "index": index, "epoch": epoch}
 
-    def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """Return the items of a whole batch, read at once where the data set can do that."""
         read = getattr(self.dataset, "__getitems__", None)
         if read is None:
@@ -105,7 +134,7 @@ class IndexedDataset(Dataset):
             return [self[key] for key in keys]  # one by one, to name the item that fails
         return [{**as_item(value), "index": index, "epoch": epoch} for value, (epoch, index) in zip(values, pairs)]
 
-    def _split(self, key: Any) -> tuple[int, int]:
+    def _split(self, key: Key) -> tuple[int, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index, length = operator.index(index), len(self)
         if not -length <= index < length:
@@ -124,7 +153,7 @@ class EpochSampler(Sampler):
         shuffle: False keeps the order 0, 1, 2, …
 
     Raises:
-        UsageError: a length below 1.
+        UsageError: If the length is below 1.
 
     Example:
         >>> sampler = EpochSampler(3, shuffle=False)
@@ -137,11 +166,8 @@ class EpochSampler(Sampler):
 
     def __init__(self, length: int, *, seed: int = 0, shuffle: bool = True):
         if length < 1:
-            raise UsageError(f"EpochSampler needs a data set with at least one item; its length is {length}.")
-        self.length = length
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
+            raise UsageError(f"EpochSampler needs a data set with at least one item, got a length of {length}.")
+        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the iterators made from now on."""
@@ -151,13 +177,12 @@ class EpochSampler(Sampler):
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch  # of this iterator, even if set_epoch comes while it runs
+        epoch = self.epoch  # of this iterator, even if set_epoch is called while it runs
+        order: Sequence[int] = range(self.length)
         if self.shuffle:
             # numpy's SeedSequence mixes the two numbers; torch's manual_seed(seed + epoch) would repeat permutations
             # between neighbouring seeds.
             order = np.random.default_rng([self.seed % 2**64, epoch % 2**64]).permutation(self.length).tolist()
-        else:
-            order = range(self.length)
         for index in order:
             yield epoch, index
 
@@ -166,14 +191,14 @@ class StreamDataset(IterableDataset):
     """A stream whose items also hold ``"index"``, their position in the stream, and ``"epoch"``.
 
     The position is that of the whole stream: accelerate either lets process 0 read for all, or lets every process read
-    the whole stream and keep its share, so views do not depend on the number of processes. A stream that was already
+    the whole stream and keep its part, so views do not depend on the number of processes. A stream that was already
     divided between processes or workers (``datasets.distributed.split_dataset_by_node``) counts within its own part.
 
     Args:
         iterable: A ``datasets.IterableDataset`` or any iterable of items; `set_epoch` is passed on to it if it has one.
 
     Raises:
-        UsageError: on iteration in one of several ``DataLoader`` workers, which would each count from 0.
+        UsageError: On iteration, if there are several ``DataLoader`` workers, which would each count from 0.
 
     Example:
         >>> stream = StreamDataset([{"image": "a"}, {"image": "b"}])
@@ -197,7 +222,7 @@ class StreamDataset(IterableDataset):
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise UsageError(
-                f"A stream is read by one worker, since positions decide views; {worker.num_workers} workers came. "
+                f"Expected one worker for a stream, since positions decide views, got {worker.num_workers}. "
                 "Set dataloader_num_workers to 0 or 1."
             )
         epoch = int(self._epoch)

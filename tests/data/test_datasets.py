@@ -105,8 +105,13 @@ def test_idx_folder_whose_parts_disagree(tmp_path):
     with pytest.raises(UsageError, match="6 images and 5 labels"):
         load_image_dataset(str(tmp_path))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(PIXELS))
-    with pytest.raises(UsageError, match="3 dimensions; 1 are expected"):
+    with pytest.raises(UsageError, match=r"Expected 1 dimensions in .*, got 3"):
         load_image_dataset(str(tmp_path))
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 40, 50), dtype=np.uint8)
+DAMAGED_INSIDE = bytearray(gzip.compress(idx(NOISE), mtime=0))
+DAMAGED_INSIDE[10] = 0xFF  # the head of the compressed block: zlib's own error, not gzip's
 
 
 @pytest.mark.parametrize(
@@ -115,11 +120,12 @@ def test_idx_folder_whose_parts_disagree(tmp_path):
         (b"", "begins with nothing"),
         (b"\x00\x00\x0d\x01\x00\x00\x00\x00", "no IDX file of unsigned bytes: it begins with 00 00 0d 01"),
         (b"PNG?", "no IDX file"),
-        (idx(PIXELS)[:10], "cut off inside its header"),
-        (idx(PIXELS)[:-1], "6 × 4 × 5 values, 136 bytes in all; 135 came"),
-        (idx(PIXELS) + b"\x00", "137 came"),
+        (idx(PIXELS)[:10], "ends inside its header"),
+        (idx(PIXELS)[:-1], "6 × 4 × 5 values, 136 bytes in all, got 135"),
+        (idx(PIXELS) + b"\x00", "got 137"),
         (gzip.compress(idx(PIXELS), mtime=0)[:-12], "cannot be read"),
         (gzip.compress(idx(PIXELS), mtime=0)[:20] + b"\xff" * 40, "cannot be read"),
+        (bytes(DAMAGED_INSIDE), "cannot be read .error: Error -3"),
         (struct.pack(">4B4I", 0, 0, 8, 4, *[2**32 - 1] * 4), "values"),
     ],
 )
@@ -135,9 +141,9 @@ def test_damaged_idx_files_are_refused(tmp_path, data, message):
     [
         ({"image_column": "img"}, "no column 'img' .image_column.. Available: picture, kind, note"),
         ({"label_column": "fine"}, "no column 'fine' .label_column."),
-        ({"image_column": "note"}, "'note' of .* holds no images.*picture"),
+        ({"image_column": "note"}, "holds no images in column 'note'.*picture"),
         ({"split": "val"}, "no split 'val'. Available: test, train"),
-        ({"limit": 0}, "limit is at least 1"),
+        ({"limit": 0}, "limit must be at least 1"),
     ],
 )
 def test_columns_and_splits_that_do_not_exist(folder, options, message):

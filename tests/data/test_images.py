@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 6, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (5, 6), dtype=np.uint8)
 ALPHA = RNG.integers(0, 256, (5, 6), dtype=np.uint8)
-TEXT = "Column 'image' holds no image"
+TEXT = "Column 'image' holds no image: expected .*, got"
 
 
 def encoded(image, kind="png", **options):
@@ -94,11 +94,11 @@ def test_a_turned_photograph_is_turned_back():
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
-        ("a cat", f"{TEXT}: str 'a cat' came.*--image_column"),
-        (3, f"{TEXT}: int 3"),
-        (None, f"{TEXT}: NoneType"),
-        ([[1, 2]], f"{TEXT}: list"),
-        ({"a": 1}, f"{TEXT}: dict"),
+        ("a cat", f"{TEXT} str 'a cat'.*--image_column"),
+        (3, f"{TEXT} int 3"),
+        (None, f"{TEXT} NoneType"),
+        ([[1, 2]], f"{TEXT} list"),
+        ({"a": 1}, f"{TEXT} dict"),
         (np.zeros((2, 3, 4, 5)), r"shape \(2, 3, 4, 5\)"),
         (np.zeros((5, 5, 2)), "shape"),
         (np.zeros((0, 5, 3)), "shape"),
@@ -185,7 +185,7 @@ def test_labels_are_optional(label_column):
         (lambda item: item.pop("index"), "hfproj.IndexedDataset"),
         (lambda item: item.pop("image"), "no column 'image'; they have 'label', 'index', 'epoch'"),
         (lambda item: item.update(image="x.png"), r"holds no image.*\(item 0 of the data set\)"),
-        (lambda item: item.update(label="cat"), "class numbers; str 'cat' came"),
+        (lambda item: item.update(label="cat"), "class numbers, got str 'cat'"),
         (lambda item: item.update(label=0.5), "class_encode_column"),
     ],
 )
@@ -199,10 +199,10 @@ def test_items_that_cannot_work_are_refused(change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_views": 0}, "num_views is at least 1"),
+        ({"num_views": 0}, "num_views must be at least 1"),
         ({"flip_probabilty": 0}, "Did you mean 'flip_probability'"),
         ({"augmentation": Augmentation(), "hue": 0}, "not both"),
-        ({"augmentation": [Augmentation()]}, "1 augmentations came for num_views=2"),
+        ({"augmentation": [Augmentation()]}, "each of num_views=2 views, got 1"),
         ({"size": 0}, "size ≥ 1"),
         ({"std": (0, 1, 1)}, "std > 0"),
         ({"mean": (0.5,)}, "three values"),
@@ -251,9 +251,10 @@ def test_for_model_asks_the_backbone(monkeypatch, interpolation, used):
 
     Preprocessing.interpolation = interpolation
     fake = types.ModuleType("hfproj.backbones")
-    fake.image_preprocessing = lambda model: {"a model": Preprocessing()}[model]
+    model = torch.nn.Identity()
+    fake.image_preprocessing = lambda given: {model: Preprocessing()}[given]
     monkeypatch.setitem(sys.modules, "hfproj.backbones", fake)
-    views, plain = ImageViews.for_model("a model", seed=3), EvalImages.for_model("a model", resize=30)
+    views, plain = ImageViews.for_model(model, seed=3), EvalImages.for_model(model, resize=30)
     assert (views.size, views.seed, plain.size, plain.resize, plain.interpolation) == (24, 3, 24, 30, used)
     torch.testing.assert_close(plain.mean.flatten(), torch.tensor(MEAN))
-    assert ImageViews.for_model("a model", size=16).size == 16
+    assert ImageViews.for_model(model, size=16).size == 16

@@ -66,7 +66,7 @@ def test_hf_dataset_read_at_once_equals_one_by_one():
 
 
 def test_tuples_of_three_and_streams_are_refused():
-    with pytest.raises(UsageError, match="a tuple of 3 came"):
+    with pytest.raises(UsageError, match="got a tuple of 3"):
         IndexedDataset([(1, 2, 3)])[0]
     with pytest.raises(UsageError, match="StreamDataset"):
         IndexedDataset(iter([1]))

@@ -95,13 +95,13 @@ def test_augmentations_of_their_own():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"local_size": None}, "local_views=3 and local_size=None came"),
-        ({"local_views": 0}, r"local_views=6, local_size=96 .* local_views=0 and local_size=8 came"),
+        ({"local_size": None}, "got local_views=3 and local_size=None"),
+        ({"local_views": 0}, r"local_views=6, local_size=96 .* got local_views=0 and local_size=8"),
         ({"local_views": -1}, "local_views=-1"),
         ({"local_size": 0}, "local_size=0"),
-        ({"local_scale": (0.5, 0.1)}, r"scale is \(low, high\)"),
-        ({"local_augmentation": [Augmentation()]}, "1 augmentations came for local_views=3"),
-        ({"augmentation": [Augmentation()]}, "1 augmentations came for num_views=2"),
+        ({"local_scale": (0.5, 0.1)}, r"scale must be \(low, high\)"),
+        ({"local_augmentation": [Augmentation()]}, "each of local_views=3 views, got 1"),
+        ({"augmentation": [Augmentation()]}, "each of num_views=2 views, got 1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

@@ -75,6 +75,14 @@ def test_simcse_trains_on_sentences(tmp_path, columns):
     assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in logs)
 
 
+def test_labels_that_are_no_class_numbers_are_refused():
+    scores = [{**item, "label": 3.8} for item in ITEMS]  # of sentence similarity: they would lose their fractions
+    for collate in (hfproj.TextViews(tokenizer()), hfproj.EvalText(tokenizer())):
+        with pytest.raises(UsageError, match=r"must hold class numbers, got float 3\.8.*label_column=None"):
+            collate(scores)
+    assert "labels" not in hfproj.TextViews(tokenizer(), label_column=None)(scores)
+
+
 def test_what_is_refused(tmp_path):
     views = hfproj.TextViews(tokenizer())
     with pytest.raises(UsageError, match=r"no 'text', only 'sentence'; name the column"):
