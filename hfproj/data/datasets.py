@@ -195,13 +195,11 @@ def _columns(
     kind = features.get(image)
     encoded = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
     if not (encoded or isinstance(kind, datasets.Image)):
-        wrong = (
-            f"{name!r} has no column of images" if image is None else f"Column {image!r} of {name!r} holds no images"
-        )
+        wrong = "has no column of images" if image is None else f"holds no images in column {image!r}"
         columns = ", ".join(f"{n} ({getattr(f, 'dtype', type(f).__name__)})" for n, f in features.items())
         raise UsageError(
-            f"{name!r} {wrong}; its columns are {columns}. Name the right one (image_column, --image_column), or cast it: "
-            "dataset.cast_column(…, datasets.Image())."
+            f"{name!r} {wrong}; its columns are {columns}. Name the right one (image_column, --image_column), or cast "
+            "it: dataset.cast_column(…, datasets.Image())."
         )
     if encoded:
         dataset = dataset.cast_column(image, datasets.Image())
