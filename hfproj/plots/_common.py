@@ -4,14 +4,17 @@ import io
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfproj.errors import HfprojError, UsageError
 from hfproj.files import write_atomic
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 WIDTH = 6.4  # inches
 INK, GRID = "0.15", "0.9"
@@ -33,12 +36,7 @@ _FIXED = dict(zip(("h", "z", "backbone", "head"), _STYLES))
 
 
 def new_figure(*, width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, list[Any]]:
-    """Return a figure of `rows` × `columns` panels, sizes in inches, and its axes row by row.
-
-    Raises:
-        HfprojError: matplotlib is not installed.
-        UsageError: a width that holds no picture.
-    """
+    """Return a figure of `rows` × `columns` panels, sizes in inches, and its axes row by row."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -62,12 +60,12 @@ def panels(count: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
 
 
 def title(axes: Any, text: str) -> None:
-    """Write a panel's title above its left corner."""
     axes.set_title(text, loc="left", fontsize="medium")
 
 
-def dress(axes: Any, *, grid: str = "both") -> None:
-    """Draw a light grid behind the data and leave out the frame's upper and right side."""
+def dress(axes: Any, *, x: str = "", y: str = "", grid: str = "both") -> None:
+    """Name the axes, draw a light grid behind the data, leave out the frame's upper and right side."""
+    axes.set(**{name: text for name, text in (("xlabel", x), ("ylabel", y)) if text})
     axes.grid(True, which="major", axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -78,18 +76,16 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     names = list(names)
     fixed = {name: _FIXED[name] for name in names if name in _FIXED}
     free = [style for style in _STYLES if style not in fixed.values()]
-    others = iter(_cycle(free, i) for i in range(len(names)))
+    count = len(free)  # colours and markers go round at different speeds, so that a pair returns late only
+    others = ({**free[i % count], "marker": free[(i + i // count) % count]["marker"]} for i in range(len(names)))
     return {name: fixed[name] if name in fixed else next(others) for name in names}
 
 
-def _cycle(free: list[dict[str, Any]], i: int) -> dict[str, Any]:
-    """Colours and markers go round at different speeds, so that a pair returns late only."""
-    marker = free[(i + i // len(free)) % len(free)]["marker"]
-    return {**free[i % len(free)], "marker": marker}
-
-
-def tilt(axes: Any) -> None:
-    """Turn the names below the axis, so that long ones do not run into each other: upright where they are many."""
+def name_ticks(axes: Any, names: Sequence[str], *, first: int = 0, wrap: int = 16) -> None:
+    """Write names below the axis, tilted where they would run into each other: upright where they are many."""
+    axes.set_xticks(range(first, first + len(names)), [literal(name, wrap=wrap) for name in names])
+    if sum(map(len, map(str, names))) <= 9 * axes.figure.get_figwidth():
+        return
     labels = axes.get_xticklabels()
     lines = max(label.get_text().count("\n") + 1 for label in labels)
     points_apart = 72 * axes.figure.get_figwidth() * 0.85 / len(labels)
@@ -110,9 +106,14 @@ def literal(text: object, *, wrap: int = 0) -> str:
     return shown.replace("$", r"\$")
 
 
-def legend(figure: Any, names: Mapping[str, Any], *, columns: int = 2) -> None:
-    """Write one legend above all panels: text → handle, in as many columns as fit the width."""
+def layer_name(name: str) -> str:
+    return LAYERS.get(name, literal(name))
+
+
+def legend(figure: Any, names: Mapping[str, Any], *, columns: int = 0) -> None:
+    """Write one legend above all panels: text → handle, in as many columns as fit the width, `columns` at most."""
     labels = list(names)
+    columns = columns or max(2, int(figure.get_figwidth() / 1.6))
     fitting = int(12.5 * figure.get_figwidth() / (max(map(len, labels)) + 6))  # letters an inch, letters of a handle
     figure.legend(
         list(names.values()),
@@ -151,11 +152,7 @@ def log_scale(axes: Any, which: str) -> None:
 
 
 def as_array(values: Any, what: str, *, shape: str, dims: int) -> np.ndarray:
-    """Return nested lists, an array or a tensor in float64; None becomes NaN.
-
-    Raises:
-        UsageError: something else, or not `dims` dimensions.
-    """
+    """Return nested lists, an array or a tensor of `dims` dimensions in float64; None becomes NaN."""
     values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
     try:
         array = np.asarray(values, dtype=np.float64)
@@ -167,25 +164,19 @@ def as_array(values: Any, what: str, *, shape: str, dims: int) -> np.ndarray:
 
 
 def as_mapping(value: Any, what: str) -> dict[str, Any]:
-    """Return a mapping with an entry at least, its keys as text.
-
-    Raises:
-        UsageError: it is none, or empty.
-    """
+    """Return a mapping with an entry at least, its keys as text."""
     if not isinstance(value, Mapping) or not value:
         raise UsageError(f"Expected {what}, got {'an empty one' if value == {} else repr(value)[:80]}.")
     return {str(key): entry for key, entry in value.items()}
 
 
-def finish(figure: Any, path: str | os.PathLike | None) -> Any:
+def finish(figure: "matplotlib.figure.Figure", path: str | os.PathLike | None) -> "matplotlib.figure.Figure":
     """Write the figure if a path is given, and return it."""
     if path is not None:
         path = Path(path)
         kind = path.suffix.lstrip(".").lower() or "png"
         if kind not in _DATES:
-            raise UsageError(
-                f"Cannot write a figure as {path.name!r}; expected a name that ends in .png, .svg or .pdf."
-            )
+            raise UsageError(f"Expected a name that ends in .png, .svg or .pdf, got {path.name!r}.")
         write_atomic(path, picture(figure, kind))
     return figure
 
@@ -193,7 +184,7 @@ def finish(figure: Any, path: str | os.PathLike | None) -> Any:
 _DATES: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
-def picture(figure: Any, kind: str = "svg") -> bytes:
+def picture(figure: "matplotlib.figure.Figure", kind: str = "svg") -> bytes:
     """Return the figure as a png, svg or pdf; the same figure gives the same bytes."""
     import matplotlib
 

@@ -1,26 +1,32 @@
-"""Named curves with a spread."""
+"""Named curves and points with a spread: over a quantity, over layers, in groups; and the spectrum of a covariance."""
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfproj.errors import UsageError, unknown
 from hfproj.plots._common import (
+    INK,
     LAYERS,
     WIDTH,
     as_array,
     as_mapping,
     dress,
     finish,
+    layer_name,
     legend,
     literal,
     log_scale,
+    name_ticks,
     new_figure,
     styles,
     whole_numbers,
 )
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 SCALES = ("linear", "log", "symlog")
 _MARKED = 30  # points of a curve; more of them hide the line
@@ -36,24 +42,24 @@ def plot_curves(
     y_scale: str = "linear",
     zero_line: bool = False,
     width: float = WIDTH,
-) -> Any:
-    """Return a figure of named curves, and write it if a path is given.
+) -> "matplotlib.figure.Figure":
+    """Return a figure of named curves.
 
     Args:
         curves: Name → `(x, y)` or `(x, mean of y, standard deviation of y)`; the deviation is drawn as a band. None and
             NaN leave a gap. Curves named "h" and "z" look as in every other figure.
         x_label: What x is, with its unit.
         y_label: What y is, with its unit.
-        path: Where to write; the suffix says the format (png, svg, pdf).
         x_scale: "linear", "log" or "symlog". A logarithmic axis leaves out what is not positive.
         y_scale: The same for y; the threshold of "symlog" is chosen from the numbers.
         zero_line: Draw a line at y = 0.
-        width: Of the figure, in inches.
+        path: Where to write it, as png, svg or pdf.
+        width: In inches.
 
     Raises:
-        UsageError: no curve, one whose parts differ in length or hold no finite number that can be drawn, or an unknown
-            scale.
-        HfprojError: matplotlib is not installed.
+        UsageError: If there is no curve, the parts of one differ in length or hold no number that can be drawn, or a
+            scale is unknown.
+        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> figure = plot_curves({"SiLU": ([1, 2, 3], [0.5, 0.2, 0.1], [0.1, 0.1, 0.0])}, "step", "loss")
@@ -71,19 +77,17 @@ def plot_curves(
         x = np.where(x > 0, x, np.nan) if x_scale == "log" else x
         if not (np.isfinite(x) & np.isfinite(y)).any():
             raise UsageError(f"The curve {name!r} has no point to draw on a {y_scale} scale of y and {x_scale} of x.")
-        label = LAYERS.get(name, literal(name))
+        label = layer_name(name)
         handles[label] = draw_curve(axes, x, y, std, label=label, style=style[name])
     set_scale(axes, "x", x_scale, np.concatenate([x for x, _, _ in drawn.values()]))
     set_scale(axes, "y", y_scale, np.concatenate([y for _, y, _ in drawn.values()]))
-    axes.set_xlabel(literal(x_label))
-    axes.set_ylabel(literal(y_label))
     if x_scale == "linear":
         whole_numbers(axes, np.concatenate([x for x, _, _ in drawn.values()]))
-    dress(axes)
+    dress(axes, x=literal(x_label), y=literal(y_label))
     if zero_line:
         axes.axhline(0, color="0.15", linewidth=0.9, zorder=1.5)
     if len(drawn) > 1 or not {"h", "z"} >= set(drawn):
-        legend(figure, handles, columns=max(2, int(width / 1.6)))
+        legend(figure, handles)
     return finish(figure, path)
 
 
@@ -123,3 +127,171 @@ def _as_curve(name: str, parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
             f"x, y and deviation of the curve {name!r} differ in length: {[len(p) for p in (x, y, *std)]}."
         )
     return x, y, std[0] if std else None
+
+
+def plot_layers(
+    curves: Mapping[str, Any], y_label: str, path: str | os.PathLike | None = None, *, width: float = WIDTH
+) -> "matplotlib.figure.Figure":
+    """Return a figure of what was measured of each layer, a curve a name.
+
+    Args:
+        curves: Name → layer → number or `(mean, standard deviation)`; deviations are drawn as bands. Layers stand in
+            the order of the first curve that has them; a curve may lack some.
+        y_label: What the numbers are, with their unit.
+        path: Where to write it, as png, svg or pdf.
+        width: In inches.
+
+    Raises:
+        UsageError: If there is no curve or an empty one, fewer than two layers, or a value that is not a number.
+        HfprojError: If matplotlib is not installed.
+
+    Example:
+        >>> figure = plot_layers({"20-NN": {"block_1": 0.4, "h": 0.8, "z": (0.7, 0.02)}}, "accuracy")
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['block_1', 'h', 'z']
+    """
+    figure, [axes] = new_figure(width=width, height=3.8)
+    table = {
+        name: {layer: as_pair(name, layer, value) for layer, value in as_mapping(of, f"layers of {name!r}").items()}
+        for name, of in as_mapping(curves, "curves: name → layer → number").items()
+    }
+    layers = list(dict.fromkeys(layer for of in table.values() for layer in of))
+    if len(layers) < 2:
+        raise UsageError(f"Expected at least two layers, got {layers}.")
+    style, handles = styles(table), {}
+    for name, of in table.items():
+        mean, std = np.array([of.get(layer, (np.nan, 0.0)) for layer in layers]).T
+        band = std if std.any() else None
+        handles[literal(name)] = draw_curve(axes, np.arange(len(layers)), mean, band, style=style[name])
+    name_ticks(axes, layers)
+    dress(axes, x="layer", y=literal(y_label))
+    legend(figure, handles)
+    return finish(figure, path)
+
+
+def plot_groups(
+    groups: Mapping[str, Any],
+    y_label: str,
+    path: str | os.PathLike | None = None,
+    *,
+    y_scale: str = "linear",
+    zero_line: bool = False,
+    width: float = WIDTH,
+) -> "matplotlib.figure.Figure":
+    """Return a figure of points with error bars, grouped along x.
+
+    Args:
+        groups: Group → series → `(mean, standard deviation)`, or a number without a deviation. A group may lack a
+            series; series named "h" and "z" look as in every other figure.
+        y_label: What the numbers are, with their unit.
+        y_scale: "linear", "log" or "symlog".
+        zero_line: Draw a line at 0.
+        path: Where to write it, as png, svg or pdf.
+        width: In inches.
+
+    Raises:
+        UsageError: If there is no group or an empty one, a value is not a number, or the scale is unknown.
+        HfprojError: If matplotlib is not installed.
+
+    Example:
+        >>> groups = {"linear": {"h": (0.92, 0.01), "z": (0.90, 0.02)}, "mlp": {"h": 0.94, "z": 0.85}}
+        >>> [label.get_text() for label in plot_groups(groups, "accuracy").axes[0].get_xticklabels()]
+        ['linear', 'mlp']
+    """
+    if y_scale not in SCALES:
+        raise unknown("scale", y_scale, SCALES)
+    figure, [axes] = new_figure(width=width, height=3.8)
+    table = {
+        group: {name: as_pair(group, name, value) for name, value in as_mapping(series, f"series of {group!r}").items()}
+        for group, series in as_mapping(groups, "groups: name → series").items()
+    }
+    names = list(dict.fromkeys(name for series in table.values() for name in series))
+    style, handles = styles(names), {}
+    step = 0.7 / max(len(names), 3)
+    for i, name in enumerate(names):
+        places = [p + (i - (len(names) - 1) / 2) * step for p, series in enumerate(table.values()) if name in series]
+        mean, std = np.array([series[name] for series in table.values() if name in series]).T
+        look = {"color": style[name]["color"], "marker": style[name]["marker"], "markersize": 7}
+        handles[layer_name(name)] = axes.errorbar(
+            places, mean, std if std.any() else None, linestyle="", elinewidth=1.4, capsize=3.5, **look
+        )
+    set_scale(axes, "y", y_scale, np.array([mean for series in table.values() for mean, _ in series.values()]))
+    name_ticks(axes, list(table))
+    axes.set_xlim(-0.55, len(table) - 0.45)
+    for between in range(1, len(table)):
+        axes.axvline(between - 0.5, color="0.85", linewidth=0.8, zorder=0)
+    dress(axes, y=literal(y_label), grid="y")
+    if zero_line:
+        axes.axhline(0, color=INK, linewidth=0.9, zorder=1.5)
+    if len(names) > 1 or names[0] not in LAYERS:
+        legend(figure, handles)
+    return finish(figure, path)
+
+
+def as_pair(group: str, name: str, value: Any) -> tuple[float, float]:
+    """Return mean and standard deviation; a number alone has none."""
+    pair = as_array(value if np.ndim(value) else [value], f"{name!r} of {group!r}", shape="(mean, std)", dims=1)
+    if pair.size > 2 or not np.isfinite(pair).all() or pair[1:].min(initial=0) < 0:
+        raise UsageError(f"Expected {name!r} of {group!r} as (mean, standard deviation ≥ 0), got {value!r:.80}.")
+    return float(pair[0]), float(pair[1]) if pair.size > 1 else 0.0
+
+
+_SPECTRA: dict[str, dict[str, Any]] = {
+    "h before": {"color": "#56B4E9", "linestyle": (0, (5, 2))},
+    "h after": {"color": "#0072B2", "linestyle": "-"},
+    "z before": {"color": "#E69F00", "linestyle": (0, (1, 1.4))},
+    "z after": {"color": "#D55E00", "linestyle": (0, (7, 1.6, 1.2, 1.6))},
+}
+_SPARE = ["#009E73", "#CC79A7", "#000000"]
+_DECADES = 8  # what lies further below the largest eigenvalue is no spread that a probe could use
+
+
+def plot_spectrum(
+    spectra: Mapping[str, Any], path: str | os.PathLike | None = None, *, width: float = WIDTH
+) -> "matplotlib.figure.Figure":
+    """Return a figure of covariance eigenvalues (logarithmic) against their rank.
+
+    A curve that falls off the lower edge has no variance in the remaining dimensions (dimensional collapse). The same
+    spectra give the same file, byte for byte.
+
+    Args:
+        spectra: Curve name → eigenvalues sorted descending, as `Results.spectra` ("h before", "h after", "z before",
+            "z after"; other names work too).
+        path: Where to write it, as png, svg or pdf.
+        width: In inches.
+
+    Raises:
+        UsageError: If there is no spectrum, or one without a positive number.
+        HfprojError: If matplotlib is not installed.
+
+    Example:
+        >>> plot_spectrum({"h after": [1.0, 0.5, 0.1]}).axes[0].get_yscale()
+        'log'
+    """
+    figure, [axes] = new_figure(width=width, height=4.0)
+    curves = {name: _as_spectrum(name, values) for name, values in spectra.items()}
+    if not curves:
+        raise UsageError("There is no spectrum to draw.")
+    spare = iter(_SPARE * len(curves))
+    for name in sorted(curves, key=lambda n: (list(_SPECTRA).index(n) if n in _SPECTRA else len(_SPECTRA), n)):
+        style = _SPECTRA.get(name) or {"color": next(spare), "linestyle": "-."}
+        layer, _, when = name.partition(" ")
+        label = f"{LAYERS[layer]}, {when} training" if name in _SPECTRA else literal(name)
+        axes.plot(np.arange(1, len(curves[name]) + 1), curves[name], label=label, linewidth=1.8, **style)
+    axes.set_yscale("log")
+    top = max(np.nanmax(curve) for curve in curves.values())
+    bottom = min(curve[curve > top * 10.0**-_DECADES].min(initial=top) for curve in curves.values())
+    axes.set_ylim(bottom / 2, top * 2)
+    axes.set_xlim(1, max(max(map(len, curves.values())), 2))
+    axes.locator_params(axis="x", integer=True)
+    dress(axes, x="rank of the eigenvalue", y="eigenvalue of the covariance (log scale)")
+    axes.legend(frameon=False, handlelength=3.6)
+    return finish(figure, path)
+
+
+def _as_spectrum(name: str, values: Any) -> np.ndarray:
+    curve = as_array(values, f"the spectrum {name!r}", shape="[dim]", dims=1)
+    if not (curve > 0).any():
+        raise UsageError(f"The spectrum {name!r} must be a list with at least one positive number.")
+    floor = np.nanmax(curve) * 1e-300
+    return np.where(np.isnan(curve), np.nan, np.maximum(curve, floor))  # a zero would break the line on a log axis

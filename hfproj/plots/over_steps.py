@@ -1,13 +1,14 @@
-"""Diagnostics over training steps, h against z."""
+"""What was recorded over training steps: diagnostics, h against z, and the extreme eigenvalues of a Hessian."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfproj.errors import UsageError, unknown
 from hfproj.plots._common import (
+    INK,
     LAYERS,
     WIDTH,
     dress,
@@ -15,12 +16,16 @@ from hfproj.plots._common import (
     legend,
     literal,
     log_scale,
+    new_figure,
     panels,
     styles,
     title,
     whole_numbers,
 )
-from hfproj.plots.curves import draw_curve
+from hfproj.plots.curves import draw_curve, set_scale
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 # Base name → axis label, and whether the axis is logarithmic; other names are written as they are.
 _METRICS: dict[str, tuple[str, bool]] = {
@@ -59,22 +64,22 @@ def plot_history(
     *,
     metrics: Sequence[str] = ("rankme", "std"),
     width: float = WIDTH,
-) -> Any:
-    """Return a figure of metrics over training steps, one panel each, h against z; write it if a path is given.
+) -> "matplotlib.figure.Figure":
+    """Return a figure of metrics over training steps, one panel each, h against z.
 
     Rows of one step (of several seeds) are averaged, and a band shows one standard deviation.
 
     Args:
         rows: `Results.history`: a mapping per measured step with "step" and metrics ("rankme_h", "loss", …). A metric
             may be missing, None or NaN.
-        path: Where to write; the suffix says the format (png, svg, pdf).
         metrics: Names without their layer ("rankme" draws "rankme_h" and "rankme_z"); see `metrics_of`. Those that no
             row has are left out.
-        width: Of the figure, in inches.
+        path: Where to write it, as png, svg or pdf.
+        width: In inches.
 
     Raises:
-        UsageError: no row, a row without a step, or none of the metrics was measured.
-        HfprojError: matplotlib is not installed.
+        UsageError: If there is no row, one has no step, or none of the metrics was measured.
+        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> rows = [{"step": s, "rankme_h": 30.0 - s, "rankme_z": 20.0 - s} for s in range(5)]
@@ -98,7 +103,7 @@ def plot_history(
             whole_numbers(panel, x)
         _label(panel, metric)
     if handles:
-        legend(figure, handles)
+        legend(figure, handles, columns=2)
     return finish(figure, path)
 
 
@@ -111,9 +116,8 @@ def _label(axes: Any, metric: str) -> None:
         label += ", log scale"
     elif metric.endswith(_FROM_ZERO) and smallest >= 0:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel("training step")
     title(axes, label)
-    dress(axes)
+    dress(axes, x="training step")
 
 
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -122,7 +126,7 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     Extreme eigenvalues are left out, `plot_eigenvalues` draws them.
 
     Raises:
-        UsageError: no row, or a row without a step.
+        UsageError: If there is no row, or one has no step.
 
     Example:
         >>> metrics_of([{"step": 0, "loss": 2.0, "std_h": 0.1, "std_z": 0.2}])
@@ -156,11 +160,7 @@ def over_steps(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Return the rows.
-
-    Raises:
-        UsageError: no row, or a row without a step.
-    """
+    """Return the rows, each with a step."""
     if not rows:
         raise UsageError("There is no history to draw: no step was measured.")
     for row in rows:
@@ -171,3 +171,65 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+_NAMES = {"lambda_max": "largest λ", "lambda_min": "smallest λ"}
+
+
+def plot_eigenvalues(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike | None = None,
+    *,
+    of: str = "",
+    width: float = WIDTH,
+) -> "matplotlib.figure.Figure":
+    """Return a figure of λ_min and λ_max of the loss's Hessian over steps.
+
+    The axis is symmetric logarithmic, so that a small negative eigenvalue is seen beside a large positive one. Below
+    the zero line the loss has a direction of negative curvature: the point is no minimum.
+
+    Args:
+        rows: `Results.history`: mappings with "step" and "lambda_min" or "lambda_max", and their bounds of error
+            "lambda_min_error", "lambda_max_error" where they are known (drawn as bars).
+        of: In what the Hessian was taken ("the head's parameters", "h"), for the axis.
+        path: Where to write it, as png, svg or pdf.
+        width: In inches.
+
+    Raises:
+        UsageError: If there is no row, one has no step, or none has an eigenvalue.
+        HfprojError: If matplotlib is not installed.
+
+    Example:
+        >>> rows = [{"step": s, "lambda_min": -0.1, "lambda_max": 4.0} for s in range(3)]
+        >>> plot_eigenvalues(rows).axes[0].get_yscale()
+        'symlog'
+    """
+    check_rows(rows)
+    figure, [axes] = new_figure(width=width, height=3.8)
+    style = dict(zip(_NAMES, styles(["h", "z"]).values()))
+    drawn, handles = [], {}
+    for name, label in _NAMES.items():
+        x, y, std = over_steps(rows, name)
+        if not np.isfinite(y).any():
+            continue
+        handles[label] = draw_curve(axes, x, y, std, style=style[name])
+        bounds = dict(zip(*over_steps(rows, f"{name}_error")[:2]))
+        error = np.array([bounds.get(step, np.nan) for step in x])
+        if np.isfinite(error).any():
+            color = style[name]["color"]
+            axes.errorbar(x, y, np.nan_to_num(error), fmt="none", ecolor=color, elinewidth=1, capsize=2.5)
+        drawn.append(y)
+        whole_numbers(axes, x)
+    if not drawn:
+        raise UsageError("No row of the history has 'lambda_min' or 'lambda_max'.")
+    values = np.concatenate(drawn)
+    set_scale(axes, "y", "symlog", values)
+    low, high = axes.dataLim.intervaly  # bars of error included
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.set_ylim(min(2.5 * low, -np.nanmax(np.abs(values)) * 1e-5), max(2.5 * high, 0))
+    if np.nanmin(values) < 0:
+        handles["negative curvature"] = axes.axhspan(axes.get_ylim()[0], 0, color="0.93", linewidth=0, zorder=0)
+    title(axes, f"Hessian of the loss{f' in {literal(of)}' if of else ''}")
+    dress(axes, x="training step", y="eigenvalue (symmetric log scale)")
+    legend(figure, handles, columns=3)
+    return finish(figure, path)
