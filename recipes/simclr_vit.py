@@ -23,8 +23,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft import LoraConfig, get_peft_model
-from transformers import set_seed
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import TrainerCallback, set_seed
 
 import hfproj
 from hfproj import cli
@@ -65,7 +66,7 @@ class Recipe:
     )
     views: str | None = field(default=None, metadata={"help": "Further options of hfproj.ImageViews: num_views=4 …"})
     crop_scale: float = field(
-        default=0.4, metadata={"help": "Smallest share of the image that a view shows; 1 for all."}
+        default=0.4, metadata={"help": "Smallest fraction of the image that a view shows; 1 for all."}
     )
     flip: bool | None = field(default=None, metadata={"help": "Mirror views; by default not for digits."})
     color_jitter: float = field(default=0.5, metadata={"help": "Strength of the colour jitter; 0 for none."})
@@ -95,53 +96,49 @@ class Training(hfproj.ProjectionTrainingArguments):
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Images per process and step."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images per process in evaluation."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
-    patch_dropout: float = field(default=0.5, metadata={"help": "Share of patches hidden from a ViT in training."})
+    patch_dropout: float = field(default=0.5, metadata={"help": "Fraction of patches hidden from a ViT in training."})
     logging_steps: float = field(default=5, metadata={"help": "Steps between log lines."})
     save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})
     report_to: str = field(default="none", metadata={"help": "Trackers."})
     push_to_hub: bool = field(default=False, init=False)
 
 
-def main() -> None:
-    recipe, args = cli.parse(Recipe, Training, defaults=cli.preset_flags)
-    if recipe.push_to_hub is not None:
-        args.push_to_hub, args.hub_model_id = True, recipe.push_to_hub or args.hub_model_id
-    go_on = recipe.continue_from
-
+def load_images(recipe: Recipe) -> tuple[Dataset, Dataset, str]:
+    """Return the training and the test images, and what the test images are called."""
     columns = {"image_column": recipe.image_column, "label_column": recipe.label_column}
     train = hfproj.load_image_dataset(recipe.dataset, split="train", **columns)
     if recipe.holdout:
         train, test = split_off(train, recipe.holdout, seed=0)
-        test_name = f"{recipe.dataset}, {recipe.holdout} held out of train"
+        name = f"{recipe.dataset}, {recipe.holdout} held out of train"
     else:
         test = hfproj.load_image_dataset(recipe.dataset, split="test", **columns, limit=recipe.test_limit)
-        test_name = recipe.dataset
+        name = recipe.dataset
     if recipe.train_limit and recipe.train_limit < len(train):
         _, train = split_off(train, recipe.train_limit, seed=0)
-    bank = split_off(train, recipe.bank_limit, seed=0)[1] if recipe.bank_limit else train
-    labelled = "label" in train.column_names
+    return train, test, name
 
-    objective = {"name": recipe.objective, **cli.options(recipe.objective_options)}
+
+def attach_head(recipe: Recipe, objective: dict) -> PeftModel:
+    """Return the backbone with its head, and a LoRA if asked for."""
     head_options, prototypes = cli.options(recipe.head_options), recipe.prototypes or ""
-    if recipe.objective == "nt_xent":
-        objective = {"temperature": recipe.temperature, **objective}
     if recipe.head == "mlp":
         head_options = {"hidden_dim": recipe.hidden_dim, "depth": recipe.head_depth, **head_options}
-    set_seed(args.seed)  # the adapter's first values: the same in each run and on each process
-    model = get_peft_model(
-        hfproj.load_backbone(recipe.backbone),
-        hfproj.ProjectionHeadConfig.for_objective(
-            objective,
-            head=recipe.head,
-            out_dim=None if recipe.head == "identity" else recipe.out_dim,
-            head_options=head_options,
-            predictor=cli.options(recipe.predictor) or None,
-            prototypes=int(prototypes) if prototypes.isdigit() else cli.options(prototypes) or None,
-            backbone_adapter=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_r) if recipe.lora_r else None,
-            trainable=int(recipe.trainable) if recipe.trainable.isdigit() else recipe.trainable,
-            pooling=recipe.pooling,
-        ),
+    config = hfproj.ProjectionHeadConfig.for_objective(
+        objective,
+        head=recipe.head,
+        out_dim=None if recipe.head == "identity" else recipe.out_dim,
+        head_options=head_options,
+        predictor=cli.options(recipe.predictor) or None,
+        prototypes=int(prototypes) if prototypes.isdigit() else cli.options(prototypes) or None,
+        backbone_adapter=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_r) if recipe.lora_r else None,
+        trainable=int(recipe.trainable) if recipe.trainable.isdigit() else recipe.trainable,
+        pooling=recipe.pooling,
     )
+    return get_peft_model(hfproj.load_backbone(recipe.backbone), config)
+
+
+def make_views(recipe: Recipe, model: PeftModel, seed: int) -> hfproj.ImageViews:
+    """Return the collator that augments the images."""
     flip = recipe.flip if recipe.flip is not None else recipe.dataset != "digits"  # a mirrored digit is no digit
     augmentation = {
         "scale": (recipe.crop_scale, 1.0) if recipe.crop_scale < 1 else None,
@@ -150,14 +147,49 @@ def main() -> None:
         "grayscale_probability": recipe.grayscale,
         "rotation_degrees": recipe.rotation,
     }
-    alarm = hfproj.CollapseCallback(action=recipe.on_collapse)
-    watches = []
-    if recipe.watch_every:
-        metrics = recipe.watch_metrics.split(",")
-        watches = [hfproj.SpectrumCallback(metrics=metrics, every=recipe.watch_every), alarm]
-        if recipe.curvature:
-            watches.append(hfproj.CurvatureCallback(every=recipe.watch_every))
-    views = hfproj.ImageViews.for_model(model, seed=args.seed, **{**augmentation, **cli.options(recipe.views)})
+    return hfproj.ImageViews.for_model(model, seed=seed, **{**augmentation, **cli.options(recipe.views)})
+
+
+def watchers(recipe: Recipe, alarm: hfproj.CollapseCallback) -> list[TrainerCallback]:
+    """Return what is measured while the head trains."""
+    if not recipe.watch_every:
+        return []
+    metrics = recipe.watch_metrics.split(",")
+    watches = [hfproj.SpectrumCallback(metrics=metrics, every=recipe.watch_every), alarm]
+    return [*watches, hfproj.CurvatureCallback(every=recipe.watch_every)] if recipe.curvature else watches
+
+
+def write(trainer: hfproj.ProjectionTrainer, results: hfproj.Results) -> None:
+    """Write adapter, results, card and page; push them if asked for."""
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        if not args.push_to_hub:
+            trainer.save_model(str(folder))
+        write_card(results, folder)
+        hfproj.report(folder)
+        print(results.table())
+    if args.push_to_hub:  # on all processes; it saves, too
+        commit = trainer.push_to_hub(results=results)
+        if commit is not None:
+            print(f"\nPushed to {commit.repo_url.url}")
+    if trainer.is_world_process_zero():
+        print(f"\nSaved to {folder}: the adapter, results.json, report.html, pictures and a card (README.md).")
+
+
+def main() -> None:
+    recipe, args = cli.parse(Recipe, Training, defaults=cli.preset_flags)
+    if recipe.push_to_hub is not None:
+        args.push_to_hub, args.hub_model_id = True, recipe.push_to_hub or args.hub_model_id
+    train, test, test_name = load_images(recipe)
+    bank = split_off(train, recipe.bank_limit, seed=0)[1] if recipe.bank_limit else train
+
+    objective = {"name": recipe.objective, **cli.options(recipe.objective_options)}
+    if recipe.objective == "nt_xent":
+        objective = {"temperature": recipe.temperature, **objective}
+    set_seed(args.seed)  # the adapter's first values: the same in each run and on each process
+    model = attach_head(recipe, objective)
+    views, alarm = make_views(recipe, model, args.seed), hfproj.CollapseCallback(action=recipe.on_collapse)
+    go_on = recipe.continue_from
     trainer = hfproj.ProjectionTrainer(
         model,
         args,
@@ -166,14 +198,14 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=test if args.eval_strategy != "no" else None,
         data_collator=views,
-        callbacks=watches,
+        callbacks=watchers(recipe, alarm),
         continue_from=cli.options(go_on) if go_on and "=" in go_on else go_on,
     )
     if trainer.is_world_process_zero():
         model.print_trainable_parameters()
 
     def measure(when: str) -> hfproj.Results:
-        probes = [hfproj.KNNProbe(k=recipe.knn_k)] if labelled else []
+        probes = [hfproj.KNNProbe(k=recipe.knn_k)] if "label" in train.column_names else []
         return hfproj.evaluate(
             model, probes=probes, train=bank, test=test, when=when, dataset=test_name, views=views, seed=args.seed
         )
@@ -191,20 +223,7 @@ def main() -> None:
         results.geometry["collapse"] = alarm.alarm.to_dict()
     if go_on:
         results.notes.append(f"Training went on from {go_on}: what is said of before it is of that adapter.")
-
-    folder = Path(args.output_dir)
-    if trainer.is_world_process_zero():
-        if not args.push_to_hub:
-            trainer.save_model(str(folder))
-        write_card(results, folder)
-        hfproj.report(folder)
-        print(results.table())
-    if args.push_to_hub:  # on all processes; it saves, too
-        commit = trainer.push_to_hub(results=results)
-        if commit is not None:
-            print(f"\nPushed to {commit.repo_url.url}")
-    if trainer.is_world_process_zero():
-        print(f"\nSaved to {folder}: the adapter, results.json, report.html, pictures and a card (README.md).")
+    write(trainer, results)
 
 
 if __name__ == "__main__":
