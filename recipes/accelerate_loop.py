@@ -40,7 +40,7 @@ def main() -> None:
         head="mlp", head_options={"hidden_dim": 512}, out_dim=128, backbone_adapter=LoraConfig(r=8, lora_alpha=8)
     )
     model = get_peft_model(hfproj.load_backbone("vit_nano"), head).to(accelerator.device)
-    objective = hfproj.create_objective("nt_xent", temperature=0.2)  # of the joint batch of all processes
+    objective = hfproj.create_objective("nt_xent", temperature=0.2)  # of the global batch, that of all processes
 
     def knn() -> float:
         bank, queries = (hfproj.extract_features(model, part) for part in (train, test))

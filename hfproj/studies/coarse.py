@@ -52,7 +52,7 @@ def coarse_labels(labels: Any, *, label_column: str = "label") -> Int64[Tensor, 
         label_column: Column of the data set with the fine labels.
 
     Raises:
-        UsageError: a data set whose classes are not CIFAR-100's, or labels other than 0 to 99.
+        UsageError: If the data set has other classes than CIFAR-100, or a label is not one of 0 to 99.
 
     Example (apple is a fruit, trout a fish):
         >>> names = list(CIFAR100_SUPERCLASSES)
@@ -63,9 +63,9 @@ def coarse_labels(labels: Any, *, label_column: str = "label") -> Int64[Tensor, 
         labels = _fine_labels(labels, label_column)
     fine = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if fine.size and (not np.issubdtype(fine.dtype, np.integer) or fine.ndim != 1):
-        raise UsageError(f"Expected class numbers [images]; {fine.dtype} of shape {list(fine.shape)} came.")
+        raise UsageError(f"Expected class numbers [images], got {fine.dtype} of shape {list(fine.shape)}.")
     if fine.size and not 0 <= fine.min() <= fine.max() < len(_FINE):
-        raise UsageError(f"CIFAR-100's fine labels are 0 to 99; {fine.min()} to {fine.max()} came.")
+        raise UsageError(f"Expected fine labels of CIFAR-100, 0 to 99, got {fine.min()} to {fine.max()}.")
     return torch.from_numpy(_TABLE[fine.astype(np.int64)])
 
 
@@ -82,7 +82,7 @@ def with_coarse_labels(
         coarse_column: Name of the new column; one of that name is replaced.
 
     Raises:
-        UsageError: another data set.
+        UsageError: If it is another data set.
     """
     coarse = coarse_labels(dataset, label_column=label_column).tolist()
     if coarse_column in dataset.column_names:

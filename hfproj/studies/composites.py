@@ -6,8 +6,8 @@ lies are a function of (seed, row).
 
 - `DigitsOnImages`: two labels for each image, its class and its digit, independent of each other. With `DigitViews` the
   augmentation drops the digit from some views, so that training learns to ignore it.
-- `SpuriousMixture`: two classes, and a digit or coloured patch that goes with the class in a given share of the images:
-  the four groups of group robustness.
+- `SpuriousMixture`: two classes, and a digit or coloured patch that goes with the class in a given fraction of the
+  images: the four groups of group robustness.
 
 References:
     Xue, Gan, Ni, Joshi, Mirzasoleiman, "Investigating the Benefits of Projection Head for Representation Learning",
@@ -75,7 +75,7 @@ def paste(
 
 
 class _Pasted(ImageMap):
-    """What the two data sets share: where a layer lies and what the item becomes."""
+    """The common part of the two data sets: where a layer lies and what the item becomes."""
 
     def __init__(
         self,
@@ -91,9 +91,9 @@ class _Pasted(ImageMap):
     ):
         super().__init__(images, image_column, rows)
         if not 0 <= opacity <= 1:
-            raise UsageError(f"opacity is a number from 0 (invisible) to 1 (opaque); {opacity} came.")
+            raise UsageError(f"opacity must be a number from 0 (invisible) to 1 (opaque), got {opacity}.")
         if size is not None and size < 1:
-            raise UsageError(f"size is at least 1 pixel (None: 5/8 of the shorter side); {size} came.")
+            raise UsageError(f"size must be at least 1 pixel, or None for 5/8 of the shorter side, got {size}.")
         if place not in ("random", "center"):
             raise unknown("place", place, ("random", "center"))
         if split not in ("train", "test"):
@@ -145,8 +145,8 @@ class DigitsOnImages(_Pasted):
         image_column: Entry of an item that holds the image.
 
     Raises:
-        UsageError: an option out of range, or a data set without length or indices; on access, an item without an
-            image or one smaller than the digit.
+        UsageError: If an option is out of range, or the data set has no length or no indices; on access, if the item
+            has no image, or one that is smaller than the digit.
 
     Example:
         >>> grey = [{"image": np.full((32, 32), 99, dtype=np.uint8), "label": 7}] * 50
@@ -202,7 +202,8 @@ class DigitViews(ImageViews):
         options: Of `ImageViews`.
 
     Raises:
-        UsageError: a probability outside [0, 1], or as `ImageViews`; on call, items without ``"background"``.
+        UsageError: If the probability is outside [0, 1], or as `ImageViews`; on call, if an item has no
+            ``"background"``.
 
     Example:
         >>> grey = [{"image": np.full((8, 8), 99, dtype=np.uint8)}] * 4
@@ -215,7 +216,7 @@ class DigitViews(ImageViews):
     def __init__(self, *, drop_probability: Number = 0.5, **options: Any):
         super().__init__(**options)
         if not 0 <= drop_probability <= 1:
-            raise UsageError(f"drop_probability is a number from 0 to 1; {drop_probability} came.")
+            raise UsageError(f"drop_probability must be a number from 0 to 1, got {drop_probability}.")
         self.drop_probability = drop_probability
         dropping: list[Any] = [_Dropping(augmentation, drop_probability) for augmentation in self.augmentations]
         self.augmentations = dropping
@@ -225,8 +226,8 @@ class DigitViews(ImageViews):
         for item in items:
             if BACKGROUND not in item:
                 raise UsageError(
-                    f"DigitViews drops the digits of items that hold {BACKGROUND!r}, their image without it; an item "
-                    f"with {', '.join(map(repr, item))} came. Wrap the images in hfproj.studies.DigitsOnImages."
+                    f"DigitViews expected items with {BACKGROUND!r}, the image without its digit, got one with "
+                    f"{', '.join(map(repr, item))}; wrap the images in hfproj.studies.DigitsOnImages."
                 )
         backgrounds = [{**item, self.image_column: item[BACKGROUND]} for item in items]
         return list(zip(super()._read(items), super()._read(backgrounds)))
@@ -250,7 +251,7 @@ class _Dropping:
 
 
 class SpuriousMixture(_Pasted):
-    """Two classes of a data set, with a digit or patch that goes with the class in a given share of the images.
+    """Two classes of a data set, with a digit or patch that goes with the class in a given fraction of the images.
 
     The items hold ``"label"`` (0 or 1, the first or second of `classes`), ``"attribute"`` (0 or 1, the first or second
     digit or colour), ``"group"`` (2 · label + attribute) and ``"background"`` (the image without attribute). Of the n
@@ -262,18 +263,18 @@ class SpuriousMixture(_Pasted):
         classes: The two classes, numbers or names.
         attribute: ``"digit"``: one of `digits`; ``"patch"``: a red or green square.
         digits: The two digits.
-        correlation: Share of a class's images with its own attribute, 0 to 1.
+        correlation: Fraction of the images of a class that have its own attribute, 0 to 1.
         opacity: As in `DigitsOnImages`.
         size: As in `DigitsOnImages`.
         place: As in `DigitsOnImages`.
         split: As in `DigitsOnImages`.
-        seed: Decides who has which attribute, the ways of writing and the places.
+        seed: Decides which image has which attribute, and the ways of writing and the places.
         image_column: Entry of an item that holds the image.
         label_column: Entry that holds the class number.
 
     Raises:
-        UsageError: an option out of range, classes that do not exist or are the same, or labels that are no class
-            numbers; on access as `DigitsOnImages`.
+        UsageError: If an option is out of range, a class does not exist, both are the same, or the labels are no
+            class numbers; on access as `DigitsOnImages`.
 
     Example:
         >>> grey = [{"image": np.full((8, 8), 99, dtype=np.uint8), "label": i % 4} for i in range(80)]
@@ -304,9 +305,9 @@ class SpuriousMixture(_Pasted):
         if attribute not in ("digit", "patch"):
             raise unknown("attribute", attribute, ("digit", "patch"))
         if len(digits) != 2 or digits[0] == digits[1] or not all(d in range(10) for d in digits):
-            raise UsageError(f"digits are two different digits from 0 to 9; {digits} came.")
+            raise UsageError(f"digits must be two different digits from 0 to 9, got {digits}.")
         if not 0 <= correlation <= 1:
-            raise UsageError(f"correlation is a share of the images, from 0 to 1; {correlation} came.")
+            raise UsageError(f"correlation must be a fraction of the images, from 0 to 1, got {correlation}.")
         self.attribute, self.digits, self.correlation, self.label_column = attribute, digits, correlation, label_column
         labels = _class_numbers(images, label_column)
         self.classes = _two_classes(images, label_column, classes, labels)
@@ -358,7 +359,7 @@ def _class_numbers(images: Any, column: str) -> np.ndarray:
         return np.array([operator.index(value) for value in values], dtype=np.int64)
     except TypeError:
         raise UsageError(
-            f"The images need class numbers in {column!r}; {values[0]!r} came. Name another label_column."
+            f"Expected class numbers in {column!r}, got {values[0]!r}; name another label_column."
         ) from None
 
 
@@ -374,7 +375,7 @@ def _two_classes(images: Any, column: str, classes: Sequence[int | str], labels:
     there = set(labels.tolist())
     if len(numbers) != 2 or numbers[0] == numbers[1] or not there.issuperset(numbers):
         raise UsageError(
-            f"classes are two different classes of the images; {tuple(classes)} came, "
-            f"and the images have {', '.join(map(str, sorted(there)[:20]))}."
+            f"classes must be two different classes of the images, got {tuple(classes)}; "
+            f"the images have {', '.join(map(str, sorted(there)[:20]))}."
         )
     return numbers[0], numbers[1]

@@ -79,8 +79,8 @@ def _poisson_table(rate: Number) -> tuple[np.ndarray, int]:
     log_factorial = np.concatenate(([0.0], np.cumsum(np.log(k[1:]))))
     means = np.arange(256)[:, None] * (rate / 255)
     log_mean = np.log(np.maximum(means, 1e-300))
-    share = np.exp(k * log_mean - means - log_factorial)
-    return (np.arange(256)[:, None] + np.minimum(np.cumsum(share, axis=1), 1)).ravel(), width
+    probability = np.exp(k * log_mean - means - log_factorial)
+    return (np.arange(256)[:, None] + np.minimum(np.cumsum(probability, axis=1), 1)).ravel(), width
 
 
 def gaussian_blur(
@@ -207,9 +207,9 @@ def zoom(x: Float[np.ndarray, "channels height width"], factor: Number) -> Float
         middle = (length - 1) / 2
         position = (np.arange(length) - middle) / factor + middle
         low = np.clip(np.floor(position).astype(int), 0, max(length - 2, 0))
-        share = (position - low).astype(x.dtype)
-        share = share[:, None] if axis == 1 else share
-        x = x.take(low, axis) * (1 - share) + x.take(np.minimum(low + 1, length - 1), axis) * share
+        weight = (position - low).astype(x.dtype)
+        weight = weight[:, None] if axis == 1 else weight
+        x = x.take(low, axis) * (1 - weight) + x.take(np.minimum(low + 1, length - 1), axis) * weight
     return x
 
 
@@ -291,11 +291,11 @@ def frost_texture(draws: Draws, height: int, width: int) -> Float[np.ndarray, "3
     """
     side = max(height, width)
     grey = np.zeros((height, width))
-    for decay, sharpness, share in ((1.8, 30.0, 1.0), (1.5, 16.0, 0.8), (1.3, 8.0, 0.6)):
+    for decay, sharpness, weight in ((1.8, 30.0, 1.0), (1.5, 16.0, 0.8), (1.3, 8.0, 0.6)):
         cloud = plasma(draws, side, decay)
         cloud = cloud[:height, :width]
         distance = np.abs(cloud - np.median(cloud))
-        grey += share * np.exp(-sharpness * distance)
+        grey += weight * np.exp(-sharpness * distance)
     grey = (grey - grey.mean()) / max(float(grey.std()), 1e-12)
     # The five published photographs have a brightness of 0.51 to 0.81 and a deviation of 0.07 to 0.17.
     grey = 0.62 + 0.14 * grey

@@ -6,7 +6,7 @@ References:
 """
 
 SIDES = (32, 64, 224)
-_E = 244  # ImageNet-C's elastic lengths are shares of 244 pixels, at 224
+_E = 244  # ImageNet-C's elastic lengths are fractions of 244 pixels, at 224
 
 # name: (what it is, the parameters of severities 1 to 5 at each side of `SIDES`)
 PARAMETERS: dict[str, tuple[str, tuple[tuple, ...]]] = {
@@ -19,7 +19,7 @@ PARAMETERS: dict[str, tuple[str, tuple[tuple, ...]]] = {
         ((500, 250, 100, 75, 50), (250, 100, 50, 30, 15), (60, 25, 12, 5, 3)),
     ),
     "impulse_noise": (
-        "noise: this share of the values becomes 0 or 1",
+        "noise: this fraction of the values becomes 0 or 1",
         ((0.01, 0.02, 0.03, 0.05, 0.07), (0.01, 0.02, 0.05, 0.08, 0.14), (0.03, 0.06, 0.09, 0.17, 0.27)),
     ),
     "defocus_blur": (
@@ -55,7 +55,7 @@ PARAMETERS: dict[str, tuple[str, tuple[tuple, ...]]] = {
         ),
     ),
     "snow": (
-        "weather: flakes (mean, deviation, magnification, threshold, radius and width of motion, share of colour kept)",
+        "weather: flakes (mean, deviation, magnification, threshold, radius and width of motion, colour kept)",
         (
             (
                 (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
@@ -105,13 +105,13 @@ PARAMETERS: dict[str, tuple[str, tuple[tuple, ...]]] = {
         ((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05), (0.4, 0.3, 0.2, 0.1, 0.05)),
     ),
     "elastic_transform": (
-        "digital: warped (shift, width of its smoothing, affine shift; all shares of the side)",
+        "digital: warped (shift, width of its smoothing, affine shift; all fractions of the side)",
         (
             ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
             ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
             tuple(
-                tuple(share * _E / 224 for share in shares)
-                for shares in (
+                tuple(length * _E / 224 for length in lengths)
+                for lengths in (
                     (2, 0.7, 0.1),
                     (2, 0.08, 0.2),
                     (0.05, 0.01, 0.02),
@@ -122,7 +122,7 @@ PARAMETERS: dict[str, tuple[str, tuple[tuple, ...]]] = {
         ),
     ),
     "pixelate": (
-        "digital: shrunk to this share of the side and back",
+        "digital: shrunk to this fraction of the side and back",
         ((0.95, 0.9, 0.85, 0.75, 0.65), (0.9, 0.8, 0.7, 0.6, 0.5), (0.6, 0.5, 0.4, 0.3, 0.25)),
     ),
     "jpeg_compression": (

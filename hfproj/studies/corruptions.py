@@ -67,8 +67,8 @@ def corrupt(
         index: Number of each image in its data set, which decides its random numbers.
 
     Raises:
-        UsageError: an unknown name, a severity other than 1 to 5, images of another shape or type or out of range, or
-            another number of indices than images.
+        UsageError: If the name is unknown, the severity is not one of 1 to 5, the images have another shape or type or
+            are out of range, or there are more or fewer indices than images.
 
     Example:
         >>> x = torch.full((2, 3, 32, 32), 0.5)
@@ -82,22 +82,22 @@ def corrupt(
     shaped = images.ndim == 4 and images.shape[1] == 3 and min(images.shape[2:]) > 0
     if not (shaped and (integers or images.is_floating_point())):
         raise UsageError(
-            "Expected images [batch, 3, height, width], uint8 or floating point in [0, 1]; "
-            f"{list(images.shape)} of {images.dtype} came."
+            "Expected images [batch, 3, height, width], uint8 or floating point in [0, 1], got "
+            f"{list(images.shape)} of {images.dtype}."
         )
     if not len(images):
         return images.clone()
     if not integers and not (images.min() >= 0 and images.max() <= 1):  # so written, NaN fails too
         raise UsageError(
-            f"Expected floating-point images in [0, 1]; values from {float(images.min()):.3g} to "
-            f"{float(images.max()):.3g} came. Corrupt the pixels before they are normalised."
+            f"Expected floating-point images in [0, 1], got values from {float(images.min()):.3g} to "
+            f"{float(images.max()):.3g}; corrupt the pixels before they are normalised."
         )
     try:
         indices = [operator.index(i) for i in index]
     except TypeError:
-        raise UsageError(f"index holds whole numbers, one for each image; {index} came.") from None
+        raise UsageError(f"index must hold whole numbers, one for each image, got {index}.") from None
     if len(indices) != len(images):
-        raise UsageError(f"{len(images)} images came with {len(indices)} indices; give the number of each image.")
+        raise UsageError(f"Expected an index for each of {len(images)} images, got {len(indices)}.")
     batch = images.detach().cpu()
     pixels = (batch.float().div(255) if integers else batch.float()).numpy()
     out = np.stack([_corrupt_one(x, name, severity, seed, i) for x, i in zip(pixels, indices)])
@@ -124,8 +124,8 @@ class CorruptedDataset(ImageMap):
         image_column: Entry of an item that holds the image.
 
     Raises:
-        UsageError: an unknown name, a severity other than 1 to 5, or a data set without length or indices; on access,
-            an item without an image.
+        UsageError: If the name is unknown, the severity is not one of 1 to 5, or the data set has no length or no
+            indices; on access, if the item has no image.
 
     Example:
         >>> from hfproj.data import load_image_dataset
@@ -178,7 +178,7 @@ def _check(name: str, severity: Any) -> int:
     if name not in PARAMETERS:
         raise unknown("corruption", name, PARAMETERS)
     if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
-        raise UsageError(f"severity is 1 (weak) to 5 (strong); {severity!r} came. The clean images are severity 0.")
+        raise UsageError(f"severity must be 1 (weak) to 5 (strong), got {severity!r}; 0 would be the clean images.")
     return int(severity)
 
 
@@ -202,9 +202,9 @@ def _shot_noise(x: np.ndarray, draws: Draws, photons: Number, scale: Number) -> 
     return ops.poisson(to_grey_levels(x).astype(np.int64), photons, draws.uniform(*x.shape)) / photons
 
 
-def _impulse_noise(x: np.ndarray, draws: Draws, share: Number, scale: Number) -> np.ndarray:
+def _impulse_noise(x: np.ndarray, draws: Draws, fraction: Number, scale: Number) -> np.ndarray:
     u = draws.uniform(*x.shape)
-    return np.where(u < share, u < share / 2, x)
+    return np.where(u < fraction, u < fraction / 2, x)
 
 
 def _defocus_blur(x: np.ndarray, draws: Draws, c: tuple, scale: Number) -> np.ndarray:
@@ -266,7 +266,7 @@ def _contrast(x: np.ndarray, draws: Draws, factor: Number, scale: Number) -> np.
 def _elastic_transform(x: np.ndarray, draws: Draws, c: tuple, scale: Number) -> np.ndarray:
     height, width = x.shape[1:]
     side = min(height, width)
-    shift, sigma, affine = (share * side for share in c)
+    shift, sigma, affine = (length * side for length in c)
     u = 2 * draws.uniform(3, 2) - 1
     field = 2 * draws.uniform(2, height, width) - 1
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
@@ -279,14 +279,14 @@ def _elastic_transform(x: np.ndarray, draws: Draws, c: tuple, scale: Number) -> 
         x = ops.sample(x, *where)
     if not shift:
         return x
-    # A field smoothed over more pixels is weaker in proportion: `scale` keeps the shift a share of the side.
+    # A field smoothed over more pixels is weaker in proportion: `scale` keeps the shift a fraction of the side.
     down, right = (shift * scale * ops.smooth(part, sigma, truncate=3) for part in field)
     return ops.sample(x, rows + down, columns + right)
 
 
-def _pixelate(x: np.ndarray, draws: Draws, share: Number, scale: Number) -> np.ndarray:
+def _pixelate(x: np.ndarray, draws: Draws, fraction: Number, scale: Number) -> np.ndarray:
     image = to_pil(torch.from_numpy(to_grey_levels(x)))
-    small = max(int(image.width * share), 1), max(int(image.height * share), 1)
+    small = max(int(image.width * fraction), 1), max(int(image.height * fraction), 1)
     return _from_pil(image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX))
 
 

@@ -26,14 +26,14 @@ class ImageMap(Dataset):
         rows: Which rows of `dataset` there are, in this order; None: all.
 
     Raises:
-        UsageError: `dataset` has no length or no indices; on access, an item without the image column or with something
-            there that is no image.
+        UsageError: If `dataset` has no length or no indices; on access, if the item lacks the image column or holds
+            something there that is no image.
     """
 
     def __init__(self, dataset: Any, image_column: str = "image", rows: Sequence[int] | None = None):
         if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise UsageError(
-                f"{type(self).__name__} wraps data sets with a length and indices; a {type(dataset).__name__} came."
+                f"{type(self).__name__} expected a data set with a length and indices, got a {type(dataset).__name__}."
             )
         self.dataset, self.image_column = dataset, image_column
         self.rows = range(len(dataset)) if rows is None else rows

@@ -245,10 +245,10 @@ def training_step(sizes: dict) -> list[dict]:
 
         what = f"{name}, {size} px, {batch} images of two views, {objective}"
         step, own = measured(whole), measured(part)
-        share = own["ms"] / step["ms"]
+        fraction = own["ms"] / step["ms"]
         row = {"part": "step", "what": what}
         rows.append({**row, "way": "whole step", **step})
-        rows.append({**row, "way": "head and loss", **own, "value": share, "unit": "of the step"})
+        rows.append({**row, "way": "head and loss", **own, "value": fraction, "unit": "of the step"})
     return rows
 
 

@@ -9,7 +9,7 @@ recipes/benchmarks/results/probes.json, each under its name; those of other meas
 `knn`: bank of 50,000 × 384, 10,000 queries, k = 200. `spread`: ten overlapping Gaussian clusters; `offset`: the same
 with a mean as long as the noise, as representations of a real backbone have, so that all cosines lie close together.
 `plain`: unit rows, a float32 product, topk and votes, with no care for ties or rounding; `faiss`: its flat index of
-inner products, where it is installed (faiss-cpu). `labels_equal` is the share of the queries' labels, and
+inner products, where it is installed (faiss-cpu). `labels_equal` is the fraction of the queries' labels, and
 `neighbours_equal` that of neighbour lists, that are those of float64 on the first 1,000 queries. One CPU core,
 five minutes.
 

@@ -216,9 +216,9 @@ def tables(found: dict[str, Any]) -> str:
         text.append(_markdown(["", "", *sets], table))
     if rows := found["finetune"]:
         text.append(
-            "## Fine-tuning, five epochs on a share of at most 5,000 images, beside the frozen features of all of them"
+            "## Fine-tuning, five epochs on a fraction of at most 5,000 images, beside the frozen features of all of them"
         )
-        shares = [f"{fraction:.0%}" for fraction in FRACTIONS]
+        headings = [f"{fraction:.0%}" for fraction in FRACTIONS]
         table = (
             [b, d]
             + [_mean_std([r["value"] for r in rows if (r["of"], r["dataset"], r["probe"]) == (b, d, "fine_tune")
@@ -226,7 +226,7 @@ def tables(found: dict[str, Any]) -> str:
             + [_first(rows, of=b, dataset=d, probe=probe) for probe in ("linear", "knn")]
             for b in BACKBONES for d in ("digits", "cifar10")
         )  # fmt: skip
-        text.append(_markdown(["", "", *shares, "linear, frozen", "20-NN, frozen"], table))
+        text.append(_markdown(["", "", *headings, "linear, frozen", "20-NN, frozen"], table))
     if rows := found["corruptions"]:
         text.append("## CIFAR-10, 1,000 test images: mean over five strengths; the probes know clean images alone")
         columns = [(b, p) for b in BACKBONES if _picked(rows, of=b) for p in ("knn", "linear")]

@@ -100,7 +100,7 @@ def main() -> None:
     rows = [found for batch in BATCHES for found in measure(batch)]
     content = {"settings": {"steps": STEPS, "rounds": ROUNDS}, "versions": installed_versions(), "rows": rows}
     lines = ["# What watching costs", "", "Written by `recipes/benchmarks/watching.py`; CPU seconds, defaults.", ""]
-    lines += ["| callback | batch | a measurement | a step | every so many steps | share of the training |"]
+    lines += ["| callback | batch | a measurement | a step | every so many steps | fraction of the training |"]
     lines += ["|---|---:|---:|---:|---:|---:|"]
     for r in rows:
         times = f"{r['measurement_s']:.3f} | {r['step_s']:.2f}"

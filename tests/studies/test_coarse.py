@@ -53,7 +53,7 @@ def test_labels_of_any_kind(fine):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 100], "0 to 99; 0 to 100 came"),
+        ([0, 100], "0 to 99, got 0 to 100"),
         ([-1], "0 to 99"),
         ([0.5], "float64"),
         ([[1]], r"shape \[1, 1\]"),

@@ -153,17 +153,17 @@ def test_dropping_is_nested_in_the_probability():
 
 
 def test_items_without_background_are_refused():
-    with pytest.raises(UsageError, match=r"'background'.*with 'image', 'label', 'index', 'epoch' came.*DigitsOnImages"):
+    with pytest.raises(UsageError, match=r"'background'.*with 'image', 'label', 'index', 'epoch'; .*DigitsOnImages"):
         DigitViews(**PLAIN)(numbered(ITEMS, [0]))
-    with pytest.raises(UsageError, match=r"drop_probability is a number from 0 to 1; 1\.5 came"):
+    with pytest.raises(UsageError, match=r"drop_probability must be a number from 0 to 1, got 1\.5"):
         DigitViews(**PLAIN, drop_probability=1.5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opacity": 1.2}, "opacity is a number from 0"),
-        ({"size": 0}, "size is at least 1"),
+        ({"opacity": 1.2}, "opacity must be a number from 0"),
+        ({"size": 0}, "size must be at least 1"),
         ({"place": "centre"}, "Did you mean 'center'"),
         ({"split": "val"}, "Available: test, train"),
     ],
@@ -239,8 +239,8 @@ def test_classes_by_name_and_number():
     assert by_name[0]["label"] == 1
     for classes, message in [
         (("cat", "dot"), "Unknown class 'dot'. Did you mean 'dog'"),
-        ((0, 0), r"two different classes of the images; \(0, 0\) came, and the images have 0, 1, 2"),
-        ((0, 3), r"\(0, 3\) came"),
+        ((0, 0), r"two different classes of the images, got \(0, 0\); the images have 0, 1, 2"),
+        ((0, 3), r"got \(0, 3\)"),
     ]:
         with pytest.raises(UsageError, match=message):
             SpuriousMixture(data, classes=classes, label_column="kind")
@@ -251,9 +251,9 @@ def test_classes_by_name_and_number():
     [
         ({"digits": (1, 1)}, "two different digits"),
         ({"digits": (1, 10)}, "from 0 to 9"),
-        ({"correlation": -0.1}, "correlation is a share"),
+        ({"correlation": -0.1}, "correlation must be a fraction"),
         ({"attribute": "patches"}, "Did you mean 'patch'"),
-        ({"label_column": "kind"}, "class numbers in 'kind'; None came"),
+        ({"label_column": "kind"}, "class numbers in 'kind', got None"),
         ({"label_column": "image"}, "class numbers in 'image'"),
     ],
 )

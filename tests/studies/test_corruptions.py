@@ -198,17 +198,17 @@ def test_bytes_and_other_sides(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"severity": 0}, "severity is 1 .* 0 came"),
-        ({"severity": 6}, "6 came"),
-        ({"severity": True}, "True came"),
+        ({"severity": 0}, "severity must be 1 .* got 0"),
+        ({"severity": 6}, "got 6"),
+        ({"severity": True}, "got True"),
         ({"name": "gausian_noise"}, "Did you mean 'gaussian_noise'"),
-        ({"images": torch.rand(3, 8, 8)}, r"\[3, 8, 8\] of torch.float32 came"),
+        ({"images": torch.rand(3, 8, 8)}, r"got \[3, 8, 8\] of torch.float32"),
         ({"images": torch.rand(1, 1, 8, 8)}, r"\[batch, 3, height, width\]"),
         ({"images": torch.zeros(1, 3, 8, 8, dtype=torch.int64)}, "torch.int64"),
-        ({"images": torch.full((1, 3, 8, 8), 2.0)}, "from 2 to 2 came.*before they are normalised"),
+        ({"images": torch.full((1, 3, 8, 8), 2.0)}, "got values from 2 to 2; .*before they are normalised"),
         ({"images": torch.full((1, 3, 8, 8), torch.nan)}, r"in \[0, 1\]"),
-        ({"index": [0, 1]}, "1 images came with 2 indices"),
-        ({"index": torch.tensor([0.5])}, "index holds whole numbers"),
+        ({"index": [0, 1]}, "each of 1 images, got 2"),
+        ({"index": torch.tensor([0.5])}, "index must hold whole numbers"),
     ],
 )
 def test_what_cannot_be_corrupted_is_refused(change, message):
@@ -261,5 +261,5 @@ def test_data_set_brings_images_to_a_size_first():
         CorruptedDataset(photograph, "contrast", 1)[0]
     with pytest.raises(UsageError, match=r"holds no image.*item 0 of the data set"):
         CorruptedDataset([3], "contrast", 1)[0]
-    with pytest.raises(UsageError, match="CorruptedDataset wraps data sets with a length"):
+    with pytest.raises(UsageError, match="CorruptedDataset expected a data set with a length"):
         CorruptedDataset(iter([]), "contrast", 1)
