@@ -216,7 +216,7 @@ def tables(found: dict[str, Any]) -> str:
         text.append(_markdown(["", "", *sets], table))
     if rows := found["finetune"]:
         text.append(
-            "## Fine-tuning, five epochs on a fraction of at most 5,000 images, beside the frozen features of all of them"
+            "## Fine-tuning, five epochs on a fraction of at most 5,000 images, beside frozen features of all of them"
         )
         headings = [f"{fraction:.0%}" for fraction in FRACTIONS]
         table = (
