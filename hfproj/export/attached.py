@@ -1,5 +1,6 @@
 """What is exported: the adapter asked for, its backbone, and a copy of that with everything learned merged in."""
 
+import copy
 import os
 import re
 import tempfile
@@ -58,18 +59,43 @@ def attached(model: Any, adapter_name: str | None = None) -> Attached:
     Raises:
         UsageError: there is none.
     """
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
-    layer: Any = getattr(backbone, CHILD, None)
-    if not isinstance(layer, ProjectionLayer) or not hasattr(model, "peft_config"):
+    layer, name = _layer(model, adapter_name)
+    return Attached(model, model.get_base_model(), name, model.peft_config[name], layer.points[name])
+
+
+def detach(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
+    """Return a copy of a head of `model`, free of the backbone: ``z = head(h)``.
+
+    Args:
+        model: A model with a projection head.
+        adapter_name: The adapter of the model whose head it is; None takes the active one.
+
+    Raises:
+        UsageError: If there is no such head.
+
+    Example:
+        >>> import hfproj
+        >>> from peft import get_peft_model
+        >>> config = hfproj.ProjectionHeadConfig(head="linear", out_dim=16)
+        >>> detach(get_peft_model(hfproj.load_backbone("vit_nano"), config)).out_dim
+        16
+    """
+    layer, name = _layer(model, adapter_name)
+    return copy.deepcopy(layer.projection_head_modules[name].head)
+
+
+def _layer(model: Any, adapter_name: str | None) -> tuple[ProjectionLayer, str]:
+    """Return what carries the heads of `model`, and the name of the one asked for."""
+    layer: Any = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, CHILD, None)
+    if not isinstance(layer, ProjectionLayer):
         raise UsageError(
-            f"{type(model).__name__} has no projection head, so there is nothing of this package to export; attach one "
-            "with get_peft_model(backbone, ProjectionHeadConfig(…)), or load one with hfproj.from_pretrained(…)."
+            f"{type(model).__name__} has no projection head; attach one with get_peft_model(backbone, "
+            "ProjectionHeadConfig(…)), or load one with hfproj.from_pretrained(…)."
         )
-    active: Any = layer.active_adapters
-    name = adapter_name or next(iter(active), None)
+    name = adapter_name or next(iter(layer.active_adapters), None)
     if name not in layer.points:
-        raise UsageError(f"There is no adapter {name!r}; there are: {', '.join(layer.points)}.")
-    return Attached(model, backbone, name, model.peft_config[name], layer.points[name])
+        raise UsageError(f"There is no head {name!r}; there are: {', '.join(layer.points)}.")
+    return layer, str(name)
 
 
 def merged_backbone(found: Attached, *, full_precision: bool = False) -> nn.Module:

@@ -122,8 +122,7 @@ def explain(error: BaseException, repo_id: str) -> str:
         f"the right to write to {owner}, or propose the change by create_pr=True",
         404: f"there is no {repo_id} at {hub}, or the access token may not see it; check the name, and for a private "
         "repository pass token=…, set HF_TOKEN or run `hf auth login`",
-        409: f"somebody else is changing {repo_id} at the same time; try again",
-        412: f"somebody else is changing {repo_id} at the same time; try again",
+        **dict.fromkeys((409, 412), f"somebody else is changing {repo_id} at the same time; try again"),
         413: "the upload is too large for the Hub; push fewer adapters at once, or without objective= and ema=",
         429: f"the Hub was asked too often; try again in {f'{wait:.0f} seconds' if wait else 'a few minutes'}",
     }.get(status)

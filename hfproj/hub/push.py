@@ -22,9 +22,8 @@ import hfproj
 from hfproj import filenames
 from hfproj.errors import HfprojError, HubError, UsageError
 from hfproj.hub.failures import FAILURES, explain, retry
-from hfproj.hub.outgoing import check_outgoing
 from hfproj.hub.sources import is_repo_id
-from hfproj.hub.staging import ROOT, SavesItself, Staged, folder_of, stage
+from hfproj.hub.staging import ROOT, SavesItself, Staged, check_outgoing, folder_of, stage
 from hfproj.results import Results
 
 # What an earlier push may have left beside an adapter, and what would be wrong beside the new one.
@@ -99,11 +98,7 @@ def push_to_hub(
 
 @dataclass
 class Target:
-    """Where a push goes; the arguments are those of `push_to_hub`.
-
-    Raises:
-        UsageError: If a value can't name a target, there is no token, or the process is offline.
-    """
+    """Where a push goes; arguments and errors are those of `push_to_hub`."""
 
     repo_id: str
     token: str | bool | None = field(default=None, repr=False)
@@ -124,11 +119,7 @@ class Target:
 
 
 def usable_token(token: str | bool | None) -> str:
-    """Return the token to write with.
-
-    Raises:
-        UsageError: If there is none, or the process is offline.
-    """
+    """Return the token to write with; without one, or offline, a `UsageError` says what to do."""
     if constants.is_offline_mode():
         raise UsageError("HF_HUB_OFFLINE=1 keeps this process from reaching the Hub; unset it to push.")
     found = token if isinstance(token, str) else None if token is False else get_token()
@@ -141,11 +132,7 @@ def usable_token(token: str | bool | None) -> str:
 
 
 def check_repo_id(repo_id: Any) -> None:
-    """Refuse what is no ``owner/name``.
-
-    Raises:
-        UsageError: If it is none.
-    """
+    """Refuse what is no ``owner/name``, by a `UsageError`."""
     if not isinstance(repo_id, str) or repo_id.count("/") != 1 or not is_repo_id(repo_id):
         raise UsageError(
             f"repo_id={repo_id!r}: expected 'user/name' or 'organisation/name', of letters, digits, '-', '_' and '.'."
@@ -155,12 +142,7 @@ def check_repo_id(repo_id: Any) -> None:
 def send(
     staged: Staged, target: Target, *, commit_message: str | None = None, commit_description: str | None = None
 ) -> CommitInfo:
-    """Validate a staged folder and push it.
-
-    Raises:
-        UsageError: If it holds something private; nothing was sent.
-        HubError: If the Hub refused or could not be reached.
-    """
+    """Validate a staged folder and push it; errors are those of `push_to_hub`."""
     named = "" if staged.adapters == [ROOT] else f" {', '.join(staged.adapters)}"
     message = commit_message or f"Projection head{'s' if len(staged.adapters) > 1 else ''}{named}"
     if not message.strip():

@@ -59,13 +59,7 @@ class Folder:
 
 
 class Remote:
-    """A commit of a repository on the Hub; the arguments are those of `hfproj.load_head`.
-
-    Raises:
-        AdapterFileError: If there is no such repository or revision, or none that the token may see.
-        HubError: If the Hub refuses; `UnreachableError` if it can't be asked at all.
-        UsageError: If `revision` can't be the name of one.
-    """
+    """A commit of a repository on the Hub; arguments and errors are those of `hfproj.load_head`."""
 
     def __init__(self, repo_id: str, *, revision: str | None, token: str | bool | None, cache_dir: str | Path | None):
         self.repo_id, self.revision, self.token = repo_id, _checked(revision), token
@@ -75,6 +69,7 @@ class Remote:
             lambda: self._api.model_info(repo_id, revision=revision, expand=["sha"], timeout=wait, token=token)
         )
         self.commit = str(info.sha)
+        self._at: dict[str, Any] = {"revision": self.commit, "token": token}
         if not _COMMIT.fullmatch(self.commit):
             raise HubError(f"{constants.ENDPOINT} does not answer as a Hub does; check HF_ENDPOINT.")
 
@@ -90,21 +85,11 @@ class Remote:
         return found.size
 
     def get(self, file: str, size: int) -> Path:
-        """Return the file's place in the cache, downloaded if it is not there yet in full.
-
-        Raises:
-            HubError: If the Hub refuses, or it arrives cut short twice.
-        """
+        """Return the file's place in the cache, downloaded if it is not there yet in full."""
 
         def download(force: bool) -> str:
-            return hf_hub_download(
-                self.repo_id,
-                file,
-                revision=self.commit,
-                token=self.token,
-                cache_dir=self.folder.parent,
-                force_download=force,
-            )
+            place = self.folder.parent
+            return hf_hub_download(self.repo_id, file, cache_dir=place, force_download=force, **self._at)
 
         for force in (False, True):
             arrived = Path(self._ask(lambda force=force: download(force), file))  # type: ignore[misc]
@@ -117,18 +102,11 @@ class Remote:
         )
 
     def tensors(self, file: str, size: int) -> dict[str, TensorInfo]:
-        """Return what a safetensors file of `size` bytes holds; only its header is read.
-
-        Raises:
-            AdapterFileError: If it has no such header, or one of another file.
-        """
+        """Return what a safetensors file of `size` bytes holds by its header, of which alone it is downloaded."""
         wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             found = self._ask(
-                lambda: self._api.parse_safetensors_file_metadata(
-                    self.repo_id, file, revision=self.commit, token=self.token, timeout=wait
-                ),
-                file,
+                lambda: self._api.parse_safetensors_file_metadata(self.repo_id, file, timeout=wait, **self._at), file
             )
             tensors = {name: TensorInfo(info.dtype, tuple(info.shape)) for name, info in found.tensors.items()}
             least = sum(info.bytes for info in tensors.values())
@@ -147,7 +125,7 @@ class Remote:
         """Return the names of the files and of the folders in a folder: the first thousand, none that could mislead."""
 
         def listed() -> list[Any]:
-            tree = self._api.list_repo_tree(self.repo_id, folder or None, revision=self.commit, token=self.token)
+            tree = self._api.list_repo_tree(self.repo_id, folder or None, **self._at)
             return list(itertools.islice(tree, MOST_ENTRIES))
 
         try:
@@ -192,10 +170,7 @@ def open_source(
 ) -> Folder | Remote:
     """Return the folder, the commit on the Hub, or what the cache has of it while the Hub can't be reached.
 
-    Raises:
-        AdapterFileError: If there is neither such a folder nor such a repository.
-        HubError: If the Hub refuses, or can't be reached and the cache has nothing.
-        UsageError: If `revision` can't be the name of one.
+    Arguments and errors are those of `hfproj.load_head`.
     """
     name = str(repo)
     if os.path.isdir(name):  # of a name that can be none, it is no folder; `Path.is_dir` raises

@@ -185,22 +185,22 @@ def read_header(path: Path, where: str) -> dict[str, TensorInfo]:
         header = parse_json(text)
         with safe_open(path, framework="pt"):  # checks shapes, ranges of bytes and metadata
             pass
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        if len(tensors) > MOST_TENSORS:
+            raise ValueError(f"it lists {len(tensors):,} tensors, more than {MOST_TENSORS:,}")
+        for name, entry in tensors.items():
+            if set(entry) != {"dtype", "shape", "data_offsets"}:
+                raise ValueError(f"the entry of {short(name)} is no tensor")
+            if entry["dtype"] not in _BYTES:
+                raise ValueError(f"{short(name)} has dtype {entry['dtype']}, not one of {', '.join(_BYTES)}")
     except (ValueError, SafetensorError) as error:
         raise _damaged(path, where, error) from error
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if len(tensors) > MOST_TENSORS:
-        raise _damaged(path, where, f"it lists {len(tensors):,} tensors, more than {MOST_TENSORS:,}")
-    for name, entry in tensors.items():
-        if set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise _damaged(path, where, f"the entry of {short(name)} is no tensor")
-        if entry["dtype"] not in _BYTES:
-            raise _damaged(path, where, f"{short(name)} has dtype {entry['dtype']}, not one of {', '.join(_BYTES)}")
     return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}
 
 
-def _damaged(path: Path, where: str, reason: str | Exception) -> AdapterFileError:
-    said = reason if isinstance(reason, str) else one_line(reason)
-    return AdapterFileError(f"{where}: {path.name} is damaged or cut short ({said}); download or save it again.")
+def _damaged(path: Path, where: str, error: Exception) -> AdapterFileError:
+    reason = one_line(error)
+    return AdapterFileError(f"{where}: {path.name} is damaged or cut short ({reason}); download or save it again.")
 
 
 def check_finite(path: Path, where: str) -> None:

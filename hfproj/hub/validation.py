@@ -1,19 +1,24 @@
-"""Validation of an adapter's configuration that a third party wrote.
+"""Validation of an adapter's configuration that a third party wrote, and of the tensors that it has to have.
 
 Each field has one of the values that `ProjectionHeadConfig` can mean, sizes are bounded, nothing names code, and the
 config of the backbone's PEFT method holds numbers, switches and names of modules only: the options through which PEFT
 imports modules, reads further files or rewrites the backbone have their defaults or are refused.
+
+The tensors are found without allocating one: the head is made on torch's meta device, where a tensor is a shape. So a
+configuration that asks for billions of numbers costs nothing before the file is seen not to hold them.
 """
 
 import dataclasses
+import math
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 from torch import nn
@@ -21,10 +26,14 @@ from torch import nn
 from hfproj.backbones import EMBEDDED, POOLINGS
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
+from hfproj.heads import HEADS
 from hfproj.hub.sources import is_repo_id
-from hfproj.hub.untrusted import pattern_cost, read_json, short
+from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost, read_json, short
 from hfproj.tuner.config import WIDEST, ProjectionHeadConfig, entries, plain
+from hfproj.tuner.layer import CHILD, HeadModules
 
+HEAD_KEYS = f"base_model.model.{CHILD}.projection_head_modules."
+BACKBONE_KEYS = f"base_model.model.{CHILD}.backbone."
 LARGEST_RANK = 1 << 16
 SMALL_RANK = 256  # that even a tiny backbone may be given
 MOST_STEPS = 300_000  # for matching one module's name
@@ -41,9 +50,8 @@ Check = Callable[[Any], bool]
 def read_config(path: Path, where: str) -> ProjectionHeadConfig:
     """Return the configuration in an adapter_config.json that a third party wrote.
 
-    Raises:
-        AdapterFileError: If it is damaged, of another PEFT method, names what no adapter needs, or its options can't
-            be used.
+    One that is damaged, of another PEFT method, names what no adapter needs, or has options that can't be used, is an
+    `AdapterFileError`.
     """
     values = read_json(path, where)
     kind = values.get("peft_type")
@@ -98,12 +106,8 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
+def _kind(of: type) -> Check:
+    return lambda value: isinstance(value, of)
 
 
 def _is_predictor(value: Any) -> bool:
@@ -125,8 +129,8 @@ def _or_none(expected: str, holds: Check) -> tuple[str, Check]:
     return f"null or {expected}", lambda value: value is None or holds(value)
 
 
-_is_count, _is_width = _whole(2, WIDEST), _whole(1, WIDEST)
-_WIDTH = _or_none(f"a whole number from 1 to {WIDEST:,}", _is_width)
+_is_bool, _is_object, _is_count = _kind(bool), _kind(dict), _whole(2, WIDEST)
+_WIDTH = _or_none(f"a whole number from 1 to {WIDEST:,}", _whole(1, WIDEST))
 _BOOL = ("true or false", _is_bool)
 _OBJECT_OR_NONE = _or_none("a JSON object", _is_object)
 _TEXT_OR_NONE = _or_none("a short text", lambda value: isinstance(value, str) and len(value) <= 1000)
@@ -275,11 +279,8 @@ _KWARGS: dict[str, Check] = {
 def backbone_source(config: ProjectionHeadConfig, where: str, *, local: bool) -> dict[str, Any]:
     """Return how to load the backbone that a config names: ``name``, ``library``, ``revision`` and options.
 
-    An adapter that is `local`, in a folder of the user's, may name a folder.
-
-    Raises:
-        UsageError: If it names none.
-        AdapterFileError: If it names one that must not be loaded because a file says so.
+    An adapter that is `local`, in a folder of the user's, may name a folder. One that names no backbone is a
+    `UsageError`, a name that must not be loaded because a file says so an `AdapterFileError`.
     """
     source = config.backbone or {}
     name, library, revision = source.get("id"), source.get("library"), source.get("revision")
@@ -306,3 +307,73 @@ def backbone_source(config: ProjectionHeadConfig, where: str, *, local: bool) ->
     if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
         raise refusal(f"its backbone has revision {short(revision)}, which can't be one")
     return {"name": name, "library": library, "revision": revision, **options}
+
+
+def head_tensors(config: ProjectionHeadConfig, where: str) -> dict[str, TensorInfo]:
+    """Return the tensors of a config's head, predictor and prototypes, under their names in a saved file.
+
+    The dtype is "F32" for any floating-point type. A head that can't be made so is an `AdapterFileError`.
+    """
+    try:
+        modules = _modules(config)
+    except Exception as error:  # the head's own, or whatever a value does to torch
+        raise AdapterFileError(
+            f"{where}: no head {short(config.head)} can be made of its options: {one_line(error, 400)}"
+        ) from error
+    kinds = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+    return {
+        HEAD_KEYS + name: TensorInfo(kinds.get(tensor.dtype, "F32"), tuple(tensor.shape))
+        for name, tensor in modules.state_dict().items()
+    }
+
+
+def _modules(config: ProjectionHeadConfig) -> HeadModules:
+    in_dim, predictor = cast(int, config.in_dim), cast(dict[str, Any], config.predictor or {})
+    try:
+        with torch.device("meta"):
+            return HeadModules(config, in_dim)
+    except (RuntimeError, NotImplementedError):
+        names = [name for name in (config.head, predictor.get("head")) if name]
+        if all(HEADS.get(name).__module__.startswith("hfproj.") for name in names):
+            raise
+        return HeadModules(config, in_dim)  # a class of the user's own need not know the meta device
+
+
+def check_tensors(
+    found: dict[str, TensorInfo], expected: dict[str, TensorInfo], config: ProjectionHeadConfig, where: str
+) -> None:
+    """Refuse, by an `AdapterFileError`, a file that lists other tensors (`found`) than `head_tensors` (`expected`).
+
+    Those of the backbone's PEFT method, and the trained ones of the backbone itself, may be there where the config has
+    them; they are compared when the backbone is there too.
+    """
+    problems = [f"missing {n}" for n in expected if n not in found]
+    for name, info in found.items():
+        wanted = expected.get(name)
+        if wanted is None:
+            if name.startswith(HEAD_KEYS) or not _may_have(config, name):
+                problems.append(f"unexpected {short(name, 120)[1:-1]}")
+        elif info.shape != wanted.shape:
+            problems.append(f"{name} has shape {short(info.shape)}, expected {short(wanted.shape)}")
+        elif info.dtype != wanted.dtype and not {info.dtype, wanted.dtype} <= set(FLOATS):
+            problems.append(f"{name} has dtype {info.dtype}, expected {wanted.dtype}")
+    if problems:
+        listed = "; ".join(p.replace(HEAD_KEYS, "").replace("base_model.model.", "") for p in problems[:5])
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise AdapterFileError(
+            f"{where}: its tensors are not those of head {short(config.head)} ({config.in_dim} → {config.out_dim}): "
+            f"{listed}{more}. The file belongs to another config or is damaged; download or save it again."
+        )
+
+
+def _may_have(config: ProjectionHeadConfig, name: str) -> bool:
+    if name.startswith(BACKBONE_KEYS):
+        return config.trains_backbone
+    return config.backbone_adapter is not None and name.startswith("base_model.model.")
+
+
+def plausible_size(expected: dict[str, TensorInfo], config: ProjectionHeadConfig) -> tuple[int, int | None]:
+    """Return the fewest and the most bytes of a file with the tensors of `head_tensors`; None where that is open."""
+    numbers = sum(math.prod(info.shape) for info in expected.values())
+    beside = config.trains_backbone or config.backbone_adapter is not None
+    return 2 * numbers, None if beside else 8 * numbers + (1 << 20)

@@ -18,7 +18,7 @@ from torch import nn
 from hfproj.errors import UsageError, unknown
 from hfproj.filenames import ADAPTER_WEIGHTS, EMA, OBJECTIVE
 from hfproj.heads import HEADS
-from hfproj.hub.fetch import SavedAdapter, open_adapter
+from hfproj.hub.pull import SavedAdapter, open_adapter
 from hfproj.objectives.buffers import START, Position, load_buffers, read_position
 from hfproj.training import methods
 from hfproj.training.ema import EMA as MovingAverage

@@ -17,9 +17,8 @@ from hfproj import distributed
 from hfproj.backbones.preprocessing import ImagePreprocessing
 from hfproj.errors import HfprojError, HubError, UsageError
 from hfproj.hub.failures import FAILURES, explain, retry
-from hfproj.hub.outgoing import without_tokens
 from hfproj.hub.push import Target, check_repo_id, send, usable_token
-from hfproj.hub.staging import check_pushable, described, stage
+from hfproj.hub.staging import check_pushable, described, stage, without_tokens
 from hfproj.objectives.buffers import Position
 from hfproj.reporting.card import write_card
 from hfproj.results import Results

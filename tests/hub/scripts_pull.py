@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import hfproj
 from hfproj import filenames
-from hfproj.hub import fetch, sources
-from hfproj.hub.fetch import open_adapter
+from hfproj.hub import pull as pulling
+from hfproj.hub import sources
+from hfproj.hub.pull import open_adapter
 
 PARTS = {
     "head": "mlp",
@@ -183,11 +184,11 @@ def pull_from_a_liar(repo, size):
 
 def pull_header_first(repo, **options):
     """As `pull`, with tensors of any size looked at before they are downloaded."""
-    kept, fetch.HEADER_FIRST = fetch.HEADER_FIRST, 1
+    kept, pulling.HEADER_FIRST = pulling.HEADER_FIRST, 1
     try:
         return pull(repo, **options)
     finally:
-        fetch.HEADER_FIRST = kept
+        pulling.HEADER_FIRST = kept
 
 
 def pull_while_pushed(repo, backbone):

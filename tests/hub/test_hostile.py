@@ -10,7 +10,7 @@ from peft import PeftModel
 
 import hfproj
 from hfproj import filenames
-from hfproj.hub.fetch import open_adapter
+from hfproj.hub.pull import open_adapter
 from hfproj.hub.untrusted import parse_json, pattern_cost
 from hfproj.hub.validation import backbone_source
 

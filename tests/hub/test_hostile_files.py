@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import hfproj
 from hfproj import filenames
 from hfproj.backbones.preprocessing import settings_of
-from hfproj.hub.fetch import open_adapter
+from hfproj.hub.pull import open_adapter
 from hfproj.hub.untrusted import read_header
 
 

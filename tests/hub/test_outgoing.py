@@ -15,9 +15,8 @@ from scripts_push import Buffers, results
 from torch import nn
 
 import hfproj
-from hfproj.hub.outgoing import check_outgoing, header, without_tokens
 from hfproj.hub.push import Target, check_repo_id
-from hfproj.hub.staging import hub_base, stage
+from hfproj.hub.staging import check_outgoing, header, hub_base, stage, without_tokens
 from hfproj.objectives.buffers import Position, load_buffers, read_position, save_buffers
 
 TOKEN = "hf_" + 34 * "t"
