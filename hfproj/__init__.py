@@ -96,10 +96,10 @@ if TYPE_CHECKING:
         NonFiniteLossError,
         UsageError,
     )
-    from hfproj.export import export_backbone_adapter, export_merged, export_onnx, export_program
+    from hfproj.export import detach, export_backbone_adapter, export_merged, export_onnx, export_program
     from hfproj.features import CachedFeatures, EvalFeatures, FeatureViews, cache_features, extract_features
     from hfproj.heads import create_head, list_heads, register_head
-    from hfproj.hub import detach, from_pretrained, list_adapters, load_head, push_to_hub
+    from hfproj.hub import from_pretrained, list_adapters, load_head, push_to_hub
     from hfproj.objectives import create_objective, list_objectives, register_objective
     from hfproj.presets import get_preset, list_presets
     from hfproj.probes import KNNProbe, LinearProbe, create_probe, evaluate, list_probes, register_probe
@@ -209,10 +209,10 @@ if not TYPE_CHECKING:
                 "NonFiniteLossError",
                 "UsageError",
             ],
-            "export": ["export_backbone_adapter", "export_merged", "export_onnx", "export_program"],
+            "export": ["detach", "export_backbone_adapter", "export_merged", "export_onnx", "export_program"],
             "features": ["CachedFeatures", "EvalFeatures", "FeatureViews", "cache_features", "extract_features"],
             "heads": ["create_head", "list_heads", "register_head"],
-            "hub": ["detach", "from_pretrained", "list_adapters", "load_head", "push_to_hub"],
+            "hub": ["from_pretrained", "list_adapters", "load_head", "push_to_hub"],
             "objectives": ["create_objective", "list_objectives", "register_objective"],
             "presets": ["get_preset", "list_presets"],
             "probes": ["KNNProbe", "LinearProbe", "create_probe", "evaluate", "list_probes", "register_probe"],

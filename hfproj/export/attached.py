@@ -41,8 +41,7 @@ class Attached:
     def hub_id(self) -> str | None:
         """The backbone's id on the Hub; None for a folder, for the backbone in this package, and where unknown."""
         name = str(self.source.get("id") or "").removeprefix("hf-hub:")
-        known = _HUB_ID.fullmatch(name) and name != EMBEDDED and not Path(name).exists()
-        return name if known else None
+        return name if _HUB_ID.fullmatch(name) and name != EMBEDDED and not Path(name).exists() else None
 
     @property
     def trained(self) -> str:
@@ -57,8 +56,10 @@ def attached(model: Any, adapter_name: str | None = None) -> Attached:
     """Return one adapter of `model`: the one of this name, or the active one.
 
     Raises:
-        UsageError: there is none.
+        UsageError: If there is none.
     """
+    if not hasattr(model, "peft_config"):
+        raise UsageError(f"model is a {type(model).__name__}; expected the PeftModel with its projection head.")
     layer, name = _layer(model, adapter_name)
     return Attached(model, model.get_base_model(), name, model.peft_config[name], layer.points[name])
 
@@ -104,7 +105,7 @@ def merged_backbone(found: Attached, *, full_precision: bool = False) -> nn.Modu
     It is plain: no layer of PEFT, no hook. Each tensor has the type it had, or float32 with `full_precision`.
 
     Raises:
-        UsageError: no adapter or more than one is in use, it can't be merged, or the backbone is a stand-in.
+        UsageError: If no adapter or more than one is in use, it can't be merged, or the backbone is a stand-in.
     """
     if isinstance(found.backbone, FeatureBackbone):
         raise UsageError(
@@ -134,11 +135,7 @@ def merged_backbone(found: Attached, *, full_precision: bool = False) -> nn.Modu
 
 @contextmanager
 def staged(folder: str | os.PathLike) -> Iterator[Path]:
-    """Give a folder to write into; what is there at the end moves to `folder`, after an error nothing does.
-
-    Raises:
-        UsageError: `folder` is a file.
-    """
+    """Give a folder to write into; what is there at the end moves to `folder`, after an error nothing does."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is a file; give the name of a folder.")

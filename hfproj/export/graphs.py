@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfproj.errors import HfprojError, UsageError
+from hfproj.errors import HfprojError, UsageError, one_line
 from hfproj.export.attached import staged
-from hfproj.export.network import Traceable, traceable
+from hfproj.export.network import Batch, Traceable, traceable
 
 TOLERANCE = 1e-5  # of the largest value: float32 has 6e-8, and a deep network adds up a few hundred of these
 _METADATA = "hfproj.json"  # in a .pt2 archive
@@ -54,12 +54,14 @@ def export_onnx(
         The path.
 
     Raises:
-        UsageError: a package is missing (``pip install "hfproj[export]"``), an option can't work, or the head or the
-            backbone can't be traced.
-        HfprojError: onnxruntime computes something else; nothing is written.
+        UsageError: If a package is missing (``pip install "hfproj[export]"``), an option has no meaning here, or the
+            head or the backbone can't be traced.
+        HfprojError: If onnxruntime computes something else; nothing is written.
     """
     path = _checked_path(path, ".onnx")
-    _require("onnx", "onnxscript")
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f'ONNX export needs {" and ".join(missing)}: pip install "hfproj[export]".')
     if opset is not None:
         _check_opset(opset)
     graph = traceable(model, part, example)
@@ -111,8 +113,8 @@ def export_program(
         The path.
 
     Raises:
-        UsageError: an option can't work, or the head or the backbone can't be traced.
-        HfprojError: the program computes something else; nothing is written.
+        UsageError: If an option has no meaning here, or the head or the backbone can't be traced.
+        HfprojError: If the program computes something else; nothing is written.
 
     Example:
         >>> import tempfile, hfproj
@@ -140,12 +142,6 @@ def _checked_path(path: str | os.PathLike, suffix: str) -> Path:
     return path
 
 
-def _require(*packages: str) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f'ONNX export needs {" and ".join(missing)}: pip install "hfproj[export]".')
-
-
 def _check_opset(opset: object) -> None:
     import onnx
 
@@ -156,7 +152,7 @@ def _check_opset(opset: object) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to themselves what exporters say of their own internals: faults are errors, or found by the check."""
+    """Silence what exporters say of their own internals: faults are errors, or found by the check."""
     optimizer = logging.getLogger("onnxscript")
     level = optimizer.level
     optimizer.setLevel(logging.ERROR)
@@ -188,13 +184,9 @@ def _traced(graph: Traceable) -> Any:
 def _refused(graph: Traceable, way: str, error: Exception) -> UsageError:
     what = f"The head {graph.metadata['head']!r}" + (" and its backbone" if "h" in graph.outputs else "")
     return UsageError(
-        f"{what} can't be exported by {way}: {_first_line(error)} Its forward must be made of tensor operations, which "
-        "do not depend on the tensors' values."
+        f"{what} can't be exported by {way}: {one_line(error)}. Its forward must be made of tensor operations that do "
+        "not depend on the tensors' values."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".") + "."
 
 
 def _describe(model: Any, metadata: dict[str, str]) -> None:
@@ -222,18 +214,18 @@ def _check_onnx(file: Path, graph: Traceable) -> None:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own classes, which share no base
         raise HfprojError(
-            f"onnxruntime {onnxruntime.__version__} can't load the graph: {_first_line(error)} Nothing was written; "
+            f"onnxruntime {onnxruntime.__version__} can't load the graph: {one_line(error)}. Nothing was written; "
             "try an older opset, or check=False for another runtime."
         ) from error
 
-    def run(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def run(batch: Batch) -> Batch:
         values = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in batch.items()})
         return {name: torch.from_numpy(value) for name, value in zip(graph.outputs, values, strict=True)}
 
     _compare(graph, run, "onnxruntime", "try another opset, or check=False if you can live with it")
 
 
-def _compare(graph: Traceable, run: Any, who: str, cure: str) -> None:
+def _compare(graph: Traceable, run: Callable[[Batch], Batch], who: str, hint: str) -> None:
     for rows in (1, 3):
         batch = graph.batch(rows)
         with torch.no_grad():
@@ -244,5 +236,5 @@ def _compare(graph: Traceable, run: Any, who: str, cure: str) -> None:
             if not difference <= TOLERANCE:  # NaN is no agreement
                 raise HfprojError(
                     f"{who} gives another {name} for {rows} row{'s' if rows > 1 else ''}: max |Δ{name}| is "
-                    f"{difference:.1e} of the largest value, allowed are {TOLERANCE:.0e}. Nothing was written; {cure}."
+                    f"{difference:.1e} of the largest value, allowed are {TOLERANCE:.0e}. Nothing was written; {hint}."
                 )

@@ -4,7 +4,8 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,8 @@ from torch import Tensor, nn
 
 from hfproj.backbones import ReadPoint, fit_image_size, image_preprocessing, library_of, pool
 from hfproj.errors import UsageError
-from hfproj.export.attached import Attached, attached, merged_backbone
+from hfproj.export.attached import Attached, attached, detach, merged_backbone
 from hfproj.files import installed_versions, portable
-from hfproj.hub.pull import detach
 from hfproj.tuner.description import known_preprocessing
 from hfproj.tuner.layer import CHILD
 
@@ -23,21 +23,13 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Traceable:
-    """A module in float32 and eval mode with what an exporter has to know.
+    """A module in float32 and eval mode with what an exporter has to know."""
 
-    Args:
-        module: Takes the inputs by name, returns a dict of tensors.
-        batch: Makes a batch of so many rows.
-        axes: input → names of its leading axes, whose sizes stay free.
-        outputs: Names of what it returns.
-        metadata: What it is, for the file.
-    """
-
-    module: nn.Module
-    batch: Callable[[int], Batch]
-    axes: dict[str, tuple[str, ...]]
-    outputs: tuple[str, ...]
-    metadata: dict[str, str] = field(default_factory=dict)
+    module: nn.Module  # takes the inputs by name, returns a dict of tensors
+    batch: Callable[[int], Batch]  # makes a batch of so many rows
+    axes: dict[str, tuple[str, ...]]  # input → names of its leading axes, whose sizes stay free
+    outputs: tuple[str, ...]  # names of what it returns
+    metadata: dict[str, str]  # what it is, for the file
 
 
 def _projected(head: nn.Module, h: Tensor) -> Tensor:
@@ -46,7 +38,7 @@ def _projected(head: nn.Module, h: Tensor) -> Tensor:
     return z.clone() if z is h else z
 
 
-class HeadNetwork(nn.Module):
+class _Head(nn.Module):
     """h → z."""
 
     def __init__(self, head: nn.Module):
@@ -54,7 +46,6 @@ class HeadNetwork(nn.Module):
         self.head = head
 
     def forward(self, h: Tensor) -> Batch:
-        """Return z."""
         return {"z": _projected(self.head, h)}
 
 
@@ -83,7 +74,7 @@ class _Network(nn.Module):
         return {"h": h, "z": _projected(self.head, h)}
 
 
-class ImageNetwork(_Network):
+class _Images(_Network):
     """pixel_values → h, z."""
 
     def __init__(self, backbone: nn.Module, point: ReadPoint, head: nn.Module, size: tuple[int, int]):
@@ -91,23 +82,20 @@ class ImageNetwork(_Network):
         self.options: dict[str, Any] = {"interpolate_pos_encoding": True} if fit_image_size(backbone, size) else {}
 
     def forward(self, pixel_values: Tensor) -> Batch:
-        """Return h and z of images."""
         return self._read(pixel_values, **self.options)
 
 
-class TextNetwork(_Network):
+class _Texts(_Network):
     """input_ids, attention_mask → h, z."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Batch:
-        """Return h and z of padded texts."""
         return self._read(input_ids=input_ids, attention_mask=attention_mask, mask=attention_mask)
 
 
-class PlainNetwork(_Network):
+class _Plain(_Network):
     """x → h, z, for a module of no known family."""
 
     def forward(self, x: Tensor) -> Batch:
-        """Return h and z."""
         return self._read(x)
 
 
@@ -115,56 +103,56 @@ def traceable(model: nn.Module, part: str, example: Tensor | None) -> Traceable:
     """Return what `export_onnx` and `export_program` trace.
 
     Raises:
-        UsageError: there is no such part, or the example does not belong to it.
+        UsageError: If there is no such part, or the example does not belong to it.
     """
     if part not in ("head", "model"):
         raise UsageError(f"part={part!r}: expected 'head' (h → z) or 'model' (x → h, z).")
     if part == "head":
         if example is not None:
             raise UsageError("example is a batch for the backbone; the head alone (part='head') takes none.")
-        return _head(model)
-    return _model(attached(model), example)
+        return _of_head(model)
+    return _of_model(attached(model), example)
 
 
-def _head(model: Any) -> Traceable:
+def _of_head(model: Any) -> Traceable:
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(backbone, CHILD) and isinstance(getattr(model, "in_dim", None), int) and hasattr(model, "out_dim"):
-        head, about = copy.deepcopy(model), {}  # a head from load_head or detach
+        head, about = _ready(copy.deepcopy(model)), {}  # a head from load_head or detach
     else:
         found = attached(model)
-        head, about = detach(model, found.name), _about(found)
-    head = head.cpu().float().eval().requires_grad_(False)
-    width = head.in_dim
+        head, about = _ready(detach(model, found.name)), _about(found)
 
     def batch(rows: int) -> Batch:
-        return {"h": torch.randn(rows, width, generator=torch.Generator().manual_seed(rows))}
+        return {"h": torch.randn(rows, head.in_dim, generator=torch.Generator().manual_seed(rows))}
 
-    return Traceable(HeadNetwork(head), batch, {"h": ("batch",)}, ("z",), {**_about_head(head), **about})
+    return Traceable(_Head(head), batch, {"h": ("batch",)}, ("z",), {**_about_head(head), **about})
 
 
-def _model(found: Attached, example: Tensor | None) -> Traceable:
+def _ready(head: nn.Module) -> Any:
+    return head.cpu().float().eval().requires_grad_(False)
+
+
+def _of_model(found: Attached, example: Tensor | None) -> Traceable:
     backbone: Any = merged_backbone(found, full_precision=True).cpu()
-    head = detach(found.model, found.name).cpu().float().eval().requires_grad_(False)
     if hasattr(backbone, "set_grad_checkpointing"):  # timm checkpoints in eval mode too
         backbone.set_grad_checkpointing(False)
     if getattr(getattr(backbone, "config", None), "_attn_implementation", None) not in (None, "eager", "sdpa"):
         backbone.set_attn_implementation("sdpa")  # flash and flex attention are kernels that no graph format has
-    about = {**_about_head(head), **_about(found)}
-    axes: dict[str, tuple[str, ...]]
+    head = _ready(detach(found.model, found.name))
+    parts, about = (backbone, found.point, head), {**_about_head(head), **_about(found)}
     if found.point.text:
         if example is not None:
             raise UsageError("example is for images; a text backbone is traced with token ids of its own.")
-        axes = {"input_ids": ("batch", "tokens"), "attention_mask": ("batch", "tokens")}
-        text = TextNetwork(backbone, found.point, head)
-        return Traceable(text, _texts(backbone.config.vocab_size), axes, ("h", "z"), about)
+        axes: dict[str, tuple[str, ...]] = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "tokens"))
+        texts = partial(_padded_texts, backbone.config.vocab_size)
+        return Traceable(_Texts(*parts), texts, axes, ("h", "z"), about)
     if library_of(backbone) == "torch":
         if example is None:
             raise UsageError(
-                f"What {type(backbone).__name__} takes can't be told; pass a batch of it as example=…, a tensor with "
-                "the batch as its first axis."
+                f"What {type(backbone).__name__} takes is unknown; pass a batch of it as example=…, a tensor with the "
+                "batch as its first axis."
             )
-        plain = PlainNetwork(backbone, found.point, head)
-        return Traceable(plain, _rows_of(example, "x"), {"x": ("batch",)}, ("h", "z"), about)
+        return Traceable(_Plain(*parts), _rows_of(example, "x"), {"x": ("batch",)}, ("h", "z"), about)
     example = _images(found) if example is None else example
     if example.ndim != 4:
         raise UsageError(
@@ -175,8 +163,8 @@ def _model(found: Attached, example: Tensor | None) -> Traceable:
     known = known_preprocessing(found.model, found.name)
     if known is not None:
         about |= {"image_mean": json.dumps(known.mean), "image_std": json.dumps(known.std)}
-    network = ImageNetwork(backbone, found.point, head, size)
-    return Traceable(network, _rows_of(example, "pixel_values"), {"pixel_values": ("batch",)}, ("h", "z"), about)
+    batches = _rows_of(example, "pixel_values")
+    return Traceable(_Images(*parts, size), batches, {"pixel_values": ("batch",)}, ("h", "z"), about)
 
 
 def _images(found: Attached) -> Tensor:
@@ -202,30 +190,22 @@ def _rows_of(example: Tensor, name: str) -> Callable[[int], Batch]:
         raise UsageError(f"example: expected a batch of at least one row, got a tensor of shape {list(example.shape)}.")
     example = example.detach().cpu()
     example = example.float() if example.is_floating_point() else example
-
-    def batch(rows: int) -> Batch:
-        return {name: example[torch.arange(rows) % len(example)].contiguous()}
-
-    return batch
+    return lambda rows: {name: example[torch.arange(rows) % len(example)].contiguous()}
 
 
-def _texts(vocabulary: int) -> Callable[[int], Batch]:
-    """Return a maker of batches of padded texts."""
-
-    def batch(rows: int) -> Batch:
-        tokens = 5 + rows % 3
-        ids = torch.randint(vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(rows))
-        lengths = tokens - torch.arange(rows) % 3
-        return {"input_ids": ids, "attention_mask": (torch.arange(tokens) < lengths[:, None]).long()}
-
-    return batch
+def _padded_texts(vocabulary: int, rows: int) -> Batch:
+    tokens = 5 + rows % 3
+    ids = torch.randint(vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(rows))
+    lengths = tokens - torch.arange(rows) % 3
+    return {"input_ids": ids, "attention_mask": (torch.arange(tokens) < lengths[:, None]).long()}
 
 
 def _about_head(head: Any) -> dict[str, str]:
-    options = {k: v for k, v in getattr(head, "created", {}).items() if k not in ("name", "in_dim", "out_dim")}
+    created = getattr(head, "created", {})
+    options = {name: value for name, value in created.items() if name not in ("name", "in_dim", "out_dim")}
     return {
         "hfproj_version": installed_versions().get("hfproj", "unknown"),
-        "head": getattr(head, "created", {}).get("name", type(head).__name__),
+        "head": created.get("name", type(head).__name__),
         "head_options": json.dumps(portable(options)),
         "in_dim": str(head.in_dim),
         "out_dim": str(head.out_dim),
