@@ -5,8 +5,8 @@ backbone with what was learned merged in (`folders`), `export_onnx` and `export_
 h → z) as a graph (`graphs`, of what `network` makes). None changes the model. May import `tuner` and what lies below.
 """
 
-from hfproj.export.attached import detach
 from hfproj.export.folders import export_backbone_adapter, export_merged
 from hfproj.export.graphs import export_onnx, export_program
+from hfproj.export.network import detach
 
 __all__ = ["detach", "export_backbone_adapter", "export_merged", "export_onnx", "export_program"]

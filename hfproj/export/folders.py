@@ -21,7 +21,7 @@ from hfproj.backbones import library_of
 from hfproj.backbones.loading import EMBEDDED, files_of
 from hfproj.backbones.preprocessing import preprocessor_config
 from hfproj.errors import UsageError, one_line
-from hfproj.export.attached import Attached, attached, merged_backbone, staged
+from hfproj.export.network import Attached, attached, merged_backbone, staged
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, PREPROCESSING
 from hfproj.tuner.description import known_preprocessing
 from hfproj.tuner.layer import CHILD
@@ -40,15 +40,12 @@ def export_backbone_adapter(model: nn.Module, folder: str | os.PathLike, *, adap
 
     The folder holds ``adapter_config.json``, ``adapter_model.safetensors`` and a ``README.md`` with the lines that load
     it and compute h. ``PeftModel.from_pretrained(backbone, folder)`` gives the same h to the last bit where this
-    package is not even installed; the head stays behind.
+    package is not even installed; the head stays behind. Returns `folder`.
 
     Args:
         model: A model with a projection head.
         folder: Where to; files of these names are replaced.
         adapter_name: The adapter of the model that is written; None takes the active one.
-
-    Returns:
-        The folder.
 
     Raises:
         UsageError: If the adapter has no PEFT method on the backbone, or `folder` holds an adapter with a head.
@@ -85,7 +82,7 @@ def export_backbone_adapter(model: nn.Module, folder: str | os.PathLike, *, adap
 
 
 def export_merged(model: nn.Module, folder: str | os.PathLike) -> Path:
-    """Write the backbone with what the active adapter learned merged in; its own library loads it, as any other.
+    """Write the backbone with what the active adapter learned merged in; its own library loads it; return `folder`.
 
     That is ``AutoModel.from_pretrained(folder)`` for a transformers backbone, and for one of timm
     ``timm.create_model("local-dir:<folder>", pretrained=True)``; of any other module the weights alone are written. The
@@ -96,9 +93,6 @@ def export_merged(model: nn.Module, folder: str | os.PathLike) -> Path:
     Args:
         model: A model with a projection head. It is copied, not changed.
         folder: Where to; files of these names are replaced.
-
-    Returns:
-        The folder.
 
     Raises:
         UsageError: If no adapter or more than one is in use, it can't be merged, timm can't make the backbone by name,
@@ -116,10 +110,8 @@ def export_merged(model: nn.Module, folder: str | os.PathLike) -> Path:
     found = attached(model)
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG).exists():
-        raise UsageError(
-            f"{str(folder)!r} holds an adapter, which from_pretrained would load on top of the merged backbone; give "
-            "another folder."
-        )
+        what = "holds an adapter, which from_pretrained would load on top of the merged backbone"
+        raise UsageError(f"{str(folder)!r} {what}; give another folder.")
     backbone, library = merged_backbone(found), library_of(found.backbone)
     title = f"{found.hub_id or type(backbone).__name__}, trained by self-supervision"
     sentence = f"A backbone in one piece. Trained behind a projection head, and merged in: {found.trained}."
@@ -182,14 +174,11 @@ def _write_timm(found: Attached, backbone: nn.Module, target: Path) -> list[str]
         save_for_hf(backbone, target, safe_serialization=True)
         loaded = timm.create_model(f"local-dir:{target}", pretrained=True).state_dict()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(
-            f"timm can't make this {type(backbone).__name__} again from its name and arguments ({one_line(error)}); "
-            "make the backbone with timm.create_model(…)."
-        ) from error
+        what = f"timm can't make this {type(backbone).__name__} again from its name and arguments ({one_line(error)})"
+        raise UsageError(f"{what}; make the backbone with timm.create_model(…).") from error
     if any(not torch.equal(tensor, loaded[name]) for name, tensor in backbone.cpu().state_dict().items()):
-        raise UsageError(
-            f"timm's own loading changes the weights of this {type(backbone).__name__}, so that h would be another."
-        )
+        what = f"timm's own loading changes the weights of this {type(backbone).__name__}"
+        raise UsageError(f"{what}, and h with them; write the adapter with model.save_pretrained(…) instead.")
     return ["import timm", f"model = {_call('timm', f'local-dir:{_HERE}', {'pretrained': True})}.eval()"]
 
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hfproj.errors import HfprojError, UsageError, one_line
-from hfproj.export.attached import staged
-from hfproj.export.network import Batch, Traceable, traceable
+from hfproj.export.network import Batch, Traceable, staged, traceable
 
 TOLERANCE = 1e-5  # of the largest value: float32 has 6e-8, and a deep network adds up a few hundred of these
 _METADATA = "hfproj.json"  # in a .pt2 archive
@@ -34,7 +33,7 @@ def export_onnx(
     opset: int | None = None,
     check: bool = True,
 ) -> Path:
-    """Write the head, or backbone and head, as an ONNX graph in float32 with a free batch size.
+    """Write the head, or backbone and head, as an ONNX graph in float32, of any batch size; return its path.
 
     Inputs and outputs have names: ``h`` → ``z`` for the head alone; ``pixel_values`` (images), ``input_ids`` and
     ``attention_mask`` (texts, of any length) or ``x`` (other modules) → ``h`` and ``z`` for the model. The metadata of
@@ -50,20 +49,20 @@ def export_onnx(
         check: Compare with onnxruntime, where it is installed, on batches of 1 and 3: no more than 1e-5 of the largest
             value may differ.
 
-    Returns:
-        The path.
-
     Raises:
-        UsageError: If a package is missing (``pip install "hfproj[export]"``), an option has no meaning here, or the
-            head or the backbone can't be traced.
+        UsageError: If a package is missing (``pip install "hfproj[export]"``), a value is none that an option takes, or
+            the head or the backbone can't be traced.
         HfprojError: If onnxruntime computes something else; nothing is written.
     """
     path = _checked_path(path, ".onnx")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f'ONNX export needs {" and ".join(missing)}: pip install "hfproj[export]".')
-    if opset is not None:
-        _check_opset(opset)
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and opset not in range(18, newest + 1):
+        raise UsageError(f"opset must be None or a whole number from 18 to {newest}, got {opset!r}.")
     graph = traceable(model, part, example)
     program = _traced(graph)
     # One object for one name: exporters tell axes of equal size apart by it.
@@ -97,7 +96,7 @@ def export_program(
     example: Tensor | None = None,
     check: bool = True,
 ) -> Path:
-    """Write the head, or backbone and head, as a program of ``torch.export`` in float32 with a free batch size.
+    """Write the head, or backbone and head, as a program of ``torch.export``, likewise; return its path.
 
     It is loaded without this package by ``torch.export.load(path).module()``, which takes the inputs of `export_onnx`
     by name and returns a dict of its outputs. PyTorch runs what a ``.pt2`` file holds: load only those you trust.
@@ -109,11 +108,8 @@ def export_program(
         example: Images of the size that the program is to take, see `export_onnx`.
         check: Load the file again and compare on batches of 1 and 3: no more than 1e-5 of the largest value may differ.
 
-    Returns:
-        The path.
-
     Raises:
-        UsageError: If an option has no meaning here, or the head or the backbone can't be traced.
+        UsageError: If a value is none that an option takes, or the head or the backbone can't be traced.
         HfprojError: If the program computes something else; nothing is written.
 
     Example:
@@ -140,14 +136,6 @@ def _checked_path(path: str | os.PathLike, suffix: str) -> Path:
     if path.suffix != suffix or path.is_dir():
         raise UsageError(f"path={str(path)!r}: expected the name of a file that ends with {suffix}.")
     return path
-
-
-def _check_opset(opset: object) -> None:
-    import onnx
-
-    newest = onnx.defs.onnx_opset_version()
-    if isinstance(opset, bool) or not isinstance(opset, int) or not 18 <= opset <= newest:
-        raise UsageError(f"opset must be None or a whole number from 18 to {newest}, got {opset!r}.")
 
 
 @contextmanager
@@ -201,11 +189,8 @@ def _describe(model: Any, metadata: dict[str, str]) -> None:
 
 def _check_onnx(file: Path, graph: Traceable) -> None:
     if importlib.util.find_spec("onnxruntime") is None:
-        warnings.warn(
-            'The graph is not compared with the model, since onnxruntime is missing: pip install "hfproj[export]".',
-            stacklevel=3,
-        )
-        return
+        words = 'The graph is not compared with the model, since onnxruntime is missing: pip install "hfproj[export]".'
+        return warnings.warn(words, stacklevel=3)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -213,10 +198,8 @@ def _check_onnx(file: Path, graph: Traceable) -> None:
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own classes, which share no base
-        raise HfprojError(
-            f"onnxruntime {onnxruntime.__version__} can't load the graph: {one_line(error)}. Nothing was written; "
-            "try an older opset, or check=False for another runtime."
-        ) from error
+        what = f"onnxruntime {onnxruntime.__version__} can't load the graph: {one_line(error)}. Nothing was written"
+        raise HfprojError(f"{what}; try an older opset, or check=False for another runtime.") from error
 
     def run(batch: Batch) -> Batch:
         values = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in batch.items()})

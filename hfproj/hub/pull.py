@@ -314,12 +314,8 @@ def _attach(
     """Return the backbone with the adapter; where that fails, the backbone is left as it was."""
     config, folder = copy.deepcopy(saved.config), str(saved.folder)
     config.inference_mode = not is_trainable
-    options = {
-        "adapter_name": name,
-        "is_trainable": is_trainable,
-        "low_cpu_mem_usage": low_cpu_mem_usage,
-        "key_mapping": getattr(backbone, "_checkpoint_conversion_mapping", {}),
-    }
+    options = {"adapter_name": name, "is_trainable": is_trainable, "low_cpu_mem_usage": low_cpu_mem_usage}
+    options["key_mapping"] = getattr(backbone, "_checkpoint_conversion_mapping", {})
     if {"cpu", "disk"} & set((getattr(backbone, "hf_device_map", None) or {}).values()):
         return PeftModel.from_pretrained(backbone, folder, config=config, **options)  # it knows about offloaded parts
     try:

@@ -111,10 +111,7 @@ class Target:
         if self.revision is not None and re.fullmatch(r"[0-9a-f]{40}", self.revision):
             raise UsageError(f"revision={self.revision!r} is a commit, and pushes go to branches; name one.")
         if self.create_pr and self.revision not in (None, "main"):
-            raise UsageError(
-                f"create_pr=True opens a pull request against main, not against revision={self.revision!r}; drop one "
-                "of the two (a pull request that is open already is revision='refs/pr/<number>')."
-            )
+            raise UsageError(f"create_pr=True opens a pull request against main; drop revision={self.revision!r}.")
         self.token = usable_token(self.token)
 
 
@@ -134,9 +131,7 @@ def usable_token(token: str | bool | None) -> str:
 def check_repo_id(repo_id: Any) -> None:
     """Refuse what is no ``owner/name``, by a `UsageError`."""
     if not isinstance(repo_id, str) or repo_id.count("/") != 1 or not is_repo_id(repo_id):
-        raise UsageError(
-            f"repo_id={repo_id!r}: expected 'user/name' or 'organisation/name', of letters, digits, '-', '_' and '.'."
-        )
+        raise UsageError(f"repo_id={repo_id!r}: expected 'user/name', of letters, digits, '-', '_' and '.'.")
 
 
 def send(
@@ -199,10 +194,7 @@ class _Push:
                     raise
             info = self._info()
         if self.target.private and not info.private:
-            raise UsageError(
-                f"{self.repo_id} exists and is public, which private=True does not change. Make it private in its "
-                "settings, or leave private= out."
-            )
+            raise UsageError(f"private=True, but {self.repo_id} exists and is public; change that in its settings.")
         if self.revision is not None:
             info = self._branch(self.revision, info.sha)
         self.before, self.there = info.sha, {sibling.rfilename for sibling in info.siblings or ()}

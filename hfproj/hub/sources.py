@@ -96,10 +96,8 @@ class Remote:
             if (length := arrived.stat().st_size) == size:
                 return arrived
         _forget(arrived)
-        raise HubError(
-            f"{file} of {self.repo_id} arrived with {length:,} bytes instead of {size:,} and was removed again; check "
-            "the connection and try again."
-        )
+        what = f"{file} of {self.repo_id} arrived with {length:,} bytes instead of {size:,}"
+        raise HubError(f"{what} and was removed again; check the connection and try again.")
 
     def tensors(self, file: str, size: int) -> dict[str, TensorInfo]:
         """Return what a safetensors file of `size` bytes holds by its header, of which alone it is downloaded."""
@@ -111,14 +109,11 @@ class Remote:
             tensors = {name: TensorInfo(info.dtype, tuple(info.shape)) for name, info in found.tensors.items()}
             least = sum(info.bytes for info in tensors.values())
         except (errors.SafetensorsParsingError, AttributeError, LookupError, TypeError) as error:
-            raise AdapterFileError(
-                f"{self.repo_id}: {file} does not begin with the header of a safetensors file ({one_line(error)})."
-            ) from error
+            what = f"{self.repo_id}: {file} does not begin with the header of a safetensors file"
+            raise AdapterFileError(f"{what} ({one_line(error)}).") from error
         if not least <= size <= least + LARGEST_HEADER:
-            raise AdapterFileError(
-                f"{self.repo_id}: {file} has {size:,} bytes, but its header lists tensors of {least:,}; it is damaged "
-                "or made to mislead."
-            )
+            what = f"{self.repo_id}: {file} has {size:,} bytes, but its header lists tensors of {least:,}"
+            raise AdapterFileError(f"{what}; it is damaged or made to mislead.")
         return tensors
 
     def listing(self, folder: str = "") -> tuple[list[str], list[str]]:
@@ -176,10 +171,8 @@ def open_source(
     if os.path.isdir(name):  # of a name that can be none, it is no folder; `Path.is_dir` raises
         return Folder(Path(name), name)
     if isinstance(repo, Path) or not is_repo_id(name):
-        raise AdapterFileError(
-            f"{short(name, 200)} is neither a folder nor a Hub repository; expected a folder written by "
-            "model.save_pretrained(…), or a name like 'user/name'."
-        )
+        expected = "expected a folder written by model.save_pretrained(…), or a name like 'user/name'"
+        raise AdapterFileError(f"{short(name, 200)} is neither a folder nor a Hub repository; {expected}.")
     try:
         return Remote(name, revision=revision, token=token, cache_dir=cache_dir)
     except UnreachableError as error:

@@ -79,10 +79,8 @@ def check_pushable(model: Any, adapters: Sequence[str] | None = None) -> list[st
     """
     backbone = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(model, PeftModel) or not hasattr(backbone, CHILD):
-        raise UsageError(
-            f"{type(model).__name__} has no projection head to push; attach one with peft.get_peft_model(backbone, "
-            "hfproj.ProjectionHeadConfig(…))."
-        )
+        attach = "attach one with peft.get_peft_model(backbone, hfproj.ProjectionHeadConfig(…))"
+        raise UsageError(f"{type(model).__name__} has no projection head to push; {attach}.")
     if isinstance(adapters, str):
         adapters = [adapters]
     names = list(model.peft_config) if adapters is None else list(dict.fromkeys(adapters))

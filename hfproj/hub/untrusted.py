@@ -102,10 +102,8 @@ def _links_to_blob(path: Path) -> bool:
 def check_size(name: str, size: int, where: str, *, largest: int = LARGEST_CONFIG) -> None:
     """Refuse a file of more than `largest` bytes before it is read, by an `AdapterFileError`."""
     if size > largest:
-        raise AdapterFileError(
-            f"{where}: {name} has {size:,} bytes, more than the {largest:,} that such a file may have; it is not the "
-            f"{name} of an adapter."
-        )
+        what = f"{where}: {name} has {size:,} bytes, more than the {largest:,} that such a file may have"
+        raise AdapterFileError(f"{what}; it is not the {name} of an adapter.")
 
 
 def read_json(path: Path, where: str, *, largest: int = LARGEST_CONFIG) -> dict[str, Any]:
@@ -118,9 +116,8 @@ def read_json(path: Path, where: str, *, largest: int = LARGEST_CONFIG) -> dict[
     try:
         return parse_json(path.read_bytes())
     except ValueError as error:
-        raise AdapterFileError(
-            f"{where}: {path.name} is not JSON as expected ({one_line(error)}); download or save it again."
-        ) from error
+        reason = f"is not JSON as expected ({one_line(error)})"
+        raise AdapterFileError(f"{where}: {path.name} {reason}; download or save it again.") from error
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -213,10 +210,8 @@ def check_finite(path: Path, where: str) -> None:
         raise _damaged(path, where, error) from error
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise AdapterFileError(
-            f"{where}: {path.name} holds NaN or infinity in {', '.join(bad[:3])}{more}: its training diverged or the "
-            "file is damaged; take an earlier checkpoint."
-        )
+        what = f"{where}: {path.name} holds NaN or infinity in {', '.join(bad[:3])}{more}"
+        raise AdapterFileError(f"{what}: its training diverged or it is damaged; take an earlier checkpoint.")
 
 
 _TOKEN = re.compile(

@@ -60,10 +60,7 @@ def read_config(path: Path, where: str) -> ProjectionHeadConfig:
         raise AdapterFileError(f"{where} holds a {shown} adapter, no projection head; load it with PEFT itself.")
     for name, value in entries(values):
         if name in _CODE and value not in (None, False, [], {}, ""):
-            raise AdapterFileError(
-                f"{where}: {ADAPTER_CONFIG} names code to run ({name}={short(value)}); an adapter needs none, and "
-                "none is run."
-            )
+            raise AdapterFileError(f"{where}: {ADAPTER_CONFIG} names code to run ({name}={short(value)}); none is run.")
     fields = {f.name for f in dataclasses.fields(ProjectionHeadConfig)}
     if later := sorted(set(values) - fields - set(_CODE)):
         warnings.warn(
@@ -76,9 +73,7 @@ def read_config(path: Path, where: str) -> ProjectionHeadConfig:
         if name in values and not holds(values[name]):
             raise _misplaced(where, name, values[name], expected)
     if values.get("in_dim") is None:
-        raise AdapterFileError(
-            f"{where}: {ADAPTER_CONFIG} lacks in_dim; save the adapter with model.save_pretrained(…)."
-        )
+        raise AdapterFileError(f"{where}: {ADAPTER_CONFIG} lacks in_dim; save it with model.save_pretrained(…).")
     _check_backbone_fields(values, where)
     if values.get("backbone_adapter") is not None:
         values["backbone_adapter"] = _checked_inner(values["backbone_adapter"], where)
@@ -317,9 +312,8 @@ def head_tensors(config: ProjectionHeadConfig, where: str) -> dict[str, TensorIn
     try:
         modules = _modules(config)
     except Exception as error:  # the head's own, or whatever a value does to torch
-        raise AdapterFileError(
-            f"{where}: no head {short(config.head)} can be made of its options: {one_line(error, 400)}"
-        ) from error
+        what = f"no head {short(config.head)} can be made of its options"
+        raise AdapterFileError(f"{where}: {what}: {one_line(error, 400)}.") from error
     kinds = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
     return {
         HEAD_KEYS + name: TensorInfo(kinds.get(tensor.dtype, "F32"), tuple(tensor.shape))
