@@ -119,8 +119,7 @@ def conversion(
         backbone = _backbone(backbone, content, parts, family, num_heads)
     if given:
         backbones.check_heads(backbone, family, num_heads)
-    in_dim = parts.head.in_dim or None
-    matched = backbones.match(backbone, parts, in_dim)
+    matched = backbones.match(backbone, parts, in_dim := parts.head.in_dim or None)
     parts.add(matched)
     if parts.problems:
         raise refusal(parts, family, _hint(content, parts, family))

@@ -72,17 +72,13 @@ def source(parts: Parts, family: Family, num_heads: int | None) -> tuple[str, di
         UsageError: If the number of attention heads is not known.
     """
     tensors = {name: tensor for name, (_, tensor) in parts.backbone.items()}
-    if any(name.startswith("layer1.") for name in tensors):
-        found = _resnet(tensors)
-    elif any(name.startswith("blocks.0.") for name in tensors):
-        found = _vit(tensors, family, num_heads)
-    else:
-        found = None
+    of_resnet, of_vit = (any(n.startswith(first) for n in tensors) for first in ("layer1.", "blocks.0."))
+    found = _resnet(tensors) if of_resnet else _vit(tensors, family, num_heads) if of_vit else None
     if found is None:
+        what = f"The backbone of this checkpoint ({len(tensors)} tensors, among them {', '.join(sorted(tensors)[:3])})"
         raise AdapterFileError(
-            f"The backbone of this checkpoint ({len(tensors)} tensors, among them {', '.join(sorted(tensors)[:3])}) is "
-            "neither a ResNet of torchvision's with a stem of 64 channels nor a ViT of timm's: pass a module with its "
-            "names as backbone=…, or backbone=hfproj.FeatureBackbone(width of h) for the head alone."
+            f"{what} is neither a ResNet of torchvision's with a stem of 64 channels nor a ViT of timm's; pass a "
+            "module with its names as backbone=…, or hfproj.FeatureBackbone(width of h) for the head alone."
         )
     return found
 
@@ -112,9 +108,8 @@ def _resnet(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
 def _vit(tensors: Mapping[str, Tensor], family: Family, num_heads: int | None) -> tuple[str, dict[str, Any]] | None:
     patch, positions = tensors.get("patch_embed.proj.weight"), tensors.get("pos_embed")  # what is missing is told later
     depth = 1 + max(int(place.group(1)) for name in tensors if (place := re.match(r"blocks\.(\d\d?)\.", name)))
-    widths = [
-        t.shape[-1] for name, t in tensors.items() if name in ("cls_token", "norm.weight", "pos_embed") and t.ndim
-    ]
+    of_width = ("cls_token", "norm.weight", "pos_embed")
+    widths = [tensor.shape[-1] for name, tensor in tensors.items() if name in of_width and tensor.ndim]
     size = patch.shape[-1] if patch is not None and patch.ndim == 4 else 16
     count = positions.shape[1] - 1 if positions is not None and positions.ndim == 3 else (224 // size) ** 2
     if not widths or math.isqrt(count) ** 2 != count:
@@ -122,11 +117,8 @@ def _vit(tensors: Mapping[str, Tensor], family: Family, num_heads: int | None) -
     width, grid = widths[0], math.isqrt(count)
     heads = num_heads or family.num_heads(width)
     if not heads or width % heads:
-        raise UsageError(
-            f"How many attention heads a {family.name} ViT of width {width} has, no shape shows"
-            + (f", and {heads} do not divide it" if heads else "")
-            + ": pass num_heads=…"
-        )
+        what = f"a {family.name} ViT of width {width} has" + (f", and {heads} do not divide it" if heads else "")
+        raise UsageError(f"No shape shows how many attention heads {what}: pass num_heads=….")
     scaled, hidden = any(name.endswith("ls1.gamma") for name in tensors), _hidden(tensors, width)
     gated = hidden is not None and hidden[0] != hidden[1]
     known = _GIANT if gated else _DINOV2 if scaled else _VITS
@@ -134,12 +126,9 @@ def _vit(tensors: Mapping[str, Tensor], family: Family, num_heads: int | None) -
     preferred = {**{of[:2] + of[3:4]: name for name, of in reversed(known.items())}, **family.timm_ids}
     alike = [name for name, of in known.items() if of[:2] == (width, depth)]
     name = preferred.get((width, depth, size)) or [*alike, *known][0]
-    kwargs: dict[str, Any] = {"pretrained": False}
-    for option, value, default in zip(
-        ("embed_dim", "depth", "num_heads", "patch_size", "img_size"), asked, {**_VITS, **_DINOV2, **_GIANT}[name]
-    ):
-        if value != default:
-            kwargs[option] = value
+    options = ("embed_dim", "depth", "num_heads", "patch_size", "img_size")
+    usual, kwargs = {**_VITS, **_DINOV2, **_GIANT}[name], dict[str, Any](pretrained=False)
+    kwargs |= {option: value for option, value, known_as in zip(options, asked, usual) if value != known_as}
     if hidden and int(width * (_GIANT_RATIO if gated else 4)) != hidden[0]:
         exact = hidden[0] / width
         kwargs["mlp_ratio"] = exact if int(width * exact) == hidden[0] else (hidden[0] + 0.5) / width
@@ -169,10 +158,8 @@ def check_heads(backbone: nn.Module, family: Family, num_heads: int | None) -> N
     width = getattr(timm_part[1], "embed_dim", None) if timm_part else getattr(config, "hidden_size", None)
     expected = num_heads or (family.num_heads(width) if isinstance(width, int) else None)
     if heads and expected and heads != expected:
-        raise UsageError(
-            f"The backbone has {heads} attention heads, but a {family.name} ViT of width {width} has {expected}: its "
-            "tensors would fit and its h be another. Pass a backbone with as many, or leave backbone= out."
-        )
+        what = f"The backbone has {heads} attention heads, but a {family.name} ViT of width {width} has {expected}"
+        raise UsageError(f"{what}, so that its h would be another; pass a backbone with as many, or leave it out.")
 
 
 def match(backbone: nn.Module, parts: Parts, in_dim: int | None) -> Matched:

@@ -52,19 +52,14 @@ def read_file(path: str | os.PathLike) -> Mapping[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There is no checkpoint {str(path)!r}; expected a .pth or .safetensors file on this machine.")
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    if not isinstance(content, Mapping):
-        raise AdapterFileError(
-            f"{path.name} holds a {type(content).__name__}; expected a dictionary with the state dict of a network."
-        )
-    return content
-
-
-def _safetensors(path: Path) -> Any:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterFileError(f"{path.name} is damaged or cut short ({error}); download it again.") from error
+        content = load_file(path) if path.suffix == ".safetensors" else _pickled(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(content, Mapping):
+        what = f"{path.name} holds a {type(content).__name__}"
+        raise AdapterFileError(f"{what}; expected a dictionary with the state dict of a network.")
+    return content
 
 
 def _pickled(path: Path) -> Any:
@@ -87,6 +82,5 @@ def _pickled(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> AdapterFileError:
-    return AdapterFileError(
-        f"{path.name} is no checkpoint of torch.save, or damaged or cut short ({one_line(error)}); download it again."
-    )
+    what = f"{path.name} is no checkpoint of torch.save or safetensors, or damaged or cut short"
+    return AdapterFileError(f"{what} ({one_line(error)}); download it again.")

@@ -249,15 +249,11 @@ def _check_widths(parts: Parts, layout: Layout) -> None:
     if parts.predictor is not None and parts.predictor.head:
         widths = parts.predictor.in_dim, parts.predictor.options["out_dim"]
         if widths != (out_dim, out_dim):
-            parts.shapes.append(
-                f"{layout.predictor}* leads from {widths[0]} to {widths[1]} features, but the head {layout.head}* "
-                f"gives {out_dim}"
-            )
+            leads = f"{layout.predictor}* leads from {widths[0]} to {widths[1]} features"
+            parts.shapes.append(f"{leads}, but the head {layout.head}* gives {out_dim}")
     if parts.prototypes is not None and list(parts.prototypes.shape[1:]) != [out_dim]:
-        parts.shapes.append(
-            f"{layout.prototypes}* are rows of shape {list(parts.prototypes.shape)}, but the head {layout.head}* gives "
-            f"{out_dim} features"
-        )
+        rows = f"{layout.prototypes}* are rows of shape {list(parts.prototypes.shape)}"
+        parts.shapes.append(f"{rows}, but the head {layout.head}* gives {out_dim} features")
 
 
 def refusal(parts: Parts, family: Family, hint: str) -> AdapterFileError:

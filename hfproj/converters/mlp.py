@@ -71,10 +71,8 @@ class MLP:
         """Read the tensors below `prefix`, given under their names there."""
         by_position, unexpected = self._positions(tensors)
         depth = self._depth(by_position)
-        modules = self._modules(depth)
-        expected = {
-            (position, leaf): ours + leaf for position, ours, leaves in modules for leaf in leaves
-        }  # what has to be there → where it goes
+        # what has to be there → where it goes
+        expected = {(at, leaf): ours + leaf for at, ours, leaves in self._modules(depth) for leaf in leaves}
         found = Found(unexpected=[prefix + key for key in unexpected])
         found.unexpected += [prefix + key for at, key in by_position.items() if at not in expected]
         found.missing = [prefix + self._key(*at) for at in expected if at not in by_position]
@@ -147,9 +145,9 @@ class MLP:
 
     def _describe(self, found: Found, depth: int) -> None:
         """Fill in the name and the options of our head."""
-        widths = [w.shape[0] for name, w in found.state.items() if name.endswith("linear.weight")]
-        first = next(w for name, w in found.state.items() if name.endswith("linear.weight"))
-        found.in_dim, out_dim, hidden = first.shape[1], widths[-1], widths[:-1]
+        weights = [w for name, w in found.state.items() if name.endswith("linear.weight")]
+        *hidden, out_dim = [weight.shape[0] for weight in weights]
+        found.in_dim = weights[0].shape[1]
         if depth == 1:
             norm = {"norm": "batch"} if self.last_norm else {}
             found.head, found.options = "linear", {"out_dim": out_dim, "bias": self.last_bias, **norm}

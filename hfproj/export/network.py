@@ -185,7 +185,7 @@ class _Head(nn.Module):
 
     def __init__(self, head: nn.Module):
         super().__init__()
-        self.head = head
+        self.head = head.cpu().float().eval().requires_grad_(False)
 
     def forward(self, h: Tensor) -> Batch:
         return {"z": _projected(self.head, h)}
@@ -196,7 +196,7 @@ class _Network(nn.Module):
 
     def __init__(self, backbone: nn.Module, point: ReadPoint, head: nn.Module):
         super().__init__()
-        self.backbone, self.point, self.head = backbone, point, head
+        self.backbone, self.point, self.head = backbone, point, head.cpu().float().eval().requires_grad_(False)
 
     def _read(self, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> Batch:
         kept: list[Any] = []
@@ -245,29 +245,25 @@ def traceable(model: nn.Module, part: str, example: Tensor | None) -> Traceable:
     """Return what `export_onnx` and `export_program` trace; a wrong part or example is a `UsageError`."""
     if part not in ("head", "model"):
         raise UsageError(f"part={part!r}: expected 'head' (h → z) or 'model' (x → h, z).")
-    if part == "head":
-        if example is not None:
-            raise UsageError("example is a batch for the backbone; the head alone (part='head') takes none.")
-        return _of_head(model)
-    return _of_model(attached(model), example)
+    if part == "head" and example is not None:
+        raise UsageError("example is a batch for the backbone; the head alone (part='head') takes none.")
+    return _of_head(model) if part == "head" else _of_model(attached(model), example)
 
 
 def _of_head(model: Any) -> Traceable:
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(backbone, CHILD) and isinstance(getattr(model, "in_dim", None), int) and hasattr(model, "out_dim"):
-        head, about = _ready(copy.deepcopy(model)), {}  # a head from load_head or detach
+        head, about = copy.deepcopy(model), {}  # a head from load_head or detach
     else:
         found = attached(model)
-        head, about = _ready(detach(model, found.name)), _about(found)
-
-    def batch(rows: int) -> Batch:
-        return {"h": torch.randn(rows, head.in_dim, generator=torch.Generator().manual_seed(rows))}
-
-    return Traceable(_Head(head), batch, {"h": ("batch",)}, ("z",), {**_about_head(head), **about})
-
-
-def _ready(head: nn.Module) -> Any:
-    return head.cpu().float().eval().requires_grad_(False)
+        head, about = detach(model, found.name), _about(found)
+    return Traceable(
+        module=_Head(head),
+        batch=lambda rows: {"h": torch.randn(rows, head.in_dim, generator=torch.Generator().manual_seed(rows))},
+        axes={"h": ("batch",)},
+        outputs=("z",),
+        metadata={**_about_head(head), **about},
+    )
 
 
 def _of_model(found: Attached, example: Tensor | None) -> Traceable:
@@ -276,7 +272,7 @@ def _of_model(found: Attached, example: Tensor | None) -> Traceable:
         backbone.set_grad_checkpointing(False)
     if getattr(getattr(backbone, "config", None), "_attn_implementation", None) not in (None, "eager", "sdpa"):
         backbone.set_attn_implementation("sdpa")  # flash and flex attention are kernels that no graph format has
-    head = _ready(detach(found.model, found.name))
+    head = detach(found.model, found.name)
     parts, about = (backbone, found.point, head), {**_about_head(head), **_about(found)}
     if found.point.text:
         if example is not None:
@@ -309,9 +305,7 @@ def _images(found: Attached) -> Tensor:
             warnings.simplefilter("ignore")  # that mean and std are unknown
             size = image_preprocessing(found.model).size
     except UsageError as error:
-        hint = (
-            "pass images of the size that the graph is to take as example=…, a tensor [batch, channels, height, width]"
-        )
+        hint = "pass images of the size that the graph is to take as example=…"
         raise UsageError(f"The image size of {type(found.backbone).__name__} is unknown; {hint}.") from error
     channels = getattr(getattr(found.backbone, "config", None), "num_channels", None)
     if channels is None:

@@ -92,7 +92,7 @@ def test_the_giant_of_dinov2():
 
 def test_heads_that_no_shape_shows():
     case = CASES["dino: ViT"]()
-    for options, said in (({}, "How many attention heads a dino ViT of width 24 has"), ({"num_heads": 5}, "5 do not")):
+    for options, said in (({}, "how many attention heads a dino ViT of width 24 has"), ({"num_heads": 5}, "5 do not")):
         with pytest.raises(hfproj.UsageError, match=said):
             hfproj.convert(case.file, "dino", **options)
 

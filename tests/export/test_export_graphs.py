@@ -304,7 +304,7 @@ def test_what_cannot_work(tmp_path):
     assert_refused(
         lambda: export(attach("timm_vit", "head"), path, example=torch.randn(2, 3, 48, 48)), "dynamic_img_size"
     )
-    assert_refused(lambda: export(attach("plain", "head"), path), "What PlainNet takes can't be told", "example=")
+    assert_refused(lambda: export(attach("plain", "head"), path), "What PlainNet takes is unknown", "example=")
     cnn = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
     assert_refused(
         lambda: export(get_peft_model(cnn, hfproj.ProjectionHeadConfig()), path), "image size of ResNetModel"
