@@ -12,9 +12,10 @@ from hfproj import geometry, plots
 from hfproj.data import image_ops as ops
 from hfproj.data import load_image_dataset
 from hfproj.errors import UsageError
+from hfproj.export import detach
 from hfproj.files import command_line, rounded
 from hfproj.functional.rows import unit_rows
-from hfproj.hub import detach, from_pretrained
+from hfproj.hub import from_pretrained
 from hfproj.probes import evaluate
 from hfproj.reporting import report
 from hfproj.results import Results

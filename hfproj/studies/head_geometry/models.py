@@ -18,8 +18,9 @@ from hfproj.backbones import FeatureBackbone, image_preprocessing, load_backbone
 from hfproj.data import EvalImages, ImageViews
 from hfproj.data.image_ops import rotate_translate
 from hfproj.errors import UsageError
+from hfproj.export import detach
 from hfproj.features import CachedFeatures, FeatureViews, cache_features, extract_features
-from hfproj.hub import detach, from_pretrained
+from hfproj.hub import from_pretrained
 from hfproj.studies.head_geometry.study import Study, tensor_once
 from hfproj.training import ProjectionTrainer, ProjectionTrainingArguments
 from hfproj.tuner import ProjectionHeadConfig
