@@ -108,7 +108,7 @@ def _layer(model: Any, adapter_name: str | None) -> tuple[ProjectionLayer, str]:
         raise UsageError(f"{type(model).__name__} has no projection head; {hint}.")
     name = adapter_name or next(iter(layer.active_adapters), None)
     if name not in layer.points:
-        raise UsageError(f"There is no head {name!r}; there are: {', '.join(layer.points)}.")
+        raise UsageError(f"There is no adapter {name!r}; there are: {', '.join(layer.points)}.")
     return layer, str(name)
 
 

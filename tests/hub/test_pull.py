@@ -87,7 +87,7 @@ def test_detach(saved):
     own = model.get_base_model().hfproj.projection_head_modules["default"].head
     assert torch.equal(head(h), own(h))
     assert not {p.data_ptr() for p in head.parameters()} & {p.data_ptr() for p in model.parameters()}
-    with pytest.raises(hfproj.UsageError, match="no head 'b'; there are: default"):
+    with pytest.raises(hfproj.UsageError, match="no adapter 'b'; there are: default"):
         hfproj.detach(model, "b")
     with pytest.raises(hfproj.UsageError, match="has no projection head; attach one"):
         hfproj.detach(make_backbone("vit"))
