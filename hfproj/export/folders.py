@@ -150,9 +150,9 @@ def _write_transformers(found: Attached, backbone: Any, target: Path) -> list[st
     source, names = files_of(backbone), _TEXT_FILES if backbone.main_input_name == "input_ids" else _IMAGE_FILES
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
     copied = False
-    for name in names if source else ():
+    for name in names if source is not None else ():
         try:
-            file = cached_file(source, name, **quiet)
+            file = cached_file(str(source), name, **quiet)
         except (OSError, ValueError):
             continue
         if file:

@@ -100,7 +100,7 @@ def detach(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
     return copy.deepcopy(layer.projection_head_modules[name].head)
 
 
-def _layer(model: Any, adapter_name: str | None) -> tuple[ProjectionLayer, str]:
+def _layer(model: Any, adapter_name: str | None) -> tuple[Any, str]:
     """Return what carries the heads of `model`, and the name of the one asked for."""
     layer: Any = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, CHILD, None)
     if not isinstance(layer, ProjectionLayer):

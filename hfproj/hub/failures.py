@@ -51,7 +51,8 @@ def _asked_wait(error: BaseException) -> float | None:
     if not is_transient(error) or isinstance(error, errors.OfflineModeIsEnabled):
         return None
     with suppress(AttributeError, RuntimeError):  # httpx raises the latter where it does not know the request
-        if any(part in str((_response(error) or error).request.url) for part in _RETRIED):  # type: ignore[attr-defined]
+        asked: Any = error if _response(error) is None else _response(error)
+        if any(part in str(asked.request.url) for part in _RETRIED):
             return None
     wait = _retry_after(error)
     return wait if wait <= LONGEST_WAIT else None

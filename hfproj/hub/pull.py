@@ -88,6 +88,9 @@ def from_pretrained(
     validation.check_rank(saved.config, backbone, saved.where)
     preprocessing = _preprocessing(backbone, saved)
     name = adapter_name or adapter.replace(".", "_")  # modules can't be named with a dot
+    if name != adapter and is_folder_name(name) and saved.source.size(f"{name}/{ADAPTER_CONFIG}") is not None:
+        words = f"adapter {adapter!r} of {repo} gets the name of another one there; adapter={name!r} loads that one."
+        warnings.warn(f"adapter_name={name!r}: {words}", stacklevel=2)
     model = _attach(backbone, saved, name, is_trainable, low_cpu_mem_usage)
     if preprocessing is not None:
         backbone.__dict__[OF_ADAPTER] = preprocessing

@@ -130,9 +130,9 @@ def parse_json(data: bytes) -> dict[str, Any]:
         >>> parse_json(b'{"out_dim": 128}')
         {'out_dim': 128}
     """
-    numbers = dict.fromkeys(("parse_constant", "parse_int", "parse_float"), _number)
+    number, text = _number, data.decode("utf-8")
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, **numbers)
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=number, parse_int=number, parse_float=number)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     if not isinstance(found, dict):

@@ -1,6 +1,7 @@
 """Loading adapters: damaged, foreign and hostile files are refused in one line."""
 
 import functools
+import inspect
 import json
 import shutil
 
@@ -61,6 +62,25 @@ def test_backbone_and_adapter_together(tmp_path):
         assert loaded.active_adapter == options.get("adapter_name", "nested")
     head = hfproj.load_head(tmp_path / "a", adapter="nested")
     assert torch.equal(head(model(**inputs).representation), model(**inputs).projection)
+
+
+def test_the_name_of_another_adapter_is_not_silently_given(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "a")
+    shutil.copytree(saved[0], tmp_path / "a" / "student")
+    with pytest.warns(UserWarning, match=r"adapter_name='student': adapter 'default' .* adapter='student' loads that"):
+        loaded = hfproj.from_pretrained(tmp_path / "a", backbone=make_backbone("vit"), adapter_name="student")
+    assert loaded.active_adapter == "student"
+
+
+def test_one_word_for_one_thing():
+    """`adapter` is a name in a folder or repository, `adapter_name` one in a model, as in PEFT."""
+    of_model = {"model", "backbone"}
+    for name in hfproj.__all__:
+        function = getattr(hfproj, name)
+        if inspect.isfunction(function):
+            parameters = set(inspect.signature(function).parameters)
+            assert "adapter" not in parameters or "repo" in parameters or "repo_id" in parameters, name
+            assert "adapter_name" not in parameters or parameters & of_model, name
 
 
 def test_a_backbone_in_a_folder_of_the_user(tmp_path):
