@@ -106,7 +106,8 @@ def _layer(model: Any, adapter_name: str | None) -> tuple[Any, str]:
     if not isinstance(layer, ProjectionLayer):
         hint = "attach one with get_peft_model(backbone, ProjectionHeadConfig(…)) or hfproj.from_pretrained(…)"
         raise UsageError(f"{type(model).__name__} has no projection head; {hint}.")
-    name = adapter_name or next(iter(layer.active_adapters), None)
+    active: Any = layer.active_adapters
+    name = adapter_name or next(iter(active), None)
     if name not in layer.points:
         raise UsageError(f"There is no adapter {name!r}; there are: {', '.join(layer.points)}.")
     return layer, str(name)
