@@ -205,16 +205,10 @@ def _write_readme(
     base = {"base_model": found.hub_id} if found.hub_id else {"base_model_relation": None}
     front = ModelCardData(**{**data, **base}, tags=["hfproj", "self-supervised-learning"]).to_yaml()
     source = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
-    text = Template(source, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
-        front=front,
-        title=title,
-        sentence=sentence,
-        load=load,
-        point=found.point,
-        config=found.config,
-        library=library_of(found.backbone),
-        channels_last=getattr(found.backbone, "output_fmt", "") == "NHWC",
-    )
+    template = Template(source, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    words = {"front": front, "title": title, "sentence": sentence, "load": load, "library": library_of(found.backbone)}
+    last = getattr(found.backbone, "output_fmt", "") == "NHWC"
+    text = template.render(words, point=found.point, config=found.config, channels_last=last)
     (target / CARD).write_text(text, encoding="utf-8")
 
 
