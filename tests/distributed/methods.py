@@ -15,7 +15,7 @@ from hfproj.regularizers import create_regularizer
 from hfproj.tuner.layer import HeadModules
 
 IN_DIM = 5
-MOMENTUM = 0.5  # of the moving average: large changes, so that a wrong copy shows
+MOMENTUM = 0.5  # of the EMA teacher: large changes, so that a wrong teacher shows
 
 
 class Adapter(nn.Module):

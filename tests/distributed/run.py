@@ -74,7 +74,7 @@ def on_one(name: str, world_size: int) -> dict[str, Tensor]:
 
 
 def assert_equal_to_one(name: str, world_size: int, tolerance: float = 1e-9) -> None:
-    """Assert that on every rank each tensor of a case equals that of one process with the joint batch."""
+    """Assert that on every rank each tensor of a case equals that of one process with the global batch."""
     expected = on_one(name, world_size)
     for rank, result in enumerate(on_processes(world_size)[name]):
         assert isinstance(result, dict), f"rank {rank} failed:\n{result}"

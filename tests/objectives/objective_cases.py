@@ -23,7 +23,7 @@ class Case:
         stationary: Whether the loss itself falls in training (the positive-pair cosine must rise where not).
         trained: Whether it is in the training test (one row per objective is enough).
         training_options: Options that replace `options` there (a batch of 64, TRAINED_DIM).
-        rows: Images of the joint batch in the test of several processes, if 8 (9 on three) are too few.
+        rows: Images of the global batch in the test of several processes, if 8 (9 on three) are too few.
     """
 
     name: str
