@@ -263,7 +263,7 @@ def group(tmp_path, monkeypatch):
     """Collectives of one process, by nccl on CUDA: tensors of another device, or of a type it has not, are refused."""
     options = {"backend": "nccl", "device_id": torch.device("cuda:0")} if CUDA else {"backend": "gloo"}
     dist.init_process_group(**options, init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    for module in (distributed, hfproj.features.extraction, hfproj.features.fixed_views, hfproj.features.store):
+    for module in (distributed, hfproj.features.extraction, hfproj.features.views, hfproj.features.store):
         monkeypatch.setattr(module, "world_size", lambda: OneOfMany(1))
     yield
     dist.destroy_process_group()

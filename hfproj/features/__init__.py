@@ -5,10 +5,9 @@ what lies below them.
 """
 
 from hfproj.features.extraction import Features, extract_features
-from hfproj.features.fixed_views import FixedViews
 from hfproj.features.neighbours import NeighbourBank, Neighbours
 from hfproj.features.similarity import linear_cka, mutual_knn
-from hfproj.features.view_cache import CachedFeatures, EvalFeatures, FeatureViews, cache_features
+from hfproj.features.views import CachedFeatures, EvalFeatures, FeatureViews, FixedViews, cache_features
 
 __all__ = [
     "CachedFeatures",

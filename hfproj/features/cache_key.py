@@ -2,8 +2,9 @@
 
     key = SHA-256(weights in use, architecture, adapter, data, preprocessing, what is read, version of this library)
 
-A part that is not known makes an error instead of a key; a part that does not matter may make another key, never an
-old answer. Weights count by content: every parameter and buffer except those of adapters that are not active.
+A part that is not known makes an error instead of a key; a part that does not matter may make another key, but never
+returns features of something else. Weights count by content: every parameter and buffer except those of adapters that
+are not active.
 """
 
 import dataclasses
@@ -53,14 +54,14 @@ def digest(value: Any) -> str:
         >>> digest({"a": 1, "b": [2.5, None]}) == digest({"b": [2.5, None], "a": 1})
         True
     """
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def tensor_digest(tensor: Tensor) -> str:
     """Return a digest of a tensor's type, shape and bytes, wherever it lies.
 
     Raises:
-        UsageError: its values are not in memory.
+        UsageError: If its values are not in memory.
 
     Example:
         >>> a = torch.tensor([1.0, 2.0])
@@ -95,8 +96,8 @@ def model_identity(model: Any) -> dict[str, Any]:
     }
     if hasattr(model, "peft_config"):
         tuners = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        active = sorted({name for m in tuners for name in m.active_adapters if not m.disable_adapters})
-        configs = {n: model.peft_config[n] for n in active if n in model.peft_config}
+        active = set().union(*map(_active, tuners)) & set(model.peft_config)
+        configs = {n: model.peft_config[n] for n in sorted(active)}
         found["adapter"] = {n: _loose(c.to_dict() if hasattr(c, "to_dict") else vars(c)) for n, c in configs.items()}
     return found
 
@@ -105,14 +106,16 @@ def _idle(model: nn.Module) -> set[str]:
     """Return the prefixes of the names that belong to adapters not in use."""
     found = set()
     for name, module in model.named_modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        active = set() if module.disable_adapters else set(module.active_adapters)
-        for container in (*module.adapter_layer_names, *module.other_param_names):
-            held: Any = getattr(module, container, None)
-            if isinstance(held, nn.ModuleDict | nn.ParameterDict) or type(held).__name__ == "BufferDict":  # PEFT's
-                found |= {f"{name}.{container}.{adapter}" for adapter in set(held.keys()) - active}
+        if isinstance(module, BaseTunerLayer):
+            for container in (*module.adapter_layer_names, *module.other_param_names):
+                held: Any = getattr(module, container, None)
+                if isinstance(held, nn.ModuleDict | nn.ParameterDict) or type(held).__name__ == "BufferDict":  # PEFT's
+                    found |= {f"{name}.{container}.{adapter}" for adapter in set(held.keys()) - _active(module)}
     return found
+
+
+def _active(module: BaseTunerLayer) -> set[str]:
+    return set() if module.disable_adapters else set(module.active_adapters)
 
 
 def _described(module: Any) -> list[Any]:
@@ -120,12 +123,9 @@ def _described(module: Any) -> list[Any]:
     if isinstance(module, nn.ParameterDict | nn.ModuleDict):  # they list what adapters are there, active or not
         return [_name(module)]
     if isinstance(module, BaseTunerLayer):
-        active = set() if module.disable_adapters else set(module.active_adapters)
         held = {n: getattr(module, n, None) for n in module.other_param_names}
-        return [
-            _name(module),
-            {n: _loose({a: v[a] for a in active & set(v)}) for n, v in held.items() if type(v) is dict},
-        ]
+        used = {n: {a: v[a] for a in _active(module) & set(v)} for n, v in held.items() if type(v) is dict}
+        return [_name(module), {n: _loose(v) for n, v in used.items()}]
     settings = {n: v for n, v in vars(module).items() if n[0] != "_" and isinstance(v, bool | int | float | str)}
     return [_name(module), _ADDRESS.sub("", module.extra_repr()), _loose(settings)]
 
@@ -155,7 +155,7 @@ def preprocessing_identity(collator: Any, key: str | None = None) -> dict[str, A
     Known are this library's collators and objects with a text `cache_key`.
 
     Raises:
-        UsageError: another collator without a key, or settings that are no plain values.
+        UsageError: If another collator has no key, or if its settings are no plain values.
 
     Example:
         >>> from hfproj.data import EvalImages
@@ -167,22 +167,17 @@ def preprocessing_identity(collator: Any, key: str | None = None) -> dict[str, A
     own = getattr(collator, "cache_key", None)
     if isinstance(own, str):
         return {"class": _name(collator), "key": own}
-    cure = (
+    hint = (
         "pass preprocessing_key='…', a text that changes whenever its work does, or give the collator such a text as "
         "its attribute cache_key."
     )
+    called = getattr(collator, "__qualname__", None) or type(collator).__qualname__
     if not type(collator).__module__.startswith("hfproj."):
-        raise UsageError(f"A cache has to know how the collator {_called(collator)} prepares items; {cure}")
+        raise UsageError(f"A cache has to know how the collator {called} prepares items; {hint}")
     try:
         return {"class": _name(collator), "settings": _settings(collator)}
     except TypeError as error:
-        raise UsageError(
-            f"The collator {_called(collator)} has settings without a plain form ({error}); {cure}"
-        ) from None
-
-
-def _called(value: Any) -> str:
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
+        raise UsageError(f"The collator {called} has settings without a plain form ({error}); {hint}") from None
 
 
 def _settings(owner: Any) -> dict[str, Any]:
@@ -225,11 +220,11 @@ def data_identity(dataset: Any, key: str | None = None) -> dict[str, Any]:
     """Return what a data set's items depend on.
 
     A 🤗 data set is known by its fingerprint. Of another, the length and the content of up to 256 evenly spaced items
-    (all, where there are no more) are taken; a change in between is not seen, hence the user's `key`. Wrappers
-    (``IndexedDataset``, ``Subset``) are looked through.
+    (all of them if there are no more) are taken; a change in between is not seen, hence the user's `key`. Of wrappers
+    (``IndexedDataset``, ``Subset``) what they wrap is taken.
 
     Raises:
-        UsageError: items that differ between two readings, or that hold something without a plain form.
+        UsageError: If items differ between two readings, or hold something without a plain form.
 
     Example:
         >>> rows = [{"x": torch.tensor([1.0]), "label": 0}, {"x": torch.tensor([2.0]), "label": 1}]
@@ -262,20 +257,16 @@ def _sampled(dataset: Any) -> dict[str, Any]:
             _update(check, dataset[0])
     except TypeError as error:
         raise UsageError(
-            f"The items of the {type(dataset).__name__} hold {error}, which has no plain form to tell data apart by; "
-            "pass data_key='…', a text that changes whenever the data do."
+            f"The items of the {type(dataset).__name__} hold {error}, which has no plain form that would tell data "
+            "apart; pass data_key='…', a text that changes whenever the data do."
         ) from None
     if again[0].digest() != again[1].digest():
         raise UsageError(
             f"Item 0 of the {type(dataset).__name__} differs between two readings (a random transform?), so its "
-            "features are not to be cached. Take the transform away, or pass data_key='…' if any one draw will do."
+            "features cannot be cached. Take the transform away, or pass data_key='…' if any one draw will do."
         )
     below = getattr(getattr(dataset, "dataset", None), "_fingerprint", None)
-    plain = (
-        {n: v for n, v in vars(dataset).items() if isinstance(v, bool | int | float | str)}
-        if _has_vars(dataset)
-        else {}
-    )
+    plain = {n: v for n, v in getattr(dataset, "__dict__", {}).items() if isinstance(v, bool | int | float | str)}
     return {
         "class": _name(dataset),
         "rows": rows,
@@ -284,10 +275,6 @@ def _sampled(dataset: Any) -> dict[str, Any]:
         "settings": digest(plain),
         "below": below if isinstance(below, str) else None,
     }
-
-
-def _has_vars(value: Any) -> bool:
-    return hasattr(value, "__dict__")
 
 
 def _update(content: Any, value: Any) -> None:

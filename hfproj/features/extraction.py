@@ -1,8 +1,9 @@
 """h and z of a whole data set, in its order, on the CPU, on every process: computed once, and kept on request.
 
-With a cache the features are written to disk while they are computed (`hfproj.features.store`) and mapped, not
-read, into memory: a data set may be larger than that. What they are kept under depends on the content of the weights,
-the adapter, the data, the preprocessing and what is read (`hfproj.features.cache_key`).
+With a cache the features are written to disk while they are computed (`hfproj.features.store`) and mapped into memory
+instead of read, so that a data set may be larger than the memory. The key depends on the content of the weights, the
+adapter, the data, the preprocessing and what is read (`hfproj.features.cache_key`). Cached views
+(`hfproj.cache_features`) go the same way.
 """
 
 import os
@@ -15,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hfproj.data.images import EvalImages
 from hfproj.distributed import gather_objects, gather_rows, rank, world_size
 from hfproj.errors import UsageError
 from hfproj.features import cache_key
-from hfproj.features.reader import Reader, run
+from hfproj.features.reader import Reader, view_batches
 from hfproj.features.store import FeatureStore
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -121,29 +123,21 @@ def extract_features(
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise UsageError(
-            f"Features are extracted from data sets with a length and indices; a {type(dataset).__name__} came. Of a "
-            "stream take the items that are wanted into a list first."
+            f"Expected a data set with a length and indices, got a {type(dataset).__name__}; of a stream, take the "
+            "items that are wanted into a list first."
         )
     if len(dataset) == 0:
         raise UsageError("The data set is empty: there is nothing to extract features from.")
     if batch_size < 1 or dtype not in DTYPES:
         raise UsageError(
-            f"Expected batch_size ≥ 1 and dtype float32, float16, bfloat16 or float64; batch_size={batch_size} and "
-            f"dtype={dtype} came."
+            "Expected batch_size ≥ 1 and dtype float32, float16, bfloat16 or float64, got "
+            f"batch_size={batch_size} and dtype={dtype}."
         )
-    if cache_dir is None and (data_key, preprocessing_key) != (None, None):
-        raise UsageError("data_key and preprocessing_key belong to a cache; give cache_dir too.")
-    if collator is None:
-        from hfproj.data.images import EvalImages
-
-        collator = EvalImages.for_model(model)
+    collator = EvalImages.for_model(model) if collator is None else collator
     device = torch.device(device) if device is not None else next(model.parameters(), torch.empty(0)).device
     reader = Reader(model, device, pooling=pooling, layers=layers, tokens=tokens, dtype=dtype, autocast=autocast)
-    source = _Source(reader, dataset, collator, batch_size, num_workers, progress)
-    if cache_dir is None:
-        whole = _in_memory(source)
-    else:
-        whole = _store(source, cache_dir, data_key, preprocessing_key).get(source.shards)
+    source = Source(reader, dataset, collator, batch_size, num_workers, progress)
+    whole = collect(source, cache_dir, data_key, preprocessing_key)
     return Features(
         h=whole["h"],
         z=whole.get("z"),
@@ -155,22 +149,39 @@ def extract_features(
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Computes what is read of ranges of rows."""
+class Source:
+    """Computes what is read of ranges of rows.
+
+    Attributes:
+        reader: Reads a batch.
+        dataset: With a length and integer indices; for views an `IndexedDataset`.
+        collator: Makes a batch of a list of items.
+        batch_size: Items per forward pass.
+        num_workers: Processes that load data.
+        progress: Show a bar (first process only).
+        passes: 0: h, z and others of the items; else h ``[rows, views, dim]`` of the views of so many epochs.
+    """
 
     reader: Reader
     dataset: Any
     collator: Callable[[list], Mapping[str, Any]]
     batch_size: int
-    num_workers: int
-    progress: bool
+    num_workers: int = 0
+    progress: bool = False
+    passes: int = 0
 
     def shards(self, parts: Sequence[range]) -> Generator[dict[str, Tensor], None, None]:
         """Yield the tensors of each part; no batch reaches over its end."""
-        batches = [list(part[i : i + self.batch_size]) for part in parts for i in range(0, len(part), self.batch_size)]
+        size, epochs = self.batch_size, range(max(self.passes, 1))
+        batches = [list(part[i : i + size]) for part in parts for _ in epochs for i in range(0, len(part), size)]
+        keys: Any = batches
+        if self.passes:
+            ends = [-(-len(part) // size) for part in parts]
+            of_batch = [epoch for end in ends for epoch in epochs for _ in range(end)]
+            keys = [[(epoch, row) for row in batch] for epoch, batch in zip(of_batch, batches)]
         loader: Any = DataLoader(
             self.dataset,
-            batch_sampler=batches,
+            batch_sampler=keys,
             collate_fn=self.collator,
             num_workers=self.num_workers,
             generator=torch.Generator(),  # a loader without its own generator advances the global one
@@ -183,22 +194,15 @@ class _Source:
         with self.reader:
             values = (self._values(batch, next(rows)) for batch in loader)
             for part in parts:
-                pieces = [next(values) for _ in range(0, len(part), self.batch_size)]
-                if any(piece.keys() != pieces[0].keys() for piece in pieces):
-                    raise UsageError("The collator gave 'labels' or 'index' for some batches and not for others.")
-                for name in pieces[0]:
-                    shapes = {tuple(piece[name].shape[1:]) for piece in pieces}
-                    if len(shapes) > 1:
-                        raise UsageError(
-                            f"{name!r} has rows of different shapes, {sorted(shapes)}, such as tokens of texts of "
-                            "different lengths; pad all items to one length."
-                        )
-                # Outside inference mode: a probe that trains on the features could not use inference tensors.
+                passes = [_joined([next(values) for _ in range(0, len(part), size)]) for _ in epochs]
                 with torch.inference_mode(False), torch.no_grad():
-                    yield {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+                    yield passes[0] | ({"h": torch.cat([one["h"] for one in passes], 1)} if self.passes else {})
 
     def _values(self, batch: Mapping[str, Any], rows: list[int]) -> dict[str, Tensor]:
-        found = self.reader(batch)
+        if self.passes:
+            found = {"h": torch.stack([self.reader(view)["h"] for view in view_batches(batch)], 1)}
+        else:
+            found = self.reader(batch)
         for key in ("labels", "index"):
             if batch.get(key) is not None:
                 found[key] = torch.as_tensor(batch[key]).cpu().long()
@@ -209,11 +213,40 @@ class _Source:
         return found
 
 
-def _in_memory(source: _Source) -> dict[str, Tensor]:
+def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if any(piece.keys() != pieces[0].keys() for piece in pieces):
+        raise UsageError("The collator gave 'labels' or 'index' for some batches and not for others.")
+    for name in pieces[0]:
+        shapes = {tuple(piece[name].shape[1:]) for piece in pieces}
+        if len(shapes) > 1:
+            raise UsageError(
+                f"{name!r} has rows of different shapes, {sorted(shapes)}, such as tokens of texts of different "
+                "lengths; pad all items to one length."
+            )
+    # Outside inference mode: a probe that trains on the features could not use inference tensors.
+    with torch.inference_mode(False), torch.no_grad():
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def collect(
+    source: Source,
+    cache_dir: str | os.PathLike | None = None,
+    data_key: str | None = None,
+    preprocessing_key: str | None = None,
+) -> dict[str, Tensor]:
+    """Return what is read of all rows, on every process: from memory, or mapped from the cache.
+
+    Raises:
+        UsageError: If a key is given without a cache, if a cache has no key, or if processes hold different models.
+    """
+    if cache_dir is not None:
+        return _store(source, cache_dir, data_key, preprocessing_key).get(source.shards)
+    if (data_key, preprocessing_key) != (None, None):
+        raise UsageError("data_key and preprocessing_key belong to a cache; give cache_dir too.")
     rows = len(source.dataset)
     start, stop = rows * rank() // world_size(), rows * (rank() + 1) // world_size()
-    share = range(start, stop) or range(1)  # a process without a share still has to know the widths
-    (whole,) = source.shards([share])
+    own = range(start, stop) or range(1)  # a process without rows still has to know the widths
+    (whole,) = source.shards([own])
     whole = {key: tensor[: stop - start] for key, tensor in whole.items()}
     if world_size() > 1:
         with torch.no_grad():
@@ -222,14 +255,15 @@ def _in_memory(source: _Source) -> dict[str, Tensor]:
 
 
 def _store(
-    source: _Source, cache_dir: str | os.PathLike, data_key: str | None, preprocessing_key: str | None
+    source: Source, cache_dir: str | os.PathLike, data_key: str | None, preprocessing_key: str | None
 ) -> FeatureStore:
     reader = source.reader
+    read = reader.protocol
     made_of = {
         "model": cache_key.model_identity(reader.model),
         "data": cache_key.data_identity(source.dataset, data_key),
         "preprocessing": cache_key.preprocessing_identity(source.collator, preprocessing_key),
-        "read": reader.protocol,
+        "read": {**read, "passes": source.passes} if source.passes else read,
         "hfproj": cache_key.library_version(),
     }
     everywhere = gather_objects(made_of)
@@ -248,18 +282,3 @@ def _store(
         settings={"batch_size": source.batch_size, **versions},
         names=["h", "z", "labels", "index", *(f"layers.{n}" for n in reader.layers), *["tokens"] * reader.tokens],
     )
-
-
-def forward(model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Any:
-    """Run a model with an active head on the inputs of a batch: `inputs` (a mapping) or `pixel_values`.
-
-    Raises:
-        UsageError: the batch has neither, or the output has no h and z.
-    """
-    output = run(model, batch, device)
-    if getattr(output, "representation", None) is None or getattr(output, "projection", None) is None:
-        raise UsageError(
-            f"The model returned {type(output).__name__} without `representation` and `projection`; expected a model "
-            "with an active projection head. Is its adapter disabled, or was the head never attached?"
-        )
-    return output

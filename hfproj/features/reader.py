@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,21 +26,20 @@ class Reader:
         pooling: How a backbone without an adapter is pooled; None: its default. An adapter brings its own.
         layers: Blocks by index (−1: the final output), submodules by name, or ``"all"`` blocks.
         tokens: Whether the tokens that h is pooled from are read too.
-        dtype: Of what is returned.
+        dtype: Type of what is returned.
         autocast: Type of the mixed precision; None: none of its own.
 
     Attributes:
-        backbone: The backbone below wrappers.
         layers: Name of each intermediate layer → where it is read.
 
     Raises:
-        UsageError: a pooling beside an adapter's own, a layer that does not exist, or a combination that
-            `hfproj.backbones.resolve_read_point` refuses.
+        UsageError: If a pooling is given beside an adapter's own, if a layer does not exist, or if
+            `hfproj.backbones.resolve_read_point` refuses the combination.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         device: torch.device,
         *,
         pooling: str | None = None,
@@ -49,7 +49,8 @@ class Reader:
         autocast: torch.dtype | None = None,
     ):
         self.model, self.device, self.dtype, self.autocast, self.tokens = model, device, dtype, autocast, tokens
-        self.backbone: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        get_base: Any = getattr(model, "get_base_model", None)
+        self.backbone: nn.Module = model if get_base is None else get_base()
         layer: Any = getattr(self.backbone, CHILD, None)
         self._has_hooks = isinstance(layer, ProjectionLayer)
         points = layer.points if isinstance(layer, ProjectionLayer) else {}
@@ -60,28 +61,24 @@ class Reader:
             self._point = points[adapter]
             if pooling not in (None, self._point.pooling):
                 raise UsageError(
-                    f"pooling={pooling!r} came, and the model's adapter reads its backbone by "
-                    f"pooling={self._point.pooling!r}; leave pooling out, or pass the bare backbone."
+                    f"The model's adapter reads its backbone by pooling={self._point.pooling!r}, got "
+                    f"pooling={pooling!r}; leave pooling out, or pass the bare backbone."
                 )
         # A pooler gives one vector and no tokens, and only of the end: what lies before it is pooled by the default.
-        self._pooling = None if self._point.pooling == "pooler" else self._point.pooling
-        self._token_point = self._point
-        if self._point.pooling == "pooler":
-            self._token_point = resolve_read_point(self.backbone, in_dim=1)
-        self.layers = dict(self._layer(layer) for layer in self._listed(layers))
+        by_pooler = self._point.pooling == "pooler"
+        self._pooling = None if by_pooler else self._point.pooling
+        self._token_point = resolve_read_point(self.backbone, in_dim=1) if by_pooler else self._point
+        if isinstance(layers, str):
+            if layers != "all":
+                raise UsageError(f"Expected layers='all' or a list, got {layers!r}; do you mean layers=[{layers!r}]?")
+            layers = blocks_of(self.backbone)
+        self.layers = dict(map(self._layer, layers))
         self._captured: dict[tuple[str, str], Any] = {}
-        self._handles: list[Any] = []
-
-    def _listed(self, layers: Sequence[int | str] | str) -> Sequence[int | str]:
-        if not isinstance(layers, str):
-            return list(layers)
-        if layers != "all":
-            raise UsageError(f"layers={layers!r}: expected 'all' or a list, such as layers=[{layers!r}].")
-        return blocks_of(self.backbone)
+        self._entered = ExitStack()
 
     def _layer(self, layer: int | str) -> tuple[str, ReadPoint]:
         if isinstance(layer, bool) or not isinstance(layer, int | str):
-            raise UsageError(f"A layer is the index of a block or the name of a submodule; {layer!r} came.")
+            raise UsageError(f"Expected a layer as the index of a block or the name of a submodule, got {layer!r}.")
         if isinstance(layer, int):
             point = resolve_read_point(self.backbone, pooling=self._pooling, layer=layer, in_dim=1)
             return FINAL if layer == -1 else str(point.module), point
@@ -109,40 +106,27 @@ class Reader:
 
     def __enter__(self) -> "Reader":
         points = [*self.layers.values(), self._point, *[self._token_point] * self.tokens]
-        for module, side in sorted({(p.module, p.side) for p in points if p.module is not None}):
-            part = self.backbone.get_submodule(module)
-            if side == "input":
-                self._handles.append(part.register_forward_pre_hook(self._keep_input(module)))
-            else:
-                self._handles.append(part.register_forward_hook(self._keep_output(module)))
-        self._mode = evaluating(self.model)
-        self._mode.__enter__()
+        for name, side in sorted({(p.module, p.side) for p in points if p.module is not None}):
+            module, keep = self.backbone.get_submodule(name), partial(self._keep, (name, side))
+            before = side == "input"
+            hook = module.register_forward_pre_hook(keep) if before else module.register_forward_hook(keep)
+            self._entered.callback(hook.remove)
+        self._entered.callback(self._captured.clear)
+        self._entered.enter_context(evaluating(self.model))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._mode.__exit__(*error)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._captured.clear()
+        self._entered.close()
 
-    def _keep_output(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            self._captured[name, "output"] = output
-
-        return hook
-
-    def _keep_input(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple) -> None:
-            self._captured[name, "input"] = args[0]
-
-        return hook
+    def _keep(self, where: tuple[str, str], module: nn.Module, inputs: tuple, output: Any = None) -> None:
+        self._captured[where] = inputs[0] if where[1] == "input" else output
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return h, z?, ``layers.<name>`` and tokens? of a batch, on the CPU.
 
         Raises:
-            UsageError: the batch has no inputs, or the output no representation that can be read or stored so.
+            UsageError: If the batch has no inputs, if no representation can be read from the output, or if its values
+                do not fit into `dtype`.
         """
         mixed = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
         self._captured.clear()
@@ -163,7 +147,7 @@ class Reader:
             return {name: self._stored(name, f) for name, f in found.items()}
 
     def _options(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a bare backbone has to be told, which otherwise the head's hook tells it."""
+        """Return the options that a bare backbone needs, and that the head's hook gives it otherwise."""
         images = batch.get("pixel_values", batch.get("inputs", {}).get("pixel_values"))
         if self._has_hooks or not isinstance(images, Tensor) or images.ndim != 4:
             return {}
@@ -194,8 +178,8 @@ class Reader:
             f = f.flatten(1, 2) if self._channels_last(f) else f.flatten(2).mT
         if f.ndim != 3:
             raise UsageError(
-                f"tokens=True: {type(self.backbone).__name__} gives one vector per item ({tuple(f.shape)}) and no "
-                "tokens; leave tokens out."
+                f"Expected tokens, got one vector per item ({tuple(f.shape)}) from {type(self.backbone).__name__}; "
+                "leave tokens out."
             )
         return f
 
@@ -203,16 +187,16 @@ class Reader:
         value = getattr(source, "last_hidden_state", source)
         value = value[0] if isinstance(value, tuple | list) and value else value
         if not isinstance(value, Tensor) or not 2 <= value.ndim <= 4:
-            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(
-                f"{type(self.backbone).__name__} returned {came}, which no representation can be read from; expected "
+                f"{type(self.backbone).__name__} returned {found}, from which no representation can be read; expected "
                 "[batch, dim], [batch, tokens, dim], [batch, dim, height, width], an output with last_hidden_state, or "
                 "a model with an active projection head."
             )
         return value
 
     def _channels_last(self, f: Tensor) -> bool:
-        """Whether a feature map has its channels last, as those of timm's Swin family have."""
+        """Return whether a feature map has its channels last, as those of timm's Swin family have."""
         return any(getattr(m, "output_fmt", "") == "NHWC" for m in (self.backbone, *self.backbone.children())) or (
             f.shape[1] == f.shape[2] != f.shape[3]
         )
@@ -231,7 +215,7 @@ def run(model: nn.Module, batch: Mapping[str, Any], device: torch.device, **opti
     """Run the model on the inputs of a batch, `inputs` (a mapping) or `pixel_values`, and return its output.
 
     Raises:
-        UsageError: the batch has neither.
+        UsageError: If the batch has neither.
     """
     if "inputs" in batch:
         inputs = {key: value.to(device, non_blocking=True) for key, value in batch["inputs"].items()}
@@ -239,4 +223,25 @@ def run(model: nn.Module, batch: Mapping[str, Any], device: torch.device, **opti
     if "pixel_values" in batch:
         # By position: timm and plain modules call their first argument otherwise than transformers do.
         return model(batch["pixel_values"].to(device, non_blocking=True), **options)
-    raise UsageError(f"The collator gave {sorted(batch)}; expected 'pixel_values' or 'inputs' (a mapping) among them.")
+    raise UsageError(f"Expected 'pixel_values' or 'inputs' (a mapping) in the batch, got {sorted(batch)}.")
+
+
+def run_head(model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Any:
+    """Run a model with an active head on the inputs of a batch, and return its output.
+
+    Raises:
+        UsageError: If the batch has no inputs, or if the output has no h and z.
+    """
+    output = run(model, batch, device)
+    if getattr(output, "representation", None) is None or getattr(output, "projection", None) is None:
+        raise UsageError(
+            f"The model returned {type(output).__name__} without `representation` and `projection`; expected a model "
+            "with an active projection head. Is its adapter disabled, or was the head never attached?"
+        )
+    return output
+
+
+def view_batches(batch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return each view of a batch as `run` takes it; a batch without "views" is one view."""
+    views = batch.get("views", [batch])
+    return [v if v is batch else {"inputs": v} if isinstance(v, Mapping) else {"pixel_values": v} for v in views]

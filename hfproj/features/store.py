@@ -1,29 +1,30 @@
 """Features on disk: one safetensors file that is written shard by shard, and mapped instead of read.
 
-    <cache_dir>/<key>/features.safetensors   h [rows, dim] and the others, each contiguous over all rows
+    <cache_dir>/<key>/features.safetensors   h [rows, …] and the others, each contiguous over all rows
     <cache_dir>/<key>/manifest.json          what the key is made of, and a checksum of every shard; written last
     <cache_dir>/<key>/progress*              while unfinished: the settings, and each process's finished shards
     <cache_dir>/<key>.lock                   held by whoever writes; the system frees it when its holder dies
 
-A shard is a range of rows. Its place in the file follows from the shapes alone, so that shards can be written in any
-order and by several processes, nothing has to be joined in the end, and a tensor of all rows is one mapped array:
-reading a slice reads these rows only, whatever the size of the file. (Arrow would split it into chunks, and separate
-shard files into several arrays.) Batches never reach over a shard's end. Their content hence depends neither on where
-an interrupted extraction stopped nor on the number of processes, and the finished file has the same bytes.
+A shard is a range of rows. Its place in the file follows from the shapes alone (`hfproj.features.store_layout`), so
+that shards can be written in any order and by several processes, nothing has to be joined in the end, and a tensor of
+all rows is one mapped array: reading a slice reads these rows only, whatever the size of the file. (Arrow would split
+it into chunks, and separate shard files into several arrays.) Batches never reach over a shard's end. Their content
+hence depends neither on where an interrupted extraction stopped nor on the number of processes, and the finished file
+has the same bytes.
 
-A file counts only with a manifest whose checksums fit, all of them, at each opening. Shards that do not are extracted
-again, and all of them where the file is another one than the manifest says.
+A file counts only with a manifest whose checksums all fit, which is checked at each opening. Shards that do not fit are
+extracted again, and all of them if the file is not the one that the manifest describes.
 """
 
 import hashlib
 import json
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ Compute = Callable[[Sequence[range]], Generator[dict[str, Tensor], None, None]]
 
 @dataclass
 class _Record:
-    """What a manifest, or the notes of an unfinished extraction, say."""
+    """What a manifest or the notes of an unfinished extraction say, with the layout of the file if it is theirs."""
 
-    settings: dict[str, Any]
-    shards: dict[int, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    shards: dict[int, str] = field(default_factory=dict)  # number → checksum
     finished: bool = False
+    layout: Layout | None = None
 
 
 class FeatureStore:
@@ -55,13 +57,16 @@ class FeatureStore:
 
     Args:
         cache_dir: Folder of all caches, on a file system that all processes share.
-        key: Of these features, hexadecimal.
+        key: Hexadecimal digest that names these features.
         made_of: What the key is the digest of, for the manifest.
-        rows: Of the data set.
-        shard_rows: Rows of a shard.
+        rows: Number of rows of the data set.
+        shard_rows: Number of rows of a shard.
         settings: What else the last bits of the numbers depend on (batch size, device, versions): an unfinished
-            extraction goes on only under the same.
-        names: Names of the tensors that are expected; "labels" may be there and "z" too.
+            extraction is continued only under equal settings.
+        names: Names of the tensors that are expected; "labels" and "z" may be missing.
+
+    Raises:
+        UsageError: If the key is not hexadecimal, or if the folder cannot be written to.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class FeatureStore:
         names: Sequence[str],
     ):
         if not key or set(key) - set("0123456789abcdef"):
-            raise UsageError(f"A cache key is hexadecimal; {key!r} came.")
+            raise UsageError(f"Expected a hexadecimal cache key, got {key!r}.")
         self.key, self.made_of, self.rows, self.names = key, dict(made_of), rows, set(names)
         self.settings = {**settings, "shard_rows": shard_rows}
         self.folder = Path(cache_dir).expanduser() / key
@@ -85,6 +90,8 @@ class FeatureStore:
         except OSError as error:
             raise UsageError(f"cache_dir={str(cache_dir)!r} is no folder that can be written to ({error}).") from error
         self.file, self.manifest = self.folder / "features.safetensors", self.folder / "manifest.json"
+        self.progress = self.folder / "progress.json"
+        self._about = {"format": FORMAT, "key": key, "rows": rows}
 
     def get(self, compute: Compute) -> dict[str, Tensor]:
         """Return the mapped tensors, after extracting what is missing.
@@ -93,65 +100,54 @@ class FeatureStore:
             compute: Gets ranges of rows and yields a dict of tensors for each.
 
         Raises:
-            UsageError: the processes do not share the folder, or give different tensors.
+            UsageError: If the processes do not share the folder, or if they give tensors of different shapes.
         """
-        if not self._is_whole(tell=False):
+        record, problem = self._recorded()
+        if problem or not record.finished:
             with self._locked():
-                if not self._is_whole(tell=True):  # another process may have finished it meanwhile
-                    self._extract(compute)
+                record, problem = self._recorded()  # another process may have finished it meanwhile
+                if problem and rank() == 0:
+                    warnings.warn(
+                        f"The feature cache {self.folder.name} is damaged: {problem}. What does not fit is extracted "
+                        "again.",
+                        stacklevel=4,
+                    )
+                if problem or not record.finished:
+                    self._extract(compute, record)
         with safe_open(self.file, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
 
     # --- what is there ---
 
-    def _is_whole(self, *, tell: bool) -> bool:
-        record, reason = self._recorded(finished=True)
-        if tell:
-            self._tell(reason)
-        return record is not None and not reason
-
-    def _tell(self, reason: str) -> None:
-        if reason and rank() == 0:
-            warnings.warn(
-                f"The feature cache {self.folder.name} is damaged: {reason}. What does not fit is extracted again.",
-                stacklevel=6,
-            )
-
-    def _recorded(self, *, finished: bool) -> tuple[_Record | None, str]:
-        """Return what is on record, less the shards whose bytes do not fit, and what is wrong; "" for nothing."""
-        record, reason = broadcast_object(self._read_record(finished) if rank() == 0 else None)
-        if record is None:
-            return record, reason
-        layout, problem = broadcast_object(self._read_layout() if rank() == 0 else None)
-        if layout is None:
-            told = problem if record.finished or record.shards else ""  # else it was killed before it made the file
-            return _Record(record.settings, finished=record.finished), told
+    def _recorded(self) -> tuple[_Record, str]:
+        """Return what is on record, without the shards whose bytes do not fit, and what is wrong; "" for nothing."""
+        record, problem = broadcast_object(self._read_record() if rank() == 0 else None)
+        if problem or not record.settings:
+            return record, problem
+        record.layout, problem = broadcast_object(self._read_layout() if rank() == 0 else None)
+        if record.layout is None:  # without any shard the writer was killed before it had made the file
+            return replace(record, shards={}), problem if record.finished or record.shards else ""
         own = sorted(record.shards)[rank() :: world_size()]
-        bad = sorted(shard for part in gather_objects(self._bad(layout, record, own)) for shard in part)
-        good = {shard: checksum for shard, checksum in record.shards.items() if shard not in set(bad)}
+        bad = {shard for part in gather_objects(self._bad_shards(record, record.layout, own)) for shard in part}
         if bad:
-            reason = f"the content of {len(bad)} of {len(record.shards)} shards has changed"
-        return _Record(record.settings, good, record.finished), reason
+            problem = f"the content of {len(bad)} of {len(record.shards)} shards has changed"
+        return replace(record, shards={n: c for n, c in record.shards.items() if n not in bad}), problem
 
-    def _read_record(self, finished: bool) -> tuple[_Record | None, str]:
+    def _read_record(self) -> tuple[_Record, str]:
+        finished = self.manifest.is_file()
+        if not finished and not self.progress.is_file():
+            return _Record(), ""
         try:
-            if self.manifest.is_file():
-                found = json.loads(self.manifest.read_bytes())
-                shards = dict(enumerate(map(str, found["shards"])))
-                if (found["format"], found["key"], found["rows"]) != (FORMAT, self.key, self.rows):
-                    return None, "the manifest belongs to other features"
-                if len(shards) != self._count(found["settings"]):
-                    return None, "the manifest is incomplete"
-                return _Record(found["settings"], shards, finished=True), ""
-            if finished or not (self.folder / "progress.json").is_file():
-                return None, ""
-            found = json.loads((self.folder / "progress.json").read_bytes())
-            if (found["format"], found["key"], found["rows"]) != (FORMAT, self.key, self.rows):
-                return None, ""
-            return _Record(found["settings"], self._noted(found["settings"])), ""
+            found = json.loads((self.manifest if finished else self.progress).read_bytes())
+            settings, count = found["settings"], self._count(found["settings"])
+            if any(found[name] != value for name, value in self._about.items()):
+                return _Record(), "the manifest belongs to other features" if finished else ""
+            shards = dict(enumerate(map(str, found["shards"]))) if finished else self._noted(count)
+            if finished and len(shards) != count:
+                return _Record(), "the manifest is incomplete"
+            return _Record(settings, shards, finished), ""
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return None, f"its manifest cannot be read ({type(error).__name__})" if self.manifest.exists() else ""
+            return _Record(), f"its manifest cannot be read ({type(error).__name__})" if finished else ""
 
     def _count(self, settings: Mapping[str, Any]) -> int:
         """Return how many shards there are."""
@@ -160,8 +156,8 @@ class FeatureStore:
             raise ValueError(f"shard_rows={shard_rows!r}")
         return -(-self.rows // shard_rows)
 
-    def _noted(self, settings: Mapping[str, Any]) -> dict[int, str]:
-        shards, count = {}, self._count(settings)
+    def _noted(self, count: int) -> dict[int, str]:
+        shards = {}
         for journal in sorted(self.folder.glob("progress-*.jsonl")):
             for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
@@ -177,42 +173,25 @@ class FeatureStore:
         if self.file.is_symlink() or not self.file.is_file():
             return None, "features.safetensors is missing"
         try:
-            layout = Layout.of(self.file)
-            self._check_layout(layout)
+            layout = self._checked(Layout.of(self.file))
         except (OSError, ValueError):
             return None, "features.safetensors is another file"
         if layout.key != self.key:
             return None, "features.safetensors belongs to other features"
-        expected, size = layout.size, self.file.stat().st_size
-        if size != expected:
-            return None, f"features.safetensors has {size} bytes instead of {expected}"
+        if (size := self.file.stat().st_size) != layout.size:
+            return None, f"features.safetensors has {size} bytes instead of {layout.size}"
         return layout, ""
 
-    def _check_layout(self, layout: Layout) -> None:
-        optional = {"z", "labels"}
-        names = set(layout.tensors)
+    def _checked(self, layout: Layout) -> Layout:
+        names, optional = set(layout.tensors), {"z", "labels"}
         if layout.rows != self.rows or names - optional != self.names - optional or names - self.names:
             raise ValueError(f"unexpected tensors {sorted(names)}")
+        return layout
 
-    def _bad(self, layout: Layout, record: _Record, shards: Sequence[int]) -> list[int]:
-        if not shards:
-            return []
+    def _bad_shards(self, record: _Record, layout: Layout, shards: Sequence[int]) -> list[int]:
+        size = record.settings["shard_rows"]
         with open(self.file, "rb", buffering=0) as file:
-            size = record.settings["shard_rows"]
-            return [s for s in shards if self._checksum(file, layout, self._range(s, size)) != record.shards[s]]
-
-    def _checksum(self, file: Any, layout: Layout, part: range) -> str:
-        content = hashlib.sha256()
-        for name in layout.tensors:
-            file.seek(layout.place(name, part.start))
-            left = len(part) * layout.row_bytes(name)
-            while left:
-                piece = file.read(min(left, _PIECE))
-                if not piece:
-                    return ""
-                content.update(piece)
-                left -= len(piece)
-        return content.hexdigest()[:32]
+            return [s for s in shards if _checksum(file, layout, self._range(s, size)) != record.shards[s]]
 
     def _range(self, shard: int, shard_rows: int) -> range:
         return range(shard * shard_rows, min((shard + 1) * shard_rows, self.rows))
@@ -232,13 +211,13 @@ class FeatureStore:
                 return False
             return True
 
-        told = False
+        warned = False
         while not broadcast_object(taken() if rank() == 0 else None):  # again and again, as collectives have timeouts
-            if rank() == 0 and not told:
+            if rank() == 0 and not warned:
                 warnings.warn(
                     f"Another process extracts the features {self.folder.name}; waiting for it.", stacklevel=6
                 )
-            told = True
+            warned = True
             time.sleep(0.2)
         try:
             yield
@@ -246,19 +225,13 @@ class FeatureStore:
             if rank() == 0:
                 lock.release()
 
-    def _extract(self, compute: Compute) -> None:
-        record, reason = self._recorded(finished=False)
-        if record is not None and not record.finished:  # else it is told already
-            self._tell(reason)
-        done, layout = {}, None
-        if record is not None and record.settings == self.settings:
-            layout, _ = broadcast_object(self._read_layout() if rank() == 0 else None)
-            done = record.shards if layout is not None else {}
-        if not self._fill(compute, done, layout):
+    def _extract(self, compute: Compute, record: _Record) -> None:
+        goes_on = record.layout is not None and record.settings == self.settings
+        if not goes_on or not self._fill(compute, dict(record.shards), record.layout):
             self._fill(compute, {}, None)  # what is there was not made by this extraction
 
     def _fill(self, compute: Compute, done: dict[int, str], layout: Layout | None) -> bool:
-        """Extract the shards that are not done and write the manifest; False where they don't fit the `layout`."""
+        """Extract the shards that are not done and write the manifest; False where they do not fit the `layout`."""
         shard_rows = self.settings["shard_rows"]
         missing = [s for s in range(self._count(self.settings)) if s not in done]
         first, stop = (-(-len(missing) * (rank() + i) // world_size()) for i in (0, 1))  # rank 0 has one if any has
@@ -275,7 +248,8 @@ class FeatureStore:
             if any(gather_objects(result is not None and wanted != agreed)):
                 raise UsageError("The processes give features of different shapes; have they the same model?")
             if layout is None and rank() == 0:
-                self._make_file(agreed)
+                write_atomic(self.file, agreed.header())  # a new file: who has mapped the old one keeps it
+                os.truncate(self.file, agreed.size)
             barrier()
             if any(gather_objects(self._read_layout()[0] != agreed)):
                 raise UsageError(
@@ -288,7 +262,7 @@ class FeatureStore:
             ):
                 for shard in own:
                     assert result is not None
-                    done[shard] = self._write(file, agreed, shard, result)
+                    done[shard] = _write(file, agreed, self._range(shard, shard_rows), result)
                     journal.write(f"\n{json.dumps([shard, done[shard]])}")  # before it: the last line may be cut off
                     journal.flush()
                     result = next(results, None)
@@ -296,14 +270,17 @@ class FeatureStore:
         for part in gather_objects(done):
             done |= part
         if rank() == 0:
-            self._finish(done)
+            shards = [done[shard] for shard in range(len(done))]
+            what = {"made_of": self.made_of, "settings": self.settings}
+            write_json(self.manifest, {**self._about, **what, "shards": shards})
+            for note in self.folder.glob("progress*"):
+                note.unlink()
         barrier()
         return True
 
     def _layout_of(self, result: Mapping[str, Tensor]) -> Layout:
-        layout = Layout(self.key, self.rows, {name: (t.dtype, tuple(t.shape[1:])) for name, t in result.items()})
-        self._check_layout(layout)
-        return layout
+        tensors = {name: (tensor.dtype, tuple(tensor.shape[1:])) for name, tensor in result.items()}
+        return self._checked(Layout(self.key, self.rows, tensors))
 
     def _note_start(self, done: Mapping[int, str]) -> None:
         """Replace what was on record by the finished shards that are kept; those first, the manifest last."""
@@ -312,52 +289,39 @@ class FeatureStore:
         for journal in self.folder.glob("progress-*.jsonl"):
             if journal != kept:
                 journal.unlink()
-        about = {"format": FORMAT, "key": self.key, "rows": self.rows, "settings": self.settings}
-        write_json(self.folder / "progress.json", about)
+        write_json(self.progress, {**self._about, "settings": self.settings})
         self.manifest.unlink(missing_ok=True)
 
-    def _make_file(self, layout: Layout) -> None:
-        """Put an empty file in place of whatever is there: who maps the old one keeps it."""
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".features.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(layout.header())
-                file.truncate(layout.size)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private
-            os.replace(temporary, self.file)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
-    def _write(self, file: Any, layout: Layout, shard: int, result: Mapping[str, Tensor]) -> str:
-        part, content = self._range(shard, self.settings["shard_rows"]), hashlib.sha256()
-        for name, (dtype, shape) in layout.tensors.items():
-            tensor = result.get(name)
-            if tensor is None or (tensor.dtype, tensor.shape) != (dtype, (len(part), *shape)):
-                came = None if tensor is None else tuple(tensor.shape)
-                raise UsageError(
-                    f"{name!r} of rows {part.start} to {part.stop - 1} has shape {came}, expected "
-                    f"{(len(part), *shape)} as in the first rows."
-                )
-            raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-            data = memoryview(raw)
-            content.update(data)
-            file.seek(layout.place(name, part.start))
-            while data:
-                data = data[file.write(data) :]
-        return content.hexdigest()[:32]
+def _checksum(file: FileIO, layout: Layout, part: range) -> str:
+    content = hashlib.sha256()
+    for name in layout.tensors:
+        file.seek(layout.place(name, part.start))
+        left = len(part) * layout.row_bytes(name)
+        while left:
+            piece = file.read(min(left, _PIECE))
+            if not piece:
+                return ""
+            content.update(piece)
+            left -= len(piece)
+    return content.hexdigest()[:32]
 
-    def _finish(self, shards: Mapping[int, str]) -> None:
-        content = {
-            "format": FORMAT,
-            "key": self.key,
-            "rows": self.rows,
-            "made_of": self.made_of,
-            "settings": self.settings,
-            "shards": [shards[shard] for shard in range(len(shards))],
-        }
-        write_json(self.manifest, content)
-        for file in self.folder.glob("progress*"):
-            file.unlink()
+
+def _write(file: FileIO, layout: Layout, part: range, result: Mapping[str, Tensor]) -> str:
+    """Write the rows of a shard and return their checksum."""
+    content = hashlib.sha256()
+    for name, (dtype, shape) in layout.tensors.items():
+        tensor, expected = result.get(name), (len(part), *shape)
+        if tensor is None or (tensor.dtype, tensor.shape) != (dtype, expected):
+            found = None if tensor is None else tuple(tensor.shape)
+            raise UsageError(
+                f"{name!r} of rows {part.start} to {part.stop - 1} has shape {found}, expected {expected} as in the "
+                "first rows."
+            )
+        raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        data = memoryview(raw)
+        content.update(data)
+        file.seek(layout.place(name, part.start))
+        while data:
+            data = data[file.write(data) :]
+    return content.hexdigest()[:32]

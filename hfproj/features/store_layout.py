@@ -22,13 +22,13 @@ class Layout:
     """The layout of a file of features.
 
     Args:
-        key: Of the features, kept in the file's metadata.
-        rows: Of every tensor.
+        key: Names the features, and is kept in the file's metadata.
+        rows: Number of rows of every tensor.
         tensors: Name → type and shape of a row. They are ordered, widest type first, so that each tensor begins at a
             multiple of its type's size.
 
     Raises:
-        ValueError: a type that is not kept.
+        ValueError: If a tensor has a type that the file format has no name for.
 
     Example:
         >>> layout = Layout("0f", 10, {"h": (torch.float16, (4,)), "index": (torch.int64, ())})
@@ -44,11 +44,12 @@ class Layout:
         if not {dtype for dtype, _ in self.tensors.values()} <= set(_NAMES):
             raise ValueError(f"a type that is not kept: {dict(self.tensors)}")
         self.tensors = dict(sorted(self.tensors.items(), key=lambda entry: (-entry[1][0].itemsize, entry[0])))
-        self._places, at = {}, 0
+        self._places, end = {}, 0
         for name in self.tensors:
-            self._places[name] = at
-            at += self.row_bytes(name) * self.rows
-        self._start, self._bytes = len(self.header()), at
+            self._places[name] = end
+            end += self.row_bytes(name) * self.rows
+        self._start = len(self.header())
+        self.size = self._start + end  # bytes of the whole file
 
     def row_bytes(self, name: str) -> int:
         """Return the bytes of one row."""
@@ -58,11 +59,6 @@ class Layout:
     def place(self, name: str, row: int) -> int:
         """Return where in the file a row begins."""
         return self._start + self._places[name] + row * self.row_bytes(name)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return self._start + self._bytes
 
     def header(self) -> bytes:
         """Return what the file begins with, up to the first tensor."""
@@ -80,21 +76,17 @@ class Layout:
         """Return the layout that a file announces.
 
         Raises:
-            ValueError: it does not begin with exactly the header of a layout.
-            OSError: it cannot be read.
+            ValueError: If the file does not begin with exactly the header of a layout.
+            OSError: If the file cannot be read.
         """
         with open(path, "rb") as file:
             start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > _MAX_HEADER:
-                raise ValueError("no header")
-            raw = file.read(length)
+            raw = file.read(min(int.from_bytes(start, "little"), _MAX_HEADER))
         try:
             header = json.loads(raw)
             key = header.pop("__metadata__")["key"]
-            shapes = {name: entry["shape"] for name, entry in header.items()}
-            (rows,) = {shape[0] for shape in shapes.values()}
-            layout = cls(key, rows, {n: (_DTYPES[header[n]["dtype"]], tuple(shape[1:])) for n, shape in shapes.items()})
+            (rows,) = {entry["shape"][0] for entry in header.values()}
+            layout = cls(key, rows, {n: (_DTYPES[e["dtype"]], tuple(e["shape"][1:])) for n, e in header.items()})
             same = layout.header() == start + raw
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             raise ValueError("another header") from error

@@ -22,7 +22,7 @@ from hfproj.diagnostics import (
 from hfproj.diagnostics.spectrum import FIT_RANGE
 from hfproj.errors import UsageError
 from hfproj.features.extraction import Features, extract_features
-from hfproj.features.fixed_views import FixedViews
+from hfproj.features.views import FixedViews
 from hfproj.features.similarity import linear_cka, mutual_knn
 from hfproj.files import portable
 from hfproj.probes.knn import KNNProbe

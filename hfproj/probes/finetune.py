@@ -36,7 +36,7 @@ from hfproj.data.augment import Augmentation
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset, as_item
 from hfproj.errors import NonFiniteLossError, UsageError, unknown
-from hfproj.features.extraction import forward
+from hfproj.features.reader import run_head
 from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.functional.modes import evaluating
 from hfproj.probes._labels import as_labels
@@ -274,7 +274,7 @@ class FineTuneProbe:
             cache_enabled=False,
         )
         with autocast:
-            h = forward(self._network, _inputs(batch, self._dtype), self._device).representation
+            h = run_head(self._network, _inputs(batch, self._dtype), self._device).representation
             return self._classifier(h)
 
     def _train(self, images: Any, codes: Tensor) -> None:

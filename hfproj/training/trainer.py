@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
-from hfproj.features.fixed_views import FixedViews
+from hfproj.features.views import FixedViews
 from hfproj.hub.staging import folder_of
 from hfproj.objectives.base import Step, check_needs, check_views
 from hfproj.objectives.buffers import BEFORE, START, Position, load_buffers, read_position, save_buffers

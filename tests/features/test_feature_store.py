@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hfproj.errors import UsageError
-from hfproj.features import extract_features
+from hfproj.features import cache_features, extract_features
 from hfproj.features.store import FeatureStore
 
 FOLDER = Path(__file__).parent
@@ -295,3 +295,51 @@ def test_keys_and_folders_are_checked(tmp_path):
 def test_workers_give_the_same_bytes(tmp_path, whole, workers):
     extract(tmp_path, num_workers=workers)
     assert files(tmp_path) == whole
+
+
+class Views:
+    """Three views of each item, which depend on its index and epoch."""
+
+    cache_key = "views"
+
+    def __call__(self, items):
+        key = torch.tensor([item["index"] + 100 * item["epoch"] for item in items])
+        x = torch.stack([item["x"] for item in items])
+        return {"views": [x * (key + view)[:, None].cos() for view in range(3)], "labels": key % 7}
+
+
+def test_cached_views_are_kept_in_the_same_files(tmp_path):
+    model, options = Net(), {"passes": 2, "batch_size": BATCH}
+    expected = cache_features(model, Rows(), Views(), **options)
+    assert expected.features.shape == (ROWS, 6, 24)
+    views = Views()([{"x": Rows()[3]["x"], "index": 3, "epoch": 1}])["views"]
+    torch.testing.assert_close(expected.features[3, 3:], torch.cat([model(view) for view in views]).detach())
+    for _ in range(2):
+        cached = cache_features(model, Rows(), Views(), **options, cache_dir=tmp_path)
+        assert cached.features.equal(expected.features)
+        assert cached.labels.equal(expected.labels)
+    assert sum(model.seen) == 2 * 6 * ROWS + 3
+    assert {path.name for path in only(tmp_path, "manifest.json").parent.iterdir()} == {
+        "features.safetensors",
+        "manifest.json",
+    }
+    cache_features(model, Rows(), Views(), **options | {"passes": 1}, cache_dir=tmp_path)
+    assert len(list(tmp_path.glob("*/manifest.json"))) == 2
+
+
+def test_an_interrupted_cache_of_views_goes_on(tmp_path):
+    class Stopping(Views):
+        batches = 0
+
+        def __call__(self, items):
+            Stopping.batches += 1
+            if Stopping.batches == 11:  # each of the shards has four batches a pass
+                raise OSError("batch 11")
+            return super().__call__(items)
+
+    model, options = Net(), {"passes": 2, "batch_size": BATCH, "preprocessing_key": "views", "cache_dir": tmp_path}
+    with pytest.raises(OSError, match="batch 11"):
+        cache_features(Net(), Rows(), Stopping(), **options)
+    found = cache_features(model, Rows(), Views(), **options)
+    assert sum(model.seen) == 6 * (ROWS - 256)
+    assert found.features.equal(cache_features(Net(), Rows(), Views(), passes=2, batch_size=BATCH).features)

@@ -12,7 +12,7 @@ from hfproj.backbones import blocks_of, resolve_read_point
 from hfproj.diagnostics import covariance_spectrum, positive_cosine, rankme, representation_std
 from hfproj.errors import UsageError
 from hfproj.features import extract_features
-from hfproj.features.extraction import forward
+from hfproj.features.reader import run_head
 from hfproj.probes import KNNProbe, evaluate
 from hfproj.results import Results
 
@@ -115,7 +115,7 @@ def test_refusals():
         extract_features(Tiny(), [], collator=Collator())
     with pytest.raises(UsageError, match=r"\['images'\]"):
         extract_features(Tiny(), dataset(), collator=lambda items: {"images": 1})
-    with pytest.raises(UsageError, match="a generator came"):
+    with pytest.raises(UsageError, match="got a generator"):
         extract_features(Tiny(), (item for item in dataset()), collator=Collator())
     with pytest.raises(UsageError, match="batch_size=0"):
         extract_features(Tiny(), dataset(), collator=Collator(), batch_size=0)
@@ -130,7 +130,7 @@ def test_refusals():
     with pytest.raises(UsageError, match="returned dict"):
         extract_features(Odd(lambda x: {"h": x}), dataset(), collator=Collator())
     with pytest.raises(UsageError, match="without `representation`"):
-        forward(Odd(lambda x: x.flatten(1)), Collator()(dataset(3)), torch.device("cpu"))
+        run_head(Odd(lambda x: x.flatten(1)), Collator()(dataset(3)), torch.device("cpu"))
 
 
 class Odd(nn.Module):
@@ -267,14 +267,14 @@ def test_what_cannot_be_read_is_refused():
     data, options = pixels(), {"collator": Collator()}
     with pytest.raises(UsageError, match=r"Unknown layer 'layer.2'. Did you mean 'layers.2'"):
         extract_features(make_backbone("vit"), data, layers=["layer.2"], **options)
-    with pytest.raises(UsageError, match=r"layers='layers.2'"):
+    with pytest.raises(UsageError, match=r"layers=\['layers.2'\]"):
         extract_features(make_backbone("vit"), data, layers="layers.2", **options)
     with pytest.raises(UsageError, match="3 blocks"):
         extract_features(make_backbone("vit"), data, layers=[3], **options)
     with pytest.raises(UsageError, match="one vector per item"):
         extract_features(make_backbone("plain"), data, tokens=True, **options)
     model = get_peft_model(make_backbone("vit"), hfproj.ProjectionHeadConfig(head="linear", out_dim=4))
-    with pytest.raises(UsageError, match="pooling='cls'; leave pooling out"):
+    with pytest.raises(UsageError, match="pooling=.cls., got pooling=.mean.; leave pooling out"):
         extract_features(model, data, pooling="mean", **options)
 
 

@@ -9,7 +9,7 @@ from small import adapter, assert_equal, head_model, images, plain, trainer, vie
 
 import hfproj
 from hfproj import diagnostics
-from hfproj.features.fixed_views import FixedViews
+from hfproj.features.views import FixedViews
 from hfproj.results.history import read_history
 from hfproj.training.callbacks.head_loss import HeadLoss
 from hfproj.training.callbacks.spectrum import METRICS

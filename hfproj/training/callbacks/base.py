@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hfproj.errors import UsageError
-from hfproj.features.fixed_views import FixedViews
+from hfproj.features.views import FixedViews
 from hfproj.training.checks import is_stream
 
 IMAGES = 256  # of the probe batch

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hfproj import distributed
-from hfproj.features.fixed_views import FixedViews
+from hfproj.features.views import FixedViews
 from hfproj.functional.modes import evaluating
 from hfproj.training.methods import active_modules
 
