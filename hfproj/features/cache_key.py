@@ -29,22 +29,10 @@ SAMPLE = 256  # items whose content stands for a data set without a fingerprint
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # Where a model came from and how it was trained, not what it computes; weights count by their content.
 _NO_MATTER = {
-    "_name_or_path",
-    "name_or_path",
-    "transformers_version",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "backbone",
-    "objective",
-    "regularizers",
-    "keep_original",
-    "peft_version",
-    "auto_mapping",
-    "active_adapter",  # its config counts
-    "training",
-    "gradient_checkpointing",
-}
+    "_name_or_path", "name_or_path", "transformers_version", "base_model_name_or_path", "revision", "inference_mode",
+    "backbone", "objective", "regularizers", "keep_original", "peft_version", "auto_mapping", "training",
+    "gradient_checkpointing", "active_adapter",  # its config counts
+}  # fmt: skip
 
 
 def digest(value: Any) -> str:

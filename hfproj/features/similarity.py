@@ -40,10 +40,10 @@ _ELEMENTS = 2**22  # entries of float64 blocks: 32 MiB
 def linear_cka(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *, unbiased: bool = False) -> float:
     """Return the linear CKA of two representations of the same rows, in [0, 1]; 1 if they are equal.
 
-    Invariant to rotations, offsets and isotropic scales of either. Biased, it grows with the dimensions when rows are
-    few (independent features of more dimensions than rows come near 1); unbiased, independent features have 0 on
-    average, and may come out below. Computed in float64; memory beyond float64 copies is the smaller of dim · other_dim
-    and blocks of rows.
+    Invariant to rotations, offsets and isotropic scales of either. The biased value grows with the dimensions when rows
+    are few (near 1 for independent features of more dimensions than rows); the unbiased one of independent features is
+    0 on average, and may be negative. Computed in float64; memory beyond float64 copies is the smaller of
+    dim · other_dim and blocks of rows.
 
     Args:
         a: One representation, such as h before training.
@@ -51,17 +51,14 @@ def linear_cka(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *,
         unbiased: HSIC₁ in place of HSIC; at least four rows.
 
     Raises:
-        UsageError: different numbers of rows, fewer than two (unbiased: four), or rows that are not finite.
+        UsageError: If the numbers of rows differ or are below two (unbiased: four), or if rows are not finite.
 
     Example:
         >>> a = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
         >>> round(linear_cka(a, 3 * a.flip(1) - 1), 6)
         1.0
     """
-    least = 4 if unbiased else 2
-    check_features(a, minimum=least, what="features a")
-    check_features(b, minimum=least, what="features b")
-    _check_rows(a, b, "CKA")
+    _check_rows(a, b, "CKA", 4 if unbiased else 2)
     a, b = _centred(a), _centred(b.to(a.device))
     with full_precision(a):
         hsic = _unbiased_hsic if unbiased else _energy
@@ -73,9 +70,9 @@ def linear_cka(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *,
 
 @torch.no_grad()
 def mutual_knn(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *, k: int = 10) -> float:
-    """Return the mean share of a row's k nearest others that are the same in both representations, in [0, 1].
+    """Return the mean fraction of a row's k nearest others that are the same in both representations, in [0, 1].
 
-    Invariant to rotations of either and to scales of its rows. Of equally near rows the first count: collapsed
+    Invariant to rotations of either and to scales of its rows. Of equally near rows the first count, so that collapsed
     representations all agree with each other.
 
     Args:
@@ -84,16 +81,14 @@ def mutual_knn(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *,
         k: Neighbours; capped at rows − 1. 10 as in Huh et al.
 
     Raises:
-        UsageError: different numbers of rows, fewer than two, rows that are not finite, or k < 1.
+        UsageError: If the numbers of rows differ or are below two, if rows are not finite, or if k < 1.
 
     Example:
         >>> a = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
         >>> mutual_knn(a, 3 * a.flip(1))
         1.0
     """
-    check_features(a, what="features a")
-    check_features(b, what="features b")
-    _check_rows(a, b, "Mutual k-NN")
+    _check_rows(a, b, "Mutual k-NN", 2)
     k = min(check_k(k), len(a) - 1)
     common = 0
     for (_, near_a), (_, near_b) in zip(NeighbourBank(a).chunks_within(k), NeighbourBank(b).chunks_within(k)):
@@ -102,7 +97,9 @@ def mutual_knn(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *,
     return common / (k * len(a))
 
 
-def _check_rows(a: Tensor, b: Tensor, what: str) -> None:
+def _check_rows(a: Tensor, b: Tensor, what: str, minimum: int) -> None:
+    check_features(a, minimum=minimum, what="features a")
+    check_features(b, minimum=minimum, what="features b")
     if len(a) != len(b):
         raise UsageError(f"{what} compares the same rows in two representations, got {len(a)} of a and {len(b)} of b.")
 

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.errors import NonFiniteLossError, UsageError
 from hfproj.functional.feature_rows import describe_bad_rows
-from hfproj.probes._labels import Labels, as_labels
+from hfproj.probes.base import Classifier, check_numbers
 
 Tokens = Float[Tensor, "rows tokens dim"] | Float[np.ndarray, "rows tokens dim"]
 
@@ -39,29 +39,25 @@ _LARGE = 2.0**40  # larger numbers are scaled down before their squares overflow
 _QUERY_STD = 0.02  # V-JEPA's and AIM's: attention starts out almost uniform
 
 
-class AttentiveProbe:
-    """Accuracy of an attentive classifier on tokens, in scikit-learn's manners: `fit`, `predict`, `score`, `results_`.
+class AttentiveProbe(Classifier):
+    """Accuracy of an attentive classifier on tokens ``[rows, tokens, dim]``, as an estimator of scikit-learn.
 
     Tokens are read a batch at a time, so that they may lie in a memory-mapped array. The order of the tokens of a row
-    does not matter.
+    does not matter, and their number may differ between training and scoring.
 
     Args:
-        heads: Of the attention; they divide the width.
+        heads: Heads of the attention; they divide the width.
         queries: Learned queries, whose outputs are averaged. 1 as in V-JEPA.
         epochs: Passes over the training rows. 20 as in V-JEPA.
-        min_steps: Steps at least: on few rows there are more epochs, since 20 would be too few steps to learn anything.
-        batch_size: Rows of a step.
-        learning_rate: Of AdamW at the start; a cosine takes it to 0. 1e-3 as in V-JEPA.
+        min_steps: Minimum number of steps: on few rows there are more epochs, since 20 would be too few to learn much.
+        batch_size: Rows per step.
+        learning_rate: Learning rate of AdamW at the start; a cosine takes it to 0. 1e-3 as in V-JEPA.
         weight_decay: Of W_k, W_v and W; not of queries and biases. 0.01 as in V-JEPA.
-        seed: Of the initial weights and of the order of the rows.
+        seed: Seed of the initial weights and of the order of the rows.
         device: Where to train; None: where the tokens are.
 
-    Attributes:
-        results_: After scoring: ``{"value": accuracy, "protocol": {…}}``.
-        correct_: After scoring: ``[rows]`` bool, for `paired_interval`.
-
     Raises:
-        UsageError: a number below 1, a learning rate that is not positive or a negative weight decay.
+        UsageError: If a number is below 1, the learning rate is not positive or the weight decay is negative.
 
     Example (a vector and its negative among the tokens make the class, and the mean of the tokens is always 0):
         >>> generator = torch.Generator().manual_seed(0)
@@ -74,8 +70,8 @@ class AttentiveProbe:
     """
 
     name = "attentive"
-    unit = "accuracy"
     on = "tokens"
+    _left_out = ("device",)
 
     def __init__(
         self,
@@ -90,80 +86,37 @@ class AttentiveProbe:
         seed: int = 0,
         device: torch.device | str | None = None,
     ):
-        if min(heads, queries, epochs, min_steps, batch_size) < 1:
-            raise UsageError(
-                "heads, queries, epochs, min_steps and batch_size are at least 1, got "
-                f"{heads}, {queries}, {epochs}, {min_steps} and {batch_size}."
-            )
-        if not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
-            raise UsageError(
-                f"Expected learning_rate > 0 and weight_decay ≥ 0, got {learning_rate} and {weight_decay}."
-            )
+        check_numbers(heads=heads, queries=queries, epochs=epochs, min_steps=min_steps, batch_size=batch_size)
+        check_numbers(learning_rate=float(learning_rate))
+        if not 0 <= weight_decay < math.inf:
+            raise UsageError(f"Expected a finite weight_decay ≥ 0, got {weight_decay}.")
         self.heads, self.queries, self.batch_size = heads, queries, batch_size
         self.epochs, self.min_steps = epochs, min_steps
         self.learning_rate, self.weight_decay, self.seed, self.device = learning_rate, weight_decay, seed, device
 
-    def __repr__(self) -> str:
-        return f"AttentiveProbe({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"
-
-    def _settings(self) -> dict[str, Any]:
-        names = ("heads", "queries", "epochs", "min_steps", "batch_size", "learning_rate", "weight_decay", "seed")
-        return {name: getattr(self, name) for name in names}
-
-    def fit(self, f: Tokens, y: Labels) -> "AttentiveProbe":
-        """Train the classifier on tokens and the labels of their rows (any integers).
-
-        Raises:
-            UsageError: no tokens ``[rows, tokens, dim]``, rows that are not finite, a width that the heads do not
-                divide, or labels that are no integers or do not match the rows.
-            NonFiniteLossError: the loss became NaN or infinite.
-        """
-        check_tokens(f)
-        rows, tokens, dim = f.shape
+    def _fit(self, f: Any, codes: Tensor) -> None:
+        _, self._tokens, dim = f.shape
         if dim % self.heads:
-            raise UsageError(f"heads={self.heads} do not divide the width of the tokens, {dim}; choose a divisor.")
+            raise UsageError(f"heads={self.heads} must divide the width of the tokens, got {dim}.")
         device = torch.device(self.device) if self.device is not None else _device_of(f)
         # The caller's inference mode would let the backward pass fail, its autocast would lower the precision.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            self.classes_, codes = torch.unique(as_labels(y, rows), return_inverse=True)
             dtype = torch.promote_types(_read(f, slice(0, 1), device).dtype, torch.float32)
             generator = torch.Generator().manual_seed(self.seed)
             self._weights = _initial(len(self.classes_), self.heads, self.queries, dim, generator, dtype, device)
             self._train(f, codes.to(device), generator)
-        self._shape = (rows, tokens, dim)
-        return self
 
-    def predict(self, f: Tokens) -> Int[Tensor, " rows"]:
-        """Return the predicted label of every row, on the CPU; the number of tokens may differ from the training's.
-
-        Raises:
-            UsageError: not fitted, no tokens ``[rows, tokens, dim]``, another width, or rows that are not finite.
-        """
-        if not hasattr(self, "_shape"):
-            raise UsageError("This probe is not trained yet: call fit(tokens, labels) first.")
+    def _check_input(self, f: Any, what: str) -> None:
         check_tokens(f)
-        if f.shape[2] != self._shape[2]:
-            raise UsageError(f"The probe was trained on tokens of width {self._shape[2]}, these have {f.shape[2]}.")
-        w = self._weights
-        like = w["classifier"]
-        with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-            found = [_logits(w, _normal(_read(f, part, like.device), like.dtype)).argmax(1).cpu() for part in _parts(f)]
-        return self.classes_[torch.cat(found)]
 
-    def score(self, f: Tokens, y: Labels) -> float:
-        """Return the accuracy on `f`, and keep it with its protocol in `results_` and row by row in `correct_`.
+    @torch.no_grad()
+    def _codes(self, f: Any) -> Tensor:
+        w, like = self._weights, self._weights["classifier"]
+        with torch.autocast(like.device.type, enabled=False):
+            return torch.cat([_logits(w, _normal(_read(f, p, like.device), like.dtype)).argmax(1) for p in _parts(f)])
 
-        Raises:
-            UsageError: as `predict`, or labels that are no integers or do not match the rows.
-        """
-        predicted = self.predict(f)
-        self.correct_ = predicted == as_labels(y, len(f))
-        value = self.correct_.double().mean().item()
-        rows, tokens, dim = self._shape
-        sizes = {"train_rows": rows, "test_rows": len(f), "tokens": tokens, "dim": dim, "classes": len(self.classes_)}
-        sizes["steps"] = self._steps
-        self.results_ = {"value": value, "protocol": {**self._settings(), **sizes}}
-        return value
+    def _protocol(self) -> dict[str, Any]:
+        return {**self._settings("seed"), "tokens": self._tokens, "dim": self._dim, "steps": self._steps}
 
     def _train(self, f: Any, codes: Tensor, generator: torch.Generator) -> None:
         w = {name: tensor.requires_grad_() for name, tensor in self._weights.items()}
@@ -240,7 +193,8 @@ def check_tokens(f: Any) -> None:
     """Refuse what is no ``[rows, tokens, dim]`` array of finite floating-point numbers; it is read in parts.
 
     Raises:
-        UsageError: wrong shape or dtype, no row, token or column, or rows with NaN or infinity (which are named).
+        UsageError: If shape or dtype are others, if there is no row, token or column, or if rows have NaN or infinity
+            (which are named).
 
     Example:
         >>> check_tokens(torch.zeros(5, 4))

@@ -4,8 +4,8 @@ With clusters a and labels y of the scored rows, H the entropy and I the mutual 
 
     NMI = 2 I(a; y)/(H(a) + H(y)),    ARI = (RI − E RI)/(max RI − E RI),    accuracy = (1/n) Σ_i [π(a_i) = y_i],
 
-RI the share of pairs of rows on which clusters and labels agree (together or apart) and E its expectation over random
-clusterings of the same sizes; π the one-to-one map of clusters to classes that is right most often.
+RI the fraction of pairs of rows on which clusters and labels agree (together or apart), E its expectation over random
+clusterings of the same sizes, π the one-to-one map of clusters to classes that is right most often.
 
 References:
     k-means++ and Lloyd's iterations, NMI (arithmetic mean) and ARI: scikit-learn. π by the Hungarian method: Kuhn 1955,
@@ -22,38 +22,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from hfproj.errors import UsageError, unknown
-from hfproj.functional.feature_rows import check_features, double_rows
-from hfproj.probes._labels import Labels, as_labels
-from hfproj.typing import Features
+from hfproj.functional.feature_rows import double_rows
+from hfproj.probes.base import Classifier, Inputs, Labels, as_labels, check_numbers
 
 MATCHINGS = ("fitted", "scored")
 
 
-class KMeansProbe:
+class KMeansProbe(Classifier):
     """NMI, ARI and matched accuracy of k-means clusters; the labels only say how many there are, and name them.
 
     Clusters are found on the rows of `fit`; those of `score` go to the nearest centroid. One thread computes in
-    float64, so that the same rows and seed give the same clusters on any number of cores.
+    float64, so that the same rows and seed give the same clusters on any number of cores. `predict` gives rows of a
+    cluster without a class a label that is none of the classes: −1, or one below a smaller label.
 
     Args:
         clusters: Number of clusters; that of the classes in `fit` by default. With more than classes, each class takes
             one, and rows of the others count as wrong.
         normalize: Cluster unit rows (Euclidean distance then orders as the cosine does); False: rows as they are.
         n_init: Starts; the one with the lowest inertia is kept.
-        max_iter: Lloyd's iterations of each at most.
+        max_iter: Maximum number of Lloyd's iterations of each.
         matching: Whose labels map clusters to classes for the accuracy: ``"fitted"`` or ``"scored"``.
-        seed: Of the starts.
+        seed: Seed of the starts.
 
     Attributes:
         results_: After scoring: `{"value": accuracy, "values": {"accuracy", "NMI", "ARI"}, "protocol": {…}}`.
-        correct_: `[rows]` bool, by the matched clusters.
 
     Raises:
-        UsageError: clusters, n_init or max_iter below 1, or an unknown matching.
+        UsageError: If clusters, n_init or max_iter is below 1, or if the matching is unknown; on `fit`, if there are
+            more clusters than rows.
 
     Example:
         >>> f, y = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), [4, 4, 9, 9]
@@ -63,7 +62,6 @@ class KMeansProbe:
     """
 
     name = "kmeans"
-    unit = "accuracy"
 
     def __init__(
         self,
@@ -75,81 +73,45 @@ class KMeansProbe:
         matching: str = "fitted",
         seed: int = 0,
     ):
-        for option, value in {"clusters": clusters, "n_init": n_init, "max_iter": max_iter}.items():
-            if value is not None and value < 1:
-                raise UsageError(f"Expected {option} ≥ 1, got {value}.")
+        check_numbers(clusters=1 if clusters is None else clusters, n_init=n_init, max_iter=max_iter)
         if matching not in MATCHINGS:
             raise unknown("matching of clusters and classes", matching, MATCHINGS)
         self.clusters, self.normalize, self.n_init, self.max_iter = clusters, normalize, n_init, max_iter
         self.matching, self.seed = matching, seed
 
-    def __repr__(self) -> str:
-        return (
-            f"KMeansProbe(clusters={self.clusters}, normalize={self.normalize}, n_init={self.n_init}, "
-            f"max_iter={self.max_iter}, matching={self.matching!r}, seed={self.seed})"
-        )
-
-    def fit(self, f: Features, y: Labels) -> "KMeansProbe":
-        """Cluster `f`, and match clusters with the classes in `y` (any integers).
-
-        Raises:
-            UsageError: no rows, rows that are not finite, more clusters than rows, or labels that are no integers or do
-                not match the rows.
-        """
-        check_features(f, minimum=1)
-        labels = as_labels(y, len(f))
-        self.classes_ = labels.unique()
+    def _fit(self, f: Tensor, codes: Tensor) -> None:
         count = len(self.classes_) if self.clusters is None else self.clusters
         if count > len(f):
             raise UsageError(f"k-means can't make {count} clusters of {len(f)} rows; ask for at most {len(f)}.")
-        self._rows, self._dim = f.shape
         self._kmeans, assigned = _kmeans(
             self._points(f), n_clusters=count, n_init=self.n_init, max_iter=self.max_iter, random_state=self.seed
         )
-        self._names = self._match(assigned, labels, self.classes_)
-        return self
+        self._names = self._match(assigned, self.classes_[codes], self.classes_)
 
-    def predict(self, f: Features) -> Int[Tensor, " rows"]:
-        """Return the class that was matched with each row's cluster, on the CPU.
-
-        Rows of a cluster without a class have a label that is none of the classes: −1, or one below a smaller label.
-
-        Raises:
-            UsageError: not fitted, no rows, another width than in `fit`, or rows that are not finite.
-        """
+    def predict(self, f: Inputs) -> Tensor:  # noqa: D102
         assigned = self._assign(f)
         return self._names[assigned]
 
-    def score(self, f: Features, y: Labels) -> float:
+    def score(self, f: Inputs, y: Labels) -> float:
         """Return the accuracy of matched clusters on `f`, and keep it with NMI and ARI in `results_`.
 
         Raises:
-            UsageError: as `predict`, or labels that are no integers or do not match the rows.
+            UsageError: As `predict`, or if labels are no integers or do not match the rows.
         """
         from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
         assigned = self._assign(f)
         truth = as_labels(y, len(f))
-        classes = truth.unique()
-        names = self._names if self.matching == "fitted" else self._match(assigned, truth, classes)
+        names = self._names if self.matching == "fitted" else self._match(assigned, truth, truth.unique())
         self.correct_ = names[assigned] == truth
         with warnings.catch_warnings():
             # scikit-learn takes labels with nearly as many values as rows for a mistake; here each may have its own.
             warnings.simplefilter("ignore", UserWarning)
             nmi, ari = (score(truth, assigned) for score in (normalized_mutual_info_score, adjusted_rand_score))
         values = {"accuracy": self.correct_.double().mean().item(), "NMI": float(nmi), "ARI": float(ari)}
-        protocol = {
-            "clusters": self._kmeans.n_clusters,
-            "clusters_found": len(np.unique(self._kmeans.labels_)),
-            "normalize": self.normalize,
-            "n_init": self.n_init,
-            "max_iter": self.max_iter,
-            "matching": self.matching,
-            "seed": self.seed,
-            "train": self._rows,
-            "test": len(f),
-            "classes": len(self.classes_),
-        }
+        found = {"clusters": self._kmeans.n_clusters, "clusters_found": len(np.unique(self._kmeans.labels_))}
+        sizes = {"train": self._rows, "test": len(f), "classes": len(self.classes_)}
+        protocol = {**self._settings("seed"), **found, **sizes}
         self.results_ = {"value": values["accuracy"], "values": values, "protocol": protocol}
         return values["accuracy"]
 
@@ -157,12 +119,8 @@ class KMeansProbe:
         # In float64 no square of a float32 number overflows, where rows are taken as they are.
         return double_rows(f.detach().cpu(), normalize=self.normalize).numpy()
 
-    def _assign(self, f: Tensor) -> Tensor:
-        if not hasattr(self, "_kmeans"):
-            raise UsageError("This probe has no clusters yet: call fit(features, labels) first.")
-        check_features(f, minimum=1)
-        if f.shape[1] != self._dim:
-            raise UsageError(f"Clusters were found in {self._dim} columns, these features have {f.shape[1]}.")
+    def _assign(self, f: Any) -> Tensor:
+        self._check(f)
         with _one_thread():
             return torch.from_numpy(self._kmeans.predict(self._points(f))).long()
 

@@ -22,12 +22,13 @@ from hfproj.diagnostics import (
 from hfproj.diagnostics.spectrum import FIT_RANGE
 from hfproj.errors import UsageError
 from hfproj.features.extraction import Features, extract_features
-from hfproj.features.views import FixedViews
 from hfproj.features.similarity import linear_cka, mutual_knn
+from hfproj.features.views import FixedViews
 from hfproj.files import portable
-from hfproj.probes.knn import KNNProbe
+from hfproj.probes.registry import ProbeLike, make_probes
 from hfproj.results import LAYERS, Measurement, Results, pack_outcomes
 from hfproj.tuner.description import describe_adapter
+from hfproj.typing import Probe
 
 _EPS = 1e-7  # RankMe's, part of its protocol
 _RIDGE = 1e-4  # LiDAR's
@@ -39,7 +40,7 @@ Number = tuple[str, float, dict[str, Any]]  # name, value, protocol
 def evaluate(
     model: nn.Module,
     *,
-    probes: Sequence[Any] | None = None,
+    probes: ProbeLike | Sequence[ProbeLike] | None = None,
     train: Any = None,
     test: Any,
     labels: str | None = "auto",
@@ -62,51 +63,50 @@ def evaluate(
     model runs in eval mode and comes back as it was; the global random state is not used. Call it before and after
     training and merge the two.
 
-    Without labels (`labels=None`, or a collator that gives none) it says what can be said: α-ReQ; with `views` LiDAR,
-    alignment and uniformity; and how much of the neighbourhoods of h before training is left (mutual k-NN and linear
-    CKA with the backbone whose adapter is disabled, or with `reference`).
+    Without labels (`labels=None`, or a collator that gives none) it measures what needs none: α-ReQ; with `views`
+    LiDAR, alignment and uniformity; and how much of the neighbourhoods of h before training is left (mutual k-NN and
+    linear CKA with the backbone whose adapter is disabled, or with `reference`).
 
     Args:
         model: A PEFT model with a projection head, or a backbone, which has no z.
-        probes: Objects with `name`, `fit(f, y)`, `score(f, y)`, `results_` and optionally `correct_`; each is copied
-            for every layer. Those with ``on = "tokens"`` get the tokens, those with ``on = "model"`` the model and the
-            data sets themselves. Default: `[KNNProbe()]` where there are labels.
+        probes: One or several names (`hfproj.list_probes`), mappings such as ``{"name": "knn", "k": 10}`` or objects
+            (`hfproj.typing.Probe`); each is copied for every layer. Those with ``on = "tokens"`` get the tokens, those
+            with ``on = "model"`` the model and the data sets themselves. Default: "knn" if there are labels.
         train: Labelled bank or training set of the probes. None: no probes.
         test: Held-out items.
-        labels: None: measure as if there were none.
+        labels: "auto": those that the collator gives; None: measure without labels.
         layers: Intermediate layers to measure too, as in `extract_features`: indices of blocks, names, or "all".
-        reference: What h is compared with where no labels are used. Default: the model with its adapter disabled.
-        batch_size: Items a forward pass.
+        reference: What h is compared with if no labels are used. Default: the model with its adapter disabled.
+        batch_size: Items per forward pass.
         collator: As in `extract_features`.
         when: "before" or "after" training.
         dataset: Name of the data set in the results, best its Hub id.
         views: A collator that gives `{"views": [tensor or mapping, …]}` (`ImageViews`) for items of
             `IndexedDataset(test)`: adds the mean cosine of positive pairs over up to 512 evenly spaced test items.
-        seed: Of the training run; it tells runs apart when results are merged.
+        seed: Seed of the training run; it tells runs apart when results are merged.
         device: As in `extract_features`.
         num_workers: As in `extract_features`.
         cache_dir: As in `extract_features`: features are computed once for all calls that share it.
         progress: As in `extract_features`.
 
     Raises:
-        UsageError: probes without labels or `train`, features that are not finite (the rows are named), or what
-            `extract_features` raises.
+        UsageError: If a probe is unknown, if there are probes but no labels or no `train`, if features are not finite
+            (the message names the rows), or as `extract_features`.
     """
     if labels not in ("auto", None):
         raise UsageError(f"Expected labels='auto' (those that the collator gives) or None, got {labels!r}.")
+    chosen = None if probes is None else make_probes(probes)
     options: dict[str, Any] = {"batch_size": batch_size, "collator": collator, "device": device}
     options |= {"num_workers": num_workers, "cache_dir": cache_dir, "progress": progress}
-    on = [getattr(probe, "on", "features") for probe in probes or []]
-    read: dict[str, Any] = {**options, "layers": layers, "tokens": "tokens" in on}
+    read = {**options, "layers": layers, "tokens": any(_on(probe) == "tokens" for probe in chosen or [])}
     held_out = extract_features(model, test, **read)
     bank = extract_features(model, train, **read) if train is not None and labels is not None else None
     labelled = bank is not None and bank.labels is not None and held_out.labels is not None
-    if probes and not labelled:
+    if chosen and not labelled:
         raise UsageError(
             "Probes need labels in `train` and `test`, but there are none; pass probes=[] to go without them."
         )
-    probes = [KNNProbe()] * labelled if probes is None else probes
-
+    chosen = make_probes(["knn"] * labelled) if chosen is None else chosen
     results = Results(config=describe_adapter(model), seeds=[seed])
     name = str(portable(dataset)) if dataset else ""
 
@@ -116,36 +116,34 @@ def evaluate(
         results.measurements.append(Measurement(what, layer, when, value, name, unit, protocol, outcomes))
 
     for layer, f in held_out.by_name().items():
-        for probe in probes:
-            if bank is not None and getattr(probe, "on", "features") == "features":
+        for probe in chosen:
+            if bank is not None and _on(probe) == "features":
                 _score(add, layer, probe, (bank.by_name()[layer], bank.labels), (f, held_out.labels))
         add(layer, ("rankme", rankme(f, eps=_EPS), {"rows": len(f), "eps": _EPS}))
         add(layer, ("representation_std", representation_std(f), {"rows": len(f)}))
         if layer in LAYERS:
             results.spectra[f"{layer} {when}"] = covariance_spectrum(f).tolist()
-    for probe in probes:
-        if getattr(probe, "on", "features") == "tokens" and bank is not None:
+    for probe in chosen:
+        if _on(probe) == "tokens" and bank is not None:
             _score(add, "tokens", probe, (bank.tokens, bank.labels), (held_out.tokens, held_out.labels))
-        elif getattr(probe, "on", "features") == "model":
+        elif _on(probe) == "model":
             _score(add, "h", probe, (model, train), (test,))
     positive: dict[str, Tensor] = {}
     if views is not None:
-        h, z = FixedViews(test, views, images=_POSITIVE_IMAGES, batch_size=batch_size).features(model, device)
-        positive = {"h": h, "z": z}
-        for layer, f in positive.items():
-            add(layer, ("positive_cosine", positive_cosine(f), {"views": f.shape[0], "images": f.shape[1]}))
+        fixed = FixedViews(test, views, images=_POSITIVE_IMAGES, batch_size=batch_size)
+        positive = dict(zip(LAYERS, fixed.features(model, device)))
+    for layer, f in positive.items():
+        add(layer, ("positive_cosine", positive_cosine(f), {"views": f.shape[0], "images": f.shape[1]}))
     if not labelled:
-        before = _reference(model, reference, test, options)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for layer, f in held_out.by_name().items():
-                for number in _without_labels(f, positive.get(layer), before):
-                    add(layer, number)
-        results.notes += list(dict.fromkeys(str(w.message) for w in caught if "LiDAR" in str(w.message)))
+        results.notes += _add_without_labels(add, held_out, positive, _reference(model, reference, test, options))
     return results
 
 
-def _score(add: Callable[..., None], layer: str, probe: Any, train: tuple, test: tuple) -> None:
+def _on(probe: Probe) -> str:
+    return getattr(probe, "on", "features")
+
+
+def _score(add: Callable[..., None], layer: str, probe: Probe, train: tuple, test: tuple) -> None:
     """Fit a copy of the probe on `train`, score it on `test`, and add every number that it gives."""
     fitted = copy.deepcopy(probe).fit(*train)
     value = fitted.score(*test)
@@ -162,6 +160,18 @@ def _score(add: Callable[..., None], layer: str, probe: Any, train: tuple, test:
                 add(layer, (probe.name, other, {**protocol, setting: int(of)}), unit)
         elif key != unit:
             add(layer, (f"{probe.name}_{key}", other, protocol))
+
+
+def _add_without_labels(
+    add: Callable[..., None], held_out: Features, positive: Mapping[str, Tensor], before: Tensor | None
+) -> list[str]:
+    """Add what needs no labels, and return notes of LiDAR's warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for layer, f in held_out.by_name().items():
+            for number in _without_labels(f, positive.get(layer), before):
+                add(layer, number)
+    return list(dict.fromkeys(str(w.message) for w in caught if "LiDAR" in str(w.message)))
 
 
 def _without_labels(f: Tensor, views: Tensor | None, before: Tensor | None) -> Iterator[Number]:
@@ -186,5 +196,4 @@ def _reference(model: Any, reference: nn.Module | None, test: Any, options: Mapp
     if not hasattr(model, "disable_adapter"):
         return None
     with model.disable_adapter():
-        found: Features = extract_features(model, test, **options)
-    return found.h
+        return extract_features(model, test, **options).h

@@ -2,9 +2,9 @@
 
     logits = W h(x) + b,    AdamW on cross-entropy, linear warm-up, a cosine to 0
 
-with the share `fraction` of each class's training images: 0.01 and 0.1 are the usual semi-supervised evaluations, 1 is
-full fine-tuning. What is fine-tuned is a copy of the backbone as it computes h, with its adapter merged in; heads play
-no part. The model that is given stays as it is, bit for bit.
+with a `fraction` of each class's training images: 0.01 and 0.1 are the usual semi-supervised evaluations, 1 is full
+fine-tuning. What is fine-tuned is a copy of the backbone as it computes h, with its adapter merged in; heads are not
+used. The model that is given stays as it is, bit for bit.
 
 References:
     SimCLR (Chen et al. 2020, arXiv 2002.05709, appendix B.5): 1 % and 10 % of the images in a class-balanced way,
@@ -12,9 +12,9 @@ References:
 
 Deviations:
     AdamW with a smaller learning rate for the backbone and a warm-up instead of SGD with Nesterov momentum, as is usual
-    for transformers; learning rates, weight decay and warm-up are our choice. Each class keeps its share of the images,
-    and at least one; SimCLR's classes are of about one size. The classifier starts at zero. No augmentation beyond
-    crops and flips, no mix-up, no layer-wise decay.
+    for transformers; learning rates, weight decay and warm-up are our choice. Each class keeps this fraction of its
+    images, and at least one; SimCLR's classes are of about one size. The classifier starts at zero. No augmentation
+    beyond crops and flips, no mix-up, no layer-wise decay.
 """
 
 import dataclasses
@@ -36,18 +36,18 @@ from hfproj.data.augment import Augmentation
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset, as_item
 from hfproj.errors import NonFiniteLossError, UsageError, unknown
-from hfproj.features.reader import run_head
+from hfproj.features.reader import run_head, view_batches
 from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.functional.modes import evaluating
-from hfproj.probes._labels import as_labels
+from hfproj.probes.base import Named, as_labels, check_numbers, shuffled_classes
 from hfproj.tuner.network import network_of
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CROP_AND_FLIP = Augmentation.none(scale=(0.08, 1.0), flip_probability=0.5)  # SimCLR's, for fine-tuning
 
 
-class FineTuneProbe:
-    """Accuracy after fine-tuning on a share of the labels: `fit(model, train)`, `predict(test)`, `score(test)`.
+class FineTuneProbe(Named):
+    """Accuracy after fine-tuning on a fraction of the labels: `fit(model, train)`, `predict(test)`, `score(test)`.
 
     Data sets have a length, integer indices, and items with a label: dicts (🤗 datasets) or ``(image, label)`` pairs. A
     copy of the backbone is trained and kept until the probe is dropped; in training, its gradients and AdamW's two
@@ -56,32 +56,31 @@ class FineTuneProbe:
     Args:
         fraction: Of the training images of each class, in (0, 1]; at least one image of each.
         epochs: Passes over these images. 30 as in SimCLR at 10 %; few images need more.
-        batch_size: Images of a step; an epoch is divided evenly.
-        learning_rate: Of the classifier, at its peak.
-        backbone_learning_rate: Of the backbone, at its peak.
+        batch_size: Images per step; an epoch is divided evenly.
+        learning_rate: Peak learning rate of the classifier.
+        backbone_learning_rate: Peak learning rate of the backbone.
         weight_decay: Of matrices; not of biases, norms and scales.
-        warmup: Share of the steps in which the learning rates rise, in [0, 1).
+        warmup: Fraction of the steps in which the learning rates rise, in [0, 1).
         max_grad_norm: Gradients are scaled down to this norm; None: never.
-        augmentation: Of training images; None: they are as in testing.
+        augmentation: Of training images; None: the same preprocessing as in testing.
         precision: None: that of the weights, float32 or better. "bf16" or "fp16": autocast.
         collator: Makes training batches of items with "index" and "epoch": ``{"pixel_values"}``, ``{"inputs"}`` or
             ``{"views"}`` of one view. None: `augmentation` and the preprocessing of `eval_collator`.
         eval_collator: Makes test batches; None: ``EvalImages.for_model(model)``.
         label_column: Entry of an item that holds its class number.
         pooling: Of a model without a projection head, see `ProjectionHeadConfig`; a head has its own.
-        layer: Likewise.
-        in_dim: Likewise, where the width of h can't be told from the backbone.
-        seed: Of the share, of the order of the images, of their augmentation and of dropout.
+        layer: As `pooling`.
+        in_dim: As `pooling`, if the width of h can't be inferred from the backbone.
+        seed: Seed of the chosen images, of their order, of their augmentation and of dropout.
         device: Where to train; None: where the model is.
         num_workers: Processes that load data.
 
     Attributes:
-        results_: After scoring: ``{"value": accuracy, "protocol": {…}}``.
-        correct_: After scoring: ``[rows]`` bool, for `paired_interval`.
         indices_: After fitting: the rows of `train` that were used.
+        correct_: After scoring: ``[rows]`` bool, for `paired_interval`.
 
     Raises:
-        UsageError: an option out of its range.
+        UsageError: If an option is out of its range.
 
     Example (a plain module as the backbone; the first number tells the class):
         >>> x, y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2
@@ -95,8 +94,9 @@ class FineTuneProbe:
     """
 
     name = "fine_tune"
-    unit = "accuracy"
     on = "model"
+    _left_out = ("augmentation", "collator", "eval_collator", "label_column", "pooling", "layer", "in_dim", "device",
+                 "num_workers")  # fmt: skip
 
     def __init__(
         self,
@@ -123,16 +123,12 @@ class FineTuneProbe:
     ):
         if not 0 < fraction <= 1 or not 0 <= warmup < 1:
             raise UsageError(f"Expected 0 < fraction ≤ 1 and 0 ≤ warmup < 1, got {fraction} and {warmup}.")
-        if epochs < 1 or batch_size < 1:
-            raise UsageError(f"epochs and batch_size are at least 1, got {epochs} and {batch_size}.")
-        rates = (learning_rate, backbone_learning_rate, weight_decay)
-        if not all(0 <= rate < math.inf for rate in rates) or learning_rate == 0:
-            raise UsageError(
-                "Expected learning_rate > 0, backbone_learning_rate ≥ 0 and weight_decay ≥ 0, got "
-                f"{learning_rate}, {backbone_learning_rate} and {weight_decay}."
-            )
+        check_numbers(epochs=epochs, batch_size=batch_size, learning_rate=float(learning_rate))
+        if not 0 <= backbone_learning_rate < math.inf or not 0 <= weight_decay < math.inf:
+            rates = f"got {backbone_learning_rate} and {weight_decay}"
+            raise UsageError(f"Expected finite backbone_learning_rate ≥ 0 and weight_decay ≥ 0, {rates}.")
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise UsageError(f"max_grad_norm is positive, or None for no limit; {max_grad_norm} came.")
+            raise UsageError(f"Expected max_grad_norm > 0, or None for no limit, got {max_grad_norm}.")
         if precision is not None and precision not in _PRECISIONS:
             raise unknown("precision", precision, _PRECISIONS)
         self.fraction, self.epochs, self.batch_size = fraction, epochs, batch_size
@@ -143,16 +139,8 @@ class FineTuneProbe:
         self.label_column, self.pooling, self.layer, self.in_dim = label_column, pooling, layer, in_dim
         self.seed, self.device, self.num_workers = seed, device, num_workers
 
-    def __repr__(self) -> str:
-        return f"FineTuneProbe({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"
-
-    def _settings(self) -> dict[str, Any]:
-        names = ("fraction", "epochs", "batch_size", "learning_rate", "backbone_learning_rate", "weight_decay",
-                 "warmup", "max_grad_norm", "precision", "seed")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
     def fit(self, model: nn.Module, train: Any) -> "FineTuneProbe":
-        """Fine-tune a copy of `model` on a share of `train`.
+        """Fine-tune a copy of `model` on a fraction of `train`.
 
         Args:
             model: A model with a projection head, a backbone (transformers, timm, or a module that returns h) or a
@@ -160,15 +148,15 @@ class FineTuneProbe:
             train: Labelled items.
 
         Raises:
-            UsageError: no items, items without integer labels, a backbone without parameters or of unknown width, an
-                adapter that can't be merged, or a pooling for a head that has its own.
-            NonFiniteLossError: the loss became NaN or infinite.
+            UsageError: If there are no items, if they have no integer labels, if a backbone has no parameters or its
+                width is unknown, if an adapter can't be merged, or if a pooling is given for a head that has its own.
+            NonFiniteLossError: If the loss became NaN or infinite.
         """
         device = torch.device(self.device) if self.device is not None else _device_of(model)
         if not len(train):
             raise UsageError("The data set is empty: there is nothing to fine-tune on.")
         labels = labels_of(train, self.label_column)
-        self.indices_ = share_of_each_class(labels, self.fraction, self.seed)
+        self.indices_ = fraction_of_each_class(labels, self.fraction, self.seed)
         self.classes_, codes = torch.unique(labels[self.indices_], return_inverse=True)
         self._train_rows = len(train)
         self._collate, self._collate_train = self._collators(model)
@@ -199,7 +187,7 @@ class FineTuneProbe:
         """Return the predicted label of every item, on the CPU.
 
         Raises:
-            UsageError: not fitted, no items, or a network whose logits are not finite (the rows are named).
+            UsageError: If the probe is not fitted, if there are no items, or if logits are not finite.
         """
         if not hasattr(self, "_network"):
             raise UsageError("This probe is not trained yet: call fit(model, train) first.")
@@ -211,22 +199,22 @@ class FineTuneProbe:
         if refusal := describe_bad_rows(logits, what="logits"):
             raise UsageError(refusal)
         if len(logits) != len(test):
-            raise UsageError(f"The collator gave {len(logits)} rows for {len(test)} items; one each is expected.")
+            raise UsageError(f"The collator gave {len(logits)} rows for {len(test)} items; expected one each.")
         return self.classes_[logits.argmax(1)]
 
     def score(self, test: Any) -> float:
         """Return the accuracy on `test`, and keep it with its protocol in `results_` and row by row in `correct_`.
 
         Raises:
-            UsageError: as `predict`, or items without integer labels.
+            UsageError: As `predict`, or if items have no integer labels.
         """
         predicted = self.predict(test)
         self.correct_ = predicted == labels_of(test, self.label_column)
         value = self.correct_.double().mean().item()
-        share = hashlib.sha256(np.asarray(self.indices_, dtype=np.int64).tobytes()).hexdigest()[:16]
-        sizes = {"train_rows": len(self.indices_), "train_rows_of": self._train_rows, "train_rows_sha256": share,
+        rows = hashlib.sha256(np.asarray(self.indices_, dtype=np.int64).tobytes()).hexdigest()[:16]
+        sizes = {"train_rows": len(self.indices_), "train_rows_of": self._train_rows, "train_rows_sha256": rows,
                  "test_rows": len(test), "classes": len(self.classes_)}  # fmt: skip
-        protocol = {**self._settings(), **self._read, **self._images(), **sizes}
+        protocol = {**self._settings("seed"), **self._read, **self._images(), **sizes}
         self.results_ = {"value": value, "protocol": protocol}
         return value
 
@@ -320,7 +308,7 @@ class FineTuneProbe:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the peak learning rate in step `step` of `steps`: a line up, then half a cosine down.
+    """Return the fraction of the peak learning rate in step `step` of `steps`: a line up, then half a cosine down.
 
     Example:
         >>> [round(schedule(step, 8, 0.25), 3) for step in (0, 1, 2, 5)]
@@ -332,30 +320,27 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
 
 
-def share_of_each_class(labels: Int[Tensor, " rows"], fraction: float, seed: int = 0) -> list[int]:
-    """Return the rows of a random share of every class, at least one each, in ascending order.
+def fraction_of_each_class(labels: Int[Tensor, " rows"], fraction: float, seed: int = 0) -> list[int]:
+    """Return random rows, this fraction of every class and at least one each, in ascending order.
 
-    Smaller shares of one seed lie within larger ones.
+    Those of a smaller fraction are among those of a larger one with the same seed.
 
     Example:
         >>> labels = torch.tensor([0] * 90 + [1] * 9 + [2])
-        >>> labels[share_of_each_class(labels, 1 / 3)].bincount().tolist()
+        >>> labels[fraction_of_each_class(labels, 1 / 3)].bincount().tolist()
         [30, 3, 1]
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    chosen = []
-    for label in torch.unique(labels):
-        rows = order[labels[order] == label]
-        chosen.append(rows[: max(1, round(fraction * len(rows)))])
-    return torch.cat(chosen).sort().values.tolist()
+    _, codes, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+    wanted = torch.tensor([max(1, round(fraction * size)) for size in sizes.tolist()])
+    _, place = shuffled_classes(codes, torch.Generator().manual_seed(seed))
+    return (place < wanted[codes]).nonzero().flatten().tolist()
 
 
 def labels_of(dataset: Any, column: str) -> Int[Tensor, " rows"]:
     """Return the labels of a data set; of a 🤗 data set without decoding its images.
 
     Raises:
-        UsageError: items without the column, or labels that are no integers.
+        UsageError: If items have no such column, or if labels are no integers.
     """
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, Sequence) and column in columns:
@@ -380,18 +365,16 @@ def _groups(module: nn.Module, rate: float, weight_decay: float) -> list[dict[st
 
 def _inputs(batch: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Return a batch as `forward` takes it, floating-point numbers in the dtype of the weights."""
-    if "views" in batch:
-        if len(batch["views"]) != 1:
-            raise UsageError(f"Fine-tuning takes one view of each image; the collator gave {len(batch['views'])}.")
-        view = batch["views"][0]
-        batch = {"inputs": view} if isinstance(view, Mapping) else {"pixel_values": view}
+    views = view_batches(batch)
+    if len(views) != 1:
+        raise UsageError(f"Expected one view of each image for fine-tuning, got {len(views)} from the collator.")
 
     def cast(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: cast(part) for name, part in value.items()}
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    return {name: cast(value) for name, value in batch.items()}
+    return cast(views[0])
 
 
 def _device_of(model: nn.Module) -> torch.device:

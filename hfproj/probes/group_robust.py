@@ -18,16 +18,14 @@ Deviations:
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from hfproj.errors import UsageError
-from hfproj.probes._classifier import Scaling, check_numbers, check_queries, describe, hold_out, training_set
-from hfproj.probes._labels import Labels, as_labels
 from hfproj.probes._softmax_regression import SoftmaxRegression, predicted_codes
+from hfproj.probes.base import Classifier, Labels, Scaling, as_labels, check_numbers, check_path, hold_out
 from hfproj.probes.linear import L2_PATH
 from hfproj.typing import Features
 
@@ -36,7 +34,7 @@ def group_accuracies(correct: Bool[Tensor, " rows"], groups: Labels) -> dict[int
     """Return the accuracy of each group, by its number, in order; of any probe's `correct_`.
 
     Raises:
-        UsageError: no rows, or groups that are no integers or do not match the rows.
+        UsageError: If there are no rows, or if groups are no integers or do not match the rows.
 
     Example:
         >>> group_accuracies(torch.tensor([True, True, False, True]), [7, 7, 2, 2])
@@ -49,7 +47,7 @@ def group_accuracies(correct: Bool[Tensor, " rows"], groups: Labels) -> dict[int
     return dict(zip(numbers.tolist(), (sums / torch.bincount(codes)).tolist()))
 
 
-class GroupRobustProbe:
+class GroupRobustProbe(Classifier):
     """Worst-group accuracy of logistic regression on group-balanced draws of the rows, averaged (DFR).
 
     Args:
@@ -58,17 +56,15 @@ class GroupRobustProbe:
         l2_path: Strengths to choose from.
         draws: Balanced draws whose optima are averaged; 10 is the paper's.
         standardize: As in `LinearProbe`.
-        seed: Of the halves and the draws.
+        seed: Seed of the halves and the draws.
 
     Attributes:
-        classes_: `[classes]` labels, sorted.
         l2_: λ of the fits.
         results_: After scoring: `{"value": worst-group accuracy, "values": {…}, "protocol": {…}}`; the values are
             "worst group", "average" and one for each group, as "class 0, group 1".
-        correct_: After scoring: `[rows]` bool.
 
     Raises:
-        UsageError: an option that is not positive, or an empty path.
+        UsageError: If an option is not positive, or if the path is empty.
 
     Example (the first column goes along with the class in nine of ten rows, the second always, but is smaller):
         >>> y = torch.arange(200) % 2
@@ -90,61 +86,46 @@ class GroupRobustProbe:
         standardize: bool = True,
         seed: int = 0,
     ):
-        if not l2_path:
-            raise UsageError("l2_path is empty; give at least one strength.")
         check_numbers(draws=draws, l2=1.0 if l2 is None else float(l2))
-        for strength in l2_path:
-            check_numbers(**{"strength in l2_path": float(strength)})
-        self.l2, self.l2_path, self.draws = l2, tuple(l2_path), draws
+        self.l2, self.l2_path, self.draws = l2, check_path("l2_path", l2_path), draws
         self.standardize, self.seed = standardize, seed
 
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def fit(self, f: Features, y: Labels, groups: Labels) -> "GroupRobustProbe":
+    def fit(self, f: Features, y: Labels, groups: Labels) -> "GroupRobustProbe":  # type: ignore[override]
         """Fit on features `f`, labels `y` and the group (or attribute) of each row, any integers.
 
         Raises:
-            UsageError: no rows, rows that are not finite, or labels or groups that are no integers or do not match the
-                rows.
+            UsageError: If there are no rows, if rows are not finite, or if labels or groups are no integers or do not
+                match the rows.
         """
-        self.classes_, codes = training_set(f, y)
-        cells = _cells(codes, as_labels(groups, len(f)))
+        self._groups = as_labels(groups, len(f))
+        return super().fit(f, y)
+
+    def _fit(self, f: Tensor, codes: Tensor) -> None:
+        cells = _cells(codes, self._groups)
         self._sizes = torch.bincount(cells)
-        self._rows, self._dim = f.shape
+        generator = torch.Generator().manual_seed(self.seed)
         with torch.inference_mode(False), torch.no_grad():
             self._scaling = Scaling.of(f.detach(), scale=self.standardize)
             x = self._scaling.apply(f.detach())
-            generator = torch.Generator().manual_seed(self.seed)
-            if self.l2 is None:
-                self.l2_, self._chosen_on = self._choose(x, codes, cells, generator)
-            else:
-                self.l2_, self._chosen_on = self.l2, 0
+            chosen = self._choose(x, codes, cells, generator) if self.l2 is None else (self.l2, 0)
+            self.l2_, self._chosen_on = chosen
             theta = None
-            total = torch.zeros(len(self.classes_), self._dim + 1, dtype=torch.float64, device=x.device)
+            total = torch.zeros(len(self.classes_), x.shape[1] + 1, dtype=torch.float64, device=x.device)
             for _ in range(self.draws):
-                rows = _balanced(cells, generator)
-                problem = self._problem(x, codes, rows)
-                theta = problem.minimise(self._penalty(self.l2_), problem.start() if theta is None else theta).theta
+                problem = self._problem(x, codes, _balanced(cells, generator))
+                theta = problem.minimise(self.l2_, problem.start() if theta is None else theta).theta
                 total += theta
             self._theta = total / self.draws
-        return self
 
-    def predict(self, f: Features) -> Int[Tensor, " rows"]:
-        """Return the predicted label of every row, on the CPU.
+    @torch.no_grad()
+    def _codes(self, f: Tensor) -> Tensor:
+        return predicted_codes(self._scaling.apply(f), self._theta)
 
-        Raises:
-            UsageError: not fitted, no rows, another width than in `fit`, or rows that are not finite.
-        """
-        check_queries(self, f, self._dim if hasattr(self, "_theta") else None)
-        with torch.no_grad():
-            return self.classes_[predicted_codes(self._scaling.apply(f), self._theta).cpu()]
-
-    def score(self, f: Features, y: Labels, groups: Labels) -> float:
+    def score(self, f: Features, y: Labels, groups: Labels) -> float:  # type: ignore[override]
         """Return the accuracy on the worst group of `f`, and keep all of them in `results_`.
 
         Raises:
-            UsageError: as `predict`, or labels or groups that are no integers or do not match the rows.
+            UsageError: As `predict`, or if labels or groups are no integers or do not match the rows.
         """
         predicted = self.predict(f)
         truth, groups = as_labels(y, len(f)), as_labels(groups, len(f))
@@ -152,25 +133,19 @@ class GroupRobustProbe:
         cells = _cells(truth, groups)
         found = group_accuracies(self.correct_, cells)
         first = {cell: int((cells == cell).nonzero()[0]) for cell in found}
-        value = min(found.values())
-        values = {"worst group": value, "average": self.correct_.double().mean().item()}
+        values = {"worst group": min(found.values()), "average": self.correct_.double().mean().item()}
         values |= {f"class {truth[row]}, group {groups[row]}": found[cell] for cell, row in first.items()}
-        protocol: dict[str, Any] = {"draws": self.draws, "standardize": self.standardize, "probe_seed": self.seed}
+        protocol = self._settings()
+        protocol.pop("l2" if self.l2 is None else "l2_path")
         if self.l2 is None:
-            protocol |= {"l2_path": list(self.l2_path), "chosen": {"l2": self.l2_, "on_rows": self._chosen_on}}
-        else:
-            protocol["l2"] = self.l2
+            protocol["chosen"] = {"l2": self.l2_, "on_rows": self._chosen_on}
         protocol |= {"train_rows": self._rows, "train_groups": len(self._sizes), "classes": len(self.classes_)}
         protocol |= {"rows_of_each_group": int(self._sizes.min()), "test_rows": len(f), "test_groups": len(found)}
-        self.results_ = {"value": value, "values": values, "protocol": protocol}
-        return value
-
-    def _penalty(self, l2: float) -> float:
-        return 2 * l2 if len(self.classes_) == 2 else l2  # as in LinearProbe
+        self.results_ = {"value": values["worst group"], "values": values, "protocol": protocol}
+        return values["worst group"]
 
     def _problem(self, x: Tensor, codes: Tensor, rows: Tensor) -> SoftmaxRegression:
-        rows, of_rows = rows.to(x.device), codes[rows].to(x.device)
-        return SoftmaxRegression(x[rows], of_rows, len(self.classes_))
+        return SoftmaxRegression(x[rows.to(x.device)], codes[rows].to(x.device), len(self.classes_))
 
     def _choose(self, x: Tensor, codes: Tensor, cells: Tensor, generator: torch.Generator) -> tuple[float, int]:
         """Return the strength that is best for the worst group, and on how many rows it was chosen."""
@@ -182,7 +157,7 @@ class GroupRobustProbe:
         theta = problem.start()
         best: tuple[tuple[float, float], float] | None = None
         for l2 in path:
-            theta = problem.minimise(self._penalty(l2), theta, tol=1e-5).theta
+            theta = problem.minimise(l2, theta, tol=1e-5).theta
             correct = predicted_codes(x[held.to(x.device)], theta).cpu() == codes[held]
             rating = min(group_accuracies(correct, cells[held]).values()), correct.double().mean().item()
             if best is None or rating > best[0]:

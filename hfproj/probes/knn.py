@@ -20,35 +20,35 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.errors import UsageError, unknown
-from hfproj.features.neighbours import NeighbourBank, Neighbours, check_k, together
-from hfproj.probes._labels import Labels, as_labels
+from hfproj.errors import UsageError
+from hfproj.features.neighbours import NeighbourBank, Neighbours, check_ks, together
+from hfproj.probes.base import Labels, Named, as_labels
 from hfproj.typing import Features
 
 _VOTES = 2**22  # float64 votes held at a time: 32 MiB
 
 
-class KNNProbe:
-    """Weighted k-NN accuracy on features, in scikit-learn's manners: `fit`, `predict`, `score`, `results_`.
+class KNNProbe(Named):
+    """Weighted k-NN accuracy on features, as an estimator of scikit-learn: `fit`, `predict`, `score`, `results_`.
 
     Memory beside the bank (held once as given and once as float32 unit rows) does not grow with the number of queries.
     On several processes the bank may be sharded, `fit(f, y, sharded=True)`: no process then holds more than its own
-    rows, and labels and scores are those of one process with the joint bank.
+    rows, and labels and scores are those of one process with the global bank.
 
     Args:
         k: Neighbours that vote; capped at the rows of the bank. 20 is DINO's best for ViT-S. Several numbers, such as
-            DINO's `(10, 20, 100, 200)`, share one search; the first is the main one: `value`, `correct_` and `predict`
-            are its, so that no test label chooses.
+            DINO's `(10, 20, 100, 200)`, share one search; the first is the main one, which decides `value`, `correct_`
+            and `predict`, so that no test label chooses.
         temperature: T; lower lets the nearest decide. 0.07 as in DINO.
-        metric: Only "cosine".
 
     Attributes:
+        classes_: `[classes]` labels, sorted.
         results_: After scoring: `{"value": accuracy, "protocol": {k, temperature, metric, bank, queries, …}}`; with
             several k also `"values"`, the accuracy of each: `{"k=10": …}`.
         correct_: After scoring: `[queries]` bool, for `paired_interval`.
 
     Raises:
-        UsageError: k < 1, no k or one twice, temperature ≤ 0 or another metric.
+        UsageError: If k < 1, if there is no k or one twice, or if temperature ≤ 0.
 
     Example:
         >>> bank, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), [3, 3, 7]
@@ -57,20 +57,15 @@ class KNNProbe:
     """
 
     name = "knn"
-    unit = "accuracy"
 
-    def __init__(self, *, k: int | Sequence[int] = 20, temperature: float = 0.07, metric: str = "cosine"):
-        self.k = tuple(map(check_k, k)) if isinstance(k, Iterable) else check_k(k)
+    def __init__(self, *, k: int | Sequence[int] = 20, temperature: float = 0.07):
         if not temperature > 0:
             raise UsageError(f"Expected temperature > 0, got {temperature}.")
-        if len(set(self._ks)) != len(self._ks) or not self._ks:
-            raise UsageError(f"Expected one number of neighbours or several different ones, got k={k}.")
-        if metric != "cosine":
-            raise unknown("metric", metric, ["cosine"])
-        self.temperature, self.metric = temperature, metric
+        self.k, self.temperature = check_ks(k), temperature
+        self._ks = self.k if isinstance(self.k, tuple) else (self.k,)
 
-    def __repr__(self) -> str:
-        return f"KNNProbe(k={self.k}, temperature={self.temperature}, metric={self.metric!r})"
+    def __repr__(self) -> str:  # results.json holds it, as the probe of FewShotProbe
+        return f"KNNProbe(k={self.k}, temperature={self.temperature}, metric='cosine')"
 
     @torch.no_grad()
     def fit(self, f: Features, y: Labels, *, sharded: bool = False) -> "KNNProbe":
@@ -79,12 +74,12 @@ class KNNProbe:
         Args:
             f: Rows of the bank.
             y: Their labels.
-            sharded: `f` and `y` are this process's part of a joint bank, whose rows are those of all processes in rank
+            sharded: `f` and `y` are this process's part of a global bank, whose rows are those of all processes in rank
                 order; a part may be empty. All processes then fit, predict and score together.
 
         Raises:
-            UsageError: no rows, rows that are not finite, or labels that are no integers or do not match the rows; of a
-                sharded bank on every process, also where parts have different widths.
+            UsageError: If there are no rows, if rows are not finite, or if labels are no integers or do not match them;
+                of a sharded bank on every process, also if parts have different widths.
         """
         labels = together(lambda: as_labels(y, len(f)), sharded)
         bank = NeighbourBank(f, sharded=sharded)
@@ -104,8 +99,8 @@ class KNNProbe:
             sharded: `f` are queries of this process alone; it may have none.
 
         Raises:
-            UsageError: not fitted, no rows, another width than the bank's, rows that are not finite, or, with a sharded
-                bank, queries that should be the same on all processes and are not.
+            UsageError: If the probe is not fitted, if there are no rows or their width is not the bank's, if rows are
+                not finite, or if queries that should be the same on all processes are not.
         """
         self._fitted().check(f, sharded=sharded)
         return self._vote(self._bank.chunks(f, max(self._ks), sharded=sharded))[0]
@@ -120,7 +115,7 @@ class KNNProbe:
                 queries of all processes in rank order, on every process.
 
         Raises:
-            UsageError: as `predict`, or labels that are no integers or do not match the rows.
+            UsageError: As `predict`, or if labels are no integers or do not match the rows.
         """
         self._fitted().check(f, sharded=sharded)
         truth = together(lambda: as_labels(y, len(f)), sharded or self._bank.sharded)
@@ -131,7 +126,7 @@ class KNNProbe:
         """Return the accuracy on the bank itself, each row classified by the other rows.
 
         Raises:
-            UsageError: not fitted, or a bank of one row.
+            UsageError: If the probe is not fitted, or if the bank has one row.
         """
         bank = self._fitted()
         predicted = self._vote(bank.chunks_within(max(self._ks)))
@@ -147,7 +142,7 @@ class KNNProbe:
             sharded: As in `predict`.
 
         Raises:
-            UsageError: as `predict`, or k < 1.
+            UsageError: As `predict`, or if k < 1.
 
         Example:
             >>> probe = KNNProbe().fit(torch.eye(3), [0, 1, 2])
@@ -155,10 +150,6 @@ class KNNProbe:
             Neighbours(cosines=tensor([[0.8000, 0.6000]], dtype=torch.float64), rows=tensor([[1, 2]]))
         """
         return self._fitted().search(f, max(self._ks) if k is None else k, sharded=sharded)
-
-    @property
-    def _ks(self) -> tuple[int, ...]:
-        return self.k if isinstance(self.k, tuple) else (self.k,)
 
     def _fitted(self) -> NeighbourBank:
         if not hasattr(self, "_bank"):
@@ -174,10 +165,9 @@ class KNNProbe:
         accuracies = correct.double().mean(1).tolist()
         rows = self._bank.rows
         ks = [min(k, rows - leave_one_out) for k in self._ks]
-        protocol: dict[str, Any] = {"k": ks[0], "temperature": self.temperature, "metric": self.metric}
+        protocol: dict[str, Any] = {"k": ks[0], "temperature": self.temperature, "metric": "cosine"}
         protocol |= {"bank": rows, "queries": correct.shape[1], "classes": len(self.classes_)}
-        if leave_one_out:
-            protocol["leave_one_out"] = True
+        protocol |= {"leave_one_out": True} if leave_one_out else {}
         self.results_ = {"value": accuracies[0], "protocol": protocol}
         if isinstance(self.k, tuple):
             protocol["k_list"] = ks
@@ -186,16 +176,17 @@ class KNNProbe:
 
     def _vote(self, found: Iterable[tuple[int, Neighbours]]) -> Tensor:
         """Return the predicted labels `[ks, queries]`, those of the main k first."""
-        parts = [self._labels(some) for _, chunk in found for some in self._few(chunk)]
+        step = max(1, _VOTES // len(self.classes_))
+        parts = [
+            self._labels(cosines, rows)
+            for _, near in found
+            for cosines, rows in zip(near.cosines.split(step), near.rows.split(step))
+        ]
         return torch.cat(parts, 1) if parts else torch.empty(len(self._ks), 0, dtype=torch.long)
 
-    def _few(self, found: Neighbours) -> Iterable[Neighbours]:
-        step = max(1, _VOTES // len(self.classes_))
-        return map(Neighbours, found.cosines.split(step), found.rows.split(step))
-
-    def _labels(self, found: Neighbours) -> Tensor:
-        weight = ((found.cosines - found.cosines[:, :1]) / self.temperature).exp()
-        code = self._codes[found.rows]
+    def _labels(self, cosines: Tensor, rows: Tensor) -> Tensor:
+        weight = ((cosines - cosines[:, :1]) / self.temperature).exp()
+        code = self._codes[rows]
         votes = torch.zeros(len(weight), len(self.classes_), dtype=torch.float64)
         labels, counted = {}, 0
         for k in sorted(self._ks):  # each goes on from the votes of the one before

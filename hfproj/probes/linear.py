@@ -21,52 +21,37 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from hfproj.errors import UsageError
-from hfproj.probes._classifier import (
-    Scaling,
-    check_numbers,
-    check_queries,
-    describe,
-    hold_out,
-    keep_accuracy,
-    training_set,
-)
-from hfproj.probes._labels import Labels
 from hfproj.probes._softmax_regression import SoftmaxRegression, class_scores, predicted_codes
-from hfproj.typing import Features
+from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, hold_out
 
 L2_PATH = tuple(float(f"{10.0 ** (1 - 7 * i / 15):.2g}") for i in range(16))  # 10 to 1e-6
 
 _PATH_TOLERANCE = 1e-5
 
 
-class LinearProbe:
-    """Accuracy of logistic regression on features, in scikit-learn's manners: `fit`, `predict`, `score`, `results_`.
+class LinearProbe(Classifier):
+    """Accuracy of logistic regression on features, as an estimator of scikit-learn: `fit`, `predict`, `score`.
 
     Args:
         l2: λ > 0; None: the best of `l2_path` by accuracy on held-out rows (then by their loss), refitted on all rows.
         l2_path: Strengths to choose from.
-        holdout: Share of each class held out for the choice. A class of one row gives none; where no class has two, the
-            middle of the path is taken.
+        holdout: Fraction of each class held out for the choice. A class of one row gives none; where no class has two,
+            the middle of the path is taken.
         standardize: Divide columns by their standard deviation; constant columns are ignored. False: the penalty is for
             the features as they are.
-        max_iter: L-BFGS steps of a fit at most; one that ends there warns.
-        seed: Of the held-out part.
+        max_iter: Maximum number of L-BFGS steps of a fit; one that ends there warns.
+        seed: Seed of the held-out part.
 
     Attributes:
-        classes_: `[classes]` labels, sorted.
         coef_: `[classes, dim]` float64, for features as given: logits are `f @ coef_.T + intercept_`.
         intercept_: `[classes]` float64.
         l2_: λ of the fit.
         objective_: Its objective, in nats.
-        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
-        correct_: After scoring: `[rows]` bool, for `paired_interval`.
 
     Raises:
-        UsageError: an option that is not positive, an empty path, or a share outside (0, 1).
+        UsageError: If an option is not positive, if the path is empty, or if the fraction is outside (0, 1).
 
     Example (features that do not depend on the class leave its frequencies):
         >>> f, y = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), [5, 5, 8, 8]
@@ -76,7 +61,6 @@ class LinearProbe:
     """
 
     name = "linear"
-    unit = "accuracy"
 
     def __init__(
         self,
@@ -88,31 +72,20 @@ class LinearProbe:
         max_iter: int = 1000,
         seed: int = 0,
     ):
-        if not l2_path:
-            raise UsageError("l2_path is empty; give at least one strength.")
         check_numbers(max_iter=max_iter, l2=1.0 if l2 is None else float(l2))
-        for strength in l2_path:
-            check_numbers(**{"strength in l2_path": float(strength)})
-        if not 0 < holdout < 1:
-            raise UsageError(f"Expected a share 0 < holdout < 1, got {holdout}.")
-        self.l2, self.l2_path, self.holdout = l2, tuple(l2_path), holdout
+        check_fraction(holdout=holdout)
+        self.l2, self.l2_path, self.holdout = l2, check_path("l2_path", l2_path), holdout
         self.standardize, self.max_iter, self.seed = standardize, max_iter, seed
 
-    def __repr__(self) -> str:
-        return describe(self) if self.l2 is None else describe(self, without=("l2_path", "holdout"))
+    def _options(self) -> dict[str, Any]:
+        without_effect = () if self.l2 is None else ("l2_path", "holdout")
+        return {name: value for name, value in super()._options().items() if name not in without_effect}
 
-    def fit(self, f: Features, y: Labels) -> "LinearProbe":
-        """Find the optimum for features `f` and labels `y` (any integers).
-
-        Raises:
-            UsageError: no rows, rows that are not finite, or labels that are no integers or do not match the rows.
-        """
-        self.classes_, codes = training_set(f, y)
-        self._rows, self._chosen_on = len(f), 0
+    def _fit(self, f: Tensor, codes: Tensor) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
         with torch.inference_mode(False), torch.no_grad():
             f = f.detach()
             self._scaling = Scaling.of(f, scale=self.standardize)
-            generator = torch.Generator().manual_seed(self.seed)
             if self.l2 is None:
                 kept, held = hold_out(codes, self.holdout, generator)
             else:
@@ -120,55 +93,30 @@ class LinearProbe:
             order = torch.cat([kept, held])
             x = self._scaling.apply(f, order)
             codes = codes[order].to(x.device)
-            if self.l2 is None:
-                self.l2_, theta = self._choose(x, codes, len(kept))
-                self._chosen_on = len(held)
-            else:
-                self.l2_, theta = self.l2, None
+            self.l2_, theta = self._choose(x, codes, len(kept)) if self.l2 is None else (self.l2, None)
+            self._chosen = {"l2": self.l2_, "on_rows": len(held)}
             problem = SoftmaxRegression(x, codes, len(self.classes_))
-            start = problem.start() if theta is None else theta
-            found = problem.minimise(self._penalty(self.l2_), start, max_iter=self.max_iter)
+            found = problem.minimise(self.l2_, problem.start() if theta is None else theta, max_iter=self.max_iter)
         if not found.converged:
             warnings.warn(
                 f"The linear probe did not reach its optimum in {found.iterations} steps (l2={self.l2_:.3g}). Raise "
-                "max_iter, or l2: next to none leaves separable classes without an optimum.",
-                stacklevel=2,
+                "max_iter, or l2: with a tiny l2, separable classes have no optimum in reach.",
+                stacklevel=3,
             )
         self.objective_, self.iterations_, self.converged_ = found.objective, found.iterations, found.converged
         self._theta = found.theta
         self.coef_ = (found.theta[:, :-1] * self._scaling.factor).cpu()
         self.intercept_ = found.theta[:, -1].cpu() - self.coef_ @ self._scaling.mean.cpu()
-        return self
 
-    def predict(self, f: Features) -> Int[Tensor, " rows"]:
-        """Return the predicted label of every row, on the CPU.
+    @torch.no_grad()
+    def _codes(self, f: Tensor) -> Tensor:
+        return predicted_codes(self._scaling.apply(f), self._theta)
 
-        Raises:
-            UsageError: not fitted, no rows, another width than in `fit`, or rows that are not finite.
-        """
-        check_queries(self, f, self.coef_.shape[1] if hasattr(self, "coef_") else None)
-        with torch.no_grad():
-            return self.classes_[predicted_codes(self._scaling.apply(f), self._theta).cpu()]
-
-    def score(self, f: Features, y: Labels) -> float:
-        """Return the accuracy on `f`, and keep it with its protocol in `results_` and row by row in `correct_`.
-
-        Raises:
-            UsageError: as `predict`, or labels that are no integers or do not match the rows.
-        """
-        predicted = self.predict(f)
-        protocol: dict[str, Any] = {"standardize": self.standardize, "max_iter": self.max_iter}
+    def _protocol(self) -> dict[str, Any]:
+        settings = self._settings()
         if self.l2 is None:
-            protocol |= {"l2_path": list(self.l2_path), "holdout": self.holdout, "probe_seed": self.seed}
-            protocol["chosen"] = {"l2": self.l2_, "on_rows": self._chosen_on}
-        else:
-            protocol["l2"] = self.l2
-        protocol |= {"train_rows": self._rows, "classes": len(self.classes_)}
-        return keep_accuracy(self, predicted, y, protocol)
-
-    def _penalty(self, l2: float) -> float:
-        # Of two opposite rows, each half of w₁ − w₀, the squares add up to half of ‖w₁ − w₀‖².
-        return 2 * l2 if len(self.classes_) == 2 else l2
+            return {n: v for n, v in settings.items() if n != "l2"} | {"chosen": self._chosen}
+        return {n: v for n, v in settings.items() if n != "probe_seed"}  # a given strength is not chosen
 
     def _choose(self, x: Tensor, codes: Tensor, kept: int) -> tuple[float, Tensor | None]:
         """Return the best strength of the path, fitted from strong to weak on the first rows, and where that ended."""
@@ -179,7 +127,7 @@ class LinearProbe:
         theta = problem.start()
         best: tuple[tuple[float, float], float, Tensor] | None = None
         for l2 in path:
-            theta = problem.minimise(self._penalty(l2), theta, tol=_PATH_TOLERANCE, max_iter=self.max_iter).theta
+            theta = problem.minimise(l2, theta, tol=_PATH_TOLERANCE, max_iter=self.max_iter).theta
             logits, truth = class_scores(x[kept:], theta), codes[kept:]
             loss = torch.nn.functional.cross_entropy(logits.T, truth)
             rating = (int((logits.argmax(0) == truth).sum()), -float(loss))

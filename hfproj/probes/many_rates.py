@@ -23,49 +23,36 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from hfproj.errors import UsageError
 from hfproj.functional.rows import full_precision
-from hfproj.probes._classifier import (
-    Scaling,
-    check_numbers,
-    check_queries,
-    describe,
-    hold_out,
-    keep_accuracy,
-    training_set,
-)
-from hfproj.probes._labels import Labels
-from hfproj.typing import Features
+from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, hold_out, scaled
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
 _MOMENTUM = 0.9
 
 
-class ManyRatesProbe:
-    """Accuracy of a linear classifier trained by SGD, with the best of many learning rates.
+class ManyRatesProbe(Classifier):
+    """Accuracy of a linear classifier trained by SGD, with the best rate of a learning-rate grid.
 
     Args:
         rates: Learning rates for a batch of 256.
         epochs: Passes over the training rows.
-        batch_size: Rows a step; the last of an epoch may have fewer.
-        holdout: Share of each class held out, on which the rate is chosen (by accuracy, then by loss). A class of one
-            row gives none; where no class has two, the training rows decide.
+        batch_size: Rows per step; the last step of an epoch may have fewer.
+        holdout: Fraction of each class held out, on which the rate is chosen (by accuracy, then by loss). A class of
+            one row gives none; where no class has two, the training rows decide.
         standardize: Centre columns and divide them by their standard deviation. DINOv2 does not.
-        seed: Of the held-out part, the initial weights and the order of rows.
+        seed: Seed of the held-out part, the initial weights and the order of rows.
 
     Attributes:
-        classes_: `[classes]` labels, sorted.
         rate_: The rate chosen.
         held_out_: Accuracy on the held-out rows, by rate; 0 where training diverged.
-        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
-        correct_: After scoring: `[rows]` bool, for `paired_interval`.
 
     Raises:
-        UsageError: an option that is not positive, no rates, or a share outside (0, 1).
+        UsageError: If an option is not positive, if there are no rates, or if the fraction is outside (0, 1); on `fit`,
+            if training diverged at every rate.
 
     Example:
         >>> y = torch.arange(200) % 2
@@ -76,7 +63,6 @@ class ManyRatesProbe:
     """
 
     name = "many_rates"
-    unit = "accuracy"
 
     def __init__(
         self,
@@ -88,76 +74,30 @@ class ManyRatesProbe:
         standardize: bool = False,
         seed: int = 0,
     ):
-        if not rates:
-            raise UsageError("rates is empty; give at least one learning rate.")
-        for rate in rates:
-            check_numbers(rate=float(rate))
         check_numbers(epochs=epochs, batch_size=batch_size)
-        if not 0 < holdout < 1:
-            raise UsageError(f"Expected a share 0 < holdout < 1, got {holdout}.")
-        self.rates, self.epochs, self.batch_size = tuple(rates), epochs, batch_size
+        check_fraction(holdout=holdout)
+        self.rates, self.epochs, self.batch_size = check_path("rates", rates), epochs, batch_size
         self.holdout, self.standardize, self.seed = holdout, standardize, seed
 
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def fit(self, f: Features, y: Labels) -> "ManyRatesProbe":
-        """Train a classifier per rate on features `f` and labels `y` (any integers), and keep the best.
-
-        Raises:
-            UsageError: no rows, rows that are not finite, labels that are no integers or do not match the rows, or
-                training that diverged at every rate.
-        """
-        self.classes_, codes = training_set(f, y)
-        self._rows = len(f)
+    def _fit(self, f: Tensor, codes: Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad(), full_precision(f):
-            f = f.detach()
-            self._scaling = Scaling.of(f) if self.standardize else None
+            self._scaling = Scaling.of(f.detach()) if self.standardize else None
             generator = torch.Generator().manual_seed(self.seed)
             kept, held = hold_out(codes, self.holdout, generator)
-            x = self._scaled(f)
+            x = scaled(f, self._scaling)
             codes = codes.to(x.device)
             weight, bias = self._train(x, codes, kept.to(x.device), generator)
             chooses = (held if len(held) else kept).to(x.device)
-            self._chosen_on = len(held)
             self._weight, self._bias = self._choose(x[chooses], codes[chooses], weight, bias)
-        return self
+            self._chosen = {"rate": self.rate_, "on_rows": len(held)}
 
-    def predict(self, f: Features) -> Int[Tensor, " rows"]:
-        """Return the predicted label of every row, on the CPU.
+    @torch.no_grad()
+    def _codes(self, f: Tensor) -> Tensor:
+        with full_precision(f):
+            return torch.addmm(self._bias, scaled(f, self._scaling).to(self._weight), self._weight.T).argmax(1)
 
-        Raises:
-            UsageError: not fitted, no rows, another width than in `fit`, or rows that are not finite.
-        """
-        check_queries(self, f, self._weight.shape[1] if hasattr(self, "_weight") else None)
-        with torch.no_grad(), full_precision(f):
-            logits = torch.addmm(self._bias, self._scaled(f).to(self._weight), self._weight.T)
-            return self.classes_[logits.argmax(1).cpu()]
-
-    def score(self, f: Features, y: Labels) -> float:
-        """Return the accuracy on `f`, and keep it with its protocol in `results_` and row by row in `correct_`.
-
-        Raises:
-            UsageError: as `predict`, or labels that are no integers or do not match the rows.
-        """
-        predicted = self.predict(f)
-        protocol: dict[str, Any] = {
-            "rates": list(self.rates),
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "holdout": self.holdout,
-            "standardize": self.standardize,
-            "probe_seed": self.seed,
-            "chosen": {"rate": self.rate_, "on_rows": self._chosen_on},
-            "train_rows": self._rows,
-            "classes": len(self.classes_),
-        }
-        return keep_accuracy(self, predicted, y, protocol)
-
-    def _scaled(self, f: Tensor) -> Tensor:
-        if self._scaling is not None:
-            return self._scaling.apply(f)
-        return f.detach().to(torch.promote_types(f.dtype, torch.float32))
+    def _protocol(self) -> dict[str, Any]:
+        return {**self._settings(), "chosen": self._chosen}
 
     def _train(self, x: Tensor, codes: Tensor, kept: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rates, classes, dim = len(self.rates), len(self.classes_), x.shape[1]

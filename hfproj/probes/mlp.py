@@ -15,47 +15,32 @@ Deviations:
 import math
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from hfproj.errors import NonFiniteLossError, UsageError, unknown
-from hfproj.probes._classifier import (
-    Scaling,
-    check_numbers,
-    check_queries,
-    describe,
-    keep_accuracy,
-    options_of,
-    training_set,
-)
-from hfproj.probes._labels import Labels
-from hfproj.typing import Features
+from hfproj.probes.base import Classifier, Scaling, check_numbers, scaled
 
 SCHEDULES = ("cosine", "constant")
 _ROTATION_WIDTHS = {"h": 256, "z": 512}
 
 
-class MLPProbe:
-    """Accuracy of a classifier with one hidden layer, in scikit-learn's manners.
+class MLPProbe(Classifier):
+    """Accuracy of a classifier with one hidden layer, as an estimator of scikit-learn.
 
     Args:
         hidden: Units of the hidden layer.
         epochs: Passes over the training rows.
-        batch_size: Rows a step; the last of an epoch may have fewer.
-        learning_rate: Of AdamW.
+        batch_size: Rows per step; the last step of an epoch may have fewer.
+        learning_rate: Learning rate of AdamW.
         weight_decay: On the two matrices; 0 makes it Adam.
         schedule: "cosine" to 0, or "constant".
         standardize: Centre columns and divide them by their standard deviation; constant columns are ignored.
-        seed: Of the initial weights (those of `nn.Linear`) and the order of rows.
-
-    Attributes:
-        classes_: `[classes]` labels, sorted.
-        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
-        correct_: After scoring: `[rows]` bool, for `paired_interval`.
+        seed: Seed of the initial weights (those of `nn.Linear`) and of the order of rows.
 
     Raises:
-        UsageError: a number below 1, a rate that is not positive, a negative weight decay or an unknown schedule.
+        UsageError: If a number is below 1, a rate is not positive, the weight decay is negative or the schedule is
+            unknown.
 
     Example (the product of two signs, which no linear classifier can read):
         >>> f = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).repeat(64, 1)
@@ -65,7 +50,6 @@ class MLPProbe:
     """
 
     name = "mlp"
-    unit = "accuracy"
 
     def __init__(
         self,
@@ -93,7 +77,7 @@ class MLPProbe:
         """Return the rotation probe of Chaudhry 2026 for "h" (256 hidden units) or "z" (512).
 
         Raises:
-            UsageError: another layer.
+            UsageError: If it is another layer.
 
         Example:
             >>> MLPProbe.rotation("z").hidden
@@ -104,53 +88,17 @@ class MLPProbe:
         width = _ROTATION_WIDTHS[layer]
         return cls(hidden=width, epochs=5, learning_rate=1e-3, weight_decay=0.0, schedule="constant", seed=seed)
 
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def fit(self, f: Features, y: Labels) -> "MLPProbe":
-        """Train on features `f` and labels `y` (any integers).
-
-        Raises:
-            UsageError: no rows, rows that are not finite, or labels that are no integers or do not match the rows.
-            NonFiniteLossError: the loss became NaN or infinite.
-        """
-        self.classes_, codes = training_set(f, y)
-        self._rows = len(f)
+    def _fit(self, f: Tensor, codes: Tensor) -> None:
         # The caller's inference mode would let the backward pass fail, its autocast would lower the precision.
-        with torch.inference_mode(False), torch.autocast(f.device.type, enabled=False):
+        with torch.inference_mode(False), torch.autocast(f.device.type, enabled=False), torch.enable_grad():
             self._scaling = Scaling.of(f.detach()) if self.standardize else None
-            with torch.enable_grad():
-                self._weights = self._train(self._scaled(f), codes)
-        return self
+            self._weights = self._train(scaled(f, self._scaling), codes)
 
-    def predict(self, f: Features) -> Int[Tensor, " rows"]:
-        """Return the predicted label of every row, on the CPU.
-
-        Raises:
-            UsageError: not fitted, no rows, another width than in `fit`, or rows that are not finite.
-        """
-        check_queries(self, f, self._weights[0].shape[1] if hasattr(self, "_weights") else None)
-        with torch.no_grad(), torch.autocast(f.device.type, enabled=False):
-            x = self._scaled(f).to(self._weights[0])
-            found = [_logits(self._weights, part).argmax(1).cpu() for part in x.split(2**14)]
-        return self.classes_[torch.cat(found)]
-
-    def score(self, f: Features, y: Labels) -> float:
-        """Return the accuracy on `f`, and keep it with its protocol in `results_` and row by row in `correct_`.
-
-        Raises:
-            UsageError: as `predict`, or labels that are no integers or do not match the rows.
-        """
-        predicted = self.predict(f)
-        settings = options_of(self)
-        settings["probe_seed"] = settings.pop("seed")
-        protocol = {**settings, "train_rows": self._rows, "classes": len(self.classes_)}
-        return keep_accuracy(self, predicted, y, protocol)
-
-    def _scaled(self, f: Tensor) -> Tensor:
-        if self._scaling is not None:
-            return self._scaling.apply(f.detach())
-        return f.detach().to(torch.promote_types(f.dtype, torch.float32)).clone()  # never an inference tensor
+    @torch.no_grad()
+    def _codes(self, f: Tensor) -> Tensor:
+        with torch.autocast(f.device.type, enabled=False):
+            x = scaled(f, self._scaling).to(self._weights[0])
+            return torch.cat([_logits(self._weights, part).argmax(1) for part in x.split(2**14)])
 
     def _train(self, x: Tensor, codes: Tensor) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)

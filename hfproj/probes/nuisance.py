@@ -25,9 +25,8 @@ from torch.utils.data import Dataset
 from hfproj.data.images import to_rgb_tensor
 from hfproj.data.indexing import as_item
 from hfproj.errors import UsageError, unknown
-from hfproj.probes._labels import Labels
-from hfproj.probes.linear import LinearProbe
-from hfproj.probes.mlp import MLPProbe
+from hfproj.probes.base import Labels
+from hfproj.probes.registry import ProbeLike, make_probe
 from hfproj.results.intervals import Interval, paired_interval
 
 LAYERS = ("h", "z")
@@ -62,7 +61,7 @@ def probe_gap(
     *,
     train_labels: Labels | None = None,
     test_labels: Labels | None = None,
-    probes: Mapping[str, Any] | None = None,
+    probes: Mapping[str, ProbeLike | Mapping[str, ProbeLike]] | None = None,
     level: float = 0.95,
     draws: int = 10_000,
     seed: int = 0,
@@ -74,14 +73,14 @@ def probe_gap(
         test: Those of the test rows; where `index` repeats equally often, its rows are drawn together.
         train_labels: The nuisance of each training row; default: the labels of `train`.
         test_labels: The same for `test`.
-        probes: "linear" and "mlp" → a probe, or a dict of a probe for "h" and "z" each. Default: `LinearProbe()` and
-            `MLPProbe()`.
-        level: Of the intervals.
-        draws: Of the bootstrap.
-        seed: Of the bootstrap.
+        probes: "linear" and "mlp" → a probe (as `evaluate` takes it), or a dict of a probe for "h" and "z" each.
+            Default: `LinearProbe()` and `MLPProbe()`.
+        level: Confidence level of the intervals.
+        draws: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
-        UsageError: no labels, unknown names in `probes`, or what the probes and `paired_interval` raise.
+        UsageError: If there are no labels, if `probes` has other names, or as the probes and `paired_interval`.
 
     Example (the head keeps the first of two coordinates, and the nuisance is in the second):
         >>> from types import SimpleNamespace
@@ -91,20 +90,20 @@ def probe_gap(
         >>> found.accuracy["linear h"], found.gaps["linear h − z"].low > 0.2
         (1.0, True)
     """
-    probes = {"linear": LinearProbe(), "mlp": MLPProbe(), **(probes or {})}
-    for name in probes:
-        if name not in ("linear", "mlp"):
-            raise unknown("probe of the gap", name, ["linear", "mlp"])
+    given: dict[str, Any] = {"linear": "linear", "mlp": "mlp", **(probes or {})}
+    if other := [name for name in given if name not in ("linear", "mlp")]:
+        raise unknown("probe of the gap", other[0], ["linear", "mlp"])
     y = train.labels if train_labels is None else train_labels
     truth = test.labels if test_labels is None else test_labels
     if y is None or truth is None:
         raise UsageError("The features hold no labels of the nuisance: pass train_labels and test_labels.")
     accuracy, correct, protocol = {}, {}, {}
-    for kind, given in probes.items():
+    for kind, one in given.items():
+        by_layer = one if isinstance(one, Mapping) and "name" not in one else dict.fromkeys(LAYERS, one)
         for layer in LAYERS:
-            if isinstance(given, Mapping) and layer not in given:
-                raise UsageError(f"Expected a probe for 'h' and one for 'z' in probes[{kind!r}], got {sorted(given)}.")
-            probe = copy.deepcopy(given[layer] if isinstance(given, Mapping) else given)
+            if layer not in by_layer:
+                raise UsageError(f"Expected probes for 'h' and 'z' in probes[{kind!r}], got one for {list(by_layer)}.")
+            probe = copy.deepcopy(make_probe(by_layer[layer]))
             probe.fit(getattr(train, layer), y)
             name = f"{kind} {layer}"
             accuracy[name] = probe.score(getattr(test, layer), truth)
@@ -115,7 +114,7 @@ def probe_gap(
     def gap(after: str, before: str) -> Interval:
         return paired_interval(drawn[after], drawn[before], level=level, draws=draws, seed=seed)
 
-    gaps = {f"{kind} h − z": gap(f"{kind} h", f"{kind} z") for kind in probes}
+    gaps = {f"{kind} h − z": gap(f"{kind} h", f"{kind} z") for kind in given}
     gaps |= {f"{layer} mlp − linear": gap(f"mlp {layer}", f"linear {layer}") for layer in LAYERS}
     protocol["interval"] = {"level": level, "draws": draws, "seed": seed, "rows_drawn_together": groups.shape[1]}
     return ProbeGap(accuracy, gaps, protocol)
@@ -143,7 +142,7 @@ class RotatedImages(Dataset):
         label_column: Entry that becomes the label.
 
     Raises:
-        UsageError: the data set has no length or no indices; on access, an item without an image.
+        UsageError: If the data set has no length or no indices; on access, if an item has no image.
 
     Example:
         >>> turned = RotatedImages([{"image": torch.tensor([[0, 1], [2, 3]]), "label": 7}])
@@ -153,9 +152,7 @@ class RotatedImages(Dataset):
 
     def __init__(self, dataset: Any, *, image_column: str = "image", label_column: str = "label"):
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise UsageError(
-                f"RotatedImages wraps data sets with a length and indices; a {type(dataset).__name__} came."
-            )
+            raise UsageError(f"Expected a data set with a length and indices, got a {type(dataset).__name__}.")
         self.dataset, self.image_column, self.label_column = dataset, image_column, label_column
 
     def __len__(self) -> int:

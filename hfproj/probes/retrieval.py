@@ -3,7 +3,7 @@
 With the gallery in descending order of ⟨q̂, ĝ⟩, r_1 < r_2 < … < r_P the places (from 1) of the query's P positives (the
 rows of its class),
 
-    recall@k = share of queries with r_1 ≤ k,    AP = (1/P) Σ_i i/r_i,    mAP = mean of AP over queries.
+    recall@k = fraction of queries with r_1 ≤ k,    AP = (1/P) Σ_i i/r_i,    mAP = mean of AP over queries.
 
 References:
     Song et al. 2016, arXiv 1511.06452 (recall@k of metric learning). AP as the area under the precision-recall curve
@@ -24,17 +24,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hfproj.errors import UsageError
-from hfproj.features.neighbours import NeighbourBank, Neighbours, check_k
+from hfproj.features.neighbours import NeighbourBank, Neighbours, check_ks
 from hfproj.functional.feature_rows import double_rows
 from hfproj.functional.rows import full_precision
-from hfproj.probes._labels import Labels, as_labels
+from hfproj.probes.base import Labels, Named, as_labels
 from hfproj.typing import Features
 
 _ELEMENTS = 2**21  # float64 cosines held at a time: 16 MiB, and as much again for their order
 _DECIMALS = 12
 
 
-class RetrievalProbe:
+class RetrievalProbe(Named):
     """Mean average precision and recall@k by class, of queries against a gallery or within one set.
 
     Queries without a positive in the gallery have no average precision: they are left out of all numbers and counted.
@@ -50,7 +50,7 @@ class RetrievalProbe:
         correct_: `[queries]` bool: the nearest row is of the query's class; False where a query was left out.
 
     Raises:
-        UsageError: k < 1, no k or one twice.
+        UsageError: If k < 1, or if there is no k or one twice.
 
     Example:
         >>> gallery, classes = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), [0, 1, 0]
@@ -65,19 +65,14 @@ class RetrievalProbe:
     unit = "mAP"
 
     def __init__(self, *, k: int | Sequence[int] = (1, 5, 10)):
-        self.k = tuple(map(check_k, k)) if isinstance(k, Sequence) else check_k(k)
-        ks = self._ks
-        if not ks or len(set(ks)) != len(ks):
-            raise UsageError(f"Expected one k or several different ones, got k={k}.")
-
-    def __repr__(self) -> str:
-        return f"RetrievalProbe(k={self.k})"
+        self.k = check_ks(k)
+        self._ks = self.k if isinstance(self.k, tuple) else (self.k,)
 
     def fit(self, f: Features, y: Labels) -> "RetrievalProbe":
         """Take `f` and its labels (any integers) as the gallery.
 
         Raises:
-            UsageError: no rows, rows that are not finite, or labels that are no integers or do not match the rows.
+            UsageError: If there are no rows, if rows are not finite, or if labels are no integers or do not match them.
         """
         self._gallery = NeighbourBank(f)
         self._labels = as_labels(y, len(f))
@@ -88,7 +83,8 @@ class RetrievalProbe:
         """Return the label of the nearest row of the gallery for every query, on the CPU.
 
         Raises:
-            UsageError: not fitted, no rows, another width than the gallery's, or rows that are not finite.
+            UsageError: If the probe is not fitted, if there are no rows or their width is not the gallery's, or if rows
+                are not finite.
         """
         return self._labels[self._fitted().search(f, 1).rows[:, 0]]
 
@@ -96,7 +92,7 @@ class RetrievalProbe:
         """Return mAP of the queries `f` against the gallery, and keep all numbers in `results_`.
 
         Raises:
-            UsageError: as `predict`, labels that are no integers or do not match the rows, or no query with a positive.
+            UsageError: As `predict`, if labels are no integers or do not match the rows, or if no query has a positive.
         """
         gallery = self._fitted()
         gallery.check(f)
@@ -107,14 +103,10 @@ class RetrievalProbe:
         """Return mAP of each row of the gallery as a query against the others.
 
         Raises:
-            UsageError: not fitted, a gallery of one row, or no class with two rows.
+            UsageError: If the probe is not fitted, if the gallery has one row, or if no class has two rows.
         """
         found = self._fitted().chunks_within(max(self._ks))
         return self._keep(found, self._f, self._labels, leave_one_out=True)
-
-    @property
-    def _ks(self) -> tuple[int, ...]:
-        return self.k if isinstance(self.k, tuple) else (self.k,)
 
     def _fitted(self) -> NeighbourBank:
         if not hasattr(self, "_gallery"):
@@ -124,8 +116,7 @@ class RetrievalProbe:
     def _keep(self, found: Iterator[tuple[int, Neighbours]], f: Tensor, truth: Tensor, *, leave_one_out: bool) -> float:
         classes, sizes = self._labels.unique(return_counts=True)
         place = torch.searchsorted(classes, truth).clamp_max(len(classes) - 1)
-        positives = torch.where(classes[place] == truth, sizes[place] - int(leave_one_out), 0)
-        counted = positives > 0
+        counted = torch.where(classes[place] == truth, sizes[place] - int(leave_one_out), 0) > 0
         if not counted.any():
             raise UsageError(
                 f"None of {len(truth)} queries has a row of its class in the gallery of {self._gallery.rows} rows: "
@@ -138,8 +129,7 @@ class RetrievalProbe:
         values |= {f"recall@{k}": hits[counted, :k].any(1).double().mean().item() for k in self._ks}
         protocol: dict[str, Any] = {"k": list(self._ks), "metric": "cosine", "gallery": self._gallery.rows}
         protocol |= {"queries": len(truth), "left_out": int((~counted).sum()), "classes": len(classes)}
-        if leave_one_out:
-            protocol["leave_one_out"] = True
+        protocol |= {"leave_one_out": True} if leave_one_out else {}
         self.results_ = {"value": values["mAP"], "values": values, "protocol": protocol}
         return values["mAP"]
 

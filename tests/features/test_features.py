@@ -274,7 +274,7 @@ def test_what_cannot_be_read_is_refused():
     with pytest.raises(UsageError, match="one vector per item"):
         extract_features(make_backbone("plain"), data, tokens=True, **options)
     model = get_peft_model(make_backbone("vit"), hfproj.ProjectionHeadConfig(head="linear", out_dim=4))
-    with pytest.raises(UsageError, match="pooling=.cls., got pooling=.mean.; leave pooling out"):
+    with pytest.raises(UsageError, match=r"pooling=.cls., got pooling=.mean.; leave pooling out"):
         extract_features(model, data, pooling="mean", **options)
 
 

@@ -237,7 +237,7 @@ def test_refusals():
         with pytest.raises(UsageError):
             AttentiveProbe(**options)
     x = torch.randn(6, 3, 4)
-    with pytest.raises(UsageError, match="heads=3 do not divide the width of the tokens, 4"):
+    with pytest.raises(UsageError, match="heads=3 must divide the width of the tokens, got 4"):
         AttentiveProbe(heads=3).fit(x, range(6))
     with pytest.raises(UsageError, match="call fit"):
         AttentiveProbe().predict(x)
@@ -249,7 +249,7 @@ def test_refusals():
         ):
             check_tokens(wrong)
     probe = AttentiveProbe(**SHORT).fit(x, [0, 1, 0, 1, 0, 1])
-    with pytest.raises(UsageError, match="trained on tokens of width 4, these have 5"):
+    with pytest.raises(UsageError, match="fitted on 4 columns, these features have 5"):
         probe.predict(torch.randn(2, 3, 5))
     assert probe.predict(torch.randn(2, 7, 4)).shape == (2,)
 

@@ -12,6 +12,8 @@ from hfproj.results.intervals import paired_interval
 class Recorder:
     """A probe that only keeps what it is fitted on, and answers with the smallest label."""
 
+    name = "recorder"
+
     def fit(self, f, y):
         self.f, self.y = f, y
         return self
@@ -84,6 +86,7 @@ def test_modes():
 
 def test_refusals():
     check_refusals(FewShotProbe(draws=2))
-    for options in ({"n": 0}, {"draws": 0}, {"probe": "linear"}):
+    assert repr(FewShotProbe(probe={"name": "knn", "k": 1})) == repr(FewShotProbe(probe=KNNProbe(k=1)))
+    for options in ({"n": 0}, {"draws": 0}, {"probe": "liner"}, {"probe": {"k": 1}}):
         with pytest.raises(UsageError):
             FewShotProbe(**options)

@@ -30,7 +30,7 @@ import hfproj
 from hfproj.backbones import bare_tensors, pool, resolve_read_point
 from hfproj.data.augment import Augmentation
 from hfproj.errors import NonFiniteLossError, UsageError
-from hfproj.probes.finetune import FineTuneProbe, _own_random_state, labels_of, schedule, share_of_each_class
+from hfproj.probes.finetune import FineTuneProbe, _own_random_state, fraction_of_each_class, labels_of, schedule
 from hfproj.tuner.network import network_of
 
 PIXELS = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -299,16 +299,16 @@ def test_texts():
 # --- images and labels ---
 
 
-def test_share_of_each_class():
+def test_fraction_of_each_class():
     labels = torch.tensor([7] * 200 + [-3] * 50 + [9] * 3)
-    one, ten = share_of_each_class(labels, 0.01), share_of_each_class(labels, 0.1)
+    one, ten = fraction_of_each_class(labels, 0.01), fraction_of_each_class(labels, 0.1)
     assert [int((labels[one] == c).sum()) for c in (7, -3, 9)] == [2, 1, 1]
     assert [int((labels[ten] == c).sum()) for c in (7, -3, 9)] == [20, 5, 1]
     assert set(one) < set(ten)
     assert ten == sorted(ten)
-    assert share_of_each_class(labels, 1.0) == list(range(253))
-    assert share_of_each_class(labels, 0.1) == ten
-    assert share_of_each_class(labels, 0.1, seed=1) != ten
+    assert fraction_of_each_class(labels, 1.0) == list(range(253))
+    assert fraction_of_each_class(labels, 0.1) == ten
+    assert fraction_of_each_class(labels, 0.1, seed=1) != ten
 
 
 def test_only_the_share_is_read():
@@ -411,7 +411,7 @@ def test_refusals():
         probe(in_dim=4, eval_collator=lambda items: {"pixel_values": torch.ones(len(items), 4)}).fit(
             nn.Identity(), data
         )
-    with pytest.raises(UsageError, match="one view of each image; the collator gave 2"):
+    with pytest.raises(UsageError, match="one view of each image for fine-tuning, got 2"):
         probe(collator=hfproj.ImageViews(**PIXELS)).fit(backbone, data)
     halved = probe(collator=lambda items: {"pixel_values": torch.zeros(1, 3, 32, 32)})
     with pytest.raises(UsageError, match="collator gave 1 rows for 6 items"):

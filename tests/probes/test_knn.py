@@ -9,7 +9,7 @@ from hfproj.errors import UsageError
 from hfproj.features import neighbours
 from hfproj.features.neighbours import NeighbourBank
 from hfproj.probes import knn
-from hfproj.probes._labels import as_labels
+from hfproj.probes.base import as_labels
 from hfproj.probes.knn import KNNProbe
 
 
@@ -159,7 +159,7 @@ def test_memory_does_not_grow_with_the_queries():
 
 def test_refusals():
     f, y = torch.randn(10, 4), torch.arange(10)
-    bad_options = ({"k": 0}, {"k": (5, 0)}, {"k": ()}, {"k": (5, 5)}, {"metric": "cosin"})
+    bad_options = ({"k": 0}, {"k": (5, 0)}, {"k": ()}, {"k": (5, 5)})
     for options in (*bad_options, {"temperature": 0.0}, {"temperature": float("nan")}):
         with pytest.raises(UsageError):
             KNNProbe(**options)

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 import hfproj.probes._softmax_regression as softmax_regression
 from hfproj.errors import UsageError
-from hfproj.probes._classifier import Scaling
+from hfproj.probes.base import Scaling
 from hfproj.probes.linear import L2_PATH, LinearProbe
 
 

@@ -31,7 +31,7 @@ def test_each_rate_is_torchs_sgd(rate):
     f, y = clusters(150, 6, 4, 1)
     f = f.double()
     # One held-out row a class, so that the rows kept can be told from the draw.
-    from hfproj.probes._classifier import hold_out
+    from hfproj.probes.base import hold_out
 
     generator = torch.Generator().manual_seed(3)
     kept, _ = hold_out(y, 0.1, generator)

@@ -71,7 +71,7 @@ def test_other_labels_and_a_probe_for_each_layer():
         probe_gap(train, test)
     with pytest.raises(UsageError, match="Did you mean 'linear'"):
         probe_gap(train, test, train_labels=labels, test_labels=labels, probes={"liner": LinearProbe()})
-    with pytest.raises(UsageError, match="one for 'z'"):
+    with pytest.raises(UsageError, match="for 'h' and 'z'"):
         probe_gap(train, test, train_labels=labels, test_labels=labels, probes={"linear": {"h": LinearProbe()}})
 
 

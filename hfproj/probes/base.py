@@ -1,0 +1,280 @@
+"""What probes share: labels, checks, scaling, a held-out part, and a base class with `predict`, `score` and ``repr``.
+
+A probe of your own needs no base class, only what `hfproj.typing.Probe` lists. One that predicts labels from features
+is shortest when it derives from `Classifier`: a constructor that keeps its options under their names,
+``_fit(f, codes)`` and ``_codes(f)``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import check_features, double_rows
+from hfproj.registry import options_of
+from hfproj.typing import Features
+
+Inputs = Float[Tensor, "rows *rest"] | Float[np.ndarray, "rows *rest"]  # features [rows, dim] or tokens
+Labels = Int[Tensor, " rows"] | Int[np.ndarray, " rows"] | Sequence[int]
+
+Own = TypeVar("Own", bound="Classifier")
+
+_BLOCK_ELEMENTS = 2**17  # of float64 at a time: 1 MiB, which stays in a CPU's cache
+
+
+class Named:
+    """``repr`` and results of every probe here.
+
+    Attributes:
+        name: What the registry and `results.json` call it.
+        unit: What `score` returns.
+        on: What `fit` and `score` get from `evaluate`: "features", "tokens" or "model".
+        results_: After scoring: ``{"value": …, "protocol": {…}}``, and ``"values"``, a mapping of further numbers.
+    """
+
+    name = ""
+    unit = "accuracy"
+    on = "features"
+    results_: dict[str, Any]
+    _left_out: tuple[str, ...] = ()  # options that change no number, or have no plain form
+
+    def _options(self) -> dict[str, Any]:
+        return {name: value for name, value in options_of(self).items() if name not in self._left_out}
+
+    def _settings(self, seed: str = "probe_seed") -> dict[str, Any]:
+        """Return the options for a protocol, where "seed" may be taken: that of the training run."""
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in self._options().items()}
+        return {seed if name == "seed" else name: value for name, value in plain.items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in self._options().items())})"
+
+
+class Classifier(Named):
+    """A probe that is fitted on features (or tokens) and their labels, and predicts labels.
+
+    Attributes:
+        classes_: `[classes]` labels, sorted.
+        correct_: After scoring: `[rows]` bool, for `paired_interval`.
+    """
+
+    classes_: Int[Tensor, " classes"]
+    correct_: Tensor
+    _rows: int
+    _dim: int
+
+    def fit(self: Own, f: Inputs, y: Labels) -> Own:
+        """Fit on `f` and labels `y` (any integers).
+
+        Raises:
+            UsageError: If there are no rows, if rows are not finite, or if labels are no integers or do not match them.
+            NonFiniteLossError: If the loss became NaN or infinite.
+        """
+        self._check_input(f, "training features")
+        self.classes_, codes = torch.unique(as_labels(y, len(f)), return_inverse=True)
+        self._rows = len(f)
+        self._fit(f, codes)
+        self._dim = f.shape[-1]
+        return self
+
+    def _fit(self, f: Any, codes: Int[Tensor, " rows"]) -> None:
+        """Learn from features and the number of each row's class, on the CPU."""
+        raise NotImplementedError
+
+    def _codes(self, f: Any) -> Int[Tensor, " rows"]:
+        """Return the number of the predicted class of each row."""
+        raise NotImplementedError
+
+    def _protocol(self) -> dict[str, Any]:
+        return self._settings()
+
+    def _check_input(self, f: Any, what: str) -> None:
+        check_features(f, minimum=1, what=what)
+
+    def _check(self, f: Any) -> None:
+        if not hasattr(self, "_dim"):
+            raise UsageError(f"This {type(self).__name__} is not fitted yet: call fit(features, labels) first.")
+        self._check_input(f, "features")
+        if f.shape[-1] != self._dim:
+            raise UsageError(f"The probe was fitted on {self._dim} columns, these features have {f.shape[-1]}.")
+
+    def predict(self, f: Inputs) -> Int[Tensor, " rows"]:
+        """Return the predicted label of every row, on the CPU.
+
+        Raises:
+            UsageError: If the probe is not fitted, if there are no rows or their width is not that of `fit`, or if rows
+                are not finite.
+        """
+        self._check(f)
+        return self.classes_[self._codes(f).cpu()]
+
+    def score(self, f: Inputs, y: Labels) -> float:
+        """Return the accuracy on `f`, and keep it with its protocol in `results_` and row by row in `correct_`.
+
+        Raises:
+            UsageError: As `predict`, or if labels are no integers or do not match the rows.
+        """
+        predicted = self.predict(f)
+        self.correct_ = predicted == as_labels(y, len(predicted))
+        value = self.correct_.double().mean().item()
+        sizes = {"train_rows": self._rows, "classes": len(self.classes_), "test_rows": len(predicted)}
+        self.results_ = {"value": value, "protocol": {**self._protocol(), **sizes}}
+        return value
+
+
+def as_labels(y: Any, rows: int) -> Int[Tensor, " rows"]:
+    """Return labels as int64 `[rows]` on the CPU.
+
+    Raises:
+        UsageError: If they are no integers, or not as many as rows.
+
+    Example:
+        >>> as_labels([3, -7], 2)
+        tensor([ 3, -7])
+    """
+    try:
+        labels = torch.as_tensor(y).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"Expected one integer label for each of {rows} rows, got {type(y).__name__}: {error}"
+        ) from error
+    if labels.dtype == torch.bool or labels.shape == (0,):  # torch takes an empty list for floats
+        labels = labels.long()
+    if labels.is_floating_point() or labels.is_complex() or labels.shape != (rows,):
+        raise UsageError(
+            f"Expected one integer label for each of {rows} rows, got {labels.dtype} of shape {list(labels.shape)}."
+        )
+    return labels.long()
+
+
+def check_numbers(**values: int | float) -> None:
+    """Refuse whole numbers below 1 and others that are not positive and finite.
+
+    Raises:
+        UsageError: If one is; the message names the option.
+
+    Example:
+        >>> check_numbers(epochs=0)
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected epochs ≥ 1, got 0.
+    """
+    for name, value in values.items():
+        if isinstance(value, int) and value < 1:
+            raise UsageError(f"Expected {name} ≥ 1, got {value}.")
+        if not 0 < value < float("inf"):
+            raise UsageError(f"Expected a finite {name} > 0, got {value}.")
+
+
+def check_path(name: str, values: Sequence[int | float]) -> tuple[int | float, ...]:
+    """Return strengths or learning rates to choose from as a tuple.
+
+    Raises:
+        UsageError: If there are none, or if one is not positive and finite.
+    """
+    if not values:
+        raise UsageError(f"{name} is empty; give at least one number.")
+    for value in values:
+        check_numbers(**{f"number in {name}": float(value)})
+    return tuple(values)
+
+
+def check_fraction(**values: int | float) -> None:
+    """Refuse what is no number between 0 and 1.
+
+    Raises:
+        UsageError: If one is; the message names the option.
+    """
+    for name, value in values.items():
+        if not 0 < value < 1:
+            raise UsageError(f"Expected a fraction 0 < {name} < 1, got {value}.")
+
+
+def hold_out(
+    codes: Int[Tensor, " rows"], fraction: float, generator: torch.Generator
+) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
+    """Return the rows that are kept and those held out, each in random order.
+
+    Of each class this fraction is held out, rounded, but at least one row and not its last: none of a class of one row.
+
+    Example:
+        >>> kept, held = hold_out(torch.tensor([0] * 10 + [1] * 2 + [2]), 0.2, torch.Generator().manual_seed(0))
+        >>> len(kept), (held < 10).sum().item(), (held == 12).any().item()
+        (10, 2, False)
+    """
+    order, place = shuffled_classes(codes, generator)
+    sizes = torch.bincount(codes)
+    wanted = (sizes * fraction).round().long().clamp_min(1).minimum((sizes - 1).clamp_min(0))
+    held = place < wanted[codes]
+    return order[~held[order]], order[held[order]]
+
+
+def shuffled_classes(
+    codes: Int[Tensor, " rows"], generator: torch.Generator
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """Return a random order of the rows, and the place of each row in that order among the rows of its class.
+
+    Example:
+        >>> codes = torch.tensor([0, 1, 0, 1, 1])
+        >>> shuffled_classes(codes, torch.Generator())[1][codes == 1].sort().values.tolist()
+        [0, 1, 2]
+    """
+    order = torch.randperm(len(codes), generator=generator)
+    by_class = order[codes[order].argsort(stable=True)]
+    sizes = torch.bincount(codes)
+    place = torch.empty_like(order)
+    place[by_class] = torch.arange(len(codes)) - (sizes.cumsum(0) - sizes)[codes[by_class]]
+    return order, place
+
+
+class Scaling(NamedTuple):
+    """x = (f − mean) · factor, with statistics of the training set in float64; the factor of constant columns is 0."""
+
+    mean: Float64[Tensor, " dim"]
+    factor: Float64[Tensor, " dim"]
+
+    @classmethod
+    def of(cls, f: Features, *, scale: bool = True) -> "Scaling":
+        """Return the scaling that centres the columns of `f` and, if `scale`, divides by the standard deviation.
+
+        Example:
+            >>> scaling = Scaling.of(torch.tensor([[1.0, 7.0], [3.0, 7.0]]))
+            >>> scaling.apply(torch.tensor([[4.0, 9.0]])).tolist()
+            [[2.0, 0.0]]
+        """
+        parts = []
+        for rows in f.split(max(1, _BLOCK_ELEMENTS // f.shape[1])):
+            block = double_rows(rows)
+            mean = block.mean(0)
+            parts.append((len(block), mean, (block - mean).square_().mean(0)))
+        mean = torch.stack([rows * of_block for rows, of_block, _ in parts]).sum(0) / len(f)
+        if not scale:
+            return cls(mean, torch.ones_like(mean))
+        squares = [rows * (spread + (of_block - mean).square()) for rows, of_block, spread in parts]
+        variance = torch.stack(squares).sum(0) / len(f)
+        # The mean of equal numbers has a rounding error, which must not become the unit of a column.
+        constant = variance.sqrt() <= 1e-12 * mean.abs()
+        return cls(mean, torch.where(constant, 0.0, variance.clamp_min(torch.finfo(mean.dtype).tiny).rsqrt()))
+
+    def apply(self, f: Features, order: Int[Tensor, " kept"] | None = None) -> Float[Tensor, "kept dim"]:
+        """Return the scaled rows, those of `order` if given; of features narrower than float64 rounded to float32."""
+        dtype = torch.promote_types(f.dtype, torch.float32)
+        rows = len(f) if order is None else len(order)
+        out = torch.empty(rows, f.shape[1], dtype=dtype, device=self.mean.device)
+        step = max(1, _BLOCK_ELEMENTS // f.shape[1])
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            block = f[part] if order is None else f[order[part].to(f.device)]
+            out[part] = (block.to(self.mean.device).double() - self.mean) * self.factor
+        return out
+
+
+def scaled(f: Tensor, scaling: Scaling | None) -> Float[Tensor, "rows dim"]:
+    """Return features scaled, or in float32 or better as they are."""
+    if scaling is not None:
+        return scaling.apply(f.detach())
+    x = f.detach().to(torch.promote_types(f.dtype, torch.float32))
+    return x.clone() if x.is_inference() else x  # gradients cannot flow through inference tensors
