@@ -11,6 +11,7 @@ from diagnostics.features import KINDS, MEASURES, numbers
 from geometry.geometry_cases import double, two_layers
 from peft import get_peft_model
 from probes.knn_cases import CASES as BANKS
+from probes.probe_cases import CASES, training_set
 from probes.test_finetune import PIXELS, images, probe
 
 import hfproj
@@ -18,6 +19,7 @@ from hfproj import diagnostics as d
 from hfproj import geometry as g
 from hfproj import probes as p
 from hfproj.diagnostics import SpectrumState, ViewState
+from hfproj.probes import PROBES
 
 SHAPE = (40, 12)  # rows, dimensions
 # Of the other kinds some measures are a quotient of roundings, which differ from machine to machine.
@@ -188,37 +190,20 @@ def test_nearest_neighbours(name):
         assert len(bank) == 1 or found.score_leave_one_out() == expected.score_leave_one_out()
 
 
-def clusters():
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.arange(120) % 3
-    return 2 * torch.eye(3, 8)[labels] + torch.randn(120, 8, generator=generator), labels
-
-
 ROWS_PROBES = {
-    "linear": lambda: p.LinearProbe(),
-    "linear, one strength": lambda: p.LinearProbe(l2=1e-2),
-    "many_rates": lambda: p.ManyRatesProbe(epochs=3, batch_size=32),
-    "mlp": lambda: p.MLPProbe(hidden=8, epochs=3, batch_size=32),
-    "few_shot": lambda: p.FewShotProbe(n=3, draws=2),
-    "knn": lambda: p.KNNProbe(k=5),
-    "retrieval": lambda: p.RetrievalProbe(),
-    "kmeans": lambda: p.KMeansProbe(n_init=2),
-    "attentive": lambda: p.AttentiveProbe(heads=2, epochs=2, min_steps=1, batch_size=32),
+    **{n: {"name": n, **o} for n, o in CASES.items() if getattr(PROBES.get(n), "on", "features") != "model"},
+    "linear, chosen strength": {"name": "linear"},
 }
-
-
-def test_every_probe_is_here():
-    assert {name.split(",")[0] for name in ROWS_PROBES} | {"fine_tune"} == set(p.list_probes())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ROWS_PROBES)
 def test_probes(name, dtype):
     """Features and labels on the GPU; the draws are those of the CPU."""
-    f, y = clusters()
+    row = ROWS_PROBES[name]
+    f, y = training_set(getattr(PROBES.get(row["name"]), "on", "features"))
     f = f.to(dtype)
-    f = f.view(len(f), 2, -1) if name == "attentive" else f
-    found, expected = (ROWS_PROBES[name]().fit(part, labels) for part, labels in ((on(f), on(y)), (f, y)))
+    found, expected = (p.create_probe(**row).fit(part, labels) for part, labels in ((on(f), on(y)), (f, y)))
     pairs = ((found, on(f)), (expected, f)) if hasattr(found, "predict") else ()
     predicted = [part.predict(rows) for part, rows in pairs]
     assert all(part.device.type == "cpu" for part in predicted)
@@ -232,7 +217,7 @@ def test_probes(name, dtype):
 
 
 def test_group_robust_probe():
-    f, y = clusters()
+    f, y = training_set()
     groups = torch.arange(len(f)) % 2
     scores = [
         p.GroupRobustProbe(draws=2).fit(rows, labels, parts).score(rows, labels, parts)

@@ -49,7 +49,7 @@ def create_probe(name: str, **options: Any) -> Probe:
     return PROBES.create(name, **options)
 
 
-def register_probe(name: str, cls: type[Probe], line: str = "") -> None:
+def register_probe(name: str, cls: type, line: str = "") -> None:
     """Add a probe class of your own, see `hfproj.typing.Probe`.
 
     Args:

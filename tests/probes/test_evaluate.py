@@ -3,15 +3,17 @@
 import pytest
 import torch
 from peft import get_peft_model
+from probes.probe_cases import CASES
 
 import hfproj
 from hfproj.diagnostics import alpha_req, uniformity
 from hfproj.errors import UsageError
 from hfproj.features.extraction import extract_features
 from hfproj.features.similarity import linear_cka, mutual_knn
-from hfproj.probes import create_probe, list_probes
 from hfproj.probes.evaluation import evaluate
 from hfproj.probes.knn import KNNProbe
+
+SMALL = {"few_shot": {"n": 1}}  # of 40 images
 
 
 class Fake:
@@ -78,25 +80,17 @@ def test_a_probe_gets_each_layer_and_may_ask_for_tokens_or_the_model(model, data
 
 
 def test_every_registered_probe_is_scored(model, data, tmp_path):
-    options = {
-        "attentive": {"epochs": 1, "min_steps": 2, "heads": 4},
-        "few_shot": {"n": 1, "draws": 2},
-        "fine_tune": {"epochs": 1, "batch_size": 20},
-        "linear": {"l2": 0.1},
-        "many_rates": {"epochs": 1},
-        "mlp": {"epochs": 1, "hidden": 4},
-    }
-    probes = [create_probe(name, **options.get(name, {})) for name in list_probes()]
+    probes = [{"name": name, **options, **SMALL.get(name, {})} for name, options in CASES.items()]
     results = evaluate(model, probes=probes, **data)
     found = measured(results)
     layers = {"attentive": ["tokens"], "fine_tune": ["h"]}
-    for name in list_probes():
+    for name in CASES:
         for layer in layers.get(name, ["h", "z"]):
             assert 0 <= found[name, layer].value <= 1
             assert found[name, layer].protocol["seed"] == 0
     assert found["fine_tune", "h"].protocol["probe_seed"] == 0
     assert ("fine_tune", "z") not in found
-    assert {m.unit for (name, _), m in found.items() if name in options} == {"accuracy"}
+    assert {m.unit for (name, _), m in found.items() if name in CASES} == {"accuracy", "mAP"}
     assert hfproj.Results.load(results.save(tmp_path)).table() == results.table()
 
 
@@ -114,7 +108,7 @@ def test_further_values_are_measurements_too(model, data):
 
 
 def test_a_list_of_neighbours_gives_what_single_ones_give(model, data):
-    several = evaluate(model, probes=[KNNProbe(k=(5, 10))], **data)
+    several = evaluate(model, probes={"name": "knn", "k": (5, 10)}, **data)
     for k in (5, 10):
         alone = evaluate(model, probes=[KNNProbe(k=k)], **data)
         assert several.value("knn", "h", "after", k=k) == alone.value("knn", "h", "after", k=k)
