@@ -7,95 +7,21 @@ from typing import TYPE_CHECKING
 
 from hfproj.lazy import lazy_names
 
+# fmt: off
 if TYPE_CHECKING:
     from hfproj import (
-        backbones as backbones,
-    )
-    from hfproj import (
-        cli as cli,
-    )
-    from hfproj import (
-        converters as converters,
-    )
-    from hfproj import (
-        data as data,
-    )
-    from hfproj import (
-        diagnostics as diagnostics,
-    )
-    from hfproj import (
-        distributed as distributed,
-    )
-    from hfproj import (
-        errors as errors,
-    )
-    from hfproj import (
-        export as export,
-    )
-    from hfproj import (
-        features as features,
-    )
-    from hfproj import (
-        functional as functional,
-    )
-    from hfproj import (
-        geometry as geometry,
-    )
-    from hfproj import (
-        heads as heads,
-    )
-    from hfproj import (
-        hub as hub,
-    )
-    from hfproj import (
-        objectives as objectives,
-    )
-    from hfproj import (
-        plots as plots,
-    )
-    from hfproj import (
-        presets as presets,
-    )
-    from hfproj import (
-        probes as probes,
-    )
-    from hfproj import (
-        regularizers as regularizers,
-    )
-    from hfproj import (
-        reporting as reporting,
-    )
-    from hfproj import (
-        results as results,
-    )
-    from hfproj import (
-        studies as studies,
-    )
-    from hfproj import (
-        training as training,
-    )
-    from hfproj import (
-        tuner as tuner,
+        backbones as backbones, cli as cli, converters as converters, data as data, diagnostics as diagnostics,
+        distributed as distributed, errors as errors, export as export, features as features,
+        functional as functional, geometry as geometry, heads as heads, hub as hub, objectives as objectives,
+        plots as plots, presets as presets, probes as probes, regularizers as regularizers, reporting as reporting,
+        results as results, studies as studies, training as training, tuner as tuner,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
     from hfproj.data import (
-        EpochSampler,
-        EvalImages,
-        EvalText,
-        ImageViews,
-        IndexedDataset,
-        TextViews,
-        load_image_dataset,
+        EpochSampler, EvalImages, EvalText, ImageViews, IndexedDataset, TextViews, load_image_dataset,
     )
-    from hfproj.errors import (
-        AdapterFileError,
-        CollapseWarning,
-        HfprojError,
-        HubError,
-        NonFiniteLossError,
-        UsageError,
-    )
+    from hfproj.errors import AdapterFileError, CollapseWarning, HfprojError, HubError, NonFiniteLossError, UsageError
     from hfproj.export import detach, export_backbone_adapter, export_merged, export_onnx, export_program
     from hfproj.features import CachedFeatures, EvalFeatures, FeatureViews, cache_features, extract_features
     from hfproj.heads import create_head, list_heads, register_head
@@ -108,82 +34,25 @@ if TYPE_CHECKING:
     from hfproj.results import Results
     from hfproj.studies import CorruptedDataset, corrupt, list_corruptions
     from hfproj.training import (
-        CollapseCallback,
-        CurvatureCallback,
-        OnlineProbeCallback,
-        ProjectionTrainer,
-        ProjectionTrainingArguments,
-        SpectrumCallback,
-        UpdateRatioCallback,
+        CollapseCallback, CurvatureCallback, OnlineProbeCallback, ProjectionTrainer, ProjectionTrainingArguments,
+        SpectrumCallback, UpdateRatioCallback,
     )
     from hfproj.tuner import ProjectionHeadConfig, ProjectionOutput
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AdapterFileError",
-    "CachedFeatures",
-    "CollapseCallback",
-    "CollapseWarning",
-    "CorruptedDataset",
-    "CurvatureCallback",
-    "EpochSampler",
-    "EvalFeatures",
-    "EvalImages",
-    "EvalText",
-    "FeatureBackbone",
-    "FeatureViews",
-    "HfprojError",
-    "HubError",
-    "ImageViews",
-    "IndexedDataset",
-    "KNNProbe",
-    "LinearProbe",
-    "NonFiniteLossError",
-    "OnlineProbeCallback",
-    "ProjectionHeadConfig",
-    "ProjectionOutput",
-    "ProjectionTrainer",
-    "ProjectionTrainingArguments",
-    "Results",
-    "SpectrumCallback",
-    "TextViews",
-    "UpdateRatioCallback",
-    "UsageError",
-    "cache_features",
-    "convert",
-    "corrupt",
-    "create_head",
-    "create_objective",
-    "create_probe",
-    "create_regularizer",
-    "detach",
-    "evaluate",
-    "export_backbone_adapter",
-    "export_merged",
-    "export_onnx",
-    "export_program",
-    "extract_features",
-    "from_pretrained",
-    "get_preset",
-    "list_adapters",
-    "list_converters",
-    "list_corruptions",
-    "list_heads",
-    "list_objectives",
-    "list_presets",
-    "list_probes",
-    "list_regularizers",
-    "load_backbone",
-    "load_head",
-    "load_image_dataset",
-    "push_to_hub",
-    "register_head",
-    "register_objective",
-    "register_probe",
-    "register_regularizer",
-    "report",
-    "write_card",
+    "AdapterFileError", "CachedFeatures", "CollapseCallback", "CollapseWarning", "CorruptedDataset",
+    "CurvatureCallback", "EpochSampler", "EvalFeatures", "EvalImages", "EvalText", "FeatureBackbone", "FeatureViews",
+    "HfprojError", "HubError", "ImageViews", "IndexedDataset", "KNNProbe", "LinearProbe", "NonFiniteLossError",
+    "OnlineProbeCallback", "ProjectionHeadConfig", "ProjectionOutput", "ProjectionTrainer",
+    "ProjectionTrainingArguments", "Results", "SpectrumCallback", "TextViews", "UpdateRatioCallback", "UsageError",
+    "cache_features", "convert", "corrupt", "create_head", "create_objective", "create_probe", "create_regularizer",
+    "detach", "evaluate", "export_backbone_adapter", "export_merged", "export_onnx", "export_program",
+    "extract_features", "from_pretrained", "get_preset", "list_adapters", "list_converters", "list_corruptions",
+    "list_heads", "list_objectives", "list_presets", "list_probes", "list_regularizers", "load_backbone", "load_head",
+    "load_image_dataset", "push_to_hub", "register_head", "register_objective", "register_probe",
+    "register_regularizer", "report", "write_card",
 ]
 
 if not TYPE_CHECKING:
@@ -193,21 +62,11 @@ if not TYPE_CHECKING:
             "backbones": ["FeatureBackbone", "load_backbone"],
             "converters": ["convert", "list_converters"],
             "data": [
-                "EpochSampler",
-                "EvalImages",
-                "EvalText",
-                "ImageViews",
-                "IndexedDataset",
-                "TextViews",
+                "EpochSampler", "EvalImages", "EvalText", "ImageViews", "IndexedDataset", "TextViews",
                 "load_image_dataset",
             ],
             "errors": [
-                "AdapterFileError",
-                "CollapseWarning",
-                "HfprojError",
-                "HubError",
-                "NonFiniteLossError",
-                "UsageError",
+                "AdapterFileError", "CollapseWarning", "HfprojError", "HubError", "NonFiniteLossError", "UsageError",
             ],
             "export": ["detach", "export_backbone_adapter", "export_merged", "export_onnx", "export_program"],
             "features": ["CachedFeatures", "EvalFeatures", "FeatureViews", "cache_features", "extract_features"],
@@ -221,41 +80,17 @@ if not TYPE_CHECKING:
             "results": ["Results"],
             "studies": ["CorruptedDataset", "corrupt", "list_corruptions"],
             "training": [
-                "CollapseCallback",
-                "CurvatureCallback",
-                "OnlineProbeCallback",
-                "ProjectionTrainer",
-                "ProjectionTrainingArguments",
-                "SpectrumCallback",
-                "UpdateRatioCallback",
+                "CollapseCallback", "CurvatureCallback", "OnlineProbeCallback", "ProjectionTrainer",
+                "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback",
             ],
             "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
         },
         [
-            "backbones",
-            "cli",
-            "converters",
-            "data",
-            "diagnostics",
-            "distributed",
-            "errors",
-            "export",
-            "features",
-            "functional",
-            "geometry",
-            "heads",
-            "hub",
-            "objectives",
-            "plots",
-            "presets",
-            "probes",
-            "regularizers",
-            "reporting",
-            "results",
-            "studies",
-            "training",
-            "tuner",
+            "backbones", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export", "features",
+            "functional", "geometry", "heads", "hub", "objectives", "plots", "presets", "probes", "regularizers",
+            "reporting", "results", "studies", "training", "tuner",
         ],
     )
+# fmt: on
 
 import hfproj.tuner  # noqa: F401  registers the PEFT method
