@@ -198,9 +198,7 @@ def _save(file: Path, tensors: dict[str, Tensor]) -> None:
     save_file(kept, file, metadata={"format": "pt"})
 
 
-def _write_readme(
-    found: Attached, target: Path, title: str, sentence: str, data: dict[str, Any], load: list[str]
-) -> None:
+def _write_readme(found: Attached, target: Path, title: str, sentence: str, data: dict, load: list[str]) -> None:
     """Write README.md: front matter from `data`, a sentence, and code that loads ``model`` and computes ``h``."""
     base = {"base_model": found.hub_id} if found.hub_id else {"base_model_relation": None}
     front = ModelCardData(**{**data, **base}, tags=["hfproj", "self-supervised-learning"]).to_yaml()

@@ -50,8 +50,8 @@ def export_onnx(
             value may differ.
 
     Raises:
-        UsageError: If a package is missing (``pip install "hfproj[export]"``), a value is none that an option takes, or
-            the head or the backbone can't be traced.
+        UsageError: If a package is missing (``pip install "hfproj[export]"``), an option has a value that it does not
+            take, or the head or the backbone can't be traced.
         HfprojError: If onnxruntime computes something else; nothing is written.
     """
     path = _checked_path(path, ".onnx")
@@ -109,7 +109,7 @@ def export_program(
         check: Load the file again and compare on batches of 1 and 3: no more than 1e-5 of the largest value may differ.
 
     Raises:
-        UsageError: If a value is none that an option takes, or the head or the backbone can't be traced.
+        UsageError: If an option has a value that it does not take, or the head or the backbone can't be traced.
         HfprojError: If the program computes something else; nothing is written.
 
     Example:
