@@ -1,4 +1,4 @@
-"""Jacobians of MLP heads without automatic differentiation.
+"""Jacobians of MLP heads without automatic differentiation, in half the time (recipes/benchmarks/results/geometry.md).
 
 Such a head is a chain of affine maps, entrywise functions and norms. At a sample each step is a matrix, so that
 
@@ -10,7 +10,7 @@ units of a ReLU) are left out. LayerNorm and unit rows are a projection each, (I
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,14 +26,7 @@ _ENTRYWISE = (
 )  # fmt: skip
 _NOTHING = (nn.Identity, nn.Dropout, nn.AlphaDropout)  # in eval mode
 _BLOCK_ELEMENTS = 2**20  # of an intermediate product: 8 MiB of float64 stay in cache
-_SPARSE = 0.7  # below this share of active units, skipping the others pays for picking them
-
-
-@dataclass(frozen=True)
-class Slope:
-    """An entrywise step: its derivatives `[1 or rows, width]`."""
-
-    s: Tensor
+_SPARSE = 0.7  # below this fraction of active units, skipping the others pays for picking them
 
 
 @dataclass(frozen=True)
@@ -44,20 +37,19 @@ class Projection:
     scale: Tensor
 
 
-@dataclass
 class Affine:
-    """A linear layer in the dtype of the computation."""
+    """A linear layer in the dtype of the computation; both layouts of its weight have contiguous rows."""
 
-    weight: Tensor
-    bias: Tensor | None
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias = weight, bias
 
     @cached_property
     def transposed(self) -> Tensor:
-        """The weight as [in, out], rows contiguous."""
+        """The weight as [in, out]."""
         return self.weight.T.contiguous()
 
 
-Step = Slope | Projection | Affine
+Step = Tensor | Projection | Affine  # a tensor holds the derivatives of an entrywise step, `[1 or rows, width]`
 Layer = Callable[[Tensor], tuple[Tensor, Sequence[Step]]]
 
 
@@ -111,8 +103,8 @@ def read_chain(head: object, dtype: torch.dtype, device: torch.device) -> Chain 
     """Return the head as a chain, or None if it is anything else.
 
     Known are ``nn.Sequential`` and modules with the parts of our MLP and linear heads; every leaf must be known, and
-    none may have hooks or a parametrisation. Whoever calls this compares values of the chain with those of the head:
-    another class may have the same parts and a forward of its own.
+    none may have hooks or a parametrisation. Another class may have the same parts and a forward of its own: compare
+    values of the chain with those of the head.
     """
     modules = _flatten(head, "") if isinstance(head, nn.Module) else None
     if modules is None or not any(isinstance(module, nn.Linear) for _, module in modules):
@@ -158,14 +150,12 @@ def _prepare(module: nn.Module | None, dtype: torch.dtype, device: torch.device)
         affine = Affine(module.weight.detach().to(device, dtype), cast(module.bias))
         return lambda x: (F.linear(x, affine.weight, affine.bias), (affine,))
     if isinstance(module, nn.LayerNorm):
-        weight, bias, eps = cast(module.weight), cast(module.bias), module.eps
-        return lambda x: _layer_norm(x, weight, bias, eps)
+        return partial(_layer_norm, weight=cast(module.weight), bias=cast(module.bias), eps=module.eps)
     if is_batch_norm(module):
-        mean, weight, bias = cast(module.running_mean), cast(module.weight), cast(module.bias)
-        scale = (cast(module.running_var) + float(module.eps)).rsqrt() * (1 if weight is None else weight)  # type: ignore[arg-type]
-        shift = 0 if bias is None else bias
-        return lambda x: ((x - mean) * scale + shift, (Slope(scale.unsqueeze(0)),))
-    return lambda x: _entrywise(module, x)
+        mean, variance, weight, bias = map(cast, (module.running_mean, module.running_var, module.weight, module.bias))
+        scale = (variance + float(module.eps)).rsqrt() * (1 if weight is None else weight)  # type: ignore[arg-type]
+        return lambda x: ((x - mean) * scale + (0 if bias is None else bias), (scale.unsqueeze(0),))
+    return partial(_entrywise, module)
 
 
 def _entrywise(function: nn.Module, a: Tensor) -> tuple[Tensor, Sequence[Step]]:
@@ -173,7 +163,7 @@ def _entrywise(function: nn.Module, a: Tensor) -> tuple[Tensor, Sequence[Step]]:
         a = a.detach().clone().requires_grad_()
         x = function(a.clone())  # a clone: the function may work in place
         (slope,) = torch.autograd.grad(x.sum(), a)
-    return x.detach(), (Slope(slope),)
+    return x.detach(), (slope,)
 
 
 def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Sequence[Step]]:
@@ -183,7 +173,7 @@ def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
     v = torch.stack([torch.ones_like(y), y], dim=1) / x.shape[1] ** 0.5
     steps: list[Step] = [Projection(v, scale)]
     if weight is not None:
-        y, steps = y * weight, [*steps, Slope(weight.unsqueeze(0))]
+        y, steps = y * weight, [*steps, weight.unsqueeze(0)]
     return y if bias is None else y + bias, steps
 
 
@@ -198,8 +188,8 @@ def _multiply(product: Tensor | None, steps: Sequence[Step], *, transposed: bool
     slope: Tensor | None = None
     columns: Tensor | None = None  # the product with its last two dimensions swapped, where that is at hand
     for step in steps:
-        if isinstance(step, Slope):
-            slope = step.s if slope is None else slope * step.s
+        if isinstance(step, Tensor):
+            slope = step if slope is None else slope * step
             continue
         if isinstance(step, Affine):
             matrix, other = (step.transposed, step.weight) if transposed else (step.weight, step.transposed)

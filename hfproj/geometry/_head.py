@@ -1,8 +1,9 @@
-"""What every function of this package does first: refuse a head without a Jacobian, and run it in float64 as it is."""
+"""What every function of this package does first: validate head, h and loss, and run the head in float64 as it is."""
 
+import itertools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,41 +11,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import check_features
 from hfproj.functional.rows import full_precision
 
 Map = Callable[[Tensor], Tensor]
 
-_OWN = ("hfproj", "contextlib", "jaxtyping", "beartype")  # modules of frames that are no code of the caller
-
-
-def check_rows(h: Tensor, what: str = "h") -> None:
-    """Refuse what is no `[rows, dim]` matrix of finite floating-point numbers.
-
-    Raises:
-        UsageError: wrong shape or dtype, no row, or rows with NaN or infinity (which are named).
-    """
-    if h.ndim != 2 or not h.is_floating_point() or not h.numel():
-        raise UsageError(
-            f"Expected {what} as floating-point numbers of shape [rows, dim], got {h.dtype} of shape {list(h.shape)}. "
-            "Views are rows here: h.flatten(0, 1)."
-        )
-    bad = (~torch.isfinite(h).all(1)).nonzero().flatten().tolist()
-    if bad:
-        shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
-        raise UsageError(
-            f"{len(bad)} of {len(h)} rows of {what} are NaN or infinite: row{'s' * (len(bad) != 1)} {shown}. "
-            "Look at these inputs, or at the model: its training may have diverged."
-        )
+_OWN = ("hfproj", "contextlib", "jaxtyping", "beartype")  # modules whose frames are not the caller's code
 
 
 def check_eval(head: object) -> None:
-    """Refuse a head that couples rows or draws random numbers, and warn of a BatchNorm that is none yet.
-
-    BatchNorm is told by its attributes, since there are several classes of it.
-
-    Raises:
-        UsageError: a BatchNorm or Dropout in training mode, or a BatchNorm without running statistics.
-    """
+    """Refuse a head that couples rows or draws random numbers, and warn of a BatchNorm that has seen no data."""
     if not isinstance(head, nn.Module):
         return
     fresh = []
@@ -52,10 +28,10 @@ def check_eval(head: object) -> None:
         where = f"{name!r} ({type(module).__name__})" if name else type(module).__name__
         if is_batch_norm(module):
             if module.training or module.running_mean is None:
-                cure = "call head.eval() first" if module.training else "make it with track_running_stats=True"
+                hint = "call head.eval() first" if module.training else "make it with track_running_stats=True"
                 raise UsageError(
                     f"{where} normalises with the statistics of the batch: z of a row then depends on all rows, and "
-                    f"a Jacobian per sample does not exist. Expected running statistics: {cure}."
+                    f"a Jacobian per sample does not exist. Expected running statistics: {hint}."
                 )
             if module.num_batches_tracked is not None and int(module.num_batches_tracked) == 0:
                 untouched = not module.running_mean.any() and bool((module.running_var == 1).all())
@@ -82,27 +58,19 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 @contextmanager
 def frozen(head: Map, dtype: torch.dtype) -> Iterator[Map]:
-    """Give the head as a function of h alone, in `dtype`, in eval mode; the head is left as it was.
-
-    Its parameters and buffers are detached copies where `dtype` differs, so that neither gradients nor counters of the
-    head change.
-
-    Raises:
-        UsageError: as `check_eval`, the head fails on h, or z is no `[rows, out_dim]`.
-    """
+    """Give the head as a function of h alone, in `dtype` and eval mode; its gradients and counters do not change."""
     check_eval(head)
-    modules = list(head.modules()) if isinstance(head, nn.Module) else []
-    training = [module.training for module in modules]
-    tensors: Mapping[str, Tensor] = {}
+    training: dict[nn.Module, bool] = {}
+    tensors: dict[str, Tensor] = {}
     if isinstance(head, nn.Module):
-        named = [*head.named_parameters(), *head.named_buffers()]
-        tensors = {name: _cast(t, dtype) for name, t in named}
+        training = {module: module.training for module in head.modules()}
+        tensors = {n: _cast(t, dtype) for n, t in itertools.chain(head.named_parameters(), head.named_buffers())}
         head.eval()
 
     def run(h: Tensor) -> Tensor:
         try:
             with full_precision(h):
-                z = functional_call(head, dict(tensors), (h,)) if isinstance(head, nn.Module) else head(h)
+                z = functional_call(head, tensors, (h,)) if isinstance(head, nn.Module) else head(h)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -111,32 +79,27 @@ def frozen(head: Map, dtype: torch.dtype) -> Iterator[Map]:
                 "head from [rows, in_dim] to [rows, out_dim]; a function's own tensors need the dtype of h."
             ) from error
         if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(h):
-            came = f"shape {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-            raise UsageError(f"Expected z = head(h) of shape [{len(h)}, out_dim] for h {list(h.shape)}, got {came}.")
+            raise UsageError(
+                f"Expected z = head(h) of shape [{len(h)}, out_dim] for h {list(h.shape)}, got {describe(z)}."
+            )
         return z.to(dtype)
 
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield run
     finally:
-        for module, mode in zip(modules, training):
+        for module, mode in training.items():
             module.training = mode
 
 
-def as_input(h: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `h` as a constant of `dtype`, on the CPU where the device has no such type."""
-    h = h.detach()
-    if dtype == torch.float64 and h.device.type == "mps":  # Apple's GPUs have no float64
-        h = h.cpu()
-    return h.to(dtype, copy=True)
+def as_input(h: Tensor, dtype: torch.dtype, what: str = "representations h") -> Tensor:
+    """Return finite rows `[rows, dim]` as a constant of `dtype`, on the CPU where the device has no such type."""
+    check_features(h, minimum=1, what=what)
+    return _cast(h, dtype).clone()
 
 
 def check_rowwise(run: Map, h: Tensor) -> None:
-    """Refuse a function whose z of a row depends on chance or on other rows.
-
-    Raises:
-        UsageError: so it does.
-    """
+    """Refuse a function whose z of a row depends on chance or on other rows."""
     with torch.no_grad():
         row = h[:1].detach()
         alone, beside = run(row), run(torch.cat([row, 2 * row + 1]))[:1]
@@ -146,6 +109,28 @@ def check_rowwise(run: Map, h: Tensor) -> None:
             "The head gives a row another z when a second row stands beside it, or at a second call: it couples rows "
             "or is random, so that a Jacobian per sample does not exist. Switch that off (head.eval()) first."
         )
+
+
+def check_loss(loss: object, of: str) -> Tensor:
+    """Return a loss that is one number and depends on what `of` names."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise UsageError(f"Expected the loss as one number, got {describe(loss)}.")
+    if not loss.requires_grad:
+        raise UsageError(f"The loss does not depend on {of}: was it detached?")
+    return loss
+
+
+def row_jacobian(y: Tensor, x: Tensor) -> Tensor:
+    """Return ∂y[row, i]/∂x[row] by one backward pass for each i: rows do not interact, so a sum serves them all."""
+    if not y.requires_grad:
+        return x.new_zeros(len(x), y.shape[1], x.shape[1])
+    sums = y.sum(0)
+    return torch.stack([torch.autograd.grad(s, x, retain_graph=True, materialize_grads=True)[0] for s in sums], dim=1)
+
+
+def describe(value: object) -> str:
+    """Return for messages what came in place of a tensor of another shape."""
+    return f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,7 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hfproj.errors import UsageError
-from hfproj.geometry._head import Map, check_rows
+from hfproj.functional.feature_rows import check_features
+from hfproj.geometry._head import Map
 from hfproj.geometry.pullback import check_rtol, jacobian, jacobian_blocks
 from hfproj.typing import Features
 
@@ -55,13 +56,11 @@ def augmentation_tangents(
 ) -> Float[Tensor, "rows *tangents in_dim"]:
     """Return v = (h(T_ε x) − h(x)) / ε in float64: the directions in which augmentations move the representation.
 
-    Args:
-        h: Representations of the samples.
-        h_moved: Of the same samples after the transform, `[rows, in_dim]`; after several, `[rows, tangents, in_dim]`.
-        eps: ε, the strength of the transform in its own unit (degrees, share of brightness); not 0.
+    `h_moved` is h after the transform, `[rows, in_dim]`, or after several, `[rows, tangents, in_dim]`; `eps`, ε, is the
+    strength of the transform in its own unit (degrees, fraction of brightness).
 
     Raises:
-        UsageError: ε is 0 or not finite, or shapes do not fit.
+        UsageError: If ε is 0 or not finite, or shapes do not fit.
 
     Example:
         >>> h = torch.zeros(2, 3)
@@ -84,14 +83,10 @@ def metric_degeneracy(
 ) -> Float[Tensor, "rows *tangents"]:
     """Return r(v) at each row of `h`, at least 0; NaN where v or G is 0.
 
-    Args:
-        head: As for :func:`hfproj.geometry.jacobian`.
-        h: Representations.
-        v: Directions at them, one a row or several: `[rows, in_dim]` or `[rows, tangents, in_dim]`.
-        dtype: Of the computation.
+    v holds directions at the rows, one each or several: `[rows, in_dim]` or `[rows, tangents, in_dim]`.
 
     Raises:
-        UsageError: as :func:`hfproj.geometry.jacobian`, or `v` does not fit `h`.
+        UsageError: If :func:`hfproj.geometry.jacobian` raises it, or `v` does not fit `h`.
 
     Example:
         >>> h, v = torch.randn(2, 3), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -120,16 +115,13 @@ def bottom_overlap(
 ) -> Overlap:
     """Return how far span(v_1 … v_q) lies in the bottom eigenspace of G, at each row of `h`.
 
-    Args:
-        head: As for :func:`hfproj.geometry.jacobian`.
-        h: Representations.
-        v: Directions at them: `[rows, in_dim]` or `[rows, tangents, in_dim]`.
-        dim: Dimension of the bottom eigenspace; None: that of the span of the tangents. The nullity of G, if larger.
-        rtol: For the nullity, as for :func:`hfproj.geometry.metric_condition_number`.
-        dtype: Of the computation.
+    v holds directions at the rows, `[rows, in_dim]` or `[rows, tangents, in_dim]`. `dim` is the dimension of the bottom
+    eigenspace (None: that of the span of the tangents), or the nullity of G, if larger, which `rtol` decides as for
+    :func:`hfproj.geometry.metric_condition_number`.
 
     Raises:
-        UsageError: as :func:`hfproj.geometry.jacobian`, `v` does not fit `h`, or `dim` is not in 1…in_dim.
+        UsageError: If :func:`hfproj.geometry.jacobian` raises it, or `v` does not fit `h`, or `dim` is not in
+            1…in_dim, or `rtol` is outside [0, 1).
 
     Example:
         >>> h, v = torch.randn(1, 3), torch.tensor([[0.0, 1.0, 1.0]])
@@ -157,21 +149,14 @@ def metric_variation(head: Map, h: Features, *, dtype: torch.dtype = torch.float
 
     Memory is rows · in_dim² up to 512 MiB; with more, rows · out_dim · in_dim at a higher cost. A few dozen rows do.
 
-    Args:
-        head: As for :func:`hfproj.geometry.jacobian`.
-        h: At least two representations.
-        dtype: Of the computation.
-
     Raises:
-        UsageError: as :func:`hfproj.geometry.jacobian`, or fewer than two rows.
+        UsageError: If :func:`hfproj.geometry.jacobian` raises it, or there are fewer than two rows.
 
     Example:
         >>> metric_variation(torch.nn.Linear(3, 2), torch.randn(5, 3))
         0.0
     """
-    check_rows(h)
-    if len(h) < 2:
-        raise UsageError("The variation of the metric needs at least 2 rows of h, got 1.")
+    check_features(h, what="representations h")
     J = jacobian(head, h, dtype=dtype)
     gram = J @ J.mT if J.shape[1] <= J.shape[2] else J.mT @ J
     mean_norm = torch.linalg.matrix_norm(gram).mean()
@@ -184,16 +169,13 @@ def metric_variation(head: Map, h: Features, *, dtype: torch.dtype = torch.float
 
 
 def nullity(G: Float[Tensor, "*rows dim dim"], *, rtol: float | None = None) -> Int[Tensor, "*rows"]:
-    """Return how many eigenvalues of positive semidefinite matrices are 0, up to a tolerance.
+    """Return how many eigenvalues of positive semidefinite matrices, such as metrics, are 0 up to a tolerance.
 
-    Args:
-        G: Symmetric matrices, such as metrics.
-        rtol: Eigenvalues up to `rtol` times the largest count as 0; None: the width times the machine epsilon. The
-            eigenvalues of G are the squares of those that ``metric_condition_number`` compares, so that this sees a
-            rank less well.
+    Eigenvalues up to `rtol` times the largest count as 0; None: the width times the machine epsilon. They are the
+    squares of what ``metric_condition_number`` compares, so that this sees a rank less well.
 
     Raises:
-        UsageError: `rtol` outside [0, 1).
+        UsageError: If `rtol` is outside [0, 1).
 
     Example:
         >>> nullity(torch.diag(torch.tensor([4.0, 1.0, 0.0, 0.0]))).item()
@@ -212,7 +194,7 @@ def _tangents(h: Tensor, v: Tensor) -> tuple[Tensor, bool]:
             f"Expected directions v at each of the rows of h {list(h.shape)}, [rows, in_dim] or [rows, tangents, "
             f"in_dim], got {list(v.shape)}."
         )
-    check_rows(v.flatten(0, -2), "v")
+    check_features(v.flatten(0, -2), minimum=1, what="directions v")
     return (v.unsqueeze(1), True) if v.ndim == 2 else (v, False)
 
 

@@ -6,8 +6,8 @@ is 0.9·error^(−1/5) times as long. ``method="rk4"`` is the classical scheme w
 
 The gradient of a ReLU head jumps where a unit switches for a sample. Where it points at the jump from both sides, the
 flow slides along it (Filippov), which any scheme of this kind follows by small steps to and fro. Steps over jumps are
-told by their error, which falls with dt instead of dt⁵; they are not made shorter than `kink_step`, whatever their
-error is. With few samples a ReLU head slides much of the time, and the flow is right to the order of `kink_step`.
+recognised by their error, which falls with dt instead of dt⁵; they are not made shorter than `kink_step`, whatever
+their error is. With few samples a ReLU head slides much of the time, and the flow is right to the order of `kink_step`.
 
 The flow conserves what SGD does not. With z = W_2 σ(W_1 h + b_1) + b_2:
 
@@ -19,14 +19,11 @@ without b_1 if there is none or it is frozen; b_2 never enters. SiLU and GELU ha
 References:
     Dormand, Prince 1980, A family of embedded Runge-Kutta formulae. Du, Hu, Lee 2018, Algorithmic regularization in
     learning deep homogeneous models: layers are automatically balanced, arXiv 1806.00900 (the invariants).
-
-Deviations:
-    None.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -34,7 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hfproj.errors import UsageError, unknown
-from hfproj.geometry._head import check_eval
+from hfproj.geometry._head import check_eval, check_loss
 
 # Dormand and Prince, table 2: RK5(4)7M. The last stage is the first of the next step.
 _STAGES = (
@@ -50,6 +47,8 @@ _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
 _KINK_ORDER, _KINK_STEPS, _KINK_MOST = 2.5, 10, 0.01
 _METHODS = ("rk45", "rk4")
 
+Tensors: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
 
 class GradientFlow(NamedTuple):
     """Where the flow went.
@@ -63,7 +62,7 @@ class GradientFlow(NamedTuple):
         rejected: Steps that were too long and were repeated.
     """
 
-    params: Any
+    params: Any  # what the caller gave: its type is the caller's
     times: Float[Tensor, " times"]
     losses: Float[Tensor, " times"]
     trajectory: Any
@@ -72,8 +71,8 @@ class GradientFlow(NamedTuple):
 
 
 def gradient_flow(
-    loss_fn: Callable[[Any], Tensor],
-    params: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | nn.Module,
+    loss_fn: Callable[..., Tensor],
+    params: Tensors | nn.Module,
     *,
     time: float,
     record: int | Sequence[float] = 1,
@@ -94,16 +93,16 @@ def gradient_flow(
         time: Where to stop, in units of 1/learning rate: n steps of SGD with rate η come to n·η.
         record: Number of equal intervals to record between, or the times. 1: start and end.
         method: ``"rk45"`` with step control, or ``"rk4"`` with equal steps.
-        rtol: Relative tolerance of a step of ``"rk45"``.
-        atol: Absolute tolerance of a step.
+        rtol: Relative tolerance of a step of ``"rk45"``; `atol` is the absolute one.
+        atol: See `rtol`.
         kink_step: Length down to which ``"rk45"`` resolves jumps of the gradient; None: time/2000; 0: to `rtol`.
         step: First step of ``"rk45"`` (None: 1 % of the way to a change by all of θ); every step of ``"rk4"`` (at most:
             intervals are divided evenly).
         max_steps: Give up after so many.
 
     Raises:
-        UsageError: a module with BatchNorm or Dropout in training mode, a loss that is no finite number, parameters
-            that are no floating-point tensors, or an option that cannot work; no end within `max_steps`.
+        UsageError: If a module has BatchNorm or Dropout in training mode, the loss is not one finite number, parameters
+            are not floating-point tensors, an option is out of range, or `max_steps` do not reach the end.
 
     Example:
         >>> theta = torch.tensor([2.0], dtype=torch.float64)
@@ -122,58 +121,15 @@ def gradient_flow(
         raise UsageError("method='rk4' needs the length of its steps: step=0.01, for example.")
     times = _recorded(record, time)
     field = _Field(loss_fn, params)
-    y = field.start
+    flow = _Integration(field, time, step, max_steps, rtol, atol, time / 2000 if kink_step is None else kink_step)
     losses, states = [], []
-    loss, slope = field(y)
-    if not (loss == loss and torch.isfinite(slope).all()):
-        raise UsageError("Loss or gradient are NaN or infinite at the start of the flow.")
-    tried: tuple[float, float] | None = None  # the last rejected step from here, and its error
-    jumps = 0  # for how many steps more an error is taken for that of a jump
-    kink_step = time / 2000 if kink_step is None else kink_step
-    h = step or 0.01 * float((y.norm() + atol) / (slope.norm() + 1e-300))
-    taken = rejected = 0
-    t = 0.0
     for target in times:
-        if method == "rk4" and target > t:
-            count = max(1, math.ceil((target - t) / h - 1e-9))
-            for _ in range(count):
-                _check_steps(taken, max_steps, t, time)
-                y, loss, slope = _rk4(field, y, slope, (target - t) / count)
-                if not torch.isfinite(slope).all():
-                    raise UsageError(
-                        f"The flow left the range of numbers after t = {t:.4g}: steps of {h} are too long."
-                    )
-                taken += 1
-            t = target
-        while target - t > 1e-14 * time:
-            _check_steps(taken + rejected, max_steps, t, time)
-            left = target - t
-            dt = left if left <= h else (left / 2 if left < 2 * h else h)  # two equal steps, not a long and a tiny one
-            if dt < 1e-14 * time:
-                raise UsageError(f"The flow does not go on beyond t = {t:.6g}: its steps shrank to {dt:.1g}.")
-            y_new, loss_new, slope_new, difference = _rk45(field, y, slope, dt)
-            error = _rms(difference / (atol + rtol * torch.maximum(y.abs(), y_new.abs())))
-            # A smooth error falls with dt⁵, that over a jump of the gradient with dt: no tolerance would let it pass.
-            if tried is not None and error > tried[1] * (dt / tried[0]) ** _KINK_ORDER:
-                jumps = _KINK_STEPS
-            taken_for_jump = jumps and dt <= kink_step and _rms(difference) <= _KINK_MOST * _rms(y)
-            if error > 1 and not taken_for_jump:
-                rejected += 1
-                tried = (dt, error) if math.isfinite(error) else None
-                h = dt * max(_SHRINK, _SAFETY * error**-0.2)
-                continue
-            factor = min(_GROW, _SAFETY * max(error, 1e-10) ** -0.2)
-            h = max(h, dt * factor) if dt < h else dt * factor
-            if jumps:
-                h, jumps = max(h, kink_step), jumps - 1
-            y, loss, slope, tried = y_new, loss_new, slope_new, None
-            taken += 1
-            t = target if dt >= left else t + dt
-        t = target
-        losses.append(loss)
-        states.append(y)
+        (flow.equal_steps if method == "rk4" else flow.controlled_steps)(target)
+        flow.t = target
+        losses.append(flow.loss)
+        states.append(flow.y)
     at, values = (torch.tensor(numbers, dtype=torch.float64) for numbers in (times, losses))
-    return GradientFlow(field.pack(y), at, values, field.pack(torch.stack(states)), taken, rejected)
+    return GradientFlow(field.pack(flow.y), at, values, field.pack(torch.stack(states)), flow.taken, flow.rejected)
 
 
 def linear_invariant(
@@ -181,10 +137,7 @@ def linear_invariant(
 ) -> Float[Tensor, "hidden hidden"]:
     """Return W_1 W_1ᵀ + b_1 b_1ᵀ − W_2ᵀ W_2, which gradient flow of a two-layer linear head conserves.
 
-    Args:
-        W1: Weight of the first layer.
-        W2: Weight of the second layer.
-        b1: Bias of the first layer, if it has one that is trained.
+    W1 and b1 are of the first layer, b1 only where it is trained; W2 is of the second.
 
     Example:
         >>> W = torch.eye(2)
@@ -200,10 +153,7 @@ def relu_invariant(
 ) -> Float[Tensor, " hidden"]:
     """Return ‖W_1[j, :]‖² + b_1[j]² − ‖W_2[:, j]‖² of each unit j, which gradient flow of a ReLU head conserves.
 
-    Args:
-        W1: Weight of the first layer.
-        W2: Weight of the second layer.
-        b1: Bias of the first layer, if it has one that is trained.
+    Arguments are those of :func:`linear_invariant`.
 
     Example:
         >>> relu_invariant(torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0]])).tolist()
@@ -213,30 +163,107 @@ def relu_invariant(
     return invariant if b1 is None else invariant + b1.square()
 
 
-def _check_steps(steps: int, most: int, t: float, time: float) -> None:
-    if steps >= most:
-        raise UsageError(
-            f"The flow reached t = {t:.4g} of {time:.4g} in max_steps={most} steps. Either the largest curvature "
-            "limits the step: lower time, raise rtol or max_steps. Or it slides along kinks (ReLU): take more samples "
-            "or a larger kink_step."
-        )
+class _Integration:
+    """A point of the flow, and the steps that move it on."""
+
+    def __init__(
+        self, field: "_Field", time: float, step: float | None, max_steps: int, rtol: float, atol: float, kink: float
+    ):
+        self.field, self.time, self.max_steps = field, time, max_steps
+        self.rtol, self.atol, self.kink_step = rtol, atol, kink
+        self.t, self.taken, self.rejected = 0.0, 0, 0
+        self.y = field.start
+        self.loss, self.slope = field(self.y)
+        if not (self.loss == self.loss and torch.isfinite(self.slope).all()):
+            raise UsageError("Loss or gradient are NaN or infinite at the start of the flow.")
+        self.h = step or 0.01 * float((self.y.norm() + atol) / (self.slope.norm() + 1e-300))  # the next step's length
+        self.tried: tuple[float, float] | None = None  # the last rejected step from here, and its error
+        self.jumps = 0  # for how many steps more an error is taken for that of a jump
+
+    def equal_steps(self, target: float) -> None:
+        """Go to `target` by steps of the classical scheme of order 4, of a length up to `h`."""
+        count = max(1, math.ceil((target - self.t) / self.h - 1e-9)) if target > self.t else 0
+        for _ in range(count):
+            self._check_steps()
+            dt = (target - self.t) / count
+            k1, (_, k2) = self.slope, self.field(self.y + dt / 2 * self.slope)
+            _, k3 = self.field(self.y + dt / 2 * k2)
+            _, k4 = self.field(self.y + dt * k3)
+            self.y = self.y + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+            self.loss, self.slope = self.field(self.y)
+            if not torch.isfinite(self.slope).all():
+                raise UsageError(
+                    f"The flow left the range of numbers after t = {self.t:.4g}: steps of {self.h} are too long."
+                )
+            self.taken += 1
+
+    def controlled_steps(self, target: float) -> None:
+        """Go to `target` by steps of order 5, as long as the difference from order 4 allows."""
+        while target - self.t > 1e-14 * self.time:
+            self._check_steps()
+            left, h = target - self.t, self.h
+            dt = left if left <= h else (left / 2 if left < 2 * h else h)  # two equal steps, not a long and a tiny one
+            if dt < 1e-14 * self.time:
+                raise UsageError(f"The flow does not go on beyond t = {self.t:.6g}: its steps shrank to {dt:.1g}.")
+            y, loss, slope, difference = self._rk45(dt)
+            error = _rms(difference / (self.atol + self.rtol * torch.maximum(self.y.abs(), y.abs())))
+            # A smooth error falls with dt⁵, that over a jump of the gradient with dt: no tolerance would let it pass.
+            if self.tried is not None and error > self.tried[1] * (dt / self.tried[0]) ** _KINK_ORDER:
+                self.jumps = _KINK_STEPS
+            over_jump = self.jumps and dt <= self.kink_step and _rms(difference) <= _KINK_MOST * _rms(self.y)
+            if error > 1 and not over_jump:
+                self.rejected += 1
+                self.tried = (dt, error) if math.isfinite(error) else None
+                self.h = dt * max(_SHRINK, _SAFETY * error**-0.2)
+                continue
+            longer = dt * min(_GROW, _SAFETY * max(error, 1e-10) ** -0.2)
+            self.h = max(h, longer) if dt < h else longer
+            if self.jumps:
+                self.h, self.jumps = max(self.h, self.kink_step), self.jumps - 1
+            self.y, self.loss, self.slope, self.tried = y, loss, slope, None
+            self.taken += 1
+            self.t = target if dt >= left else self.t + dt
+
+    def _rk45(self, dt: float) -> tuple[Tensor, float, Tensor, Tensor]:
+        """Return the step of order 5, L and −∇L at its end, and its difference from the step of order 4."""
+        slopes = [self.slope]
+        loss, new = 0.0, self.y
+        for weights in _STAGES:
+            new = self.y + dt * sum(w * k for w, k in zip(weights, slopes) if w)
+            loss, following = self.field(new)
+            slopes.append(following)
+        fourth = self.y + dt * sum(w * k for w, k in zip(_FOURTH, slopes) if w)
+        return new, loss, slopes[-1], new - fourth
+
+    def _check_steps(self) -> None:
+        if self.taken + self.rejected >= self.max_steps:
+            raise UsageError(
+                f"The flow reached t = {self.t:.4g} of {self.time:.4g} in max_steps={self.max_steps} steps. Either the "
+                "largest curvature limits the step: lower time, raise rtol or max_steps. Or it slides along kinks "
+                "(ReLU): take more samples or a larger kink_step."
+            )
+
+
+def _rms(x: Tensor) -> float:
+    value = float(x.square().mean().sqrt())
+    return value if value == value else math.inf
 
 
 class _Field:
     """−∇L as a function of one long vector, and the way back from it to the caller's form."""
 
-    def __init__(self, loss_fn: Callable[[Any], Tensor], params: Any):
+    def __init__(self, loss_fn: Callable[..., Tensor], params: Tensors | nn.Module):
         self._module = params if isinstance(params, nn.Module) else None
-        if self._module is not None:
-            check_eval(self._module)
-            params = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        if isinstance(params, nn.Module):
+            check_eval(params)
+            params = {name: p for name, p in params.named_parameters() if p.requires_grad}
         self._keys = list(params) if isinstance(params, Mapping) else None
         self._single = isinstance(params, Tensor)
-        tensors = [params] if self._single else list(params.values() if isinstance(params, Mapping) else params)
+        if isinstance(params, Tensor):
+            params = [params]
+        tensors = list(params.values() if isinstance(params, Mapping) else params)
         if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
-            raise UsageError(
-                "Expected floating-point tensors to flow, as a tensor, a list, a dict or a module; got none."
-            )
+            raise UsageError("Expected floating-point tensors: one, a list, a dict or a module with some; got others.")
         self._shapes = [tensor.shape for tensor in tensors]
         self._loss_fn = loss_fn
         self.start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -255,39 +282,8 @@ class _Field:
             leaf = y.detach().clone().requires_grad_()
             params, module = self.pack(leaf), self._module
             loss = self._loss_fn(params if module is None else lambda *a, **k: functional_call(module, params, a, k))
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-                raise UsageError(f"Expected the loss as one number, got {came}.")
-            if not loss.requires_grad:
-                raise UsageError("The loss does not depend on the parameters: was it detached?")
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            (gradient,) = torch.autograd.grad(check_loss(loss, "the parameters"), leaf)
         return float(loss.detach()), -gradient
-
-
-def _rk45(field: _Field, y: Tensor, slope: Tensor, dt: float) -> tuple[Tensor, float, Tensor, Tensor]:
-    """Return the step of order 5, L and −∇L at its end, and its difference from the step of order 4."""
-    slopes = [slope]
-    loss, new = 0.0, y
-    for weights in _STAGES:
-        new = y + dt * sum(w * k for w, k in zip(weights, slopes) if w)
-        loss, following = field(new)
-        slopes.append(following)
-    fourth = y + dt * sum(w * k for w, k in zip(_FOURTH, slopes) if w)
-    return new, loss, slopes[-1], new - fourth
-
-
-def _rms(x: Tensor) -> float:
-    value = float(x.square().mean().sqrt())
-    return value if value == value else math.inf
-
-
-def _rk4(field: _Field, y: Tensor, slope: Tensor, dt: float) -> tuple[Tensor, float, Tensor]:
-    k1 = slope
-    _, k2 = field(y + dt / 2 * k1)
-    _, k3 = field(y + dt / 2 * k2)
-    _, k4 = field(y + dt * k3)
-    y = y + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return y, *field(y)
 
 
 def _recorded(record: int | Sequence[float], time: float) -> list[float]:

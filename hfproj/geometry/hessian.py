@@ -12,29 +12,36 @@ What holds, and what does not, at a collapsed h with ρ ≠ 0 and H_L positive s
       always: tanh has M = 0 at a = 0.
     - It is a statement on the Hessian in h. The Hessian in the *parameters* of a two-layer head has negative
       eigenvalues for linear and ReLU heads too, from the product W_2 W_1.
-    - Losses that are indefinite in z (negative cosine; NT-Xent, VICReg jointly over the batch) make collapse unstable
+    - Losses that are indefinite in z (negative cosine; NT-Xent, VICReg over the global batch) make collapse unstable
       for linear heads too. Look at the eigenvalues of H_L or G_L to tell.
+
+`effective_hessian` computes H_eff exactly; the operators compute products with vectors, for large heads and for whole
+models. There the gradient is computed once, with a graph that is kept; each product H v is then one backward pass
+through it, at little more than the cost of a gradient (``recipes/benchmarks/geometry.py`` measures it). The graph holds
+the activations of one forward and one backward pass for as long as the operator lives. An operator is symmetric and
+stays that of the point where it was made: changing the parameters in place afterwards is noticed and refused. Several
+batches are a sum: ``lambda v: sum(o.matvec(v) for o in operators) / len(operators)``.
 
 References:
     Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180, section 4; statements of the theorem are known to
     us from an independent reproduction (MachineLearning-Nerd/icml26-geometry-projection-heads-conditioning-invariance-
-    collapse), the scope above is what we found to hold.
-
-Deviations:
-    None.
+    collapse), the scope above is what we found to hold. Pearlmutter 1994, Fast exact multiplication by the Hessian.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hfproj.errors import UsageError
-from hfproj.geometry._head import Map, as_input, check_rows, check_rowwise, frozen
+from hfproj.geometry._head import Map, as_input, check_eval, check_loss, check_rowwise, describe, frozen, row_jacobian
+from hfproj.typing import Features
 
 _NEGATIVE = 1e-10  # of the largest |λ|: round-off shows as negative eigenvalues otherwise, of ReLU heads above all
+_MOST_COLUMNS = 4096
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -42,7 +49,7 @@ Loss = Callable[[Tensor], Tensor]
 class EffectiveHessian(NamedTuple):
     """H_eff and its parts, in float64.
 
-    For a loss per row, every field has the shape ``[rows, …]`` given; for a joint loss of all rows, `h` and `z` are
+    For a loss per row, every field has the shape ``[rows, …]`` given; for one loss of all rows, `h` and `z` are
     flattened, and shapes are those with ``rows = 1``, width ``rows · in_dim`` and ``rows · out_dim``.
 
     Attributes:
@@ -88,21 +95,16 @@ class CollapseReport(NamedTuple):
     norm_gradient: Float[Tensor, " rows"]
 
 
-def effective_hessian(head: Map, loss_fn: Loss, h: Float[Tensor, "rows in_dim"]) -> EffectiveHessian:
+def effective_hessian(head: Map, loss_fn: Loss, h: Features) -> EffectiveHessian:
     """Return H_eff and its parts exactly, for heads that are small enough for in_dim² numbers a row.
 
-    It takes out_dim + in_dim backward passes. For large heads see :class:`EffectiveHessianOperator`.
-
-    Args:
-        head: Any module or function from `[rows, in_dim]` to `[rows, out_dim]` that treats rows one by one. It runs in
-            eval mode and is left as it was.
-        loss_fn: z `[rows, out_dim]` (float64) → the losses `[rows]`, one for each row from this row alone; or one
-            number, the joint loss of all rows. Twice differentiable.
-        h: Representations.
+    `loss_fn` takes z `[rows, out_dim]` (float64) to the losses `[rows]`, one for each row from this row alone, or to
+    one number, the loss of all rows together; it is twice differentiable. The cost is out_dim + in_dim backward passes.
+    For large heads see :class:`EffectiveHessianOperator`.
 
     Raises:
-        UsageError: a BatchNorm or Dropout in training mode, a head that couples rows, rows of h that are not finite, a
-            loss of another shape, losses per row that depend on other rows, or a loss without second derivative.
+        UsageError: If head or h is refused (see the package), or the loss is not finite, has another shape or no second
+            derivative, or losses per row depend on other rows.
 
     Example:
         >>> head = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2))
@@ -111,24 +113,22 @@ def effective_hessian(head: Map, loss_fn: Loss, h: Float[Tensor, "rows in_dim"])
         >>> found.H_eff.shape, bool((found.H_L == torch.eye(2)).all())
         (torch.Size([3, 4, 4]), True)
     """
-    check_rows(h)
     x = as_input(h, torch.float64).requires_grad_()
     with frozen(head, torch.float64) as run:
         check_rowwise(run, x)
         z = run(x)
         z_leaf = z.detach().requires_grad_()
-        total, joint = _total_loss(loss_fn, z_leaf)
+        total, together = _total_loss(loss_fn, z_leaf)
         rho = _gradient(total, z_leaf)
-        if joint:
-            H_L = _columns(rho.flatten(), z_leaf).flatten(1).unsqueeze(0)
-            H_L = H_L.view(1, z.numel(), z.numel())
+        if together:
+            H_L = row_jacobian(rho.view(1, -1), z_leaf).transpose(0, 1).flatten(1).unsqueeze(0)
         else:
-            H_L = torch.stack(_per_row(rho, z_leaf), dim=1)
+            H_L = row_jacobian(rho, z_leaf)
         rho = rho.detach()
-        J = torch.stack(_per_row(z, x), dim=1)
-        M = torch.stack(_per_row(_gradient((rho * z).sum(), x), x), dim=1)
-    if joint:
-        J, M = _block_diagonal(J), _block_diagonal(M)
+        J = row_jacobian(z, x)
+        M = row_jacobian(_gradient((rho * z).sum(), x), x)
+    if together:
+        J, M = (torch.block_diag(*blocks).unsqueeze(0) for blocks in (J, M))
         rho = rho.flatten().unsqueeze(0)
     H_L, M = (H_L + H_L.mT) / 2, (M + M.mT) / 2
     G_L = J.mT @ H_L @ J
@@ -136,18 +136,14 @@ def effective_hessian(head: Map, loss_fn: Loss, h: Float[Tensor, "rows in_dim"])
     return EffectiveHessian(G_L + M, G_L, M, H_L.detach(), rho, J)
 
 
-def collapse_report(head: Map, loss_fn: Loss, h: Float[Tensor, "rows in_dim"]) -> CollapseReport:
-    """Return the signs and sizes of H_eff and its parts at each row of `h` (one row for a joint loss), exactly.
+def collapse_report(head: Map, loss_fn: Loss, h: Features) -> CollapseReport:
+    """Return the signs and sizes of H_eff and its parts at each row of `h` (one row for a loss of all rows), exactly.
 
-    For large heads take the extreme eigenvalues of :class:`EffectiveHessianOperator` instead.
-
-    Args:
-        head: As for :func:`effective_hessian`.
-        loss_fn: As there. A loss per row with a detached target separates the head's part from the loss'.
-        h: Representations.
+    A loss per row with a detached target separates the head's part from the loss'. For large heads take the extreme
+    eigenvalues of :class:`EffectiveHessianOperator` instead.
 
     Raises:
-        UsageError: as :func:`effective_hessian`.
+        UsageError: If :func:`effective_hessian` raises it.
 
     Example:
         >>> head = torch.nn.Linear(4, 2)
@@ -157,19 +153,11 @@ def collapse_report(head: Map, loss_fn: Loss, h: Float[Tensor, "rows in_dim"]) -
     """
     found = effective_hessian(head, loss_fn, h)
     values = torch.linalg.eigvalsh(found.H_eff)
-    norm = torch.linalg.matrix_norm
+    negative, negative_loss = count_negative(values), count_negative(torch.linalg.eigvalsh(found.G_L))
+    norms = [torch.linalg.matrix_norm(part) for part in (found.H_eff, found.G_L, found.M)]
     gradient = (found.J.mT @ found.rho.unsqueeze(2)).squeeze(2)
-    return CollapseReport(
-        count_negative(values),
-        values[:, 0],
-        values[:, -1],
-        count_negative(torch.linalg.eigvalsh(found.G_L)),
-        norm(found.H_eff),
-        norm(found.G_L),
-        norm(found.M),
-        found.rho.norm(dim=1),
-        gradient.norm(dim=1),
-    )
+    norms += [found.rho.norm(dim=1), gradient.norm(dim=1)]
+    return CollapseReport(negative, values[:, 0], values[:, -1], negative_loss, *norms)
 
 
 def count_negative(eigenvalues: Float[Tensor, "*rows dim"]) -> Int[Tensor, "*rows"]:
@@ -182,12 +170,157 @@ def count_negative(eigenvalues: Float[Tensor, "*rows dim"]) -> Int[Tensor, "*row
     return (eigenvalues < -_NEGATIVE * eigenvalues.abs().amax(-1, keepdim=True)).sum(-1)
 
 
+class _Operator:
+    """A symmetric operator at a point that is given by tensors, which must not change in place afterwards."""
+
+    dim: int
+    loss: float
+    gradient: Tensor
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        self._point = [(tensor, tensor._version) for tensor in tensors]
+
+    def _check_unchanged(self) -> None:
+        if any(tensor._version != version for tensor, version in self._point):
+            raise UsageError(
+                "The parameters were changed after this operator was made, which is the Hessian at the point where "
+                "they were: make a new one after each optimizer step."
+            )
+
+    def matvec(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
+        raise NotImplementedError
+
+    def dense(self) -> Float[Tensor, "dim dim"]:
+        """Return the operator as a matrix, column by column, symmetrised.
+
+        Raises:
+            UsageError: If it has more than 4096 columns.
+        """
+        if self.dim > _MOST_COLUMNS:
+            raise UsageError(f"Expected at most {_MOST_COLUMNS} columns for a matrix, got {self.dim}; use matvec.")
+        identity = torch.eye(self.dim, dtype=self.gradient.dtype, device=self.gradient.device)
+        matrix = torch.stack([self.matvec(column) for column in identity])
+        return (matrix + matrix.T) / 2
+
+
+class HessianOperator(_Operator):
+    """The Hessian of a loss in given tensors, such as the parameters of a head or of a PEFT model.
+
+    Args:
+        closure: () → the loss, one number, from the tensors; twice differentiable. Attention inside it runs by its
+            plain formula, since the fused kernels have no second derivative.
+        parameters: A module, for its trainable parameters; or the tensors.
+
+    Attributes:
+        dim: Number of entries of all tensors.
+        loss: The loss.
+        gradient: The gradient `[dim]`.
+
+    Raises:
+        UsageError: If no parameter requires a gradient, a module has BatchNorm or Dropout in training mode, or the loss
+            is not one finite number, does not depend on the parameters or has no second derivative.
+
+    Example:
+        >>> head, h = nn.Linear(4, 1, bias=False), torch.eye(4)
+        >>> hessian = HessianOperator(lambda: head(h).square().sum(), head)
+        >>> hessian.matvec(torch.tensor([1.0, 0.0, 0.0, 0.0])).tolist()
+        [2.0, 0.0, 0.0, 0.0]
+    """
+
+    def __init__(self, closure: Callable[[], Tensor], parameters: nn.Module | Iterable[Tensor]):
+        if isinstance(parameters, nn.Module):
+            check_eval(parameters)
+            parameters = parameters.parameters()
+        self._tensors = [tensor for tensor in parameters if tensor.requires_grad]
+        if not self._tensors:
+            raise UsageError("Expected parameters that require a gradient, got none: is everything frozen?")
+        self.dim = sum(tensor.numel() for tensor in self._tensors)
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            loss = _check_finite(check_loss(closure(), "the tensors that the Hessian is asked in"))
+            self._gradients = torch.autograd.grad(loss, self._tensors, create_graph=True, materialize_grads=True)
+        self.loss = float(loss.detach())
+        self.gradient = _flat([gradient.detach() for gradient in self._gradients])
+        super().__init__(self._tensors)
+
+    def matvec(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
+        """Return H v, in the dtype and on the device of `v`.
+
+        Raises:
+            UsageError: If v has another length, or the parameters were changed after the operator was made.
+        """
+        self._check_unchanged()
+        return _product(self._gradients, self._tensors, v, self.dim)
+
+
+class EffectiveHessianOperator(_Operator):
+    """H_eff = G_L + M of a loss behind a head, and both parts, by their products with vectors.
+
+    `loss_fn` takes z `[rows, out_dim]` to one number, the loss of all rows; or to the losses `[rows]`, whose sum is
+    taken, so that H_eff is block-diagonal with the rows' own.
+
+    Attributes:
+        dim: ``rows · in_dim``. Vectors are `h` flattened.
+        loss: The loss.
+        gradient: ∇_h L = Jᵀρ, flattened.
+
+    Raises:
+        UsageError: If :func:`effective_hessian` raises it.
+
+    Example:
+        >>> from hfproj.geometry.lanczos import extreme_eigenvalues
+        >>> _ = torch.manual_seed(0)
+        >>> head = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> target = head(torch.zeros(1, 4)).detach() - 5
+        >>> hessian = EffectiveHessianOperator(head, lambda z: (z - target).square().sum() / 2, torch.ones(1, 4))
+        >>> v = torch.randn(hessian.dim, dtype=torch.float64)
+        >>> torch.allclose(hessian.matvec(v), hessian.G_L(v) + hessian.M(v))
+        True
+        >>> extreme_eigenvalues(hessian.matvec, hessian.dim).min < 0
+        True
+    """
+
+    def __init__(self, head: Map, loss_fn: Loss, h: Features, *, dtype: torch.dtype = torch.float64):
+        self._h = h = as_input(h, dtype).requires_grad_()
+        self.dim = h.numel()
+        with frozen(head, dtype) as run, sdpa_kernel(SDPBackend.MATH):
+            self._z = z = run(h)
+            self._z_leaf = z_leaf = z.detach().requires_grad_()
+            loss = loss_fn(z_leaf)
+            if isinstance(loss, Tensor) and loss.shape == (len(h),):
+                loss = loss.sum()
+            _check_finite(check_loss(loss, "z"))
+            self._rho = _gradient(loss, z_leaf)
+            self._curved = _gradient((self._rho.detach() * z).sum(), h)
+            self._u = torch.zeros_like(z, requires_grad=True)
+            self._pulled = _gradient((self._u * z).sum(), h)
+        super().__init__(head.parameters() if isinstance(head, nn.Module) else ())
+        self.loss = float(loss.detach())
+        self.gradient = self._curved.detach().flatten()
+
+    def matvec(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
+        """Return H_eff v."""
+        return self.G_L(v) + self.M(v)
+
+    def G_L(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
+        """Return G_L v = Jᵀ H_L J v."""
+        self._check_unchanged()
+        pushed = _product([self._pulled], [self._u], v, self.dim)  # J v: Jᵀu is linear in u, and its transpose is J
+        curved = _product([self._rho], [self._z_leaf], pushed, self._z.numel())
+        return _product([self._z], [self._h], curved, self._z.numel())
+
+    def M(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
+        """Return M v = Σ ρ_i ∇²z_i v; exactly 0 for linear and piecewise linear heads."""
+        self._check_unchanged()
+        return _product([self._curved], [self._h], v, self.dim)
+
+
 def _total_loss(loss_fn: Loss, z: Tensor) -> tuple[Tensor, bool]:
-    """Return the loss as one number, and whether it is a joint one."""
+    """Return the loss as one number, and whether it is one loss of all rows."""
     loss = loss_fn(z)
     if not isinstance(loss, Tensor) or loss.shape not in (torch.Size([]), torch.Size([len(z)])):
-        came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise UsageError(f"Expected loss_fn(z) to be one number, or one for each of the {len(z)} rows, got {came}.")
+        raise UsageError(
+            f"Expected loss_fn(z) to be one number, or one for each of the {len(z)} rows, got {describe(loss)}."
+        )
     if not torch.isfinite(loss).all():
         raise UsageError("The loss is NaN or infinite at this z.")
     if loss.ndim == 0:
@@ -200,33 +333,49 @@ def _total_loss(loss_fn: Loss, z: Tensor) -> tuple[Tensor, bool]:
         if not torch.allclose(weighted, weights.unsqueeze(1) * one, rtol=1e-8, atol=1e-8 * float(one.abs().max())):
             raise UsageError(
                 "A row's loss depends on other rows. Return one number, their mean or sum, for the Hessian of the "
-                "joint loss."
+                "loss of all rows."
             )
     return total, False
+
+
+def _check_finite(loss: Tensor) -> Tensor:
+    if not torch.isfinite(loss.detach()).all():
+        raise UsageError(f"The loss is {float(loss.detach())} at this point; expected a finite number.")
+    return loss
 
 
 def _gradient(loss: Tensor, x: Tensor) -> Tensor:
     """Return ∂loss/∂x with a graph; zeros if it does not depend on it."""
     if not loss.requires_grad:
         return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(loss, x, create_graph=True, materialize_grads=True)
-    return gradient
+    return torch.autograd.grad(loss, x, create_graph=True, materialize_grads=True)[0]
 
 
-def _per_row(y: Tensor, x: Tensor) -> list[Tensor]:
-    """Return ∂y[row, i]/∂x[row] for each i, where rows do not interact."""
-    return [_derivative(y[:, i].sum(), x) for i in range(y.shape[1])]
+def _product(outputs: Sequence[Tensor], inputs: Sequence[Tensor], v: Tensor, dim: int) -> Tensor:
+    """Return the transposed Jacobian of `outputs` by `inputs` times v, through a graph that is kept."""
+    if v.shape != (dim,):
+        raise UsageError(f"Expected a vector of shape [{dim}], got {list(v.shape)}.")
+    parts = [
+        (output, part.view_as(output).to(output.device, output.dtype))
+        for output, part in zip(outputs, v.split([output.numel() for output in outputs]))
+        if output.requires_grad
+    ]
+    if not parts:  # constants: a loss or a head that is linear
+        return v.new_zeros(sum(tensor.numel() for tensor in inputs))
+    try:
+        found = torch.autograd.grad(
+            [output for output, _ in parts], inputs, [part for _, part in parts],
+            retain_graph=True, materialize_grads=True,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if "derivative" in str(error) and "not implemented" in str(error):
+            raise UsageError(
+                f"The loss has no second derivative: {error}. Use plain formulas in place of fused kernels (attention: "
+                "attn_implementation='eager')."
+            ) from error
+        raise
+    return _flat(found).to(v.device, v.dtype)
 
 
-def _columns(y: Tensor, x: Tensor) -> Tensor:
-    return torch.stack([_derivative(y[i], x) for i in range(len(y))])
-
-
-def _derivative(y: Tensor, x: Tensor) -> Tensor:
-    if not y.requires_grad:
-        return torch.zeros_like(x)
-    return torch.autograd.grad(y, x, retain_graph=True, materialize_grads=True)[0]
-
-
-def _block_diagonal(blocks: Tensor) -> Tensor:
-    return torch.block_diag(*blocks).unsqueeze(0)
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -16,8 +16,11 @@ one. For an eigenvector v with eigenvalue λ, g = Qᵀv solves (λ − H) g = β
 A random unit vector has (q_1ᵀv)² ≤ π p²/(2 dim) with probability at most p. So λ outside the Ritz values is excluded
 with confidence 1 − p where the right side is below that; `bounds` are the distances from which on it is, for p = 0.01.
 
+Why not scipy's eigsh: it certifies neither end, runs on the CPU, and took 173 and 89 products with the Hessians of two
+heads where this takes 106 and 77, both ends right to 1e-3 (``recipes/benchmarks/results/geometry.md``).
+
 Power iteration, the estimator of paper code, finds the eigenvalue of largest magnitude, and then the other end from
-A − λI. It is slower and has no way to tell how far it got; it stands here to reproduce results.
+A − λI. It is slower and can't tell how far it got; it is here to reproduce results.
 
 References:
     Wu, Simon 2000, Thick-restart Lanczos method for large symmetric eigenvalue problems. Parlett 1998, The symmetric
@@ -30,6 +33,7 @@ Deviations:
     λ_max; ``method="power"`` returns both ends in order. Small negative tails it still misses.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,6 +43,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.errors import UsageError, unknown
+from hfproj.geometry._head import describe
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -100,11 +105,11 @@ def extreme_eigenvalues(
 
     Args:
         matvec: v → A v for vectors `[dim]` of `dtype` on `device`, for example the ``matvec`` of an operator of
-            :mod:`hfproj.geometry.operators`.
+            :mod:`hfproj.geometry.hessian`.
         dim: Width of A.
         steps: At most so many products with A; for ``"power"``, so many for each end. None: 256 (20).
-        tol: Stop when both residuals are below `tol` times the spectral radius. Errors are far smaller as a rule; what
-            is certain say the bounds. Products in float32 allow 1e-5 or so.
+        tol: Stop when both residuals are below `tol` times the spectral radius. Errors are far smaller as a rule; the
+            bounds say what is certain. Products in float32 allow 1e-5 or so.
         method: ``"lanczos"``, or ``"power"`` for the paper's estimator (see the module for how it fails).
         basis: Vectors to store; None: as many as steps, within 512 MiB, and at least 20.
         vectors: Whether to return the Ritz vectors.
@@ -113,7 +118,7 @@ def extreme_eigenvalues(
         device: Of the vectors.
 
     Raises:
-        UsageError: matvec returns another shape, NaN or infinity, or is not symmetric; or an option cannot work.
+        UsageError: If matvec returns another shape, NaN or infinity, or is not symmetric, or an option is out of range.
 
     Example:
         >>> A = torch.diag(torch.linspace(-0.001, 1, 50, dtype=torch.float64))
@@ -128,7 +133,7 @@ def extreme_eigenvalues(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}.")
     if not 0 <= tol < 1:
-        raise UsageError(f"tol, a share of the spectral radius, must be in [0, 1), got {tol}.")
+        raise UsageError(f"tol, a fraction of the spectral radius, must be in [0, 1), got {tol}.")
     stored = max(_SMALLEST_BASIS, _STORED_ELEMENTS // dim) if basis is None else basis
     if stored < 4 and stored < min(dim, limit):
         raise UsageError(f"basis must be at least 4, two vectors for each end, got {basis}.")
@@ -146,20 +151,17 @@ def extreme_eigenvalues(
 
 def _checked(matvec: Matvec, dim: int) -> Matvec:
     """Return matvec without autograd, its results checked, in the dtype and place of its input."""
-    count = 0
+    products = itertools.count(1)
 
     def apply(v: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
-        w = matvec(v)
+        count, w = next(products), matvec(v)
         if not isinstance(w, Tensor) or w.shape != (dim,):
-            came = f"shape {list(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
-            raise UsageError(f"Expected matvec to return a vector of shape [{dim}], as dim={dim} says, got {came}.")
+            raise UsageError(f"Expected matvec to return a vector of shape [{dim}], got {describe(w)}; give dim=.")
         w = w.detach().to(v)
         if not torch.isfinite(w).all():
             raise UsageError(
                 f"matvec returned NaN or infinity at its product number {count}. Look at loss and gradient at this "
-                "point: both have to be finite, and twice differentiable (a norm at 0 is not)."
+                "point: both must be finite and twice differentiable (a norm at 0 is not)."
             )
         return w
 
@@ -214,20 +216,20 @@ def _lanczos(
             floor = noise + _ROUNDING * eps * radius
             low, high = (floor + (0.0 if complete else beta * float(S[-1, end].abs())) for end in (0, -1))
             converged = max(low, high) <= max(tol * radius, 2 * floor)
+            cycle = _Cycle(theta, S[first], S[-1], beta)
             if complete or converged or step == limit:
-                ends = theta[[0, -1]] * unit
+                smallest, largest = (theta[[0, -1]] * unit).tolist()
                 residuals = bounds = low * unit, high * unit
                 if not complete:
-                    cycle = _Cycle(theta, S[first], S[-1], beta)
                     hidden = [_hidden([*cycles, cycle], end, dim, floor) for end in (0, -1)]
                     bounds = max(low, hidden[0]) * unit, max(high, hidden[1]) * unit
                 found = None
                 if want_vectors:
                     found = S[:, [0, -1]].T.to(Q) @ Q[:size]
                     found /= found.norm(dim=1, keepdim=True)
-                return ExtremeEigenvalues(float(ends[0]), float(ends[1]), residuals, bounds, step, converged, found)
+                return ExtremeEigenvalues(smallest, largest, residuals, bounds, step, converged, found)
         if full:
-            cycles.append(_Cycle(theta, S[first], S[-1], beta))
+            cycles.append(cycle)
             size = first = _restart(Q, H, theta, S, w / beta, beta)
         else:
             Q[size] = w / beta
@@ -251,21 +253,21 @@ def _restart(Q: Tensor, H: Tensor, theta: Tensor, S: Tensor, following: Tensor, 
 def _hidden(cycles: list[_Cycle], end: int, dim: int, floor: float) -> float:
     """Return the distance beyond the outermost Ritz value from which on another eigenvalue is excluded.
 
-    Over restarts the share of the start vector is a product: (λ − H)⁻¹ e_m leads from the first vector of a cycle to
+    Over restarts the fraction of the start vector is a product: (λ − H)⁻¹ e_m leads from the first vector of a cycle to
     the one that follows it, which is the first of the next.
     """
     theta = cycles[-1].theta
     spread = float(theta[-1] - theta[0]) + floor
     distances = spread * torch.logspace(-16, 4, 400, dtype=torch.float64)
     values = theta[end] + (distances if end else -distances)
-    share = torch.zeros_like(values)  # the logarithm of (q_1ᵀv)²
+    fraction = torch.zeros_like(values)  # the logarithm of (q_1ᵀv)²
     for index, cycle in enumerate(cycles):
         inverse = 1 / (values.unsqueeze(1) - cycle.theta)  # of λ − H in its eigenbasis
         x_first = (inverse * cycle.first * cycle.last).sum(1).square()
         last = index == len(cycles) - 1
         norm = (inverse * cycle.last).square().sum(1) if last else torch.tensor(cycle.beta**-2, dtype=torch.float64)
-        share += x_first.log() - norm.log()
-    possible = (share > math.log(math.pi * _RISK**2 / (2 * dim))).nonzero()
+        fraction += x_first.log() - norm.log()
+    possible = (fraction > math.log(math.pi * _RISK**2 / (2 * dim))).nonzero()
     if not len(possible):
         return floor
     index = int(possible[-1]) + 1

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from hfproj.errors import UsageError
 from hfproj.functional.rows import unit_rows
-from hfproj.geometry._head import Map, as_input, check_rows, frozen
+from hfproj.geometry._head import Map, as_input, frozen
 
 _UPDATE_EPS = 1e-7  # of the paper's code
 
@@ -55,14 +55,13 @@ class OrbitMetrics(NamedTuple):
 
 @torch.no_grad()
 def orbit_metrics(f: Float[Tensor, "*classes objects transforms dim"], *, normalize: bool = True) -> OrbitMetrics:
-    """Return the sizes of orbits of h or z.
+    """Return the sizes of orbits of h or z: features of each object under each transform, by class.
 
-    Args:
-        f: Features of each object under each transform, by class; without the first dimension every object is a class.
-        normalize: Scale every row to unit length first. On, as in the paper.
+    Without the first dimension every object is a class. `normalize` scales every row to unit length first, as in the
+    paper.
 
     Raises:
-        UsageError: another shape, fewer than two transforms, or rows that are not finite.
+        UsageError: If the shape is another, or there are fewer than two transforms, or rows that are not finite.
 
     Example:
         >>> f = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, -1.0]]])  # two objects, two transforms each
@@ -87,15 +86,11 @@ def compression(
 ) -> float:
     """Return spread of h / spread of z: above 1 the head contracts orbits, below 1 it widens them.
 
-    An untrained head gives a number of the order of 1: compare with that.
-
-    Args:
-        h: Orbits in the representation.
-        z: The same in the projection.
-        normalize: As for :func:`orbit_metrics`.
+    h and z hold the same orbits in the representation and in the projection, as :func:`orbit_metrics` takes them. An
+    untrained head gives a number of the order of 1: compare with that.
 
     Raises:
-        UsageError: as :func:`orbit_metrics`, or other objects and transforms in z than in h.
+        UsageError: If :func:`orbit_metrics` raises it, or z holds other objects and transforms than h.
 
     Example:
         >>> h = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
@@ -111,12 +106,11 @@ def compression(
 def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: bool = True) -> float:
     """Return the mean length of second differences along sweeps of a transform's strength.
 
-    Args:
-        sweep: Features along each sweep, in equal steps. The value depends on the size of the steps (of its square).
-        normalize: Scale every row to unit length first. On, as in the paper.
+    A sweep holds features in equal steps; the value goes with the square of their size. `normalize` scales every row to
+    unit length first, as in the paper.
 
     Raises:
-        UsageError: fewer than three steps, or rows that are not finite.
+        UsageError: If there are fewer than three steps, or rows that are not finite.
 
     Example:
         >>> local_curvature(torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), normalize=False) ** 2  # a corner
@@ -133,12 +127,10 @@ def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: boo
 def alignment_gain(h: Float[Tensor, "*classes objects transforms in_dim"], z: Float[Tensor, "... out_dim"]) -> float:
     """Return the mean cosine to the first transform of each orbit, in z minus in h; −2 to 2.
 
-    Args:
-        h: Orbits in the representation; the first transform is the anchor, as a rule the untransformed image.
-        z: The same in the projection.
+    The first transform is as a rule the untransformed image; h and z are those of :func:`compression`.
 
     Raises:
-        UsageError: as :func:`compression`.
+        UsageError: If :func:`compression` raises it.
 
     Example:
         >>> h = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
@@ -156,25 +148,20 @@ def alignment_gain(h: Float[Tensor, "*classes objects transforms in_dim"], z: Fl
 def head_orbits(
     head: Map, h: Float[Tensor, "*orbits in_dim"], *, normalize_input: bool = False
 ) -> Float[Tensor, "*orbits out_dim"]:
-    """Return z of orbits or sweeps of h, in float64 and in eval mode, without gradient.
+    """Return z of orbits or sweeps of h, representations of any leading shape, in float64, without gradient.
 
-    Args:
-        head: Any module or function from `[rows, in_dim]` to `[rows, out_dim]`.
-        h: Representations of any leading shape.
-        normalize_input: Scale h to unit length first, as the paper's script does (see the module for what is wrong with
-            it).
+    `normalize_input` scales h to unit length first, as the paper's script does (see the module for what is wrong with
+    it).
 
     Raises:
-        UsageError: a BatchNorm or Dropout in training mode, or rows that are not finite.
+        UsageError: If a BatchNorm or Dropout is in training mode, or rows are not finite.
 
     Example:
         >>> h = torch.randn(2, 3, 12, 8)  # classes, objects, transforms
         >>> head_orbits(nn.Linear(8, 4), h).shape
         torch.Size([2, 3, 12, 4])
     """
-    rows = h.flatten(0, -2)
-    check_rows(rows)
-    x = as_input(rows, torch.float64)
+    x = as_input(h.flatten(0, -2), torch.float64)
     with frozen(head, torch.float64) as run, torch.no_grad():
         z = run(unit_rows(x) if normalize_input else x)
     return z.unflatten(0, h.shape[:-1])
@@ -184,14 +171,11 @@ def head_orbits(
 def update_ratio(parameters: nn.Module | Iterable[Tensor], learning_rate: float) -> float:
     """Return η ‖∇w‖ / (‖w‖ + 1e-7) over all parameters that have a gradient: their relative step under plain SGD.
 
-    Call it after ``backward``. Optimizers with momentum or adaptive steps move parameters by other amounts.
-
-    Args:
-        parameters: A module, or tensors with their ``grad``.
-        learning_rate: η.
+    η is the learning rate. Call it after ``backward``, with a module or with tensors that have their ``grad``.
+    Optimizers with momentum or adaptive steps move parameters by other amounts.
 
     Raises:
-        UsageError: no parameter has a gradient.
+        UsageError: If no parameter has a gradient.
 
     Example:
         >>> w = nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -199,12 +183,12 @@ def update_ratio(parameters: nn.Module | Iterable[Tensor], learning_rate: float)
         >>> round(update_ratio([w], 0.1), 6)
         0.1
     """
-    tensors = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
-    tensors = [tensor for tensor in tensors if tensor.grad is not None]
-    if not tensors:
+    tensors = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+    moved = [(tensor, tensor.grad) for tensor in tensors if tensor.grad is not None]
+    if not moved:
         raise UsageError("No parameter has a gradient: call this after backward, before gradients are cleared.")
-    gradient = _norm([tensor.grad for tensor in tensors if tensor.grad is not None])
-    return learning_rate * gradient / (_norm(tensors) + _UPDATE_EPS)
+    weights, gradients = (_norm(tensors) for tensors in zip(*moved))
+    return learning_rate * gradients / (weights + _UPDATE_EPS)
 
 
 def timescale_ratio(
@@ -216,14 +200,11 @@ def timescale_ratio(
 ) -> float:
     """Return the update ratio of the head over that of the backbone: above 1 the head is the faster of the two.
 
-    Args:
-        head: The head, or its parameters.
-        backbone: The backbone, or its parameters; those without a gradient do not count.
-        learning_rate: η of the head.
-        backbone_learning_rate: η of the backbone; None: the same.
+    Head and backbone are modules or their parameters; those without a gradient do not count. Both have the same η
+    unless `backbone_learning_rate` says otherwise.
 
     Raises:
-        UsageError: as :func:`update_ratio`.
+        UsageError: If :func:`update_ratio` raises it.
 
     Example:
         >>> a, b = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([10.0]))
@@ -248,9 +229,8 @@ def _orbits(f: Tensor, normalize: bool) -> Tensor:
 
 
 def _rows(f: Tensor, normalize: bool) -> Tensor:
-    check_rows(f.flatten(0, -2), "the features")
-    f = as_input(f, torch.float64)
-    return unit_rows(f) if normalize else f
+    rows = as_input(f.flatten(0, -2), torch.float64, "features")
+    return (unit_rows(rows) if normalize else rows).view(f.shape)
 
 
 def _check_same_orbits(h: Tensor, z: Tensor) -> None:
@@ -258,5 +238,5 @@ def _check_same_orbits(h: Tensor, z: Tensor) -> None:
         raise UsageError(f"Expected the same orbits in h and z, got {list(h.shape)} and {list(z.shape)}.")
 
 
-def _norm(tensors: list[Tensor]) -> float:
+def _norm(tensors: Iterable[Tensor]) -> float:
     return float(torch.stack([tensor.double().square().sum().cpu() for tensor in tensors]).sum().sqrt())

@@ -13,13 +13,12 @@ it is exact but where units tie.
 References:
     Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180 (its z is our h, its h(z) our z).
 
-Deviations:
-    None. Computed in eval mode and in float64 unless told otherwise; MLP heads by matrix products
-    (:mod:`hfproj.geometry._chain`), others by ``torch.func``.
+MLP heads are computed by matrix products (:mod:`hfproj.geometry._chain`), which took half the time of ``torch.func``
+(``recipes/benchmarks/results/geometry.md``), others by the latter.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -29,10 +28,10 @@ from torch import Tensor, nn
 
 from hfproj.errors import UsageError
 from hfproj.geometry._chain import Chain, read_chain
-from hfproj.geometry._head import Map, as_input, check_rows, check_rowwise, frozen
+from hfproj.geometry._head import Map, as_input, check_rowwise, frozen, row_jacobian
 from hfproj.typing import Features
 
-_RESOLVED = 1e-7  # eigenvalues of JJᵀ above this share of the largest are right to 1e-6 or better
+_RESOLVED = 1e-7  # eigenvalues of JJᵀ above this fraction of the largest are right to 1e-6 or better
 _BLOCK_ELEMENTS = 2**22
 
 
@@ -67,16 +66,10 @@ class MetricCondition(NamedTuple):
 
 
 def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "rows out_dim in_dim"]:
-    """Return J = ∂z/∂h at each row of `h`, without gradient.
-
-    Args:
-        head: Any module or function from `[rows, in_dim]` to `[rows, out_dim]` that treats rows one by one. It runs in
-            eval mode and is left as it was.
-        h: Representations; views are rows (``h.flatten(0, 1)``).
-        dtype: Of the computation and the result.
+    """Return J = ∂z/∂h at each row of `h`, without gradient, in `dtype`.
 
     Raises:
-        UsageError: a BatchNorm or Dropout in training mode, a head that couples rows or is random, or rows of h that
+        UsageError: If a BatchNorm or Dropout is in training mode, or the head couples rows or is random, or rows of h
             are not finite.
 
     Example:
@@ -90,18 +83,13 @@ def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> F
 
 
 def pullback_metric(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> PullbackMetric:
-    """Return J and, when asked for, G = JᵀJ at each row of `h`, without gradient.
+    """Return J and, when asked for, G = JᵀJ at each row of `h`, without gradient, in `dtype`.
 
     Memory is rows · out_dim · in_dim for J and rows · in_dim² for G. For the spectrum alone, :func:`metric_spectrum`
     and :func:`metric_condition_number` need neither.
 
-    Args:
-        head: As for :func:`jacobian`.
-        h: Representations.
-        dtype: Of the computation and the result.
-
     Raises:
-        UsageError: as :func:`jacobian`.
+        UsageError: If :func:`jacobian` raises it.
 
     Example:
         >>> head = nn.Linear(3, 2)
@@ -118,15 +106,10 @@ def metric_spectrum(head: Map, h: Features, *, dtype: torch.dtype = torch.float6
 
     They are the squared singular values of J; the other in_dim − out_dim eigenvalues, if any, are 0. Samples whose
     spectrum spans more than 7 decades take a singular value decomposition, the others an eigenvalue decomposition of
-    the smaller of JJᵀ and JᵀJ.
-
-    Args:
-        head: As for :func:`jacobian`.
-        h: Representations.
-        dtype: Of J. float32 is faster; it resolves eigenvalues down to about 1e-13 of the largest.
+    the smaller of JJᵀ and JᵀJ. J in float32 is faster; it resolves eigenvalues down to about 1e-13 of the largest.
 
     Raises:
-        UsageError: as :func:`jacobian`.
+        UsageError: If :func:`jacobian` raises it.
 
     Example:
         >>> head = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
@@ -142,15 +125,11 @@ def metric_condition_number(
 ) -> MetricCondition:
     """Return the condition number of G on its numerical rank, the rank, and the nullity, at each row of `h`.
 
-    Args:
-        head: As for :func:`jacobian`.
-        h: Representations.
-        rtol: Singular values of J above `rtol` times the largest count; None: max(out_dim, in_dim) times the machine
-            epsilon of `dtype`, as in ``torch.linalg.matrix_rank``.
-        dtype: Of J, as for :func:`metric_spectrum`.
+    Singular values of J above `rtol` times the largest count; None: max(out_dim, in_dim) times the machine epsilon of
+    `dtype`, as in ``torch.linalg.matrix_rank``. `dtype` is that of J, as for :func:`metric_spectrum`.
 
     Raises:
-        UsageError: as :func:`jacobian`, or `rtol` outside [0, 1).
+        UsageError: If :func:`jacobian` raises it, or `rtol` is outside [0, 1).
 
     Example:
         >>> head = nn.Linear(3, 2)
@@ -159,8 +138,7 @@ def metric_condition_number(
         [4.0, 2, 1]
     """
     check_rtol(rtol)
-    found = [metric_condition(_spectrum(J), J.shape[1:], rtol, dtype) for J in jacobian_blocks(head, h, dtype=dtype)]
-    return MetricCondition(*(torch.cat(part) for part in zip(*found)))
+    return _joined([_condition(J, J.shape[1:], rtol, dtype) for J in jacobian_blocks(head, h, dtype=dtype)])
 
 
 def layerwise_condition_number(
@@ -168,18 +146,15 @@ def layerwise_condition_number(
 ) -> dict[str, MetricCondition]:
     """Return the conditioning of the metric after each layer of an MLP head, at each row of `h`.
 
-    Args:
-        head: An ``nn.Sequential``, or one of our MLP and linear heads: linear layers, norms and entrywise activations.
-        h: Representations.
-        rtol: As for :func:`metric_condition_number`.
-        dtype: Of the Jacobians.
+    The head is an ``nn.Sequential``, or one of our MLP and linear heads: linear layers, norms and entrywise
+    activations. Options are those of :func:`metric_condition_number`.
 
     Returns:
         Name of the module → conditioning of JᵀJ with J the Jacobian of its output by h, in the order of the forward
         pass. The last is that of the head.
 
     Raises:
-        UsageError: as :func:`jacobian`, or the head is no such chain.
+        UsageError: If :func:`metric_condition_number` raises it, or the head is another network than such a chain.
 
     Example:
         >>> head = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 4))
@@ -188,32 +163,21 @@ def layerwise_condition_number(
         (['0', '1', '2'], [4, 4, 4, 4, 4])
     """
     check_rtol(rtol)
-    check_rows(h)
     x = as_input(h, dtype)
     with frozen(head, dtype) as run:
         chain = _checked_chain(head, run, x)
     if chain is None:
         raise UsageError(
-            "Layers can be told apart in chains of linear layers, norms and entrywise activations only (nn.Sequential, "
-            f"the heads 'mlp' and 'linear'), got {type(head).__name__}. For another head give its parts to "
-            "metric_condition_number, one after the other."
+            "Expected a chain of linear layers, norms and entrywise activations (nn.Sequential, the heads 'mlp' and "
+            f"'linear'), got {type(head).__name__}; for another head give its parts to metric_condition_number, one "
+            "after the other."
         )
-    found: list[list[MetricCondition]] = [[] for _ in chain.names]
-    for block in chain.prefixes(x):
-        for conditions, transposed in zip(found, block):
-            shape = transposed.shape[:0:-1]  # [width, in_dim]
-            conditions.append(metric_condition(_spectrum(transposed), shape, rtol, dtype))
-    parts = [MetricCondition(*(torch.cat(part) for part in zip(*conditions))) for conditions in found]
-    return dict(zip(chain.names, parts))
+    blocks = [[_condition(T, T.shape[:0:-1], rtol, dtype) for T in layers] for layers in chain.prefixes(x)]
+    return dict(zip(chain.names, map(_joined, zip(*blocks))))
 
 
 def jacobian_blocks(head: Map, h: Tensor, *, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
-    """Yield J for one block of rows after the other; with stride 0 over rows where it is the same for all.
-
-    Raises:
-        UsageError: as :func:`jacobian`.
-    """
-    check_rows(h)
+    """Yield J for one block of rows after the other; with stride 0 over rows where it is the same for all."""
     x = as_input(h, dtype)
     with frozen(head, dtype) as run:
         chain = _checked_chain(head, run, x)
@@ -238,10 +202,8 @@ def _checked_chain(head: Map, run: Map, x: Tensor) -> Chain | None:
     with torch.no_grad():
         z, expected = chain(some), run(some)
     tolerance = 1e4 * torch.finfo(x.dtype).eps
-    same = z.shape == expected.shape
-    return (
-        chain if same and torch.allclose(z, expected, rtol=tolerance, atol=tolerance * float(z.abs().max())) else None
-    )
+    atol = tolerance * float(z.abs().max())
+    return chain if z.shape == expected.shape and torch.allclose(z, expected, rtol=tolerance, atol=atol) else None
 
 
 def _rows_at_once(head: Map, run: Map, x: Tensor) -> int:
@@ -261,20 +223,9 @@ def _by_autograd(run: Map, x: Tensor) -> Tensor:
             warnings.filterwarnings("ignore", message="`torch.jit.script`")  # torch's own, for forward mode
             J = torch.func.vmap(transform(lambda row: run(row.unsqueeze(0)).squeeze(0)))(x)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        J = _by_outputs(run, x)  # whatever torch.func cannot trace: custom functions, .item(), in-place code
+        x = x.detach().requires_grad_()  # whatever torch.func cannot trace: custom functions, .item(), in-place code
+        J = row_jacobian(run(x), x)
     return J.detach()
-
-
-def _by_outputs(run: Map, x: Tensor) -> Tensor:
-    """Return J by one backward pass for each entry of z: rows do not interact, so that their sum serves all rows."""
-    x = x.detach().requires_grad_()
-    z = run(x)
-    if not z.requires_grad:
-        return x.new_zeros(len(x), z.shape[1], x.shape[1])
-    rows = [
-        torch.autograd.grad(z[:, i].sum(), x, retain_graph=True, materialize_grads=True)[0] for i in range(z.shape[1])
-    ]
-    return torch.stack(rows, dim=1)
 
 
 def _spectrum(J: Tensor) -> Tensor:
@@ -291,22 +242,21 @@ def _spectrum(J: Tensor) -> Tensor:
     return values.expand(rows, -1)
 
 
-def metric_condition(eigenvalues: Tensor, shape: torch.Size, rtol: float | None, dtype: torch.dtype) -> MetricCondition:
-    """Return the conditioning for squared singular values, sorted descending, of Jacobians `[out_dim, in_dim]`."""
-    out_dim, in_dim = shape
+def _condition(J: Tensor, shape: torch.Size, rtol: float | None, dtype: torch.dtype) -> MetricCondition:
+    """Return the conditioning for Jacobians of a `shape` [out_dim, in_dim], themselves or transposed."""
+    values, (out_dim, in_dim) = _spectrum(J), shape
     rtol = max(out_dim, in_dim) * torch.finfo(dtype).eps if rtol is None else rtol
-    counted = eigenvalues > rtol**2 * eigenvalues[:, :1]
+    counted = values > rtol**2 * values[:, :1]
     rank = counted.sum(1)
-    smallest = eigenvalues.masked_fill(~counted, torch.inf).amin(1)
-    condition = torch.where(rank > 0, eigenvalues[:, 0] / smallest, torch.nan)
-    return MetricCondition(condition, rank, in_dim - rank)
+    smallest = values.masked_fill(~counted, torch.inf).amin(1)
+    return MetricCondition(torch.where(rank > 0, values[:, 0] / smallest, torch.nan), rank, in_dim - rank)
+
+
+def _joined(blocks: Iterable[MetricCondition]) -> MetricCondition:
+    return MetricCondition(*map(torch.cat, zip(*blocks)))
 
 
 def check_rtol(rtol: float | None) -> None:
-    """Refuse a relative tolerance outside [0, 1).
-
-    Raises:
-        UsageError: so it is.
-    """
+    """Refuse a relative tolerance outside [0, 1)."""
     if rtol is not None and not 0 <= rtol < 1:
-        raise UsageError(f"rtol, a share of the largest singular value, must be in [0, 1), got {rtol}.")
+        raise UsageError(f"rtol, a fraction of the largest singular value, must be in [0, 1), got {rtol}.")

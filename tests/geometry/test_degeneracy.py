@@ -129,7 +129,7 @@ def test_refusals():
     h = double(3, 4)
     with pytest.raises(UsageError, match="directions v at each of the rows"):
         metric_degeneracy(nn.Linear(4, 2), h, double(2, 4))
-    with pytest.raises(UsageError, match="rows of v are NaN"):
+    with pytest.raises(UsageError, match="rows of the directions v are NaN"):
         metric_degeneracy(nn.Linear(4, 2), h, h / 0)
     with pytest.raises(UsageError, match="dim, of the bottom eigenspace"):
         bottom_overlap(nn.Linear(4, 2), h, h, dim=5)

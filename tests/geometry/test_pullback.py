@@ -274,7 +274,7 @@ def test_a_batch_norm_that_has_seen_no_data_is_a_warning():
 def test_other_refusals():
     head, h = nn.Linear(9, 4), double(6, 9)
     h[2, 3] = torch.nan
-    with pytest.raises(UsageError, match="1 of 6 rows of h are NaN or infinite: row 2"):
+    with pytest.raises(UsageError, match="1 of 6 rows of the representations h are NaN or infinite: row 2"):
         jacobian(head, h)
     with pytest.raises(UsageError, match=r"head cannot work on h of shape \[1, 5\].*mat1 and mat2"):
         jacobian(head, double(6, 5))
@@ -282,7 +282,7 @@ def test_other_refusals():
         jacobian(lambda h: h.sum(1), double(2, 3))
     with pytest.raises(UsageError, match="rtol"):
         metric_condition_number(head, double(2, 9), rtol=1.5)
-    with pytest.raises(UsageError, match=r"chains of linear layers.*got TopKHead"):
+    with pytest.raises(UsageError, match=r"chain of linear layers.*got TopKHead"):
         layerwise_condition_number(hfproj.create_head("topk", in_dim=9), double(2, 9))
     head.weight.data[0, 0] = torch.inf
     with pytest.raises(UsageError, match="Jacobian of the head has entries that are NaN or infinite"):
