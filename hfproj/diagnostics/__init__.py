@@ -39,13 +39,7 @@ from hfproj.diagnostics.spectrum import (
     stable_rank,
 )
 from hfproj.diagnostics.spectrum_state import SpectrumState
-from hfproj.diagnostics.spread import (
-    coherence,
-    representation_std,
-    self_cluster,
-    uniformity,
-    wasserstein_uniformity,
-)
+from hfproj.diagnostics.spread import coherence, representation_std, self_cluster, uniformity, wasserstein_uniformity
 from hfproj.diagnostics.view_state import ViewState
 from hfproj.diagnostics.views import alignment, lidar, lidar_of_views, positive_cosine
 from hfproj.diagnostics.weighting import WeightInequality, feature_weights, layer_inequality, weight_inequality

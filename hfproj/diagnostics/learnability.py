@@ -52,12 +52,7 @@ class Clid(NamedTuple):
 
 
 def clid(
-    f: Features,
-    *,
-    clusters: int | None = None,
-    protocol: str = "prequential",
-    estimator: str = "fit",
-    seed: int = 0,
+    f: Features, *, clusters: int | None = None, protocol: str = "prequential", estimator: str = "fit", seed: int = 0
 ) -> Clid:
     """Return cluster learnability and intrinsic dimension of one model; `clid_scores` compares several.
 

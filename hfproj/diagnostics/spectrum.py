@@ -356,10 +356,8 @@ def fit_power_law(sigma: Tensor, fit_range: tuple[int, int]) -> Decay:
     available = int((sigma > 0).sum())
     last_used = min(last, available)
     if last_used - first + 1 < _FEWEST:
-        raise UsageError(
-            f"The fit of α takes the eigenvalues of ranks {first} to {last} and needs {_FEWEST} of them, but the "
-            f"features have only {available} above rounding. Lower fit_range, or measure more rows or wider features."
-        )
+        needs = f"at least {_FEWEST} eigenvalues of ranks {first} to {last} for the fit of α"
+        raise UsageError(f"Expected {needs}, got only {available} above rounding; lower fit_range or take more rows.")
     ranks = torch.arange(first, last_used + 1, dtype=sigma.dtype, device=sigma.device)
     x, weights = ranks.log(), 1 / ranks
     weights = weights / weights.sum()

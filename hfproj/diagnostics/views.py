@@ -102,10 +102,8 @@ def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> floa
         True
     """
     if f.ndim != 3 or f.shape[0] < 2 or f.shape[1] < 2:
-        raise UsageError(
-            "LiDAR needs at least two objects of at least two views: expected [objects, views, dim], got shape "
-            f"{list(f.shape)}."
-        )
+        needs = "at least two objects of at least two views, [objects, views, dim]"
+        raise UsageError(f"Expected {needs}, got shape {list(f.shape)}.")
     check_features(f.flatten(0, 1), what="features (rows numbered object · views + view)")
     found = scatters_of(f)
     found.warn_of_counts(ridge, stacklevel=4)
@@ -187,10 +185,7 @@ class Scatters(NamedTuple):
         sigma = sigma.masked_fill(sigma <= RESOLUTION * frobenius(self.within), 0.0)
         variance = sigma.square() / (objects * (self.views - 1)) + ridge
         if not ridge >= 0 or not (variance > 0).all():
-            raise UsageError(
-                "LiDAR divides by the scatter within objects, which is singular here; give a positive ridge (got "
-                f"{ridge})."
-            )
+            raise UsageError(f"The scatter within objects is singular here: expected a positive ridge, got {ridge}.")
         between = self.means.factor
         if frobenius(between) <= RESOLUTION * self.means.norm():
             return 0.0
@@ -201,18 +196,13 @@ class Scatters(NamedTuple):
     def warn_of_counts(self, ridge: float, *, stacklevel: int) -> None:
         """Warn of fewer objects than views, and of a scatter within objects that is singular without the ridge."""
         objects, views, dim = self.means.size, self.views, self.within.shape[1]
+        seen = f"LiDAR sees {objects} objects of {views} views in {dim} dimensions"
+        swapped = "If these axes are swapped: lidar takes [objects, views, dim], lidar_of_views [views, batch, dim]."
         if objects < views:
-            warnings.warn(
-                f"LiDAR sees {objects} objects of {views} views each. If these axes are swapped: lidar takes "
-                "[objects, views, dim], lidar_of_views takes [views, batch, dim].",
-                stacklevel=stacklevel,
-            )
+            warnings.warn(f"{seen}. {swapped}", stacklevel=stacklevel)
         elif objects * (views - 1) < dim:
-            warnings.warn(
-                f"LiDAR of {objects} objects of {views} views in {dim} dimensions: objects · (views − 1) < dim, so "
-                f"that the ridge {ridge} decides the value. Take more objects or views.",
-                stacklevel=stacklevel,
-            )
+            hint = f"objects · (views − 1) < dim, so the ridge {ridge} decides the value. Take more objects or views."
+            warnings.warn(f"{seen}: {hint}", stacklevel=stacklevel)
 
 
 def scatters_of(f: Tensor) -> Scatters:

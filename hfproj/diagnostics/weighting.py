@@ -70,9 +70,7 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
     f, phi = (minus(x, (x.mean(0), (x - x.mean(0)).mean(0))) for x in (f, phi))
     deviation = torch.linalg.vector_norm(phi, dim=0)
     if constant := (deviation <= RESOLUTION * norm).nonzero().flatten().tolist():
-        raise UsageError(
-            f"Known features can't be standardised where they are constant: columns {', '.join(map(str, constant))}."
-        )
+        raise UsageError(f"Expected known features that vary; constant: columns {', '.join(map(str, constant))}.")
     return torch.linalg.vector_norm(f.T @ (phi / deviation), dim=0) / math.sqrt(len(f))
 
 
@@ -120,8 +118,9 @@ def layer_inequality(
         >>> round(found["h"].max_over_min, 6), round(found["z"].max_over_min, 6)
         (1.0, 4.0)
     """
-    found = {}
     for name, f in layers.items():
         check_features(f, what=f"features of {name}")
-        found[name] = weight_inequality(singular_values(f, center=True) if phi is None else feature_weights(f, phi))
-    return found
+    weights = {
+        n: singular_values(f, center=True) if phi is None else feature_weights(f, phi) for n, f in layers.items()
+    }
+    return {name: weight_inequality(found) for name, found in weights.items()}

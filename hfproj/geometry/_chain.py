@@ -9,9 +9,8 @@ units of a ReLU) are left out. LayerNorm and unit rows are a projection each, (I
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,24 +28,18 @@ _BLOCK_ELEMENTS = 2**20  # of an intermediate product: 8 MiB of float64 stay in 
 _SPARSE = 0.7  # below this fraction of active units, skipping the others pays for picking them
 
 
-@dataclass(frozen=True)
-class Projection:
+class Projection(NamedTuple):
     """A symmetric step, (I − Σ_q v_q v_qᵀ)·scale: `v` `[rows, q, width]`, `scale` `[rows, 1]`."""
 
     v: Tensor
     scale: Tensor
 
 
-class Affine:
-    """A linear layer in the dtype of the computation; both layouts of its weight have contiguous rows."""
+class Affine(NamedTuple):
+    """A linear step, z = W h + b: W `[out, in]` and Wᵀ, each with contiguous rows."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.bias = weight, bias
-
-    @cached_property
-    def transposed(self) -> Tensor:
-        """The weight as [in, out]."""
-        return self.weight.T.contiguous()
+    weight: Tensor
+    transposed: Tensor
 
 
 Step = Tensor | Projection | Affine  # a tensor holds the derivatives of an entrywise step, `[1 or rows, width]`
@@ -107,9 +100,8 @@ def read_chain(head: object, dtype: torch.dtype, device: torch.device) -> Chain 
     values of the chain with those of the head.
     """
     modules = _flatten(head, "") if isinstance(head, nn.Module) else None
-    if modules is None or not any(isinstance(module, nn.Linear) for _, module in modules):
-        return None
-    return Chain(modules, dtype, device)
+    known = modules is not None and any(isinstance(module, nn.Linear) for _, module in modules)
+    return Chain(modules, dtype, device) if modules and known else None
 
 
 def _flatten(module: nn.Module, name: str) -> list[tuple[str, nn.Module | None]] | None:
@@ -147,8 +139,9 @@ def _prepare(module: nn.Module | None, dtype: torch.dtype, device: torch.device)
     if type(module) in _NOTHING:
         return lambda x: (x, ())
     if isinstance(module, nn.Linear):
-        affine = Affine(module.weight.detach().to(device, dtype), cast(module.bias))
-        return lambda x: (F.linear(x, affine.weight, affine.bias), (affine,))
+        weight, bias = cast(module.weight), cast(module.bias)
+        affine = Affine(weight, weight.T.contiguous())
+        return lambda x: (F.linear(x, weight, bias), (affine,))
     if isinstance(module, nn.LayerNorm):
         return partial(_layer_norm, weight=cast(module.weight), bias=cast(module.bias), eps=module.eps)
     if is_batch_norm(module):

@@ -29,10 +29,8 @@ def check_eval(head: object) -> None:
         if is_batch_norm(module):
             if module.training or module.running_mean is None:
                 hint = "call head.eval() first" if module.training else "make it with track_running_stats=True"
-                raise UsageError(
-                    f"{where} normalises with the statistics of the batch: z of a row then depends on all rows, and "
-                    f"a Jacobian per sample does not exist. Expected running statistics: {hint}."
-                )
+                problem = "normalises by statistics of the batch, so that z of a row depends on all rows"
+                raise UsageError(f"{where} {problem}; expected running statistics: {hint}.")
             if module.num_batches_tracked is not None and int(module.num_batches_tracked) == 0:
                 untouched = not module.running_mean.any() and bool((module.running_var == 1).all())
                 fresh += [where] if untouched else []
@@ -42,11 +40,8 @@ def check_eval(head: object) -> None:
         level, frame = 1, sys._getframe()
         while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _OWN:
             level, frame = level + 1, frame.f_back  # up to the code that called this package
-        warnings.warn(
-            f"The statistics of {', '.join(fresh)} have seen no data, so that it normalises nothing: this is not the "
-            "geometry of the head in use. Run the head once in training mode on its usual, raw h.",
-            stacklevel=level,
-        )
+        hint = "this is not the geometry of the head in use. Run it once in training mode on its usual, raw h."
+        warnings.warn(f"The statistics of {', '.join(fresh)} have seen no data: {hint}", stacklevel=level)
 
 
 def is_batch_norm(module: nn.Module) -> bool:
@@ -74,14 +69,12 @@ def frozen(head: Map, dtype: torch.dtype) -> Iterator[Map]:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise UsageError(
-                f"The head cannot work on h of shape {list(h.shape)}, {h.dtype}, on {h.device}: {error}. Expected a "
-                "head from [rows, in_dim] to [rows, out_dim]; a function's own tensors need the dtype of h."
-            ) from error
+            place = f"h of shape {list(h.shape)}, {h.dtype}, on {h.device}"
+            hint = "Expected a head from [rows, in_dim] to [rows, out_dim], its tensors of the dtype of h."
+            raise UsageError(f"The head cannot work on {place}: {error}. {hint}") from error
         if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(h):
-            raise UsageError(
-                f"Expected z = head(h) of shape [{len(h)}, out_dim] for h {list(h.shape)}, got {describe(z)}."
-            )
+            wanted = f"z = head(h) of shape [{len(h)}, out_dim] for h {list(h.shape)}"
+            raise UsageError(f"Expected {wanted}, got {describe(z)}.")
         return z.to(dtype)
 
     try:
@@ -105,10 +98,8 @@ def check_rowwise(run: Map, h: Tensor) -> None:
         alone, beside = run(row), run(torch.cat([row, 2 * row + 1]))[:1]
     tolerance = 1e3 * torch.finfo(h.dtype).eps
     if not torch.allclose(alone, beside, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
-        raise UsageError(
-            "The head gives a row another z when a second row stands beside it, or at a second call: it couples rows "
-            "or is random, so that a Jacobian per sample does not exist. Switch that off (head.eval()) first."
-        )
+        seen = "z of a row changed beside a second row or at a second call"
+        raise UsageError(f"The head couples rows or is random: {seen}. Switch that off (head.eval()) first.")
 
 
 def check_loss(loss: object, of: str) -> Tensor:

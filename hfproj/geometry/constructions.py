@@ -104,9 +104,9 @@ def constructed_equilibrium(
     rho = torch.empty_like(J[:, :, 0])
     for row, rank in enumerate((sigma > tolerance).sum(1).tolist()):
         if rank == J.shape[1]:
+            J_shape = list(J.shape[1:])
             raise UsageError(
-                f"At row {row} the Jacobian {list(J.shape[1:])} reaches every direction of z: no residual is invisible "
-                "to h. Use a head with out_dim > in_dim."
+                f"At row {row} the Jacobian {J_shape} reaches every direction of z; take out_dim > in_dim."
             )
         drawn = torch.randn(J.shape[1] - rank, generator=generator, dtype=torch.float64).to(J.device)
         rho[row] = left[row, :, rank:] @ (drawn / drawn.norm())
@@ -140,10 +140,7 @@ def subspace_whitening(
         raise UsageError(f"Expected a positive semidefinite H_L; its smallest eigenvalue is {float(values.min()):.3g}.")
     rank = int(kept.sum())
     if basis.shape[1] != rank:
-        raise UsageError(
-            f"H_L has rank {rank}, so that the basis must have {rank} columns, got {list(basis.shape)}: a linear head "
-            "can give H_eff this rank and no other."
-        )
+        raise UsageError(f"H_L has rank {rank}: the basis must have {rank} columns, got shape {list(basis.shape)}.")
     B, triangle = torch.linalg.qr(basis.double())
     if rank and float(triangle.diagonal().abs().min()) <= _RANK_TOLERANCE * float(triangle.abs().max()):
         raise UsageError("The columns of the basis are linearly dependent, or there are more of them than in_dim.")

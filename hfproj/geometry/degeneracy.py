@@ -33,6 +33,7 @@ from hfproj.geometry.pullback import check_rtol, jacobian, jacobian_blocks
 from hfproj.typing import Features
 
 _STORED_ELEMENTS = 2**26  # of all G: 512 MiB of float64
+_SHAPES = "[rows, in_dim] or [rows, tangents, in_dim]"
 
 
 class Overlap(NamedTuple):
@@ -70,10 +71,8 @@ def augmentation_tangents(
     if not eps or not abs(eps) < float("inf"):
         raise UsageError(f"eps, the strength of the transform, must be a finite number other than 0, got {eps}.")
     if h_moved.ndim not in (2, 3) or h_moved.shape[0] != h.shape[0] or h_moved.shape[-1] != h.shape[-1]:
-        raise UsageError(
-            f"Expected h_moved of the same rows and width as h {list(h.shape)}, [rows, in_dim] or [rows, tangents, "
-            f"in_dim], got {list(h_moved.shape)}."
-        )
+        wanted = f"h_moved of the same rows and width as h {list(h.shape)}, {_SHAPES}"
+        raise UsageError(f"Expected {wanted}, got {list(h_moved.shape)}.")
     start = h if h_moved.ndim == 2 else h.unsqueeze(1)
     return (h_moved.double() - start.double()) / eps
 
@@ -190,10 +189,8 @@ def nullity(G: Float[Tensor, "*rows dim dim"], *, rtol: float | None = None) -> 
 def _tangents(h: Tensor, v: Tensor) -> tuple[Tensor, bool]:
     """Return v as `[rows, tangents, in_dim]`, and whether there was one a row."""
     if v.ndim not in (2, 3) or len(v) != len(h) or v.shape[-1] != h.shape[-1]:
-        raise UsageError(
-            f"Expected directions v at each of the rows of h {list(h.shape)}, [rows, in_dim] or [rows, tangents, "
-            f"in_dim], got {list(v.shape)}."
-        )
+        wanted = f"directions v at each of the rows of h {list(h.shape)}, {_SHAPES}"
+        raise UsageError(f"Expected {wanted}, got {list(v.shape)}.")
     check_features(v.flatten(0, -2), minimum=1, what="directions v")
     return (v.unsqueeze(1), True) if v.ndim == 2 else (v, False)
 

@@ -113,10 +113,8 @@ def gradient_flow(
     if method not in _METHODS:
         raise unknown("method", method, _METHODS)
     if not 0 < time < float("inf") or rtol < 0 or atol < 0 or rtol + atol == 0 or (step is not None and step <= 0):
-        raise UsageError(
-            f"Expected a positive time and step and tolerances that are not both 0, got time={time}, step={step}, "
-            f"rtol={rtol}, atol={atol}."
-        )
+        found = f"time={time}, step={step}, rtol={rtol}, atol={atol}"
+        raise UsageError(f"Expected a positive time and step and tolerances that are not both 0, got {found}.")
     if method == "rk4" and step is None:
         raise UsageError("method='rk4' needs the length of its steps: step=0.01, for example.")
     times = _recorded(record, time)
@@ -192,9 +190,8 @@ class _Integration:
             self.y = self.y + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
             self.loss, self.slope = self.field(self.y)
             if not torch.isfinite(self.slope).all():
-                raise UsageError(
-                    f"The flow left the range of numbers after t = {self.t:.4g}: steps of {self.h} are too long."
-                )
+                where = f"after t = {self.t:.4g}"
+                raise UsageError(f"The flow left the range of numbers {where}: steps of {self.h} are too long.")
             self.taken += 1
 
     def controlled_steps(self, target: float) -> None:
@@ -237,11 +234,9 @@ class _Integration:
 
     def _check_steps(self) -> None:
         if self.taken + self.rejected >= self.max_steps:
-            raise UsageError(
-                f"The flow reached t = {self.t:.4g} of {self.time:.4g} in max_steps={self.max_steps} steps. Either the "
-                "largest curvature limits the step: lower time, raise rtol or max_steps. Or it slides along kinks "
-                "(ReLU): take more samples or a larger kink_step."
-            )
+            hint = "Lower time, or raise rtol or max_steps; where it slides along kinks (ReLU), samples or kink_step."
+            reached = f"t = {self.t:.4g} of {self.time:.4g}"
+            raise UsageError(f"The flow reached {reached} in max_steps={self.max_steps} steps. {hint}")
 
 
 def _rms(x: Tensor) -> float:

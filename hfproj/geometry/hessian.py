@@ -182,10 +182,8 @@ class _Operator:
 
     def _check_unchanged(self) -> None:
         if any(tensor._version != version for tensor, version in self._point):
-            raise UsageError(
-                "The parameters were changed after this operator was made, which is the Hessian at the point where "
-                "they were: make a new one after each optimizer step."
-            )
+            hint = "make a new one after each optimizer step"
+            raise UsageError(f"The parameters were changed after this operator was made; {hint}.")
 
     def matvec(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
         raise NotImplementedError
@@ -318,9 +316,8 @@ def _total_loss(loss_fn: Loss, z: Tensor) -> tuple[Tensor, bool]:
     """Return the loss as one number, and whether it is one loss of all rows."""
     loss = loss_fn(z)
     if not isinstance(loss, Tensor) or loss.shape not in (torch.Size([]), torch.Size([len(z)])):
-        raise UsageError(
-            f"Expected loss_fn(z) to be one number, or one for each of the {len(z)} rows, got {describe(loss)}."
-        )
+        wanted = f"one number, or one for each of the {len(z)} rows"
+        raise UsageError(f"Expected loss_fn(z) to be {wanted}, got {describe(loss)}.")
     if not torch.isfinite(loss).all():
         raise UsageError("The loss is NaN or infinite at this z.")
     if loss.ndim == 0:
@@ -331,10 +328,7 @@ def _total_loss(loss_fn: Loss, z: Tensor) -> tuple[Tensor, bool]:
     if loss.requires_grad:
         one, weighted = (torch.autograd.grad(x, z, retain_graph=True)[0] for x in (total, (weights * loss).sum()))
         if not torch.allclose(weighted, weights.unsqueeze(1) * one, rtol=1e-8, atol=1e-8 * float(one.abs().max())):
-            raise UsageError(
-                "A row's loss depends on other rows. Return one number, their mean or sum, for the Hessian of the "
-                "loss of all rows."
-            )
+            raise UsageError("A row's loss depends on other rows; return one number, the loss of all rows.")
     return total, False
 
 
@@ -369,10 +363,8 @@ def _product(outputs: Sequence[Tensor], inputs: Sequence[Tensor], v: Tensor, dim
         )  # fmt: skip
     except RuntimeError as error:
         if "derivative" in str(error) and "not implemented" in str(error):
-            raise UsageError(
-                f"The loss has no second derivative: {error}. Use plain formulas in place of fused kernels (attention: "
-                "attn_implementation='eager')."
-            ) from error
+            hint = "Use plain formulas in place of fused kernels (attention: attn_implementation='eager')."
+            raise UsageError(f"The loss has no second derivative: {error}. {hint}") from error
         raise
     return _flat(found).to(v.device, v.dtype)
 

@@ -159,10 +159,8 @@ def _checked(matvec: Matvec, dim: int) -> Matvec:
             raise UsageError(f"Expected matvec to return a vector of shape [{dim}], got {describe(w)}; give dim=.")
         w = w.detach().to(v)
         if not torch.isfinite(w).all():
-            raise UsageError(
-                f"matvec returned NaN or infinity at its product number {count}. Look at loss and gradient at this "
-                "point: both must be finite and twice differentiable (a norm at 0 is not)."
-            )
+            hint = "loss and gradient must be finite and twice differentiable here (a norm at 0 is not)"
+            raise UsageError(f"matvec returned NaN or infinity at its product number {count}; {hint}.")
         return w
 
     return apply
@@ -170,11 +168,9 @@ def _checked(matvec: Matvec, dim: int) -> Matvec:
 
 def _refuse_asymmetry(mismatch: float, scale: float) -> None:
     if mismatch > _ASYMMETRY * scale:
-        raise UsageError(
-            f"matvec is not symmetric: uᵀAv and vᵀAu differ by {mismatch:.2g}, beside a spectral radius near "
-            f"{scale:.2g}. Expected the product with one symmetric matrix: no dropout, no other batch at each call, "
-            "and float32 or better."
-        )
+        seen = f"uᵀAv and vᵀAu differ by {mismatch:.2g}, beside a spectral radius near {scale:.2g}"
+        hint = "Expected products with one matrix: no dropout, one batch for all calls, float32 or better."
+        raise UsageError(f"matvec is not symmetric: {seen}. {hint}")
 
 
 def _lanczos(

@@ -79,10 +79,7 @@ def orbit_metrics(f: Float[Tensor, "*classes objects transforms dim"], *, normal
 
 
 def compression(
-    h: Float[Tensor, "*classes objects transforms in_dim"],
-    z: Float[Tensor, "... out_dim"],
-    *,
-    normalize: bool = True,
+    h: Float[Tensor, "*classes objects transforms in_dim"], z: Float[Tensor, "... out_dim"], *, normalize: bool = True
 ) -> float:
     """Return spread of h / spread of z: above 1 the head contracts orbits, below 1 it widens them.
 
@@ -220,10 +217,8 @@ def timescale_ratio(
 def _orbits(f: Tensor, normalize: bool) -> Tensor:
     """Return `[classes, objects, transforms, dim]` in float64."""
     if f.ndim not in (3, 4) or f.shape[-2] < 2:
-        raise UsageError(
-            "Expected orbits as [classes, objects, transforms, dim], or [objects, transforms, dim] where every object "
-            f"is a class, with at least 2 transforms; got {list(f.shape)}."
-        )
+        wanted = "[classes, objects, transforms, dim] or [objects, transforms, dim], with at least 2 transforms"
+        raise UsageError(f"Expected orbits as {wanted}, got {list(f.shape)}.")
     f = _rows(f, normalize)
     return f.unsqueeze(1) if f.ndim == 3 else f
 

@@ -167,11 +167,9 @@ def layerwise_condition_number(
     with frozen(head, dtype) as run:
         chain = _checked_chain(head, run, x)
     if chain is None:
-        raise UsageError(
-            "Expected a chain of linear layers, norms and entrywise activations (nn.Sequential, the heads 'mlp' and "
-            f"'linear'), got {type(head).__name__}; for another head give its parts to metric_condition_number, one "
-            "after the other."
-        )
+        wanted = "a chain of linear layers, norms and entrywise activations (nn.Sequential, the heads 'mlp', 'linear')"
+        hint = "give its parts to metric_condition_number, one after the other"
+        raise UsageError(f"Expected {wanted}, got {type(head).__name__}; {hint}.")
     blocks = [[_condition(T, T.shape[:0:-1], rtol, dtype) for T in layers] for layers in chain.prefixes(x)]
     return dict(zip(chain.names, map(_joined, zip(*blocks))))
 

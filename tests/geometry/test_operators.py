@@ -158,3 +158,11 @@ def test_refusals():
         tiled.matvec(torch.ones(24))
     with pytest.raises(UsageError, match="rows of the representations h are NaN"):
         EffectiveHessianOperator(head, nt_xent, h / 0)
+
+
+def test_a_head_that_ignores_h_has_no_curvature():
+    operator = EffectiveHessianOperator(
+        lambda h: torch.ones(len(h), 2, dtype=h.dtype), lambda z: z.square().sum(), double(3, 4)
+    )
+    assert operator.dense().count_nonzero() == 0
+    assert operator.gradient.count_nonzero() == 0
