@@ -1,13 +1,11 @@
 """A stand-in for a frozen backbone whose representations are cached: heads train on the cache."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 
 class FeatureBackbone(nn.Module):
@@ -36,7 +34,7 @@ class FeatureBackbone(nn.Module):
         self.__dict__["hfproj_source"] = source
 
     @classmethod
-    def of(cls, model: "PeftModel") -> "FeatureBackbone":
+    def of(cls, model: PeftModel) -> "FeatureBackbone":
         """Return the stand-in for the backbone of `model`, whose active adapter is a head.
 
         Raises:

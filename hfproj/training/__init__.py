@@ -1,6 +1,6 @@
-"""Training: `transformers.Trainer` with several views, objectives over the joint batch and online probes.
+"""Training: `transformers.Trainer` with several views, objectives of the global batch and online probes.
 
-Imports every room below it: `hub` for pushing while it trains, `probes` and `features` for measuring.
+It imports every room below it: `hub` for pushing while it trains, `probes` and `features` for measuring.
 """
 
 from hfproj.training.arguments import ProjectionTrainingArguments

@@ -15,7 +15,7 @@ class ProjectionTrainingArguments(TrainingArguments):
     """``transformers.TrainingArguments`` for `ProjectionTrainer`.
 
     Defaults that differ: ``learning_rate`` 1e-3 with a cosine schedule and 10 % warm-up and ``weight_decay`` 0.05
-    (AdamW on a head and a low-rank adapter); ``dataloader_drop_last`` (a repeated image is a false negative);
+    (AdamW on a head and a low-rank adapter); ``dataloader_drop_last`` True (a repeated image is a false negative);
     ``remove_unused_columns`` False (items are images, not arguments of the model's forward);
     ``ddp_find_unused_parameters`` False (parameters that the representation does not depend on are frozen).
 
@@ -26,67 +26,63 @@ class ProjectionTrainingArguments(TrainingArguments):
             factor of a LoRA starts at zero, where LARS does not adapt.
         lars_trust_coefficient: η_t of LARS: 0.001 in MoCo v3 and VICReg, 0.02 in solo-learn's CIFAR runs.
         lars_clip: LARS adapts to at most the learning rate (solo-learn's CIFAR runs).
-        ema_momentum: Momentum of the moving-average copy at the start, in [0, 1], for objectives that need one; None
-            takes the objective's.
-        ema_momentum_end: At the end of training, along a cosine; None takes the objective's.
-        patch_dropout: Share of the image patches, in [0, 1), that a ViT does not see in a training step; which ones
+        ema_momentum: Momentum of the EMA teacher at the start, in [0, 1]; None takes the objective's.
+        ema_momentum_end: The same at the end of training, where a cosine leads; None takes the objective's.
+        patch_dropout: Fraction of the image patches, in [0, 1), that a ViT does not see in a training step; which ones
             depends on (seed, epoch, image, view) only.
         eval_knn_k: Neighbours of the online k-NN.
-        eval_knn_temperature: Its temperature.
+        eval_knn_temperature: Temperature of the online k-NN.
         log_representation: Log RankMe, standard deviation and positive-pair cosine of the last batch with the loss.
 
-    ``dataloader_persistent_workers=True`` is worth it where workers take longer to start than an epoch of a small data
-    set does; a run with dropout is then not resumed bit for bit, since torch draws from the global generator whenever
+    ``dataloader_persistent_workers=True`` saves time where workers start more slowly than an epoch of a small data set
+    takes; a run with dropout then does not resume bit for bit, since torch draws from the global generator whenever
     workers start.
 
     Of the options for the Hub, ``hub_strategy`` is ``"end"`` (``trainer.push_to_hub()`` and ``trainer.save_model()``
     push) or ``"every_save"`` (so does each checkpoint, in the background).
 
     Raises:
-        UsageError: a value is out of its range, or asks for what would push pickled files.
+        UsageError: If a value is out of its range, or would push pickled files.
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay; not for biases, norms and scales."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, their share of all steps."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps; below 1, a fraction of all steps."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last incomplete batch."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the collator needs the columns."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "DDP: look for unused parameters."}
-    )
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "DDP: find unused parameters."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
     fixed_predictor_rate: bool = field(default=False, metadata={"help": "No schedule for the predictor's rate."})
     lars: bool = field(default=False, metadata={"help": "Train with LARS instead of optim."})
     lars_trust_coefficient: float = field(default=0.001, metadata={"help": "Trust coefficient of LARS."})
     lars_clip: bool = field(default=False, metadata={"help": "LARS adapts to at most the learning rate."})
-    ema_momentum: float | None = field(default=None, metadata={"help": "Momentum of the moving-average copy."})
+    ema_momentum: float | None = field(default=None, metadata={"help": "Momentum of the EMA teacher."})
     ema_momentum_end: float | None = field(default=None, metadata={"help": "The same at the end of training."})
-    patch_dropout: float = field(default=0.0, metadata={"help": "Share of patches hidden from a ViT in training."})
+    patch_dropout: float = field(default=0.0, metadata={"help": "Fraction of patches hidden from a ViT."})
     eval_knn_k: int = field(default=20, metadata={"help": "Neighbours of the online k-NN."})
     eval_knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the online k-NN."})
     log_representation: bool = field(default=True, metadata={"help": "Log RankMe, std and cosine with the loss."})
 
     def __post_init__(self):
-        _usual()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
+        _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
         self.check_hub()
-        if not 0 <= self.patch_dropout < 1:
-            raise UsageError(f"patch_dropout={self.patch_dropout}: expected a share in [0, 1), for example 0.5.")
-        if self.head_learning_rate is not None and self.head_learning_rate < 0:
-            raise UsageError(f"head_learning_rate={self.head_learning_rate}: expected 0 or more, or None.")
-        for name in ("ema_momentum", "ema_momentum_end"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name}={getattr(self, name)}: expected a number in [0, 1], for example 0.996.")
-        if not self.lars_trust_coefficient > 0:
-            raise UsageError(f"lars_trust_coefficient={self.lars_trust_coefficient}: expected a number above 0.")
-        if self.eval_knn_k < 1 or not self.eval_knn_temperature > 0:
-            raise UsageError(
-                f"eval_knn_k={self.eval_knn_k}, eval_knn_temperature={self.eval_knn_temperature}: expected at least 1 "
-                "neighbour and a temperature above 0."
-            )
+        knn, temperature, trust = self.eval_knn_k, self.eval_knn_temperature, self.lars_trust_coefficient
+        limits = {
+            "patch_dropout": (0 <= self.patch_dropout < 1, "a fraction in [0, 1), for example 0.5"),
+            "head_learning_rate": ((self.head_learning_rate or 0) >= 0, "0 or more, or None"),
+            "ema_momentum": (0 <= (self.ema_momentum or 0) <= 1, "a number in [0, 1], for example 0.996"),
+            "ema_momentum_end": (0 <= (self.ema_momentum_end or 0) <= 1, "a number in [0, 1], for example 0.996"),
+            "lars_trust_coefficient": (trust > 0, "a number above 0"),
+            "eval_knn_k": (knn >= 1, "at least 1 neighbour"),
+            "eval_knn_temperature": (temperature > 0, "a temperature above 0"),
+        }
+        for name, (fits, expected) in limits.items():
+            if not fits:
+                raise UsageError(f"{name}={getattr(self, name)}: expected {expected}.")
         if self.remove_unused_columns:
             raise UsageError(
                 "remove_unused_columns=True would drop the images before the collator sees them; leave it False."
@@ -96,7 +92,7 @@ class ProjectionTrainingArguments(TrainingArguments):
         """Refuse a `hub_strategy` that pushes whole checkpoints.
 
         Raises:
-            UsageError: so it is.
+            UsageError: If `hub_strategy` is "checkpoint" or "all_checkpoints".
         """
         if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise UsageError(
@@ -110,9 +106,9 @@ class ProjectionTrainingArguments(TrainingArguments):
         left_out = {"output_dir", "logging_dir", "disable_tqdm", "report_to", "run_name", "seed"}
         left_out |= {"resume_from_checkpoint", "dataloader_pin_memory"}  # they describe this machine
         left_out |= {n for n in self.to_dict() if n == "push_to_hub" or n.startswith("hub_")}  # and where it goes
-        return {n: v for n, v in self.to_dict().items() if n not in left_out and v != _usual().get(n)}
+        return {n: v for n, v in self.to_dict().items() if n not in left_out and v != _defaults().get(n)}
 
 
 @functools.cache
-def _usual() -> dict[str, object]:
+def _defaults() -> dict[str, object]:
     return TrainingArguments(output_dir="out").to_dict()

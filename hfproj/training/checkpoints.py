@@ -1,17 +1,42 @@
-"""Checkpoints: which are complete, and how they are written whole or not at all."""
+"""What training starts from: checkpoints, written whole or not at all, and adapters that were saved.
 
+A run that resumes has its optimizer, schedules and views again. One that continues from an adapter has its tensors, the
+objective's buffers, the EMA teacher and the position; the rest is not part of an adapter and starts fresh.
+"""
+
+import inspect
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from peft import PeftModel
+from peft.utils import set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hfproj.errors import UsageError
+from hfproj import filenames
+from hfproj.errors import UsageError, unknown
+from hfproj.heads import HEADS
+from hfproj.hub.pull import open_adapter
+from hfproj.objectives.buffers import START, Position, load_buffers, read_position
+from hfproj.training.ema import EMA
+from hfproj.training.setup import Source, active_config, active_name
+from hfproj.tuner import ProjectionHeadConfig
+from hfproj.tuner.config import plain
+
+LOG = logging.getLogger("hfproj.training")
+_COMPARED = ("head", "in_dim", "out_dim", "scales", "pooling", "layer", "trainable")
+# Of the backbone's PEFT method, what is about training or about the file.
+_FREE = {"inference_mode", "base_model_name_or_path", "revision", "peft_version", "task_type", "auto_mapping"}
+_PLACE = ("repo", "adapter", "revision", "token", "cache_dir")
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -25,12 +50,8 @@ def is_complete(checkpoint: Path) -> bool:
 
 def complete_checkpoints(folder: str | Path) -> dict[int, str]:
     """Return the complete checkpoints in `folder` by their step."""
-    found = {}
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = path.name.rpartition("-")[2]
-        if step.isdigit() and is_complete(path):
-            found[int(step)] = str(path)
-    return found
+    found = {path.name.rpartition("-")[2]: path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    return {int(step): str(path) for step, path in found.items() if step.isdigit() and is_complete(path)}
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
@@ -43,7 +64,7 @@ def checkpoint_to_resume(wanted: str | Path | bool, folder: str | Path) -> str:
     """Return the checkpoint that `wanted` names; True means the newest complete one in `folder`.
 
     Raises:
-        UsageError: there is none, or it is not complete.
+        UsageError: If it is missing or not complete.
     """
     if wanted is not True:
         if not is_complete(Path(str(wanted))):
@@ -75,3 +96,120 @@ def replacing(folder: str | Path) -> Iterator[Path]:
             target = folder / file.relative_to(part)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
+
+
+class Continued:
+    """The adapter that a run continues from; its tensors are loaded into the active adapter of `model`.
+
+    Args:
+        model: A model whose active adapter has the same parts. It gets the saved one's objective where it has none yet.
+        source: A folder or repository, or a dict of "repo" and "adapter", "revision", "token" or "cache_dir".
+
+    Raises:
+        UsageError: If the adapter has other parts, or `source` names no adapter.
+        AdapterFileError: If the adapter is missing or damaged.
+    """
+
+    def __init__(self, model: PeftModel, source: Source):
+        options = dict(source) if isinstance(source, Mapping) else {"repo": source}
+        for name in options:
+            if name not in _PLACE:
+                raise unknown("entry of continue_from:", name, _PLACE)
+        if not isinstance(options.get("repo"), str | os.PathLike):
+            raise UsageError(f"continue_from={source!r}: expected a folder, a Hub repository, or a dict with 'repo'.")
+        saved, own = open_adapter(**options), active_config(model)
+        found = list(differences(saved.config, own))
+        if found:
+            raise UsageError(
+                f"The adapter of {saved.where} and this model's do not have the same parts: {'; '.join(found)}. Make "
+                "the model with hfproj.from_pretrained(…, is_trainable=True), or with the same options."
+            )
+        tensors = load_file(saved.folder / filenames.ADAPTER_WEIGHTS)
+        set_peft_model_state_dict(model, tensors, adapter_name=active_name(model))
+        if own.objective is None:
+            own.objective, own.regularizers = saved.config.objective, saved.config.regularizers
+        self.saved = saved
+        self.same_objective = True  # as far as that is known
+
+    def restore_objective(self, objective: nn.Module, *, log: bool) -> Position:
+        """Give the objective its buffers and return where training stood; `log` what continues and what starts fresh.
+
+        Raises:
+            AdapterFileError: If the buffers are those of another objective, or damaged.
+        """
+        before = (self.saved.config.objective or {}).get("name")
+        now = (getattr(objective, "created", None) or {}).get("name")
+        self.same_objective = before is None or now is None or before == now
+        position, continues, fresh = START, ["the adapter's tensors"], ["optimizer", "schedules", "epochs and views"]
+        folder = self._folder(filenames.OBJECTIVE)
+        if objective.state_dict():
+            (continues if folder else fresh).append(f"buffers of {type(objective).__name__}")
+        if folder is not None:
+            hint = "give the objective the same options, or remove that file to start with new ones"
+            load_buffers(objective, folder, hint=hint)
+            position = read_position(folder)
+        if "target" in getattr(objective, "needs", ()):
+            (continues if self._folder(filenames.EMA) else fresh).append("the EMA teacher")
+        if log:
+            other = "" if self.same_objective else f" It was trained on {before}, this run is on {now}."
+            LOG.warning(
+                f"Continuing from {self.saved.where}, at step {position.step} and epoch {position.epoch:.2f}: "
+                f"{', '.join(continues)}. Fresh: {', '.join(fresh)}.{other}"
+            )
+        return position
+
+    def load_ema(self, ema: EMA) -> None:
+        """Give the EMA teacher the saved one's values, if there is one.
+
+        Raises:
+            AdapterFileError: If it is that of another adapter, or damaged.
+        """
+        folder = self._folder(filenames.EMA)
+        if folder is not None:
+            ema.load(folder, hint="remove that file to start with a copy of the model")
+
+    def _folder(self, name: str) -> Path | None:
+        """Return the folder of a file that lies beside the adapter itself, if this run has a use for it."""
+        if not self.same_objective or self.saved.source.size(self.saved.prefix + name) is None:
+            return None
+        found = self.saved.file(name)
+        return None if found is None else found.parent
+
+
+def differences(saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> Iterator[str]:
+    """Yield in words each part in which two adapters differ so that their tensors, or what they compute, do not agree.
+
+    Example:
+        >>> narrow, wide = (ProjectionHeadConfig(out_dim=n, head_options=o) for n, o in ((8, {}), (16, {"depth": 2})))
+        >>> list(differences(narrow, wide))  # two layers are the default of an mlp
+        ['out_dim is 8 there and 16 here']
+    """
+    parts = [_parts(config) for config in (saved, own)]
+    for name in sorted(parts[0].keys() | parts[1].keys()):
+        there, here = (part.get(name) for part in parts)
+        if there != here:
+            yield f"{name} is {_short(there)} there and {_short(here)} here"
+
+
+def _parts(config: ProjectionHeadConfig) -> dict[str, Any]:
+    parts = {name: getattr(config, name) for name in _COMPARED}
+    parts["scales"] = sorted(config.scales or ())
+    parts |= _head_options("head_options", config.head, config.head_options)
+    if isinstance(config.predictor, dict):
+        parts |= _head_options("predictor", config.predictor["head"], config.predictor)
+    prototypes = config.prototypes if isinstance(config.prototypes, dict) else {"count": config.prototypes}
+    parts |= {f"prototypes.{n}": v for n, v in {"learn_norm": False, **prototypes}.items()}
+    for name, value in config.backbone_options.items():
+        if name not in _FREE and "dropout" not in name and not name.startswith("init_"):
+            parts[f"backbone_adapter.{name}"] = sorted(value) if isinstance(value, list | set) else value
+    return {name: plain(value) for name, value in parts.items() if value is not None}
+
+
+def _head_options(prefix: str, head: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {n: p.default for n, p in HEADS.options(head).items() if p.default is not inspect.Parameter.empty}
+    found = {n: v for n, v in {**defaults, **options}.items() if n not in ("in_dim", "out_dim")}
+    return {f"{prefix}.{name}": value for name, value in found.items()}
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} modules" if isinstance(value, list) and len(value) > 4 else repr(value)

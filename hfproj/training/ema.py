@@ -1,10 +1,11 @@
-"""The moving-average copy (momentum encoder, teacher) that MoCo, BYOL, DINO and others compare with.
+"""The EMA teacher (momentum encoder, target network) of MoCo, BYOL, DINO and others.
 
 After each optimizer step, θ̄ ← m θ̄ + (1 − m) θ for the trained parameters, where m goes from `start` to `end` along
 
     m_t = end − (end − start) (1 + cos(π t / T)) / 2.
 
-BatchNorm statistics are the copy's own, from its own forward passes. What is frozen is shared, not copied.
+BatchNorm statistics are the teacher's own, from its own forward passes. What is frozen is shared, not copied. (torch's
+``AveragedModel`` would copy the frozen backbone too, and average its buffers.)
 
 References:
     He et al. 2020, arXiv 1911.05722, eq. 2; Grill et al. 2020, arXiv 2006.07733, section 3.2; facebookresearch/dino.
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hfproj import filenames
+from hfproj.backbones.loading import bare_backbone
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.training.views import forward_views
 from hfproj.tuner.backbone_tensors import BackboneTensors
@@ -40,16 +42,16 @@ class EMA:
         momentum: m of the first and of the last step, in [0, 1].
 
     Raises:
-        UsageError: a momentum out of its range.
+        UsageError: If a momentum is outside of [0, 1].
     """
 
     def __init__(self, model: nn.Module, momentum: Sequence[float]):
         start, end = momentum
         if not (0 <= start <= 1 and 0 <= end <= 1):
-            raise UsageError(f"The momentum of the moving average must lie in [0, 1], got {start} to {end}.")
+            raise UsageError(f"The momentum of the EMA teacher must lie in [0, 1], got {start} to {end}.")
         self.start, self.end = start, end
         shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
-        for module in model.modules():  # values that wait on the CPU: the copy never switches adapters
+        for module in model.modules():  # values that are kept on the CPU: the copy never switches adapters
             shared |= {id(v): v for v in vars(module).values() if isinstance(v, BackboneTensors)}
         # It keeps requires_grad, by which a backbone's BatchNorm knows that it is trained; its passes have no gradient.
         self.module = copy.deepcopy(model, shared)
@@ -83,15 +85,11 @@ class EMA:
         tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in self._own().items()}
         save_file(tensors, folder / filenames.EMA, metadata={"format": "pt"})
 
-    def load(self, folder: Path, *, cure: str) -> None:
-        """Read the copy from `folder`, where its adapter may have had another name.
-
-        Args:
-            folder: Where from.
-            cure: What to do where that fails, for the message.
+    def load(self, folder: Path, *, hint: str) -> None:
+        """Read the copy from `folder`, where its adapter may have had another name; `hint` ends the message of errors.
 
         Raises:
-            AdapterFileError: there is none, or that of another adapter.
+            AdapterFileError: If the file is missing, damaged, or that of another adapter.
         """
         try:
             saved, own = load_file(folder / filenames.EMA), self._own()
@@ -100,7 +98,7 @@ class EMA:
                 raise ValueError("its tensors are those of another adapter")
         except (OSError, ValueError, SafetensorError) as error:
             raise AdapterFileError(
-                f"{folder} holds no moving average of this model in {filenames.EMA} ({error}); {cure}."
+                f"{folder} holds no EMA teacher of this model in {filenames.EMA} ({error}); {hint}."
             ) from error
         with torch.no_grad():
             for name, tensor in own.items():
@@ -110,14 +108,13 @@ class EMA:
         """Return own name → name in a file, which differ where the adapter had another name there."""
         own = self._own()
         names, renamed = {name: name for name in own}, {}
-        backbone = self.module.get_base_model()  # type: ignore[operator]
-        active = getattr(backbone, CHILD).active_name
+        active = getattr(bare_backbone(self.module), CHILD).active_name
         for path, module in self.module.named_modules():
             for name in module.state_dict() if isinstance(module, BaseTunerLayer) else ():
                 container, adapter, *rest = name.split(".")
                 if adapter == active and f"{path}.{name}" in own:
                     renamed[f"{path}.{name}"] = (f"{path}.{container}.", "".join(f".{part}" for part in rest))
-        # Of other adapters there may be buffers in the file, so a trained parameter tells what the adapter was called.
+        # The file may hold buffers of other adapters, so a trained parameter tells what the adapter was called.
         trained = [n for n in renamed if isinstance(own[n], nn.Parameter) and own[n].requires_grad]
         if trained and trained[0] not in saved:
             start, end = renamed[trained[0]]

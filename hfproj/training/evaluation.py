@@ -1,23 +1,33 @@
-"""What `ProjectionTrainer.evaluate` measures: k-NN, RankMe and std of held-out features, loss and cosine of views."""
+"""What `ProjectionTrainer` measures and logs: k-NN, RankMe and std of held-out features, loss and cosine of views."""
 
+import math
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
+from hfproj import distributed
+from hfproj.data.indexing import IndexedDataset
 from hfproj.diagnostics import rankme, representation_std
+from hfproj.errors import UsageError
 from hfproj.features import extract_features
 from hfproj.functional.modes import evaluating
 from hfproj.probes import KNNProbe
-from hfproj.training.loaders import eval_views_loader
-from hfproj.training.representation import positive_cosines
+from hfproj.regularizers import Weighted
+from hfproj.training import setup
+from hfproj.training.views import describe_rows
 
 
 def probe(trainer: Any, dataset: Any) -> dict[str, float]:
     """Return ``knn_*`` (with labels), ``rankme_*`` and ``std_*`` of h and z; the bank is the trainer's."""
     args = trainer.args
-    test = _features(trainer, dataset)
-    bank = _features(trainer, trainer.bank_dataset) if trainer.bank_dataset is not None else None
+    test = features(trainer, dataset)
+    bank = features(trainer, trainer.bank_dataset) if trainer.bank_dataset is not None else None
     metrics: dict[str, float] = {}
     for layer in ("h", "z"):
         f = getattr(test, layer)
@@ -32,32 +42,127 @@ def probe(trainer: Any, dataset: Any) -> dict[str, float]:
     return metrics
 
 
-def _features(trainer: Any, dataset: Any) -> Any:
+def features(trainer: Any, dataset: Any) -> Any:
+    """Return h, z and labels of `dataset`, read as the trainer's arguments say."""
+    args = trainer.args
     return extract_features(
-        trainer.model,
-        dataset,
-        batch_size=trainer.args.per_device_eval_batch_size,
-        collator=trainer.eval_collator,
-        device=trainer.args.device,
-        num_workers=trainer.args.dataloader_num_workers,
-    )
+        trainer.model, dataset, batch_size=args.per_device_eval_batch_size, collator=trainer.eval_collator,
+        device=args.device, num_workers=args.dataloader_num_workers,
+    )  # fmt: skip
 
 
 @torch.no_grad()
 def evaluate_views(trainer: Any, dataset: Any) -> dict[str, float]:
     """Return the mean ``loss`` and ``positive_cosine_*`` over batches of views; empty where no batch is whole."""
-    loader = eval_views_loader(dataset, trainer.data_collator, trainer.args)
-    if loader is None:
-        return {}
     sums: dict[str, list[float]] = {}
     modules = [trainer.model, trainer.objective, *(r.module for r in trainer.regularizers.values())]
     modules += [trainer.ema.module] if trainer.ema is not None else []
     with ExitStack() as stack:
         for module in modules:  # objectives update their buffers in training only
             stack.enter_context(evaluating(module))
-        for batch in loader:
-            loss, out = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch), return_outputs=True)
-            found = {"loss": loss.item(), **positive_cosines({"h": out.h, "z": out.z})}
+        for batch in _batches_of_views(trainer, dataset):
+            # Private to transformers, without a public form: to the device, and under DeepSpeed to its precision.
+            inputs = trainer._prepare_inputs(batch)
+            loss, out = trainer.compute_loss(trainer.model, inputs, return_outputs=True)
+            found = {"loss": loss.item(), **describe_rows({"h": out.h, "z": out.z}, spread=False)}
             for name, value in found.items():
                 sums.setdefault(name, []).append(value)
     return {n: sum(v) / len(v) for n, v in sums.items()}
+
+
+def _batches_of_views(trainer: Any, dataset: Any) -> Any:
+    """Return a loader of this process's part of global batches, the same at each call; empty for a single image."""
+    args, world, rank = trainer.args, distributed.world_size(), distributed.rank()
+    size = min(args.per_device_eval_batch_size, len(dataset) // world)
+    if size * world < 2:
+        return ()
+    starts = range(rank * size, len(dataset) - (world - rank) * size + 1, world * size)
+    return DataLoader(
+        IndexedDataset(dataset),
+        batch_sampler=[list(range(start, start + size)) for start in starts],
+        collate_fn=trainer.data_collator,
+        num_workers=args.dataloader_num_workers,
+        generator=torch.Generator(),  # else the loader advances the global one, and measuring would change the run
+    )
+
+
+class MeasuringTrainer(Trainer):
+    """The part of `ProjectionTrainer` that measures and logs."""
+
+    history: list[dict[str, Any]]
+    last_batch: dict[str, Any]
+    regularizers: dict[str, Weighted]
+    bare_model: Callable[[], Any]
+    _terms: dict[str, list[Tensor]]
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Write what was measured of the model into `history`, and log it as ``probe_<name>``.
+
+        Numbers that are not finite become None.
+        """
+        self._history_row().update({n: float(v) if math.isfinite(v) else None for n, v in values.items()})
+        should_log = self.control.should_log  # of the step's own line, which logging takes for written
+        self.log({f"probe_{n}": float(v) for n, v in values.items()})
+        self.control.should_log = should_log
+
+    def _history_row(self) -> dict[str, Any]:
+        step = self.state.global_step
+        if not self.history or self.history[-1]["step"] != step:
+            self.history.append({"step": step, "epoch": float(self.state.epoch or 0)})
+        return self.history[-1]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log `logs`, with the objective's terms and the state of the representation while training."""
+        if "loss" in logs:
+            logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()}
+            if any(hasattr(callback, "bind") for callback in self.callback_handler.callbacks):
+                self._history_row().update({n: v for n, v in logs.items() if n != "epoch" and math.isfinite(v)})
+            if self.args.log_representation:
+                logs |= describe_rows({n: self.last_batch[n] for n in ("h", "z") if n in self.last_batch})
+            for name, regularizer in self.regularizers.items():
+                if hasattr(regularizer.module, "report"):
+                    found = regularizer.module.report(self.bare_model())
+                    logs |= {f"{name}_{key}": float(value) for key, value in found.items()}
+            self._terms = {}
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: setup.Data | dict[str, setup.Data] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Return ``knn_*`` (with labels), ``rankme_*``, ``std_*``, ``loss`` and ``positive_cosine_*`` of h and z.
+
+        Names begin with `metric_key_prefix`. The k-NN searches `bank_dataset`, or each image among the others of
+        `eval_dataset`. Loss and cosine are means over batches of views that are the same at each evaluation.
+
+        Raises:
+            UsageError: If there is no eval data set, or it has no length.
+        """
+        dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, dict):
+            metrics: dict[str, float] = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if dataset is None:
+            raise UsageError("There is no eval_dataset; pass one to ProjectionTrainer or to evaluate().")
+        setup.check_eval_dataset(dataset)
+        start = time.time()
+        found = {**probe(self, dataset), **evaluate_views(self, dataset)}
+        metrics = {f"{metric_key_prefix}_{n}": v for n, v in found.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - start, 4)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a head predicts no labels; features come from `hfproj.extract_features`.
+
+        Raises:
+            UsageError: If it is called.
+        """
+        raise UsageError("A head predicts no labels; hfproj.extract_features(model, dataset) returns h and z.")

@@ -1,6 +1,6 @@
-"""How `ProjectionTrainer` pushes: the adapter with our card, the objective's buffers and the moving average.
+"""How `ProjectionTrainer` pushes: the adapter with our card, the objective's buffers and the EMA teacher.
 
-`transformers`' own would push the whole output folder with pickled settings, and a card of its own over ours.
+`transformers`' own methods would push the whole output folder with pickled settings, and a card of their own over ours.
 """
 
 import logging
@@ -22,28 +22,20 @@ from hfproj.hub.staging import check_pushable, described, stage, without_tokens
 from hfproj.objectives.buffers import Position
 from hfproj.reporting.card import write_card
 from hfproj.results import Results
-from hfproj.training import methods
+from hfproj.training.evaluation import MeasuringTrainer
+from hfproj.training.setup import active_name
 from hfproj.tuner.description import known_preprocessing
 
 LOG = logging.getLogger("hfproj.training")
 
 
-class PushesToHub:
-    """What `ProjectionTrainer` overrides of ``transformers.Trainer`` to push; only the main process does."""
+class HubTrainer(MeasuringTrainer):
+    """The part of `ProjectionTrainer` that pushes; only the main process does."""
 
-    args: Any
-    state: Any
-    control: Any
-    callback_handler: Any
-    data_collator: Any
     objective: Any
     ema: Any
-    history: list[dict[str, Any]]
     started: Position
-    hub_model_id: str | None
-    bare_model: Callable[[], Any]
-    save_model: Callable[..., None]
-    is_world_process_zero: Callable[[], bool]
+    data_collator: Any
     _pool: ThreadPoolExecutor | None = None
     _pushes: tuple[Future, ...] = ()
 
@@ -51,9 +43,9 @@ class PushesToHub:
         """Check that pushing can work, and set ``hub_model_id``; the repository is made by the first push.
 
         Raises:
-            UsageError: offline, no token, a token that may only read or of somebody else, or a model that can't be
-                pushed.
-            HubError: the Hub refuses or can't be reached.
+            UsageError: If the process is offline, there is no token, the token may only read or is somebody else's, or
+                the model can't be pushed.
+            HubError: If the Hub refuses or can't be reached.
         """
         found: str | HfprojError | None = None
         if self.is_world_process_zero():
@@ -84,7 +76,7 @@ class PushesToHub:
                 "(https://huggingface.co/settings/tokens)."
             )
         owner = name.split("/")[0]
-        if role == "write" and owner not in owners:  # of fine-grained tokens not all rights are told here
+        if role == "write" and owner not in owners:  # the Hub does not list all rights of fine-grained tokens here
             raise UsageError(
                 f"The access token is that of {who['name']}, who can't write to {owner}; set hub_model_id to a "
                 f"repository of {' or '.join(sorted(owners))}."
@@ -102,13 +94,9 @@ class PushesToHub:
             **unsupported: Other arguments of ``transformers.Trainer.create_model_card`` are refused.
 
         Raises:
-            UsageError: so it is.
+            UsageError: If there are other arguments.
         """
-        if unsupported:
-            raise UsageError(
-                f"create_model_card takes no {', '.join(unsupported)}: the card is made of results= and license= alone "
-                "(results.config may hold 'dataset', 'license', 'language')."
-            )
+        _refuse("create_model_card", unsupported)
         if not self.is_world_process_zero():
             return
         model = self.bare_model()
@@ -120,7 +108,7 @@ class PushesToHub:
             repo_id=self.hub_model_id,
             license=license,
             adapters=list(model.peft_config),
-            adapter=methods.active_name(model),
+            adapter=active_name(model),
             keep_results=results is not None,
         )
 
@@ -147,29 +135,26 @@ class PushesToHub:
             blocking: Return only when it is pushed; else a ``Future``.
             token: Access token. Default: ``args.hub_token``, or that of `hf auth login` or ``HF_TOKEN``.
             revision: Branch. Default: ``args.hub_revision``, or main.
-            private: Whether a repository that is made is private. Default: ``args.hub_private_repo``.
+            private: Whether a new repository is private. Default: ``args.hub_private_repo``.
             results: What was measured (`hfproj.evaluate`); None: the card says that nothing was.
             license: Of the adapter, as the Hub writes it ("apache-2.0").
             commit_description: Text of the commit.
             create_pr: Open a pull request instead.
             eval_results: Write ``.eval_results``, too.
-            state: The objective's buffers and the moving average go along, for ``continue_from``.
+            state: Push the objective's buffers and the EMA teacher, too, for ``continue_from``.
             **unsupported: Other arguments of ``transformers.Trainer.push_to_hub`` are refused.
 
         Returns:
             The commit; a future of it where not `blocking`; None on other processes than the main one.
 
         Raises:
-            UsageError: it can't work, see `hfproj.push_to_hub`; nothing was sent.
-            HubError: the Hub refused or could not be reached; the adapter is saved in ``output_dir``.
+            UsageError: If it can't be pushed, see `hfproj.push_to_hub`; nothing was sent.
+            HubError: If the Hub refused or could not be reached; the adapter is saved in ``output_dir``.
         """
-        if unsupported:
-            raise UsageError(
-                f"push_to_hub takes no {', '.join(unsupported)}: the card is made of results= and license= alone "
-                "(results.config may hold 'dataset', 'license', 'language')."
-            )
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token if token is not None else self.args.hub_token
+        _refuse("push_to_hub", unsupported)
+        args = self.args
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        token = token if token is not None else args.hub_token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
@@ -177,42 +162,33 @@ class PushesToHub:
             return None
         self.create_model_card(results=results, license=license)
         self._finish_current_push()
-        push = self._packed(
-            Path(self.args.output_dir),
-            Target(
-                str(self.hub_model_id),
-                token=token,
-                revision=revision if revision is not None else self.args.hub_revision,
-                create_pr=create_pr,
-                private=private if private is not None else self.args.hub_private_repo,
-            ),
-            commit_message,
-            commit_description,
-            results=results,
-            license=license,
-            eval_results=eval_results,
-            state=state,
+        target = Target(
+            str(self.hub_model_id),
+            token=token,
+            revision=revision if revision is not None else args.hub_revision,
+            create_pr=create_pr,
+            private=private if private is not None else args.hub_private_repo,
         )
+        options = {"results": results, "license": license, "eval_results": eval_results}
+        push = self._staged(Path(args.output_dir), target, commit_message, commit_description, state=state, **options)
         return push() if blocking else self._in_background(push)
 
+    # Private: transformers calls it at each checkpoint if args.push_to_hub, and its own pushes pickled files.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the adapter of a checkpoint in the background; what goes wrong is logged, and training goes on."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        """Push the adapter of a checkpoint in the background; errors are logged, and training goes on."""
+        args, state = self.args, self.state
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
-        if not self.args.hub_always_push and any(not push.done() for push in self._pushes):
+        if not args.hub_always_push and any(not push.done() for push in self._pushes):
             return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        state = self.state
-        by_step = self.args.save_strategy == SaveStrategy.STEPS
+        self.callback_handler.on_push_begin(args, state, self.control)
+        by_step = args.save_strategy == SaveStrategy.STEPS
         where = f"step {state.global_step}" if by_step else f"epoch {int(state.epoch or 0)}"
+        target = Target(
+            str(self.hub_model_id), token=args.hub_token, revision=args.hub_revision, private=args.hub_private_repo
+        )
         try:
-            target = Target(
-                str(self.hub_model_id),
-                token=self.args.hub_token,
-                revision=self.args.hub_revision,
-                private=self.args.hub_private_repo,
-            )
-            push = self._packed(Path(checkpoint_folder), target, f"Training in progress, {where}", None)
+            push = self._staged(Path(checkpoint_folder), target, f"Training in progress, {where}", None)
         except HfprojError as error:
             LOG.warning("Training goes on without its push at %s. %s", where, error)
             return
@@ -225,40 +201,36 @@ class PushesToHub:
 
         self._in_background(quietly)
 
+    # Private: transformers calls it at the end of training, and its own waits for one push only.
     def _finish_current_push(self) -> None:
         """Wait for what is being pushed in the background."""
         wait(self._pushes)
         self._pushes = ()
 
-    def _packed(
+    def _staged(
         self,
         saved: Path,
         target: Target,
         message: str | None,
         description: str | None,
         *,
-        results: Results | None = None,
-        license: str | None = None,
-        eval_results: bool = False,
         state: bool = True,
+        **kwargs: Any,
     ) -> Callable[[], CommitInfo]:
-        """Make the folder to send from one in which the adapters are saved; return the call that sends it."""
-        model = self.bare_model()
+        """Stage what is sent, from a folder in which the adapters are saved; return the call that sends it."""
         folder = tempfile.TemporaryDirectory(prefix="hfproj-")
         try:
             staged = stage(
-                model,
+                self.bare_model(),
                 Path(folder.name),
                 target.repo_id,
-                results=results,
                 unmeasured=self._unmeasured(),
                 objective=self.objective if state else None,
                 ema=self.ema if state else None,
                 before=self.started,
-                license=license,
-                eval_results=eval_results,
                 preprocessing=self._preprocessing(),
                 saved=saved,
+                **kwargs,
             )
         except BaseException:
             folder.cleanup()
@@ -279,19 +251,27 @@ class PushesToHub:
     def _unmeasured(self) -> Results:
         """Return what is known of the run without a measurement."""
         model = self.bare_model()
-        results = described(model, methods.active_name(model))
+        results = described(model, active_name(model))
         results.config["training"] = self.args.chosen()
         results.seeds = [self.args.seed]
         results.history = self.history
         return results
 
     def _preprocessing(self) -> ImagePreprocessing | None:
-        """Return how the images of this run were made ready: size, mean and std are the collator's."""
+        """Return how the images of this run were prepared: size, mean and std are the collator's."""
         model = self.bare_model()
-        known = known_preprocessing(model, methods.active_name(model))
+        known = known_preprocessing(model, active_name(model))
         collator = self.data_collator
         if not all(hasattr(collator, name) for name in ("size", "mean", "std")):
             return known
         mean, std = (tuple(round(v, 6) for v in getattr(collator, n).flatten().tolist()) for n in ("mean", "std"))
         interpolation = known.interpolation if known is not None else "bicubic"
         return ImagePreprocessing(collator.size, mean, std, interpolation)
+
+
+def _refuse(method: str, unsupported: dict[str, Any]) -> None:
+    if unsupported:
+        raise UsageError(
+            f"{method} takes no {', '.join(unsupported)}: the card is made of results= and license= alone "
+            "(results.config may hold 'dataset', 'license', 'language')."
+        )

@@ -1,14 +1,18 @@
-"""Groups of parameters: head and backbone, each with and without weight decay; LARS on them."""
+"""Groups of parameters, LARS on them, and what happens around epochs and optimizer steps."""
 
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer, TrainerCallback
 
+from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
-from hfproj.training.steps import FIXED_RATE, PART
+from hfproj.training.setup import ProjectionTrainer
 from hfproj.tuner.layer import CHILD
 
+FIXED_RATE = "fixed_learning_rate"  # key of a parameter group that the schedule leaves alone
+PART = "part"  # key of a parameter group: "backbone", "head" or "predictor"
 _MATRIX = 2  # biases, norms and scales have fewer dimensions …
 # … except for these: DoRA's magnitude and IA3's scales may be kept as matrices, tokens and positions are no maps.
 _NO_DECAY = ("lora_magnitude_vector", "ia3_l", "cls_token", "mask_token", "reg_token", "register_tokens", "pos_embed",
@@ -31,7 +35,7 @@ def parameter_groups(
         fixed_predictor_rate: Whether the schedule leaves the predictor's learning rate alone.
 
     Raises:
-        UsageError: nothing is trainable.
+        UsageError: If nothing is trainable.
     """
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -71,3 +75,84 @@ def lars(
     for group in groups:
         group["always_adapt"] = any(p.ndim >= _MATRIX for p in group["params"])
     return Lars(groups, lr=learning_rate, momentum=0.9, trust_coeff=trust_coefficient, trust_clip=clip)
+
+
+def make_optimizer(trainer: ProjectionTrainer, model: nn.Module) -> torch.optim.Optimizer | None:
+    """Return the optimizer that the arguments name on our groups; None for one that has to make its own groups."""
+    args = trainer.args
+    groups = parameter_groups(
+        model,
+        weight_decay=args.weight_decay,
+        head_learning_rate=args.head_learning_rate,
+        fixed_predictor_rate=args.fixed_predictor_rate,
+    )
+    if args.lars:
+        return lars(groups, args.learning_rate, args.lars_trust_coefficient, clip=args.lars_clip)
+    cls, kwargs = trainer.optimizer_cls_and_kwargs or trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    is_class = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    own_groups = not is_class or {"params", "model", "optimizer_dict"} & set(kwargs)
+    return None if own_groups else cls(groups, **kwargs)
+
+
+class AroundSteps(TrainerCallback):
+    """Sets the epoch of the data, and does what objective, regularizers and EMA teacher do around optimizer steps."""
+
+    def __init__(self, trainer: ProjectionTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin with the epoch that a checkpoint stands in; a stream is read from its beginning."""
+        stream = isinstance(self.trainer.train_dataset, StreamDataset)
+        self.trainer.epoch = (0 if stream else int(state.epoch or 0)) - 1
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch before its iterator is made.
+
+        accelerate forwards it neither to a sharded sampler nor, after a resume in mid-epoch, to anything.
+        """
+        trainer = self.trainer
+        trainer.epoch += 1
+        trainer.set_epoch(trainer.epoch)
+        if isinstance(trainer.train_dataset, StreamDataset):
+            kwargs["model"].zero_grad()  # batches at the end of the stream that were too few for a step
+        if hasattr(trainer.objective, "on_epoch_start"):
+            trainer.objective.on_epoch_start(trainer.step())
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a stream that is too short."""
+        if state.global_step == 0:
+            raise UsageError(
+                "train_dataset is a stream with too few images for one step; lower per_device_train_batch_size or "
+                "gradient_accumulation_steps."
+            )
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop the gradients of frozen parts, and put back the learning rates that are fixed."""
+        trainer = self.trainer
+        if not hasattr(Trainer, "_get_grad_norm"):  # transformers before it had the method that the trainer overrides
+            gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+            trainer.check_gradient(torch.nn.utils.get_total_norm(gradients))
+        frozen = trainer.objective.frozen(trainer.step()) if hasattr(trainer.objective, "frozen") else ()
+        if frozen:
+            for name, parameter in trainer.bare_model().named_parameters():
+                # base_model.model.hfproj.projection_head_modules.<adapter>.<part>.…
+                path = name.split(".")
+                if CHILD in path and path[path.index(CHILD) + 3] in frozen:
+                    parameter.grad = None
+        for group in kwargs["optimizer"].param_groups:
+            if group.get(FIXED_RATE):
+                group["lr"] = group["initial_lr"]
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the EMA teacher follow, and the regularizers take their own steps."""
+        trainer = self.trainer
+        if trainer.accelerator.optimizer_step_was_skipped:
+            return
+        progress = trainer.progress()
+        for regularizer in trainer.regularizers.values():
+            if hasattr(regularizer.module, "after_step"):
+                groups = kwargs["optimizer"].param_groups
+                rate = next((g["lr"] for g in groups if g.get(PART) == "head"), groups[0]["lr"])
+                regularizer.module.after_step(trainer.bare_model(), rate, regularizer.at(progress))
+        if trainer.ema is not None:
+            trainer.ema.update(trainer.bare_model(), progress)

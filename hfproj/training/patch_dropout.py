@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from hfproj.data.philox import uniforms
 from hfproj.errors import UsageError
+from hfproj.tuner.layer import CHILD
 
 _STREAM = 2**15  # a view number that no augmentation uses
 # Attention that places tokens by their position on the full grid: without some patches it would fail or misplace them.
@@ -27,12 +29,12 @@ class PatchDropout:
 
     Args:
         backbone: A `transformers` or timm ViT with absolute positions.
-        rate: Share of the patches that is dropped.
+        rate: Fraction of the patches that is dropped.
         prefix_tokens: Tokens before the patches, which stay.
         seed: Seed of the choice.
 
     Raises:
-        UsageError: the backbone is no such ViT.
+        UsageError: If the backbone is no such ViT.
     """
 
     def __init__(self, backbone: nn.Module, *, rate: float, prefix_tokens: int, seed: int = 0):
@@ -48,6 +50,13 @@ class PatchDropout:
         if any(word in type(m).__name__.lower() for m in model.modules() for word in _GRID):
             raise self._refusal("places patches by rotary, relative or windowed positions")
         self._target = target
+
+    @classmethod
+    def for_model(cls, model: PeftModel, *, rate: float, seed: int) -> "PatchDropout":
+        """Return one for the backbone of `model`, whose active head says where patches begin."""
+        backbone = model.get_base_model()
+        layer = getattr(backbone, CHILD)
+        return cls(backbone, rate=rate, prefix_tokens=layer.points[layer.active_name].prefix_tokens, seed=seed)
 
     def attach(self) -> None:
         """Connect to the backbone."""

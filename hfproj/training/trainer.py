@@ -1,8 +1,11 @@
-"""`ProjectionTrainer`: ``transformers.Trainer`` with several views, an objective of the joint batch, online probes."""
+"""`ProjectionTrainer`: ``transformers.Trainer`` with several views, an objective of the global batch, online probes.
+
+Methods of ``transformers.Trainer`` that are private by their names are overridden only where it has no public hook; a
+comment above each says why, and tests/test_upstream.py fails when one is moved or changed.
+"""
 
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hfproj.data.images import ImageViews
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
 from hfproj.features.views import FixedViews
@@ -22,118 +27,126 @@ from hfproj.hub.staging import folder_of
 from hfproj.objectives.base import Step, check_needs, check_views
 from hfproj.objectives.buffers import BEFORE, START, Position, load_buffers, read_position, save_buffers
 from hfproj.results.history import HISTORY_FILE, read_history, write_history
-from hfproj.training import checks, evaluation, methods
+from hfproj.training import setup
 from hfproj.training.arguments import ProjectionTrainingArguments
-from hfproj.training.checkpoints import checkpoint_to_resume, last_complete_checkpoint, replacing
-from hfproj.training.continuing import Continued
+from hfproj.training.checkpoints import Continued, checkpoint_to_resume, last_complete_checkpoint, replacing
 from hfproj.training.ema import EMA
-from hfproj.training.hub import PushesToHub
-from hfproj.training.loaders import stream_loader
-from hfproj.training.optimizer import lars, parameter_groups
+from hfproj.training.hub import HubTrainer
+from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.patch_dropout import PatchDropout
-from hfproj.training.representation import describe
-from hfproj.training.steps import AroundSteps
 from hfproj.training.views import forward_views
-from hfproj.tuner.layer import CHILD
 
 
-class ProjectionTrainer(PushesToHub, Trainer):
+class ProjectionTrainer(HubTrainer):
     """Trains a projection head, and what its config trains beside it, under a self-supervised objective.
 
     Args:
         model: A ``PeftModel`` with a projection head.
         args: `ProjectionTrainingArguments`.
-        objective: An objective; or the name of one, or ``{"name": name, **options}``, which gets the options that model
-            and data decide (``out_dim``, ``num_images``, ``prototypes``) by itself. None: what the adapter was trained
-            on, if its config says so, with its regularizers unless others are given; else ``"nt_xent"``.
-        regularizers: name → weight; or → a dict of ``weight``, ``schedule``, ``end_weight`` and options; or → a
+        objective: An objective; or the name of one, or ``{"name": name, **options}``, for which the trainer fills in
+            the options that model and data decide (``out_dim``, ``num_images``, ``prototypes``). None: that of the
+            adapter's config, with its regularizers unless others are given; else ``"nt_xent"``.
+        regularizers: Name → weight; or → a dict of ``weight``, ``schedule``, ``end_weight`` and options; or → a
             regularizer module, with weight 1.
         train_dataset: Images: a map-style data set (wrapped in `IndexedDataset`) or a stream (`StreamDataset`).
         eval_dataset: Held-out images, with a length, for the online k-NN (where they have labels), RankMe, std, loss
-            and positive-pair cosine; or a dict of such.
+            and positive-pair cosine; or a dict of several such data sets.
         bank_dataset: Labelled images that the online k-NN searches; None leaves each eval image out of the rest.
         data_collator: Makes the views, see `hfproj.ImageViews`; None takes ``ImageViews.for_model(model)``.
         eval_collator: Makes eval batches; None takes ``EvalImages.for_model(model)``.
-        continue_from: A folder or Hub repository whose adapter the active one goes on from, or ``{"repo", "adapter",
-            "revision", "token"}``: its tensors, the objective's buffers and the moving average if they lie there, and
-            the step and epoch that the objective sees. Optimizer, schedules and views start fresh.
-        **kwargs: As in ``transformers.Trainer`` (``callbacks``, ``optimizers`` …).
+        continue_from: A folder or Hub repository whose adapter the active one continues from, or ``{"repo", "adapter",
+            "revision", "token"}``: its tensors, the objective's buffers and the EMA teacher if they lie there, and the
+            step and epoch that the objective sees. Optimizer, schedules and views start fresh.
+        callbacks: As in ``transformers.Trainer``, and so the next three.
+        optimizers: An optimizer and a schedule, or None for each that the trainer makes.
+        optimizer_cls_and_kwargs: An optimizer's class and arguments.
+        processing_class: Saved beside the adapter.
+        **refused: Other options of ``transformers.Trainer``, which have no effect here, are refused.
 
     Attributes:
         started: Steps and epochs before this run, where it continues another one.
-        last_batch: "h" and "z" of the last training batch on this process, ``[views, batch, dim]``, or lists.
+        epoch: Epoch whose views are made now, counted from 0.
+        last_batch: What callbacks may read of the last training batch on this process: "h" and "z" ``[views, batch,
+            dim]``, or lists of ``[batch, dim]``, without gradients, and "labels" ``[batch]``, None where the collator
+            gives none.
         history: What callbacks such as `hfproj.SpectrumCallback` measured: a dict for each step that was measured or
             logged, with "step", "epoch" and numbers by name. Saved beside each adapter as ``history.parquet``.
 
     Raises:
-        UsageError: the model has no head, several GPUs are used without a launcher, the data set is smaller than a
-            batch, or options contradict each other; the adapter to continue from is another one; pushing can't work.
-        AdapterFileError: what to continue from is missing or damaged.
-        NonFiniteLossError: while training, at the first loss or gradient that is not finite; checkpoints stay.
+        UsageError: If the model has no head, several GPUs are used without a launcher, the data set is smaller than a
+            batch, options contradict each other, the adapter to continue from has other parts, or it can't be pushed.
+        AdapterFileError: If the adapter to continue from is missing or damaged.
+        NonFiniteLossError: While training, at the first loss or gradient that is not finite; checkpoints stay.
     """
+
+    args: ProjectionTrainingArguments
 
     def __init__(
         self,
-        model: nn.Module,
-        args: TrainingArguments | None = None,
+        model: setup.Model,
+        args: setup.Arguments | None = None,
         *,
-        objective: Any = None,
-        regularizers: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        bank_dataset: Any = None,
-        data_collator: Any = None,
-        eval_collator: Any = None,
-        continue_from: Any = None,
-        **kwargs: Any,
+        objective: setup.Objective | None = None,
+        regularizers: setup.Regularizers | None = None,
+        train_dataset: setup.Data | None = None,
+        eval_dataset: setup.Data | dict[str, setup.Data] | None = None,
+        bank_dataset: setup.Data | None = None,
+        data_collator: setup.Collator | None = None,
+        eval_collator: setup.Collator | None = None,
+        continue_from: setup.Source | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
+        optimizers: tuple[Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
+        processing_class: Any = None,
+        **refused: setup.Refused,
     ):
         args = args if args is not None else ProjectionTrainingArguments(output_dir="out")
-        checks.check_options(args, kwargs)
-        checks.check_model(model)
-        checks.check_train_dataset(train_dataset, args)
-        checks.check_eval_dataset(eval_dataset)
-        checks.check_eval_dataset(bank_dataset)
-        if data_collator is None:
-            from hfproj.data.images import ImageViews
-
-            data_collator = ImageViews.for_model(model, seed=args.seed)
-        self._continued: Continued | None = None
-        if continue_from is not None:
-            with args.main_process_first(desc="continue_from"):
-                self._continued = Continued.load(model, continue_from)
-        self.objective, self.regularizers = methods.prepare(model, objective, regularizers, train_dataset)
+        setup.check_options(model, args, refused)
+        setup.check_train_dataset(train_dataset, args)
+        setup.check_eval_dataset(eval_dataset)
+        setup.check_eval_dataset(bank_dataset)
+        with args.main_process_first(desc="continue_from"):
+            self._continued = None if continue_from is None else Continued(model, continue_from)
+        self.objective: Any
+        self.objective, self.regularizers = setup.prepare_objective(model, objective, regularizers, train_dataset)
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
-        train_dataset = checks.indexed(train_dataset)
+        train_dataset = setup.indexed(train_dataset)
         if isinstance(train_dataset, StreamDataset):
-            args.accelerator_config.dispatch_batches = False  # every process reads the stream and keeps its share
+            args.accelerator_config.dispatch_batches = False  # every process reads the stream and keeps its part
         super().__init__(
-            model, args, data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
+            model,
+            args,
+            data_collator=data_collator if data_collator is not None else ImageViews.for_model(model, seed=args.seed),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=list(callbacks or ()),
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            processing_class=processing_class,
         )
-        # The loss is ours, a mean over the batch: the Trainer must divide it by the accumulation steps, even though the
+        # The loss is a mean over the batch: the Trainer must divide it by the accumulation steps, even though the
         # model's forward takes **kwargs and the batch may hold labels.
-        self.model_accepts_loss_kwargs = False
-        self.can_return_loss = True
+        self.model_accepts_loss_kwargs, self.can_return_loss = False, True
         for module in (self.objective, *(regularizer.module for regularizer in self.regularizers.values())):
             module.to(self.args.device)
         self.started = START
         if self._continued is not None:
-            self.started = self._continued.go_on(self.objective, tell=self.is_world_process_zero())
+            self.started = self._continued.restore_objective(self.objective, log=self.is_world_process_zero())
         self.ema: EMA | None = None  # made when training starts
         self.history: list[dict[str, Any]] = []
         self.probe_batches: dict[tuple, FixedViews] = {}  # of the callbacks that watch fixed images
+        self.epoch, self.last_batch = 0, {}
+        self._terms: dict[str, list[Tensor]] = {}
+        self._train_sampler: EpochSampler | None = None
+        rate = self.args.patch_dropout
+        self._patch_dropout = PatchDropout.for_model(model, rate=rate, seed=self.args.seed) if rate else None
         self.add_callback(AroundSteps(self))
         for callback in list(self.callback_handler.callbacks):
             self._bind(callback)
-        self._train_sampler: EpochSampler | None = None
-        self._epoch = 0
-        self._terms: dict[str, list[Tensor]] = {}
-        self.last_batch: dict[str, Any] = {}
-        self._patch_dropout = self._make_patch_dropout()
-
-    _watched = False  # whether a callback records what it measures
 
     # --- data ---
 
+    # Private: get_train_dataloader, the public form, would have to repeat how transformers prepares the loader.
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
@@ -142,48 +155,49 @@ class ProjectionTrainer(PushesToHub, Trainer):
         return self._train_sampler
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of the training batches; of a stream, too, the last incomplete one is dropped."""
+        """Return the loader of the training batches; of a stream, too, the last incomplete one is dropped.
+
+        `transformers` would keep it, and accelerate would fill it with images that were there before.
+        """
         if not isinstance(self.train_dataset, StreamDataset):
             return super().get_train_dataloader()
-        return self.accelerator.prepare(stream_loader(self.train_dataset, self.data_collator, self.args))
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return self.accelerator.prepare(loader)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Before the epoch's iterator is made: accelerate forwards the epoch neither to a sharded sampler nor, after a
-        # resume in mid-epoch, to anything.
-        self._epoch = kwargs["epoch"]
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the views that are made from now on."""
+        self.epoch = epoch
         if self._train_sampler is not None:
-            self._train_sampler.set_epoch(self._epoch)
+            self._train_sampler.set_epoch(epoch)
         if isinstance(self.train_dataset, StreamDataset):
-            self.train_dataset.set_epoch(self._epoch)
-            kwargs["model"].zero_grad()  # batches at the end of the stream that were too few for a step
-        if hasattr(self.objective, "on_epoch_start"):
-            self.objective.on_epoch_start(self.step())
-        super()._run_epoch(*args, **kwargs)
-        if self.state.global_step == 0:
-            raise UsageError(
-                "train_dataset is a stream with too few images for one step; lower per_device_train_batch_size or "
-                "gradient_accumulation_steps."
-            )
+            self.train_dataset.set_epoch(epoch)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
         """Train, see ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last complete one.
 
         Raises:
-            UsageError: resuming a stream, whose position can't be restored; no complete checkpoint to resume from.
-            AdapterFileError: a checkpoint that is damaged, or of another adapter or objective.
-            NonFiniteLossError: the loss or its gradient is NaN or infinite.
+            UsageError: If a stream, whose position can't be restored, is resumed, or there is no complete checkpoint.
+            AdapterFileError: If a checkpoint is damaged, or of another adapter or objective.
+            NonFiniteLossError: If the loss or its gradient is NaN or infinite.
         """
         if resume_from_checkpoint:
             if isinstance(self.train_dataset, StreamDataset) and not self.args.ignore_data_skip:
                 raise UsageError(
                     "A stream can't be resumed exactly: what it gave before is not known. Pass ignore_data_skip=True "
-                    "to go on with its beginning, or use a data set with a length."
+                    "to start again at its beginning, or use a data set with a length."
                 )
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         self._terms, self.last_batch = {}, {}
         kept = Path(resume_from_checkpoint or "") / HISTORY_FILE
         self.history = read_history(kept) if resume_from_checkpoint and kept.is_file() else []
-        self._make_ema()
+        self._ema_teacher()
         if self._patch_dropout is not None:
             self._patch_dropout.attach()
         try:
@@ -198,11 +212,11 @@ class ProjectionTrainer(PushesToHub, Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the objective's loss of the joint batch plus the weighted regularizers.
+        """Return the objective's loss of the global batch plus the weighted regularizers.
 
         Raises:
-            UsageError: the batch is not what the objective needs.
-            NonFiniteLossError: the loss is NaN or infinite.
+            UsageError: If the batch lacks what the objective needs.
+            NonFiniteLossError: If the loss is NaN or infinite.
         """
         views = inputs.get("views")
         if not isinstance(views, list | tuple):
@@ -215,7 +229,7 @@ class ProjectionTrainer(PushesToHub, Trainer):
             if self._patch_dropout is not None and model.training:
                 if inputs.get("index") is None:
                     raise UsageError("patch_dropout needs 'index' from the collator; hfproj.ImageViews gives it.")
-                stack.enter_context(self._patch_dropout.using(inputs["index"], self._epoch))
+                stack.enter_context(self._patch_dropout.using(inputs["index"], self.epoch))
             out = forward_views(model, views)
         step = self.step()
         given = {
@@ -223,7 +237,7 @@ class ProjectionTrainer(PushesToHub, Trainer):
             "index": inputs.get("index"),
             "prediction": out.prediction,
             "scores": out.scores,
-            "prototypes": methods.prototype_vectors(self.bare_model()),
+            "prototypes": setup.prototype_vectors(self.bare_model()),
             "scales": out.scales,
             "target": self.targets(views),
             "step": step,
@@ -242,7 +256,7 @@ class ProjectionTrainer(PushesToHub, Trainer):
         if model.training:
             for name, value in terms.items():
                 self._terms.setdefault(name, []).append(value.detach())
-            self.last_batch = {"h": _detached(out.h), "z": _detached(out.z)}
+            self.last_batch = {"h": _detached(out.h), "z": _detached(out.z), "labels": inputs.get("labels")}
         return (loss, out) if return_outputs else loss
 
     def step(self) -> Step:
@@ -255,44 +269,55 @@ class ProjectionTrainer(PushesToHub, Trainer):
         return Position(self.started.step + step, self.started.epoch + epoch)
 
     def progress(self) -> float:
-        """Return the share of the training that is done, in [0, 1]."""
+        """Return the fraction of the training that is done, in [0, 1]."""
         return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
 
-    def bare_model(self) -> nn.Module:
+    def bare_model(self) -> Any:
         """Return the model without the wrappers of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 
-    def _make_ema(self) -> None:
-        if "target" not in getattr(self.objective, "needs", ()) or self.ema is not None:
-            return
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise UsageError(
-                f"{type(self.objective).__name__} needs a moving-average copy of the model, which is not available "
-                "under FSDP and DeepSpeed: they split its parameters. Train with DDP (accelerate launch)."
-            )
-        chosen = (self.args.ema_momentum, self.args.ema_momentum_end)
-        momentum = [c if c is not None else own for c, own in zip(chosen, self.objective.ema_momentum)]
-        self.ema = EMA(self.bare_model(), momentum)
-        if self._continued is not None:
-            self._continued.load_ema(self.ema)
-
-    def targets(self, views: Any) -> Any:
-        """Return what the moving-average copy says of `views`, or None where the objective has no use for it."""
-        objective = self.objective
-        if "target" not in getattr(objective, "needs", ()):
+    def _ema_teacher(self) -> EMA | None:
+        """Return the EMA teacher, made at the first call; None where the objective does not use one."""
+        if "target" not in getattr(self.objective, "needs", ()):
             return None
-        self._make_ema()  # for an evaluation before training
-        with self.accelerator.autocast():
-            output = getattr(objective, "target_of", "projection")
-            return self.ema.targets(views, output, getattr(objective, "target_views", None))
+        if self.ema is None:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise UsageError(
+                    f"{type(self.objective).__name__} needs an EMA teacher, which is not available under FSDP and "
+                    "DeepSpeed: they split the model's parameters. Train with DDP (accelerate launch)."
+                )
+            chosen = (self.args.ema_momentum, self.args.ema_momentum_end)
+            momentum = [c if c is not None else own for c, own in zip(chosen, self.objective.ema_momentum)]
+            self.ema = EMA(self.bare_model(), momentum)
+            if self._continued is not None:
+                self._continued.load_ema(self.ema)
+        return self.ema
 
+    def targets(self, views: Sequence[Any]) -> Any:
+        """Return the EMA teacher's outputs for `views`, or None where the objective does not use them."""
+        ema = self._ema_teacher()  # made here for an evaluation before training
+        if ema is None:
+            return None
+        with self.accelerator.autocast():
+            output = getattr(self.objective, "target_of", "projection")
+            return ema.targets(views, output, getattr(self.objective, "target_views", None))
+
+    # Private: no callback is given the norm before the optimizer step, and computing it again would cost a pass over
+    # the gradients. A version of transformers without this method has `AroundSteps` compute it.
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # Before the optimizer step: a finite loss may have an infinite gradient; the next checkpoint would hold NaN.
         norm = super()._get_grad_norm(model, grad_norm)
+        self.check_gradient(norm)
+        return norm
+
+    def check_gradient(self, norm: float | Tensor | None) -> None:
+        """Refuse a gradient that is not finite, whose step would put NaN into the next checkpoint.
+
+        Raises:
+            NonFiniteLossError: If `norm` is NaN or infinite.
+        """
         scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16's loss scaler skips such a step by itself
         if norm is not None and not scaled and not math.isfinite(norm):
             raise self._non_finite("gradient", float(norm))
-        return norm
 
     def _non_finite(self, what: str, value: float) -> NonFiniteLossError:
         last = last_complete_checkpoint(self.args.output_dir)
@@ -302,121 +327,29 @@ class ProjectionTrainer(PushesToHub, Trainer):
             "learning_rate, raise warmup_steps or the temperature, or set max_grad_norm."
         )
 
-    def _make_patch_dropout(self) -> PatchDropout | None:
-        if not self.args.patch_dropout:
-            return None
-        backbone = self.model.get_base_model()
-        layer = getattr(backbone, CHILD)
-        prefix = layer.points[layer.active_name].prefix_tokens
-        return PatchDropout(backbone, rate=self.args.patch_dropout, prefix_tokens=prefix, seed=self.args.seed)
-
     # --- optimizer ---
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the optimizer: head and backbone, each with and without weight decay (biases, norms, scales: none)."""
-        if self.optimizer is not None:
-            return super().create_optimizer(model)
-        groups = parameter_groups(
-            model if model is not None else self.model,
-            weight_decay=self.args.weight_decay,
-            head_learning_rate=self.args.head_learning_rate,
-            fixed_predictor_rate=self.args.fixed_predictor_rate,
-        )
-        if self.args.lars:
-            self.optimizer = lars(
-                groups, self.args.learning_rate, self.args.lars_trust_coefficient, clip=self.args.lars_clip
-            )
-            return self.optimizer
-        cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        is_class = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
-        if not is_class or {"params", "model", "optimizer_dict"} & set(kwargs):
-            return super().create_optimizer(model)  # optimizers of transformers that make their own groups
-        self.optimizer = cls(groups, **kwargs)
-        return self.optimizer
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self, model if model is not None else self.model)
+        # Without one: an optimizer of transformers that makes its own groups.
+        return self.optimizer if self.optimizer is not None else super().create_optimizer(model)
 
-    # --- logging and evaluation ---
+    # --- callbacks ---
 
-    def add_callback(self, callback: Any) -> None:
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Add a callback, see ``transformers.Trainer.add_callback``; one that watches gets this trainer."""
         super().add_callback(callback)
         self._bind(self.callback_handler.callbacks[-1])
 
-    def _bind(self, callback: Any) -> None:
+    def _bind(self, callback: TrainerCallback) -> None:
         if hasattr(callback, "bind"):
             callback.bind(self)
-            self._watched = True
-
-    def record(self, values: Mapping[str, float]) -> None:
-        """Write what was measured of the model as it is now into `history`, and log it as ``probe_<name>``.
-
-        Numbers that are not finite become None.
-        """
-        self._history_row().update({n: float(v) if math.isfinite(v) else None for n, v in values.items()})
-        should_log = self.control.should_log  # of the step's own line, which logging takes for written
-        self.log({f"probe_{n}": float(v) for n, v in values.items()})
-        self.control.should_log = should_log
-
-    def _history_row(self) -> dict[str, Any]:
-        step = self.state.global_step
-        if not self.history or self.history[-1]["step"] != step:
-            self.history.append({"step": step, "epoch": float(self.state.epoch or 0)})
-        return self.history[-1]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log `logs`, with the objective's terms and the state of the representation while training."""
-        if "loss" in logs:
-            logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()}
-            if self._watched:
-                self._history_row().update({n: v for n, v in logs.items() if n != "epoch" and math.isfinite(v)})
-            if self.args.log_representation:
-                logs |= describe(self.last_batch)
-            for name, regularizer in self.regularizers.items():
-                if hasattr(regularizer.module, "report"):
-                    found = regularizer.module.report(self.bare_model())
-                    logs |= {f"{name}_{key}": float(value) for key, value in found.items()}
-            self._terms = {}
-        super().log(logs, start_time)
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Return ``knn_*`` (with labels), ``rankme_*``, ``std_*``, ``loss`` and ``positive_cosine_*`` of h and z.
-
-        Names begin with `metric_key_prefix`. The k-NN searches `bank_dataset`, or each image among the others of
-        `eval_dataset`. Loss and cosine are means over batches of views that are the same at each evaluation.
-
-        Raises:
-            UsageError: there is no eval data set, or it has no length.
-        """
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
-        if isinstance(dataset, dict):
-            metrics: dict[str, float] = {}
-            for name, part in dataset.items():
-                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        if dataset is None:
-            raise UsageError("There is no eval_dataset; pass one to ProjectionTrainer or to evaluate().")
-        checks.check_eval_dataset(dataset)
-        start = time.time()
-        found = {**evaluation.probe(self, dataset), **evaluation.evaluate_views(self, dataset)}
-        metrics = {f"{metric_key_prefix}_{n}": v for n, v in found.items()}
-        metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - start, 4)
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: there is nothing to predict; features come from `hfproj.extract_features`.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError("A head predicts no labels; hfproj.extract_features(model, dataset) returns h and z.")
 
     # --- checkpoints ---
 
+    # Private: save_model, the public form, gathers shards on all processes and then has one of them write, here.
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:  # only takes part in collectives
             super()._save(output_dir, state_dict)
@@ -425,7 +358,7 @@ class ProjectionTrainer(PushesToHub, Trainer):
         with replacing(folder) as part:
             super()._save(str(part), state_dict)
             self.objective.position = self.position()
-            beside = folder_of(part, methods.active_name(self.bare_model()))
+            beside = folder_of(part, setup.active_name(self.bare_model()))
             save_buffers(self.objective, beside, before=self.started)
             if self.history:
                 write_history(self.history, part / HISTORY_FILE)
@@ -436,13 +369,14 @@ class ProjectionTrainer(PushesToHub, Trainer):
                 (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """Give the model, the objective and the moving average the values of a checkpoint.
+        """Give the model, the objective and the EMA teacher the values of a checkpoint.
 
         Raises:
-            AdapterFileError: it is damaged, or of another adapter or objective.
+            AdapterFileError: If it is damaged, or of another adapter or objective.
         """
         self._load_from_checkpoint(checkpoint)
 
+    # Private: transformers tells no callback when it loads a checkpoint, whose buffers and EMA teacher belong to it.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -450,17 +384,18 @@ class ProjectionTrainer(PushesToHub, Trainer):
             raise AdapterFileError(
                 f"{resume_from_checkpoint} holds a damaged adapter ({error}); resume from another checkpoint."
             ) from error
-        folder = folder_of(Path(resume_from_checkpoint), methods.active_name(self.bare_model()))
-        cure = "resume with the adapter and the objective that it was written with, or without resume_from_checkpoint"
-        load_buffers(self.objective, folder, hint=cure)
+        folder = folder_of(Path(resume_from_checkpoint), setup.active_name(self.bare_model()))
+        hint = "resume with the adapter and the objective that it was written with, or without resume_from_checkpoint"
+        load_buffers(self.objective, folder, hint=hint)
         self.started = read_position(folder, BEFORE)
         if self.ema is not None:
-            self.ema.load(folder, cure=cure)
+            self.ema.load(folder, hint=hint)
 
+    # Private: transformers' own finds no adapter under another name than "default", and no objective.
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
-        else:  # transformers' own finds no adapter under a name other than "default", and no objective
+        else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

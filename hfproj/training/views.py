@@ -1,12 +1,23 @@
-"""Several views of a batch through a model with a head, in as few forward passes as their sizes allow."""
+"""Several views of a batch through a model, and what the log says of their h and z.
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+Neighbouring views of one size share a forward pass. RankMe, spread and positive-pair cosine are those of the global
+batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from hfproj import distributed
+from hfproj.diagnostics import positive_cosine, rankme, representation_std
 from hfproj.errors import UsageError
+
+Rows: TypeAlias = (
+    Tensor | list[Tensor]
+)  # ``[views, batch, dim]``, or ``[batch, dim]`` of each view where batches differ
 
 
 class ViewOutputs(NamedTuple):
@@ -19,55 +30,52 @@ class ViewOutputs(NamedTuple):
     scales: Any = None
 
 
-def _signature(view: Any) -> tuple:
-    if isinstance(view, Tensor):
-        return tuple(view.shape)
-    return tuple((k, tuple(v.shape)) for k, v in sorted(view.items()))
-
-
-def _concatenate(views: Sequence[Any]) -> Any:
-    if isinstance(views[0], Tensor):
-        return torch.cat(list(views))
-    return {k: torch.cat([v[k] for v in views]) for k in views[0]}
+def _shapes(view: Any) -> tuple:
+    return tuple(view.shape) if isinstance(view, Tensor) else tuple((k, *v.shape) for k, v in sorted(view.items()))
 
 
 def forward_views(model: nn.Module, views: Sequence[Any]) -> ViewOutputs:
-    """Return h, z (and p, scores) of all views; neighbouring views of one size share a forward pass.
+    """Return h, z (and p, prototype logits) of all views; neighbouring views of one size share a forward pass.
 
     Args:
         model: A model with an active projection head.
         views: Tensors ``[batch, …]`` or dicts of such tensors, as a collator's ``"views"``.
 
     Raises:
-        UsageError: the model has no active head.
+        UsageError: If the model has no active head.
     """
-    parts: list[dict[str, Tensor]] = []
-    start = 0
-    while start < len(views):
-        stop = start + 1
-        while stop < len(views) and _signature(views[stop]) == _signature(views[start]):
-            stop += 1
-        group = _concatenate(views[start:stop])
-        kwargs = {"num_views": stop - start}
-        out = model(**group, **kwargs) if isinstance(group, dict) else model(group, **kwargs)
+    names = {"h": "representation", "z": "projection", "prediction": "prediction", "scores": "scores"}
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    for _, neighbours in groupby(views, key=_shapes):
+        group = list(neighbours)
+        count = len(group)
+        if isinstance(group[0], Tensor):
+            out = model(torch.cat(group), num_views=count)
+        else:
+            out = model(**{k: torch.cat([v[k] for v in group]) for k in group[0]}, num_views=count)
         if getattr(out, "projection", None) is None:
             raise UsageError("The model returned no projection: it has no projection head, or its adapter is disabled.")
-        names = ("representation", "projection", "prediction", "scores")
-        found = {n: getattr(out, n) for n in names if getattr(out, n) is not None}
-        for i in range(stop - start):
-            parts.append({n: t.chunk(stop - start)[i] for n, t in found.items()})
-        start = stop
+        for name, field in names.items():
+            if getattr(out, field) is not None:
+                rows[name] += getattr(out, field).chunk(count)
+    joined = {n: torch.stack(r) if len({v.shape for v in r}) == 1 else r or None for n, r in rows.items()}
+    return ViewOutputs(**joined, scales=out.scales)
 
-    def gathered(name: str) -> Any:
-        rows = [p[name] for p in parts if name in p]
-        if not rows:
-            return None
-        return torch.stack(rows) if len({r.shape for r in rows}) == 1 else rows
 
-    return ViewOutputs(
-        h=gathered("representation"),
-        z=gathered("projection"),
-        prediction=gathered("prediction"),
-        scores=gathered("scores"),
-        scales=out.scales,
-    )
+def global_views(rows: Rows) -> Tensor | None:
+    """Return ``[views, batch, dim]`` of the global batch, in float32 or better; None where views differ in size."""
+    if not isinstance(rows, Tensor):
+        return None
+    rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+    return distributed.gather_rows(rows.transpose(0, 1).contiguous()).transpose(0, 1)
+
+
+def describe_rows(layers: Mapping[str, Rows], *, spread: bool = True) -> dict[str, float]:
+    """Return ``positive_cosine_<layer>`` where there are two views or more, and where `spread` RankMe and std."""
+    gathered = {name: global_views(rows) for name, rows in layers.items()}
+    whole = {name: rows for name, rows in gathered.items() if rows is not None}
+    found: dict[str, float] = {}
+    for name, rows in whole.items() if spread else ():
+        found[f"rankme_{name}"] = rankme(rows.flatten(0, 1))
+        found[f"std_{name}"] = representation_std(rows.flatten(0, 1))
+    return found | {f"positive_cosine_{n}": positive_cosine(rows) for n, rows in whole.items() if rows.shape[0] > 1}

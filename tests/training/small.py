@@ -109,7 +109,7 @@ class Seen(hfproj.ProjectionTrainer):
                 self.seen = []
             for row, index in enumerate(inputs["index"].tolist()):
                 pixels = b"".join(view[row].contiguous().numpy().tobytes() for view in inputs["views"])
-                self.seen.append((self._epoch, index, zlib.crc32(pixels)))
+                self.seen.append((self.epoch, index, zlib.crc32(pixels)))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 

@@ -32,7 +32,7 @@ def test_defaults(tmp_path):
             "hub_strategy='checkpoint' would push.*pickled.*Use 'every_save'.*continue_from=",
         ),
         ({"hub_strategy": "all_checkpoints"}, "hub_strategy='all_checkpoints' would push.*pickled"),
-        ({"patch_dropout": 1.0}, r"patch_dropout=1.0: expected a share in \[0, 1\)"),
+        ({"patch_dropout": 1.0}, r"patch_dropout=1.0: expected a fraction in \[0, 1\)"),
         ({"head_learning_rate": -1.0}, "head_learning_rate=-1.0: expected 0 or more"),
         ({"eval_knn_k": 0}, "eval_knn_k=0.*at least 1"),
         ({"eval_knn_temperature": 0.0}, "eval_knn_temperature=0.0.*above 0"),

@@ -11,8 +11,8 @@ import hfproj
 from hfproj import diagnostics
 from hfproj.features.views import FixedViews
 from hfproj.results.history import read_history
-from hfproj.training.callbacks.head_loss import HeadLoss
-from hfproj.training.callbacks.spectrum import METRICS
+from hfproj.training.callbacks.curvature import HeadLoss
+from hfproj.training.callbacks.watching import METRICS
 
 WATCH = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
 
@@ -279,7 +279,7 @@ def test_curvature_of_every_objective(tmp_path, name):
         per_device_train_batch_size=4,
         extra={"callbacks": [watch], "objective": objective},
     )
-    made._make_ema()
+    made._ema_teacher()
     if hasattr(objective, "on_epoch_start"):
         objective.on_epoch_start(made.step())
     found = watch.measure()

@@ -8,7 +8,7 @@ from small import HEAD, adapter, assert_equal, head_model, images, trainer
 from torch import nn
 
 import hfproj
-from hfproj.training.callbacks.causes import flat_loss, likely_causes
+from hfproj.training.callbacks.collapse import flat_loss, likely_causes
 
 
 class Together(nn.Module):
@@ -212,7 +212,7 @@ def causes(folder, objective=None, regularizers=None, history=(), **config):
         images(32),
         extra={"objective": objective, "regularizers": regularizers},
     )
-    made._make_ema()
+    made._ema_teacher()
     made.history = [dict(row) for row in history]
     before = adapter(made.model)
     found = [cause.name for cause in likely_causes(made)]

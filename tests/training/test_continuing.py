@@ -152,7 +152,7 @@ def test_the_log_says_what_goes_on_and_what_is_fresh(tmp_path, caplog):
     [record] = caplog.records
     assert type(made.objective).__name__ == "MoCo"  # the one that it was trained on
     text = record.getMessage()
-    assert "at step 4 and epoch 1.33: the adapter's tensors, buffers of MoCo, the moving average." in text
+    assert "at step 4 and epoch 1.33: the adapter's tensors, buffers of MoCo, the EMA teacher." in text
     assert "Fresh: optimizer, schedules, epochs and views." in text
 
     caplog.clear()
@@ -177,7 +177,7 @@ def test_the_log_says_what_goes_on_and_what_is_fresh(tmp_path, caplog):
 ])  # fmt: skip
 def test_other_parts_are_listed(tmp_path, config, said):
     head_model().save_pretrained(tmp_path)
-    with pytest.raises(hfproj.UsageError, match="not the same parts") as caught:
+    with pytest.raises(hfproj.UsageError, match="do not have the same parts") as caught:
         trainer(tmp_path / "run", head_model(**config), extra={"continue_from": tmp_path})
     assert said in str(caught.value)
 

@@ -98,5 +98,5 @@ def test_a_checkpoint_without_it_is_refused(tmp_path):
     run.train()
     (tmp_path / "checkpoint-1" / "ema.safetensors").unlink()
     again = trainer(tmp_path, max_steps=2, extra={"objective": Follow()})
-    with pytest.raises(AdapterFileError, match="no moving average of this model"):
+    with pytest.raises(AdapterFileError, match="no EMA teacher of this model"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

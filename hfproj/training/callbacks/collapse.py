@@ -1,26 +1,185 @@
-"""`CollapseCallback`: says when h or z collapse while training, why that is likely, and stops or goes back."""
+"""`CollapseCallback`: says when h or z collapse while training, why that is likely, and stops or goes back.
 
+Likely causes, in the order in which they are looked for, in the objective, the head and how the weights moved:
+
+1. Learning rate: the optimizer moved head or backbone by more than `FAST` of their norm in one step.
+2. Stop-gradient: an objective of predictions passes a gradient to the projections that it should hold still.
+3. Predictor: an objective that is as low at collapse as anywhere rests on a predictor, and there is none that learns.
+4. Temperature: collapsed rows cost hardly more than rows spread evenly, since similarities hardly count.
+5. BatchNorm: an objective that is as low at collapse as anywhere, and neither head nor predictor has a norm.
+6. Objective: nothing in it, and no regularizer, keeps rows apart.
+"""
+
+import copy
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from hfproj import distributed
 from hfproj.errors import CollapseWarning, UsageError
-from hfproj.training.callbacks.causes import FLAT, Cause, flat_loss, likely_causes
-from hfproj.training.callbacks.spectrum import SpectrumCallback
-from hfproj.training.callbacks.updates import UpdateRatioCallback
+from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
+from hfproj.training.callbacks.watching import ProbeWatch, SpectrumCallback, UpdateRatioCallback, check_bound
 from hfproj.training.checkpoints import complete_checkpoints
-from hfproj.training.methods import active_modules
+from hfproj.training.setup import Limits, ProjectionTrainer, active_modules
+
+FAST = 0.3  # of the norm, in a step; healthy runs stay below a tenth
+ROUNDING = 1e-9
+FLAT = 0.05  # of the loss at collapse: what rows spread evenly save
+
+
+class Cause(NamedTuple):
+    """A likely cause: its name, and what was seen with what to do."""
+
+    name: str
+    why: str
+
+
+def likely_causes(trainer: ProjectionTrainer) -> list[Cause]:
+    """Return the likely causes of a collapse, the likeliest first; "unknown" if nothing is conspicuous."""
+    watch = next((c for c in trainer.callback_handler.callbacks if isinstance(c, ProbeWatch)), ProbeWatch())
+    watch.bind(trainer)
+    causes = [*_learning_rate(trainer), *_objective(trainer, HeadLoss(trainer, watch.views))]
+    unknown = Cause(
+        "unknown",
+        "Weights move slowly, and the objective keeps rows apart. Lower learning_rate, or add a regularizer such as "
+        "vicreg_terms.",
+    )
+    return causes or [unknown]
+
+
+def flat_loss(trainer: ProjectionTrainer) -> float | None:
+    """Return the objective's value for a batch of equal rows of z, if rows spread evenly hardly cost less than that.
+
+    None where the objective tells the two apart well, or not at all, or is no function of z alone.
+    """
+    objective = copy.deepcopy(trainer.objective).double().eval()
+    last = trainer.last_batch.get("z")
+    if set(getattr(objective, "needs", ())) & {"prediction", "target", "scores"} or not isinstance(last, Tensor):
+        return None
+    views, images, dim = last.shape
+    own = torch.arange(images, device=last.device)
+    given = {"labels": own, "index": own, "scales": dict(active_modules(trainer.bare_model()).scales) or None}
+    like = last.double()
+    try:
+        with torch.no_grad():
+            rows = (torch.ones_like(like), _directions(views, images, dim, like))
+            collapsed, spread = (float(objective(z, **given, step=trainer.step())[0]) for z in rows)
+    except UsageError:  # rows that can't be whitened, for example, have no value
+        return None
+    return collapsed if ROUNDING * max(1.0, abs(collapsed)) < collapsed - spread <= FLAT * abs(collapsed) else None
+
+
+def _learning_rate(trainer: ProjectionTrainer) -> list[Cause]:
+    ratios = {
+        part: max((row.get(f"update_ratio_{part}") or 0.0 for row in trainer.history), default=0.0)
+        for part in ("head", "backbone")
+    }
+    part = max(ratios, key=lambda p: ratios[p])
+    rate = trainer.args.learning_rate
+    fast = Cause(
+        "learning rate",
+        f"The {part} moved by {ratios[part]:.0%} of its norm in one step (update_ratio_{part}); lower learning_rate, "
+        f"{rate:g} at its peak, to {rate / 10:g} or less, or raise warmup_steps.",
+    )
+    return [fast] if ratios[part] > FAST else []
+
+
+def _objective(trainer: ProjectionTrainer, loss: HeadLoss) -> list[Cause]:
+    needs: frozenset[str] = getattr(loss.objective, "needs", frozenset())
+    name = type(loss.objective).__name__
+    causes: list[Cause] = []
+    if "prediction" in needs and _gradient_of_projections(loss) > 0:
+        why = f"{name} passes a gradient to the projections that the predictions are compared with; detach them."
+        causes.append(Cause("stop-gradient", why))
+    views, images, _ = loss.h.shape
+    dim = loss.modules.head.out_dim
+    collapsed = _value(loss, loss.h.new_ones(views, images, dim))
+    spread = _value(loss, _directions(views, images, dim, loss.h))
+    if collapsed is None or spread is None:
+        return causes
+    saved = collapsed - spread
+    if saved > ROUNDING * max(1.0, abs(collapsed), abs(spread)):
+        temperature = getattr(loss.objective, "temperature", None)
+        if saved <= FLAT * abs(collapsed) and temperature is not None:
+            why = (
+                f"At temperature {temperature:g} similarities hardly count: collapsed rows cost {collapsed:.4g}, rows "
+                f"spread evenly {spread:.4g}. Lower it, to 0.1 or 0.2."
+            )
+            causes.append(Cause("temperature", why))
+        return causes
+    predictor = loss.modules.predictor
+    if "prediction" in needs and (predictor is None or not any(True for _ in predictor.parameters())):
+        why = (
+            f"{name} is as low at collapse as anywhere, and only a predictor that learns keeps it away: "
+            "ProjectionHeadConfig(predictor={'head': 'mlp'})."
+        )
+        causes.append(Cause("predictor", why))
+    held = "prediction" in needs or "target" in needs
+    if held and not any("Norm" in type(m).__name__ for m in loss.modules.modules()):
+        causes.append(Cause("BatchNorm", f"{name} has no negatives, and the head no norm; make it with norm='batch'."))
+    if not held and not trainer.regularizers:
+        why = f"Nothing in {name} keeps rows apart; add a regularizer, for example vicreg_terms."
+        causes.append(Cause("objective", why))
+    return causes
+
+
+def _gradient_of_projections(loss: HeadLoss) -> float:
+    """Return the norm of ∂L/∂z with the predictions held still: 0 where z is detached, as it should be."""
+    with torch.no_grad():
+        z = loss.modules.head(loss.h)
+        prediction = z if loss.modules.predictor is None else loss.modules.predictor(z)
+    prediction = prediction.clone().requires_grad_()  # an identity returns z itself
+    value = loss.of_projections(z.requires_grad_(), prediction)
+    (gradient,) = torch.autograd.grad(value, z, allow_unused=True)
+    own = z.new_zeros(()) if gradient is None else gradient.norm()
+    return float(mean_over_processes(own))
+
+
+def _value(loss: HeadLoss, z: Tensor) -> float | None:
+    """Return the loss where predictions and targets are the projections; None where it is not defined."""
+    copies = loss.given["target"]
+    try:
+        with torch.no_grad():
+            # Targets of another width are prototype logits.
+            target = None
+            if copies is not None:
+                rows = z[: len(copies)]
+                target = rows if copies.shape[-1] == z.shape[-1] else loss.modules.prototypes(rows)
+            return float(loss.of_projections(z, z, target))
+    except UsageError:
+        return None
+
+
+def _directions(views: int, images: int, dim: int, like: Tensor) -> Tensor:
+    """Return independent directions for the images, the same in all views."""
+    generator = torch.Generator().manual_seed(distributed.rank())
+    rows = torch.randn(images, dim, generator=generator, dtype=torch.float64)
+    return nn.functional.normalize(rows, dim=-1).to(like).expand(views, -1, -1).contiguous()
+
 
 ACTIONS = ("warn", "stop", "restore")
-SHARE_OF_START = {"rankme_h": 0.5, "std_h": 0.5}  # the backbone was pretrained: losing half of it is no adaptation
+FRACTION_OF_START = {"rankme_h": 0.5, "std_h": 0.5}  # the backbone was pretrained: losing half of it is no adaptation
 SPREAD = 0.1  # of z, against rows spread evenly
 RANK = 2.0  # of z: on a line or in a plane
+
+
+class Limit(NamedTuple):
+    """Least and largest value that are no alarm (None: no limit), and how a value outside is described."""
+
+    least: float | None
+    largest: float | None
+    words: str
+
+    def excludes(self, value: float | None) -> bool:
+        """Whether `value` is outside, or not finite."""
+        low, high = self.least, self.largest
+        return value is None or (low is not None and value < low) or (high is not None and value > high)
 
 
 @dataclass(frozen=True)
@@ -33,7 +192,7 @@ class Alarm:
         value: Its value; None where it was not finite.
         limit: The limit, in words.
         causes: Likely causes, the likeliest first.
-        restored: The checkpoint that was gone back to, or None.
+        restored: The checkpoint that training went back to, or None.
     """
 
     step: int
@@ -63,21 +222,21 @@ class Alarm:
 class CollapseCallback(TrainerCallback):
     """Raises an alarm when measurements of `trainer.history` leave their limits several times in a row.
 
-    Limits, unless others are given: RankMe and std of h at half of what they were before training; std of z at a tenth
-    of that of rows spread evenly over the sphere (0.1/√dim); RankMe of z at 2; an objective for which rows spread
-    evenly cost hardly less than equal rows, at 5 % below what these cost (a softmax at a high temperature). z is not
-    judged in the first steps, in which the running statistics of BatchNorm follow the head, nor the objective while the
-    learning rate warms up. What it needs is measured by a `SpectrumCallback` and an `UpdateRatioCallback`; the trainer
-    gets those that it lacks.
+    Default limits: RankMe and std of h at half of what they were before training; std of z at a tenth of that of rows
+    spread evenly over the sphere (0.1/√dim); RankMe of z at 2; an objective for which rows spread evenly cost hardly
+    less than equal rows, at 5 % below what these cost (a softmax at a high temperature). z is not judged in the first
+    steps, in which the running statistics of BatchNorm follow the head, nor the objective while the learning rate warms
+    up. The measurements come from a `SpectrumCallback` and an `UpdateRatioCallback`, which are added to the trainer
+    where it has none.
 
     The alarm is a `CollapseWarning`, once, and `alarm`. It names causes by what it sees: how far weights move in a
     step, whether the objective's value tells collapsed rows from spread ones, whether a gradient reaches the branch
     that is to be held still, whether there is a predictor and a norm.
 
     Args:
-        limits: Name in the history → least value, or (least, largest) with None for none. They replace the default of
-            the same name; None as the value drops it. "loss" and the objective's terms are names too.
-        patience: Measurements in a row that have to be out of their limits.
+        limits: Name in the history → least value, or (least, largest) with None for no limit. They replace the default
+            of the same name; None as the value drops it. "loss" and the objective's terms are names too.
+        patience: Number of measurements in a row outside of their limits that raise the alarm.
         action: "warn"; "stop" ends the training, too; "restore" also goes back to the last checkpoint that was saved
             before the first of these measurements, if there is one.
         warmup: Steps before which z and the objective are not judged.
@@ -87,7 +246,7 @@ class CollapseCallback(TrainerCallback):
         alarm: The `Alarm`, or None.
 
     Raises:
-        UsageError: an unknown action, no patience, or a limit that is no number.
+        UsageError: If the action is unknown, `patience` is below 1, or a limit is no number.
 
     Example:
         >>> CollapseCallback(action="explode")
@@ -95,10 +254,12 @@ class CollapseCallback(TrainerCallback):
         hfproj.errors.UsageError: action='explode': expected one of warn, stop, restore.
     """
 
+    trainer: ProjectionTrainer
+
     def __init__(
         self,
         *,
-        limits: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
         patience: int = 2,
         action: str = "warn",
         warmup: int = 20,
@@ -108,13 +269,12 @@ class CollapseCallback(TrainerCallback):
             raise UsageError(f"action={action!r}: expected one of {', '.join(ACTIONS)}.")
         if patience < 1 or warmup < 0:
             raise UsageError(f"patience={patience}, warmup={warmup}: expected at least 1 measurement and 0 steps.")
-        self.given = {name: _as_limit(name, limit) for name, limit in (limits or {}).items()}
+        self.given = {name: None if v is None else _as_limit(name, v) for name, v in (limits or {}).items()}
         self.patience, self.action, self.warmup, self.every = patience, action, warmup, every
         self.alarm: Alarm | None = None
-        self.trainer: Any = None
         self._judged = -1
 
-    def bind(self, trainer: Any) -> None:
+    def bind(self, trainer: ProjectionTrainer) -> None:
         """Join `trainer`, and give it the callbacks that measure."""
         self.trainer = trainer
         there = trainer.callback_handler.callbacks
@@ -124,14 +284,12 @@ class CollapseCallback(TrainerCallback):
             trainer.add_callback(spectra[0])
         split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if not split and not any(isinstance(c, UpdateRatioCallback) for c in there):
-            if spectra[0].trainer is None:  # it comes later in the list
-                spectra[0].bind(trainer)
+            spectra[0].bind(trainer)  # it may come later in the list
             trainer.add_callback(UpdateRatioCallback(every=spectra[0].steps_between))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start anew."""
-        if self.trainer is None:
-            raise UsageError("CollapseCallback works in hfproj.ProjectionTrainer(callbacks=[…]) only.")
+        check_bound(self)
         self.alarm, self._judged = None, -1
         self._learned_from = max(self.warmup, args.get_warmup_steps(state.max_steps))
         self._flat_loss: float | None = None
@@ -139,7 +297,7 @@ class CollapseCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what was measured since the last time."""
-        if not self._asked:  # by now there was a batch, whose shape its value hangs on
+        if not self._asked:  # the value depends on the shape of a batch, and now there was one
             self._asked, self._flat_loss = True, flat_loss(self.trainer)
         names = self.limits().keys()
         rows = [row for row in self.trainer.history if names & row.keys()]
@@ -159,41 +317,34 @@ class CollapseCallback(TrainerCallback):
         if distributed.rank() == 0:
             warnings.warn(self.alarm.message, CollapseWarning, stacklevel=2)
 
-    def limits(self) -> dict[str, tuple[float | None, float | None, str]]:
-        """Return the limits in force, name → (least, largest, in words); shares of the start need a history."""
-        limits: dict[str, tuple[float | None, float | None, str]] = {}
-        for name, share in SHARE_OF_START.items():
+    def limits(self) -> dict[str, Limit]:
+        """Return the limits in force by name; fractions of the start need a history."""
+        limits: dict[str, Limit] = {}
+        for name, fraction in FRACTION_OF_START.items():
             start = next((row[name] for row in self.trainer.history if row.get(name) is not None), None)
             if start is not None:
-                limits[name] = (share * start, None, f"below {share * start:.4g}, {share:.0%} of what it was at first")
-        modules: Any = active_modules(self.trainer.bare_model())
-        dim = modules.head.out_dim
+                least = fraction * start
+                limits[name] = Limit(least, None, f"below {least:.4g}, {fraction:.0%} of what it was at first")
+        dim = active_modules(self.trainer.bare_model()).head.out_dim
         spread = SPREAD * dim**-0.5
-        limits["std_z"] = (spread, None, f"below {spread:.4g}, {SPREAD:.0%} of that of rows spread evenly")
+        limits["std_z"] = Limit(spread, None, f"below {spread:.4g}, {SPREAD:.0%} of that of rows spread evenly")
         if dim >= 2 * RANK:
-            limits["rankme_z"] = (RANK, None, f"below {RANK:g}")
+            limits["rankme_z"] = Limit(RANK, None, f"below {RANK:g}")
         if self._flat_loss is not None:
             name = "objective" if self.trainer.regularizers else "loss"  # with regularizers, the loss is their sum
-            least = self._flat_loss - FLAT * abs(self._flat_loss)
-            words = f"above {least:.4g}, {FLAT:.0%} below what equal rows cost"
-            limits[name] = (None, least, words)
-        for name, limit in self.given.items():
-            limits.pop(name, None)
-            if limit is not None:
-                limits[name] = (*limit, f"outside of {_shown(limit)}")
-        return limits
+            most = self._flat_loss - FLAT * abs(self._flat_loss)
+            limits[name] = Limit(None, most, f"above {most:.4g}, {FLAT:.0%} below what equal rows cost")
+        limits = {name: limit for name, limit in limits.items() if name not in self.given}
+        return limits | {name: limit for name, limit in self.given.items() if limit is not None}
 
     def _violation(self) -> tuple[str, list[dict], str] | None:
         """Return the first metric whose last `patience` values were out of its limits, their rows, and the limit."""
-        for name, (least, largest, words) in self.limits().items():
+        for name, limit in self.limits().items():
             late = self.warmup if name.endswith("_z") else self._learned_from if name in ("loss", "objective") else 0
             late = 0 if name in self.given else late
             rows = [row for row in self.trainer.history if name in row and row["step"] >= late][-self.patience :]
-            values = [row[name] for row in rows]
-            if len(rows) == self.patience and all(
-                v is None or (least is not None and v < least) or (largest is not None and v > largest) for v in values
-            ):
-                return name, rows, words
+            if len(rows) == self.patience and all(limit.excludes(row[name]) for row in rows):
+                return name, rows, limit.words
         return None
 
     def _restore(self, before: int) -> str | None:
@@ -203,18 +354,14 @@ class CollapseCallback(TrainerCallback):
             return None
         checkpoint = checkpoints[max(good)]
         self.trainer.load_checkpoint(checkpoint)
-        return str(Path(checkpoint).name)
+        return Path(checkpoint).name
 
 
-def _as_limit(name: str, limit: Any) -> tuple[float | None, float | None] | None:
-    if limit is None:
-        return None
+def _as_limit(name: str, limit: Any) -> Limit:
     pair = tuple(limit) if isinstance(limit, list | tuple) else (limit, None)
     numbers = [v for v in pair if v is not None]
     if len(pair) != 2 or not numbers or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
         raise UsageError(f"limits[{name!r}]={limit!r}: expected a least value, or (least, largest).")
-    return pair[0], pair[1]
-
-
-def _shown(limit: tuple[float | None, float | None]) -> str:
-    return f"[{'-∞' if limit[0] is None else limit[0]}, {'∞' if limit[1] is None else limit[1]}]"
+    least, largest = pair
+    words = f"outside of [{'-∞' if least is None else least}, {'∞' if largest is None else largest}]"
+    return Limit(least, largest, words)

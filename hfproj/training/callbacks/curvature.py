@@ -9,20 +9,92 @@ References:
     ends, with a bound on the error.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfproj import distributed
 from hfproj.errors import unknown
+from hfproj.features.views import FixedViews
+from hfproj.functional.modes import evaluating
 from hfproj.geometry.lanczos import extreme_eigenvalues
-from hfproj.training.callbacks.base import ProbeWatch
-from hfproj.training.callbacks.head_loss import HeadLoss, joint
+from hfproj.training.callbacks.watching import ProbeWatch
+from hfproj.training.setup import Data, ProjectionTrainer, active_modules
 
 OF = ("head", "h")
 TOLERANCE = 1e-6  # of the larger of |λ_min| and |λ_max|
+
+
+class HeadLoss:
+    """Loss of a probe batch as a function of the head alone: h is held still, head and objective are copies.
+
+    On several processes each holds its images; the value is that of the global batch, and gradients follow the
+    convention of :mod:`hfproj.distributed` (their mean over processes is the gradient of the global batch).
+
+    Args:
+        trainer: The `ProjectionTrainer`.
+        views: Its probe batch.
+        dtype: Precision of everything. Second derivatives of small size need float64.
+    """
+
+    def __init__(self, trainer: ProjectionTrainer, views: FixedViews, dtype: torch.dtype = torch.float64):
+        device, model = trainer.args.device, trainer.bare_model()
+        self.h = views.own_features(model, device)[0].to(dtype)
+        # Copies in eval mode: a training step does not move them, and no gradient is left on the model.
+        self.modules: Any = copy.deepcopy(active_modules(model)).to(dtype).eval()
+        self.objective: Any = copy.deepcopy(trainer.objective).to(dtype).eval()
+        for module in self.objective.modules():
+            if hasattr(module, "tile_rows"):
+                module.tile_rows = None  # in tiles NT-Xent has first derivatives only
+        self.modules.requires_grad_(True)
+        self.given: dict[str, Any] = {name: views.own(name) for name in ("labels", "index")}
+        self.given = {n: None if t is None else t.to(device) for n, t in self.given.items()}
+        target = _targets(trainer, views)
+        self.given["target"] = None if target is None else target.to(dtype)
+        self._at = (trainer.args.seed, trainer.state.global_step, float(trainer.state.epoch or 0), device)
+        self._step = type(trainer.step()).at
+
+    def __call__(self, h: Tensor | None = None) -> Tensor:
+        """Return the loss at representations `h` ``[views, own images, dim]``; None: those of the probe batch."""
+        z = self.modules.head(self.h if h is None else h)
+        return self.of_projections(z, self.modules.predictor(z) if self.modules.predictor is not None else None)
+
+    def of_projections(self, z: Tensor, prediction: Tensor | None = None, target: Tensor | None = None) -> Tensor:
+        """Return the loss at projections `z` and, where the objective needs them, predictions and targets."""
+        prototypes = self.modules.prototypes
+        given = {
+            **self.given,
+            "prediction": prediction,
+            "scores": None if prototypes is None else prototypes(z),
+            "prototypes": None if prototypes is None else prototypes.vectors().detach(),
+            "scales": dict(self.modules.scales) or None,
+            "step": self._step(*self._at),  # the same random choices at each call
+        }
+        if target is not None:
+            given["target"] = target
+        return self.objective(z, **given)[0]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters of head, predictor, prototypes and scales."""
+        return list(self.modules.parameters())
+
+
+def _targets(trainer: ProjectionTrainer, views: FixedViews) -> Tensor | None:
+    if trainer.ema is None:
+        return None
+    with evaluating(trainer.ema.module):  # its BatchNorm must not see these images twice
+        # Private to transformers, see `hfproj.training.evaluation`.
+        parts = [trainer.targets(trainer._prepare_inputs(batch)["views"]) for batch in views.batches]
+    return torch.cat(parts, 1)
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Return the mean over processes, which turns each process's gradient into that of the global batch."""
+    return distributed.all_reduce_sum(tensor) / distributed.world_size()
 
 
 class CurvatureCallback(ProbeWatch):
@@ -36,17 +108,23 @@ class CurvatureCallback(ProbeWatch):
         of: "head": its parameters, with predictor, prototypes and scales; "h": the representations.
         steps: Products with the Hessian, at most.
         every: Steps between two measurements; None: so rarely that they take less than a hundredth of the time.
-        images: Of the probe batch.
+        images: Number of images of the probe batch.
         dataset: Where its images come from; None: the trainer's `eval_dataset`, else its `train_dataset`.
 
     Raises:
-        UsageError: an unknown `of`, or as `SpectrumCallback`.
+        UsageError: If `of` is unknown, or as `SpectrumCallback`.
     """
 
     PASSES = 120  # products with the Hessian cost as much as the forward pass
 
     def __init__(
-        self, *, of: str = "head", steps: int = 64, every: int | None = None, images: int = 64, dataset: Any = None
+        self,
+        *,
+        of: str = "head",
+        steps: int = 64,
+        every: int | None = None,
+        images: int = 64,
+        dataset: Data | None = None,
     ):
         super().__init__(every=every, images=images, dataset=dataset)
         if of not in OF:
@@ -57,16 +135,12 @@ class CurvatureCallback(ProbeWatch):
         """Return both ends of the spectrum with bounds on their errors."""
         loss = HeadLoss(self.trainer, self.views)
         found = extreme_eigenvalues(*_hessian(loss, self.of), steps=self.steps, tol=TOLERANCE, device=loss.h.device)
-        return {
-            "lambda_min": found.min,
-            "lambda_max": found.max,
-            "lambda_min_error": found.bounds[0],
-            "lambda_max_error": found.bounds[1],
-        }
+        errors = {"lambda_min_error": found.bounds[0], "lambda_max_error": found.bounds[1]}
+        return {"lambda_min": found.min, "lambda_max": found.max, **errors}
 
 
 def _hessian(loss: HeadLoss, of: str) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Return the product v → H v of the joint loss's Hessian, the same on all processes, and its width."""
+    """Return the product v → H v of the global batch's Hessian, the same on all processes, and its width."""
     world, ranks = distributed.world_size(), []
     with torch.enable_grad():  # the graph of the gradient is made once, and run backwards in each product
         variables = list(loss.parameters) if of == "head" else [loss.h.requires_grad_()]
@@ -80,8 +154,8 @@ def _hessian(loss: HeadLoss, of: str) -> tuple[Callable[[Tensor], Tensor], int]:
         parts = torch.autograd.grad(
             gradient, variables, v[own], retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        # Collectives sum in the backward: the result is that of `world` times the joint loss.
         flat = torch.cat([p.flatten() for p in parts])
-        return distributed.gather_rows(flat / world, counts=ranks) if of == "h" else joint(flat)
+        # Collectives sum in the backward pass: the result is that of `world` times the loss.
+        return distributed.gather_rows(flat / world, counts=ranks) if of == "h" else mean_over_processes(flat)
 
     return product, sum(ranks) if ranks else len(gradient)

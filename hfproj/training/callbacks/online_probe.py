@@ -2,8 +2,8 @@
 
     W, b ← SGD with momentum on cross-entropy(W sg(f̂) + b, y),    f̂ = scale · f / ‖f‖,    f = h, f = z, of every view
 
-The classifiers see each training batch once, as it comes, and pass no gradient on: model and objective train as they
-would without them. Accuracies are of the batch before it is learned from, and of held-out images.
+The classifiers see each training batch once and pass no gradient on: model and objective train as they would without
+them. Accuracies are of the batch before it is learned from, and of held-out images.
 
 References:
     Classifiers that train beside the backbone are solo-learn's (learning rate 0.1) and SimCLR's; their momentum is 0.9.
@@ -31,21 +31,21 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.features import extract_features
 from hfproj.probes import KNNProbe
-from hfproj.training.callbacks.base import Watch
-from hfproj.training.checks import is_stream
+from hfproj.training import evaluation
+from hfproj.training.callbacks.watching import ImageWatch, check_bound
+from hfproj.training.setup import Data
 
 STATE_FILE = "online_probe.safetensors"
 LAYERS = ("h", "z")
-_MOST_CLASSES = 2**20  # a label above is no class number
+_MOST_CLASSES = 2**20  # a larger label is no class number
 
 
 class OnlineClassifier:
     """A linear classifier that takes one step of SGD with momentum for every batch; the same on all processes.
 
-    The gradient is that of the mean cross-entropy over the rows of all processes. Classes join when their first label
-    comes, with weights of zero.
+    The gradient is that of the mean cross-entropy over the rows of all processes. A class gets weights of zero when its
+    first label comes.
 
     Args:
         learning_rate: Of SGD.
@@ -68,12 +68,12 @@ class OnlineClassifier:
         """Take a step; return how many rows of all processes were right before it, and how many there were.
 
         Raises:
-            UsageError: a label is negative or no class number, on any process.
+            UsageError: If a label on any process is negative or no class number.
         """
         largest, negative = distributed.all_reduce_max(torch.stack([y.max(), -y.min()])).tolist()
         if negative > 0 or largest >= _MOST_CLASSES:
             raise UsageError(
-                f"OnlineProbeCallback needs class numbers from 0; labels from {-negative} to {largest} came. Encode "
+                f"OnlineProbeCallback needs class numbers from 0, got labels from {-negative} to {largest}. Encode "
                 "them: dataset.class_encode_column(…)."
             )
         weight, velocity = self._grown(largest + 1, f)
@@ -83,39 +83,34 @@ class OnlineClassifier:
         slope = logits.softmax(1)
         slope[torch.arange(len(y), device=y.device), y] -= 1
         own = [(slope.mT @ rows).flatten(), right.to(f.dtype)[None], f.new_full((1,), float(len(f)))]
-        joint = distributed.all_reduce_sum(torch.cat(own))
-        velocity.mul_(self.momentum).add_(joint[:-2].view_as(weight) / joint[-1])
+        summed = distributed.all_reduce_sum(torch.cat(own))
+        velocity.mul_(self.momentum).add_(summed[:-2].view_as(weight) / summed[-1])
         weight.sub_(velocity, alpha=self.learning_rate)
-        return joint[-2].item(), joint[-1].item()
+        return summed[-2].item(), summed[-1].item()
 
     @torch.no_grad()
     def accuracy(self, f: Float[Tensor, "rows dim"], y: Int[Tensor, " rows"]) -> float:
-        """Return the share of rows that are right."""
+        """Return the fraction of rows that are right."""
         assert self.weight is not None
         logits = f.to(self.weight) @ self.weight[:, :-1].mT + self.weight[:, -1]
         return (logits.argmax(1).cpu() == y.cpu()).double().mean().item()
 
     def _grown(self, classes: int, f: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights and velocity with a row for each class that was seen."""
-        there = 0 if self.weight is None else len(self.weight)
-        if classes > there:
-            more = f.new_zeros(classes - there, f.shape[1] + 1)
-            self.weight = more if self.weight is None else torch.cat([self.weight.to(f), more])
-            self.velocity = more.clone() if self.velocity is None else torch.cat([self.velocity.to(f), more])
-        assert self.weight is not None
-        assert self.velocity is not None
-        self.weight, self.velocity = self.weight.to(f), self.velocity.to(f)
+        kept = [f.new_zeros(0, f.shape[1] + 1) if t is None else t.to(f) for t in (self.weight, self.velocity)]
+        more = f.new_zeros(max(classes - len(kept[0]), 0), f.shape[1] + 1)
+        self.weight, self.velocity = (torch.cat([tensor, more]) for tensor in kept)
         return self.weight, self.velocity
 
 
-class OnlineProbeCallback(Watch):
+class OnlineProbeCallback(ImageWatch):
     """Records what labels say of h and z while training: ``online_linear_h``, ``online_knn_h``, …, and those of z.
 
     ``online_train_h`` is the accuracy of the linear classifier on the training rows since the last measurement, each
     before it was learned from; ``online_linear_h`` that on held-out images, without augmentation, and ``online_knn_h``
     the k-NN accuracy on these with the last `bank` training rows as its bank. They are in `trainer.history`, and in the
-    log as ``probe_online_linear_h``. Held-out accuracies need held-out images with labels. On several processes all is
-    as on one with the joint batch.
+    log as ``probe_online_linear_h``. Held-out accuracies need held-out images with labels. Several processes give the
+    numbers of one process with the global batch.
 
     Labels come from the batches: the collator has to give "labels". The classifiers and the bank are written beside
     each checkpoint and found again when training resumes in the same `output_dir`; elsewhere they start anew, with a
@@ -124,26 +119,24 @@ class OnlineProbeCallback(Watch):
     Args:
         learning_rate: Of the classifiers' SGD.
         momentum: Of the same.
-        scale: Length that rows of h and z are given; None: they are taken as they are.
+        scale: Length that rows of h and z are given; None leaves them unchanged.
         k: Neighbours that vote; 0 leaves the k-NN out.
         temperature: Of the k-NN.
         bank: Training rows that the k-NN searches, of the first view of each image.
         every: Steps between two measurements; None: so rarely that the passes over the held-out images take less than a
             hundredth of the time.
-        images: Held-out images, evenly spaced.
+        images: Number of held-out images, evenly spaced.
         dataset: Where they come from; None: the trainer's `eval_dataset` (the first, of several), if there is one.
 
     Raises:
-        UsageError: as `Watch`; an option out of its range; on training, batches without labels, a held-out set that is
-            a stream or has no labels.
+        UsageError: As `Watch`; if an option is out of its range; on training, if batches have no labels, or the
+            held-out set is a stream or has no labels.
 
     Example:
         >>> OnlineProbeCallback(learning_rate=-1.0)
         Traceback (most recent call last):
         hfproj.errors.UsageError: Expected learning_rate > 0, 0 ≤ momentum < 1 and scale > 0, got -1.0, 0.9 and 4.0.
     """
-
-    PASSES = 60  # as `ProbeWatch`: a forward pass is a third of a step
 
     def __init__(
         self,
@@ -156,9 +149,9 @@ class OnlineProbeCallback(Watch):
         bank: int = 4096,
         every: int | None = None,
         images: int = 512,
-        dataset: Any = None,
+        dataset: Data | None = None,
     ):
-        super().__init__(every)
+        super().__init__(every=every, images=images, dataset=dataset)
         if not learning_rate > 0 or not 0 <= momentum < 1 or (scale is not None and not scale > 0):
             raise UsageError(
                 "Expected learning_rate > 0, 0 ≤ momentum < 1 and scale > 0, got "
@@ -170,55 +163,23 @@ class OnlineProbeCallback(Watch):
             )
         self.learning_rate, self.momentum, self.scale = learning_rate, momentum, scale
         self.k, self.temperature, self.bank = k, temperature, bank
-        self.images, self.dataset = images, dataset
-        self._labels: Tensor | None = None
-
-    def bind(self, trainer: Any) -> None:
-        """Join `trainer`, and note the labels of each batch that it computes the loss of."""
-        if self.trainer is trainer:
-            return
-        super().bind(trainer)
-        compute_loss = trainer.compute_loss
-
-        def noting(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if model.training:
-                self._labels = inputs.get("labels")
-                if self._labels is None:
-                    raise UsageError(
-                        "OnlineProbeCallback learns from labels, but the batches have none: give the collator the name "
-                        "of their column (label_column=…), or leave the callback out."
-                    )
-            return compute_loss(model, inputs, *args, **kwargs)
-
-        trainer.compute_loss = noting
 
     # --- when ---
 
-    @property
-    def steps_between(self) -> int:
-        """Optimizer steps between two measurements."""
-        if self.every is not None:
-            return self.every
-        args = self.trainer.args
-        return max(1, math.ceil(self.PASSES * self.images / (self._joint * args.gradient_accumulation_steps)))
-
-    @property
-    def _joint(self) -> int:
-        return self.trainer.args.train_batch_size * self.trainer.args.world_size
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start with classifiers of zero, or where a training that is resumed has left them."""
-        if self.trainer is None:
-            super().on_train_begin(args, state, control, **kwargs)
+        check_bound(self)
         self._measured_at = state.global_step
-        self.classifiers = {
-            layer: OnlineClassifier(learning_rate=self.learning_rate, momentum=self.momentum) for layer in LAYERS
-        }
+        options = {"learning_rate": self.learning_rate, "momentum": self.momentum}
+        self.classifiers = {layer: OnlineClassifier(**options) for layer in LAYERS}
         self._right = dict.fromkeys(LAYERS, 0.0)
         self._seen = 0.0
         self._bank: dict[str, Tensor] = {}  # rows of all processes, as far as they were gathered
-        self._recent: deque[dict[str, Tensor]] = deque(maxlen=math.ceil(self.bank / self._joint))  # of this process
-        self._held_out = self._find_held_out()
+        batches = math.ceil(self.bank / (args.train_batch_size * args.world_size))
+        self._recent: deque[dict[str, Tensor]] = deque(maxlen=batches)  # of this process
+        dataset: Any = self.find_dataset()
+        count = 0 if dataset is None else min(self.images, len(dataset))  # spread: the set may be sorted by class
+        self._held_out = Subset(dataset, [row * len(dataset) // count for row in range(count)]) if count else None
         if state.global_step:
             self._load(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
@@ -226,8 +187,16 @@ class OnlineProbeCallback(Watch):
         """Learn from a batch that was no whole step yet."""
         self._learn()
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse batches without labels before the first step is taken."""
+        if self.trainer.last_batch.get("labels") is None:
+            raise UsageError(
+                "OnlineProbeCallback learns from labels, but the batches have none: give the collator the name "
+                "of their column (label_column=…), or leave the callback out."
+            )
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Learn from the batch, and measure where it is time."""
+        """Learn from the batch, and measure when it is due."""
         self._learn()
         super().on_step_end(args, state, control, **kwargs)
 
@@ -235,18 +204,17 @@ class OnlineProbeCallback(Watch):
 
     @torch.no_grad()
     def _learn(self) -> None:
-        labels, self._labels = self._labels, None
-        if labels is None:
+        batch = self.trainer.last_batch
+        labels = batch["labels"]
+        if labels is None:  # a batch that is part of a step, which is refused as a whole
             return
         for layer in LAYERS:
-            views = self.trainer.last_batch[layer]
-            y = labels.repeat(len(views))
-            rows = torch.cat([self._rows(view) for view in views])
-            right, count = self.classifiers[layer].learn(rows, y)
+            rows = torch.cat([self._rows(view) for view in batch[layer]])
+            right, count = self.classifiers[layer].learn(rows, labels.repeat(len(batch[layer])))
             self._right[layer] += right
         self._seen += count
         if self.k and self._held_out is not None:
-            kept = {layer: self.trainer.last_batch[layer][0].detach().float().clone() for layer in LAYERS}
+            kept = {layer: batch[layer][0].detach().float().clone() for layer in LAYERS}
             self._recent.append({**kept, "labels": labels.clone()})
 
     def _rows(self, f: Tensor) -> Tensor:
@@ -261,14 +229,7 @@ class OnlineProbeCallback(Watch):
         if self._held_out is None or self.classifiers["h"].weight is None:
             return values
         with self.trainer.accelerator.autocast():
-            found = extract_features(
-                self.trainer.model,
-                self._held_out,
-                batch_size=self.trainer.args.per_device_eval_batch_size,
-                collator=self.trainer.eval_collator,
-                device=self.trainer.args.device,
-                num_workers=self.trainer.args.dataloader_num_workers,
-            )
+            found = evaluation.features(self.trainer, self._held_out)
         if found.labels is None:
             raise UsageError(
                 "The held-out images of OnlineProbeCallback have no labels: name their column in eval_collator "
@@ -290,28 +251,12 @@ class OnlineProbeCallback(Watch):
         return probe.fit(bank, self._bank["labels"]).score(f.to(bank.device), y)
 
     def _gather(self) -> None:
-        """Join what the processes have kept since the last time to the bank, batch by batch: the order of one."""
+        """Add what the processes have kept since the last time to the bank, in the order of one process."""
         for batch in self._recent:
             for name, rows in batch.items():
-                joint = distributed.gather_rows(rows)
                 there = [self._bank[name]] if name in self._bank else []
-                self._bank[name] = torch.cat([*there, joint])[-self.bank :]
+                self._bank[name] = torch.cat([*there, distributed.gather_rows(rows)])[-self.bank :]
         self._recent.clear()
-
-    def _find_held_out(self) -> Any:
-        dataset = self.dataset
-        if dataset is None:
-            dataset = self.trainer.eval_dataset
-            dataset = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
-        if dataset is None:
-            return None
-        if is_stream(dataset):
-            raise UsageError(
-                "OnlineProbeCallback measures on fixed images, and a stream has none: pass dataset=, for example "
-                "list(itertools.islice(stream, 512))."
-            )
-        count = min(self.images, len(dataset))
-        return Subset(dataset, [row * len(dataset) // count for row in range(count)])  # it may be sorted by class
 
     # --- checkpoints ---
 
@@ -323,9 +268,8 @@ class OnlineProbeCallback(Watch):
             return
         tensors = {f"bank.{name}": rows for name, rows in self._bank.items()}
         for layer, classifier in self.classifiers.items():
-            assert classifier.weight is not None
-            assert classifier.velocity is not None
-            tensors |= {f"{layer}.weight": classifier.weight, f"{layer}.velocity": classifier.velocity}
+            for name in ("weight", "velocity"):
+                tensors[f"{layer}.{name}"] = getattr(classifier, name)
         counts = torch.tensor([self._seen, *self._right.values()], dtype=torch.float64)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in {**tensors, "counts": counts}.items()}
         part = folder / f".{STATE_FILE}.part"

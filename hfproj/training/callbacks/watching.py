@@ -1,0 +1,341 @@
+"""Callbacks that measure while training: the parts that all share, `SpectrumCallback` and `UpdateRatioCallback`.
+
+A `Watch` measures every so many steps and records in `trainer.history`; a `ProbeWatch` does so on fixed views of a few
+images. `UpdateRatioCallback` compares how fast head and backbone move:
+
+    update ratio     ‖θ_{t+1} − θ_t‖ / ‖θ_t‖                   what the optimizer did, of all parameters of a part
+    gradient ratio   η ‖∇θ‖ / (‖θ‖ + 1e-7)                     what plain gradient descent would do, η the learning rate
+    timescale ratio  gradient ratio of the head over that of the backbone
+
+A healthy update ratio is of the order of 1e-3. Where the head moves much faster than the backbone, the backbone trains
+against a head that has settled.
+
+References:
+    Chaudhry 2026, arXiv 2605.17180 (Table 3: the timescale ratio is 31 to 653 without BatchNorm, 0.41 to 2.7 with).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hfproj import diagnostics, distributed
+from hfproj.errors import UsageError, unknown
+from hfproj.features.views import FixedViews
+from hfproj.training.optimizer import PART
+from hfproj.training.setup import Data, ProjectionTrainer, first_of, is_stream
+
+IMAGES = 256  # of the probe batch
+
+
+class Watch(TrainerCallback):
+    """Measures at the start, every so many steps and at the end of a training, and records it in `trainer.history`.
+
+    A subclass gives `measure`. `ProjectionTrainer` calls `bind` with itself.
+
+    Args:
+        every: Optimizer steps between two measurements.
+
+    Raises:
+        UsageError: If `every` is no positive number; on training, in another trainer than `ProjectionTrainer`.
+    """
+
+    trainer: ProjectionTrainer
+
+    def __init__(self, every: int | None):
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise UsageError(f"every={every!r}: expected a number of steps, at least 1.")
+        self.every = every
+        self._measured_at = -1
+
+    def bind(self, trainer: ProjectionTrainer) -> None:
+        """Join `trainer`; called when the callback is given to it."""
+        self.trainer = trainer
+
+    def measure(self) -> dict[str, float]:
+        """Return what is recorded of the model in its present state."""
+        raise NotImplementedError
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure before the first step; a resumed training has done so before."""
+        check_bound(self)
+        self._measured_at = -1
+        if state.global_step == 0:
+            self._record(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure when it is due."""
+        if self.is_due(state.global_step):
+            self._record(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure where training stopped."""
+        if self._measured_at != state.global_step:
+            self._record(state.global_step)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to measure after `step` steps."""
+        return step % self.steps_between == 0
+
+    def _record(self, step: int) -> None:
+        self._measured_at = step
+        self.trainer.record(self.measure())
+
+    @property
+    def steps_between(self) -> int:
+        """Optimizer steps between two measurements."""
+        assert self.every is not None
+        return self.every
+
+
+class ImageWatch(Watch):
+    """A `Watch` of a few images of a data set, evenly spaced.
+
+    Args:
+        every: Optimizer steps between two measurements. None: as many as `PASSES` passes over the images take, so that
+            the measurements take less than a hundredth of the training: ⌈PASSES · images / global batch⌉.
+        images: Number of images.
+        dataset: Where they come from; None: the trainer's `eval_dataset` (the first, of several).
+    """
+
+    PASSES = 60  # a forward pass is a third of a step
+
+    def __init__(self, *, every: int | None, images: int, dataset: Data | None):
+        super().__init__(every)
+        self.images, self.dataset = images, dataset
+
+    def find_dataset(self, default: Any = None) -> Any:
+        """Return the data set whose images are watched, the trainer's `eval_dataset` before `default`.
+
+        Raises:
+            UsageError: If it is a stream.
+        """
+        candidates = (self.dataset, first_of(self.trainer.eval_dataset), default)
+        dataset = next((found for found in candidates if found is not None), None)
+        if dataset is not None and is_stream(dataset):
+            raise UsageError(
+                f"{type(self).__name__} watches fixed images, and a stream has none: pass dataset=, for example "
+                f"list(itertools.islice(stream, {self.images}))."
+            )
+        return dataset
+
+    @property
+    def steps_between(self) -> int:
+        """Optimizer steps between two measurements."""
+        if self.every is not None:
+            return self.every
+        args = self.trainer.args
+        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return max(1, math.ceil(self.PASSES * self.images / batch))
+
+
+class ProbeWatch(ImageWatch):
+    """A `Watch` of fixed views of a few images, in eval mode.
+
+    Args:
+        every: Optimizer steps between two measurements; None: so rarely that they take less than a hundredth of the
+            time.
+        images: Number of images of the probe batch, evenly spaced over the data set.
+        dataset: Where they come from; None: the trainer's `eval_dataset` (the first, of several), else its
+            `train_dataset`. Labels are not used.
+
+    Raises:
+        UsageError: As `Watch`; if there are fewer than two images; on training, if the data set is a stream.
+    """
+
+    def __init__(self, *, every: int | None = None, images: int = IMAGES, dataset: Data | None = None):
+        super().__init__(every=every, images=images, dataset=dataset)
+        if images < 2:
+            raise UsageError(f"images={images}: expected at least 2, whose spread can be measured.")
+
+    @property
+    def views(self) -> FixedViews:
+        """The probe batch, which callbacks with the same data set and number of images share."""
+        trainer = self.trainer
+        dataset = self.find_dataset(trainer.train_dataset)
+        kept, key = trainer.probe_batches, (id(dataset), self.images)
+        if key not in kept:
+            size = trainer.args.per_device_eval_batch_size
+            kept[key] = FixedViews(dataset, trainer.data_collator, images=self.images, batch_size=size)
+        return kept[key]
+
+
+def check_bound(callback: TrainerCallback) -> None:
+    """Refuse to watch another trainer.
+
+    Raises:
+        UsageError: If the callback was not given to a `ProjectionTrainer`.
+    """
+    if getattr(callback, "trainer", None) is None:
+        raise UsageError(f"{type(callback).__name__} works in hfproj.ProjectionTrainer(callbacks=[…]) only.")
+
+
+# Name → function of the rows of all views [rows, dim], and of views [views, images, dim].
+_ROWS: dict[str, Callable[[Tensor], float]] = {
+    "rankme": diagnostics.rankme,
+    "std": diagnostics.representation_std,
+    "effective_rank": diagnostics.effective_rank,
+    "stable_rank": diagnostics.stable_rank,
+    "participation_ratio": diagnostics.participation_ratio,
+    "nesum": diagnostics.nesum,
+    "alpha_req": lambda f: diagnostics.alpha_req(f).alpha,
+    "condition_number": lambda f: diagnostics.covariance_condition_number(f).on_support,
+    "uniformity": diagnostics.uniformity,
+    "wasserstein_uniformity": diagnostics.wasserstein_uniformity,
+    "offdiag_energy": diagnostics.covariance_offdiag_energy,
+    "whiteness": diagnostics.whiteness,
+    "matrix_entropy": diagnostics.matrix_entropy,
+    "self_cluster": diagnostics.self_cluster,
+}
+_VIEWS: dict[str, Callable[[Tensor], float]] = {
+    "positive_cosine": diagnostics.positive_cosine,
+    "alignment": diagnostics.alignment,
+    "lidar": diagnostics.lidar_of_views,
+}
+
+
+METRICS: dict[str, Callable[[Tensor], float]] = {**_ROWS, **_VIEWS}
+DEFAULT = ("rankme", "std", "positive_cosine")
+
+
+class SpectrumCallback(ProbeWatch):
+    """Records diagnostics of h and z: `trainer.history` gets ``rankme_h``, ``rankme_z``, ``std_h`` …, one row a step.
+
+    They are those of `hfproj.diagnostics` over all views of the probe batch, whose images and augmentations stay the
+    same, on any number of processes; the model is in eval mode. The log has them as ``probe_rankme_h`` …, since
+    ``rankme_h`` there is that of the training batch. The history is written beside each saved adapter
+    (``history.parquet``), and resumed from there.
+
+    Args:
+        metrics: Names of diagnostics: "rankme", "std" (of unit rows), "effective_rank", "stable_rank",
+            "participation_ratio", "nesum", "alpha_req", "condition_number" (of the covariance, on its support),
+            "uniformity", "wasserstein_uniformity", "offdiag_energy", "whiteness", "matrix_entropy", "self_cluster";
+            with two or more views "positive_cosine", "alignment", "lidar". Cost: see docs/diagnostics.md.
+        every: Steps between two measurements; None: so rarely that they take less than a hundredth of the time.
+        images: Number of images of the probe batch.
+        dataset: Where its images come from; None: the trainer's `eval_dataset`, else its `train_dataset`.
+
+    Raises:
+        UsageError: If a metric is unknown, or as `ProbeWatch`.
+
+    Example:
+        >>> SpectrumCallback(metrics=["rankmee"])
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Unknown metric 'rankmee'. Did you mean 'rankme'? ...
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: Sequence[str] = DEFAULT,
+        every: int | None = None,
+        images: int = IMAGES,
+        dataset: Data | None = None,
+    ):
+        super().__init__(every=every, images=images, dataset=dataset)
+        for name in metrics:
+            if name not in METRICS:
+                raise unknown("metric", name, METRICS)
+        self.metrics = tuple(metrics)
+
+    def measure(self) -> dict[str, float]:
+        """Return each metric of h and z; NaN where features are not finite, or where the metric is not defined."""
+        with self.trainer.accelerator.autocast():
+            h, z = self.views.features(self.trainer.model, self.trainer.args.device)
+        values: dict[str, float] = {}
+        if distributed.rank() == 0:
+            for layer, f in (("h", h), ("z", z)):
+                names = [name for name in self.metrics if name not in _VIEWS or f.shape[0] > 1]
+                values |= {f"{name}_{layer}": _value(name, f) for name in names}
+        return distributed.broadcast_object(values)  # the same on all processes, to the last bit
+
+
+def _value(name: str, f: Tensor) -> float:
+    if not torch.isfinite(f).all():
+        return float("nan")
+    try:
+        return _VIEWS[name](f) if name in _VIEWS else _ROWS[name](f.flatten(0, 1))
+    except UsageError:  # too few dimensions for α, for example: no reason to end a training
+        return float("nan")
+
+
+_EPS = 1e-7
+
+
+class UpdateRatioCallback(Watch):
+    """Records ``update_ratio_head``, ``update_ratio_backbone``, ``gradient_ratio_…`` and ``timescale_ratio``.
+
+    Only parameters that are trained count: of a LoRA, its factors.
+
+    Args:
+        every: Steps between two measurements. Each keeps a copy of the trained parameters for one step.
+
+    Raises:
+        UsageError: As `Watch`; under FSDP and DeepSpeed, which split parameters.
+    """
+
+    def __init__(self, *, every: int = 50):
+        super().__init__(every)
+        self._before: list[list[Tensor]] | None = None
+        self._gradients: dict[str, float] = {}
+
+    def bind(self, trainer: ProjectionTrainer) -> None:
+        """Join `trainer`."""
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise UsageError(
+                "UpdateRatioCallback needs whole parameters, which FSDP and DeepSpeed split; leave it out."
+            )
+        super().bind(trainer)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure nothing yet: no step was taken."""
+        check_bound(self)
+        self._before = None
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the parameters of a step that will be measured, and take the ratios of its gradients."""
+        self._before = None
+        if not self.is_due(state.global_step + 1):
+            return
+        groups = kwargs["optimizer"].param_groups
+        self._before = [[p.detach().clone() for p in group["params"]] for group in groups]
+        sizes = _by_part(groups, [_norm(group["params"]) for group in groups])
+        gradients = [[p.grad for p in group["params"] if p.grad is not None] for group in groups]
+        steps = _by_part(groups, [float(g["lr"]) * _norm(grads) for g, grads in zip(groups, gradients)])
+        self._gradients = {part: steps[part] / (sizes[part] + _EPS) for part in sizes}
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record the ratios of the step that was just taken, unless it was skipped."""
+        before, self._before = self._before, None
+        if before is None or self.trainer.accelerator.optimizer_step_was_skipped:
+            return
+        groups = kwargs["optimizer"].param_groups
+        sizes = _by_part(groups, [_norm(tensors) for tensors in before])
+        differences = [[p - was for p, was in zip(g["params"], tensors)] for g, tensors in zip(groups, before)]
+        moved = _by_part(groups, [_norm(tensors) for tensors in differences])
+        values = {f"update_ratio_{part}": moved[part] / (sizes[part] + _EPS) for part in moved}
+        values |= {f"gradient_ratio_{part}": ratio for part, ratio in self._gradients.items()}
+        if self._gradients.get("backbone"):
+            values["timescale_ratio"] = self._gradients["head"] / self._gradients["backbone"]
+        self.trainer.record(values)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure nothing: there is no step to measure."""
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm(tensors)) if tensors else 0.0
+
+
+def _by_part(groups: list[dict[str, Any]], norms: list[float]) -> dict[str, float]:
+    """Return the norms of backbone and head from those of parameter groups; a predictor belongs to the head."""
+    squares: dict[str, float] = {}
+    for group, norm in zip(groups, norms):
+        part = "backbone" if group.get(PART) == "backbone" else "head"
+        squares[part] = squares.get(part, 0.0) + norm**2
+    return {part: square**0.5 for part, square in squares.items()}

@@ -1,0 +1,209 @@
+"""What `ProjectionTrainer` checks and prepares before it starts: options, data sets, model, objective, regularizers."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+from transformers.training_args import ParallelMode
+
+from hfproj.data.indexing import IndexedDataset, StreamDataset
+from hfproj.errors import UsageError, unknown
+from hfproj.objectives import OBJECTIVES, create_objective
+from hfproj.objectives.base import check_needs
+from hfproj.regularizers import Weighted, weighted
+from hfproj.training.arguments import ProjectionTrainingArguments
+from hfproj.tuner import ProjectionHeadConfig
+from hfproj.tuner.layer import CHILD, HeadModules
+
+if TYPE_CHECKING:
+    import datasets
+
+    from hfproj.training.trainer import ProjectionTrainer as ProjectionTrainer
+
+    Model: TypeAlias = PeftModel
+    Arguments: TypeAlias = ProjectionTrainingArguments
+    Data: TypeAlias = Dataset[Any] | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
+    Collator: TypeAlias = Callable[[list[Any]], Mapping[str, Any]]
+    Objective: TypeAlias = nn.Module | str | Mapping[str, Any]
+    Regularizers: TypeAlias = Mapping[str, float | nn.Module | Mapping[str, Any] | Weighted]
+    Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+    Limits: TypeAlias = Mapping[str, float | Sequence[float | None] | None]
+    Refused: TypeAlias = None
+else:  # no circular import; and run-time type checkers let wrong values pass, for which there are better messages
+    ProjectionTrainer = Model = Arguments = Data = Collator = Objective = Regularizers = Source = Limits = Refused = Any
+
+# Options of transformers.Trainer that would be ignored, or would scale the loss once more.
+_REPLACED = {
+    "compute_loss_func": "pass objective=… and regularizers=…",
+    "compute_metrics": "measure with hfproj.evaluate, or in a TrainerCallback",
+    "preprocess_logits_for_metrics": "measure with hfproj.evaluate",
+    "model_init": "pass the model itself",
+}
+_OPTIONS = (
+    "model", "args", "objective", "regularizers", "train_dataset", "eval_dataset", "bank_dataset", "data_collator",
+    "eval_collator", "continue_from", "callbacks", "optimizers", "optimizer_cls_and_kwargs", "processing_class",
+)  # fmt: skip
+# Parts of an adapter that only some objectives use, with the keyword by which they ask for it.
+_PARTS = {"predictor": "prediction", "prototypes": "scores", "scales": "scales"}
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether `dataset` can only be read from its beginning."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
+
+
+def indexed(dataset: Any) -> Any:
+    """Return `dataset` with an index and an epoch in every item; None stays None."""
+    if dataset is None or isinstance(dataset, IndexedDataset | StreamDataset):
+        return dataset
+    return StreamDataset(dataset) if is_stream(dataset) else IndexedDataset(dataset)
+
+
+def first_of(dataset: Any) -> Any:
+    """Return the first of several data sets by name, or the only one."""
+    return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+
+
+def check_options(model: Any, args: Any, others: Mapping[str, Any]) -> None:
+    """Refuse a model without a head, other arguments, options without effect, and several GPUs in one process."""
+    if not isinstance(args, ProjectionTrainingArguments):
+        raise UsageError(f"args is a {type(args).__name__}; expected hfproj.ProjectionTrainingArguments(output_dir=…).")
+    for name, value in others.items():
+        if name not in _REPLACED:
+            raise unknown("option of ProjectionTrainer:", name, [*_OPTIONS, *_REPLACED])
+        if value is not None:
+            raise UsageError(f"ProjectionTrainer takes no {name}: {_REPLACED[name]}.")
+    if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED and args.n_gpu > 1:
+        raise UsageError(
+            f"{args.n_gpu} GPUs are visible to one process, which would split each batch and its negatives; start the "
+            "script with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+    if not isinstance(model, PeftModel) or not hasattr(model.get_base_model(), CHILD):
+        raise UsageError(
+            f"The model is a {type(model).__name__} without a projection head; attach one with "
+            "peft.get_peft_model(backbone, hfproj.ProjectionHeadConfig(…))."
+        )
+
+
+def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None:
+    """Refuse a data set that is smaller than a batch, and a stream that several workers would read."""
+    if dataset is None:
+        return
+    if is_stream(dataset):
+        if args.dataloader_num_workers > 1:
+            raise UsageError(
+                f"train_dataset is a stream, and {args.dataloader_num_workers} workers would each count its images "
+                "from 0; set dataloader_num_workers to 0 or 1."
+            )
+        return
+    batch = args.train_batch_size * args.world_size
+    if len(dataset) < batch and args.dataloader_drop_last:
+        raise UsageError(
+            f"train_dataset has {len(dataset)} images, fewer than one batch of {batch} ({args.train_batch_size} on "
+            f"each of {args.world_size} processes); lower per_device_train_batch_size."
+        )
+
+
+def check_eval_dataset(dataset: Any) -> None:
+    """Refuse a stream: k-NN and RankMe need all rows, in the same order each time."""
+    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        if part is not None and is_stream(part):
+            raise UsageError(
+                f"The eval data set is a stream ({type(part).__name__}); evaluation needs a length. Take its first "
+                "items with list(itertools.islice(stream, 1000))."
+            )
+
+
+def active_name(model: PeftModel) -> str:
+    """Return the name of the active adapter."""
+    return getattr(model.get_base_model(), CHILD).active_name
+
+
+def active_modules(model: PeftModel) -> HeadModules:
+    """Return the active adapter's head with its predictor, prototypes and scales."""
+    layer = getattr(model.get_base_model(), CHILD)
+    return layer.projection_head_modules[layer.active_name]
+
+
+def active_config(model: PeftModel) -> ProjectionHeadConfig:
+    """Return the active adapter's config."""
+    return model.peft_config[active_name(model)]
+
+
+@torch.no_grad()
+def prototype_vectors(model: PeftModel) -> Tensor | None:
+    """Return what unit z are multiplied with to give prototype logits, ``[K, dim]``; None without prototypes."""
+    prototypes = active_modules(model).prototypes
+    return None if prototypes is None else prototypes.vectors()
+
+
+def make_objective(given: Objective, model: PeftModel, dataset: Any) -> nn.Module:
+    """Return the objective that `given` describes, with the options that the model and the data set decide.
+
+    Raises:
+        UsageError: If `given` describes no objective, no objective has this name, or it has no such option.
+    """
+    if isinstance(given, nn.Module):
+        return given
+    if not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and "name" not in given):
+        raise UsageError(
+            f"objective={given!r}: expected an objective (hfproj.create_objective), a name such as 'nt_xent', or a "
+            "dict {'name': 'nt_xent', 'temperature': 0.2}."
+        )
+    options: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
+    name = options.pop("name")
+    modules = active_modules(model)
+    known: dict[str, Any] = {"out_dim": modules.head.out_dim}
+    if modules.prototypes is not None:
+        known["prototypes"] = len(modules.prototypes.weight)
+    if dataset is not None and not is_stream(dataset):
+        known["num_images"] = len(dataset)
+    wanted = OBJECTIVES.options(name)
+    objective: Any = create_objective(name, **{n: v for n, v in known.items() if n in wanted} | options)
+    # The config notes what was asked for: what is filled in may differ where the adapter is trained further.
+    objective.created = {"name": name, **options}
+    return objective
+
+
+def prepare_objective(
+    model: PeftModel, objective: Objective | None, regularizers: Regularizers | None, dataset: Any
+) -> tuple[nn.Module, dict[str, Weighted]]:
+    """Return the objective and the regularizers that are asked for, with the model made ready for them.
+
+    Raises:
+        UsageError: If a name or an option is unknown, or the adapter lacks what the objective needs.
+    """
+    config = active_config(model)
+    if objective is None:
+        objective = config.objective or "nt_xent"
+        regularizers = config.regularizers if regularizers is None else regularizers
+    if not isinstance(regularizers, Mapping | None):
+        raise UsageError(
+            f"regularizers={regularizers!r}: expected a dict, name → weight or → {{'weight': 0.1, **options}}."
+        )
+    made = make_objective(objective, model, dataset)
+    added = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
+    _prepare_model(model, made)
+    config.objective = getattr(made, "created", None)
+    config.regularizers = {name: regularizer.describe() for name, regularizer in added.items()} or None
+    return made, added
+
+
+def _prepare_model(model: PeftModel, objective: Any) -> None:
+    """Check that the adapter has what the objective needs, and freeze what it does not use."""
+    modules = active_modules(model)
+    needs: frozenset[str] = getattr(objective, "needs", frozenset())
+    for part, keyword in (("predictor", "prediction"), ("prototypes", "scores")):
+        if getattr(modules, part) is None:
+            check_needs(objective, {name: name for name in needs if name != keyword})
+    missing = {n: v for n, v in getattr(objective, "scales", {}).items() if n not in modules.scales}
+    if "scales" in needs and missing:
+        raise UsageError(f"{type(objective).__name__} needs scales: pass ProjectionHeadConfig(scales={missing}).")
+    trainable = any(parameter.requires_grad for parameter in model.parameters())  # else it was loaded frozen
+    for part, keyword in _PARTS.items():  # a part without a gradient must be frozen: DDP would wait for one
+        if getattr(modules, part) is not None:
+            getattr(modules, part).requires_grad_(trainable and keyword in needs)
