@@ -1,4 +1,4 @@
-"""What recipes and commands share: options as text, errors that a user can act on end the program in one line."""
+"""What recipes and commands share: options as text, and errors of the user's as one line instead of a traceback."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ def parse(*classes: type, defaults: Callable[[list[str]], dict[str, Any]] | None
         defaults: Given the arguments, returns values for flags that are not given (those of a preset).
 
     Raises:
-        UsageError: a flag is unknown, or a value is refused by its dataclass.
+        UsageError: If a flag is unknown, or its dataclass refuses a value.
     """
     from transformers import HfArgumentParser
 
@@ -45,7 +45,7 @@ def preset_flags(arguments: list[str]) -> dict[str, Any]:
     the preset's own are left out.
 
     Raises:
-        UsageError: no preset has this name.
+        UsageError: If no preset has this name.
 
     Example:
         >>> preset_flags(["--preset", "werank_last_layer"])["regularizers"]
@@ -70,11 +70,9 @@ def preset_flags(arguments: list[str]) -> dict[str, Any]:
 
 def _objective_flags(preset: Any) -> dict[str, Any]:
     objective = dict(preset.objective)
-    flags = {
-        "objective": objective.pop("name"),
-        "predictor": json.dumps(preset.predictor) if preset.predictor else None,
-        "prototypes": json.dumps(preset.prototypes) if preset.prototypes else None,
-    }
+    flags = {"objective": objective.pop("name")}
+    for part in ("predictor", "prototypes"):
+        flags[part] = json.dumps(getattr(preset, part)) if getattr(preset, part) else None
     if flags["objective"] == "nt_xent" and "temperature" in objective:
         flags["temperature"] = objective.pop("temperature")
     return flags | {"objective_options": json.dumps(objective)}
@@ -96,11 +94,12 @@ def _view_flags(views: dict[str, Any]) -> dict[str, Any]:
     from hfproj.data.augment import Augmentation
 
     views, default = dict(views), Augmentation()
-    flags = {
-        "color_jitter": views.pop("color_jitter_strength", default.color_jitter_strength),
-        "grayscale": views.pop("grayscale_probability", default.grayscale_probability),
-        "rotation": views.pop("rotation_degrees", default.rotation_degrees),
+    named = {
+        "color_jitter": "color_jitter_strength",
+        "grayscale": "grayscale_probability",
+        "rotation": "rotation_degrees",
     }
+    flags = {flag: views.pop(option, getattr(default, option)) for flag, option in named.items()}
     scale = views.get("scale", default.scale)
     if scale is not None and scale[1] == 1:  # else it stays among the views, whose options come first
         views.pop("scale", None)
@@ -109,7 +108,7 @@ def _view_flags(views: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_adapter(name: str) -> bool:
-    """Return whether a folder or a Hub repository holds a PEFT adapter; a name that is neither does not."""
+    """Return whether `name` is a folder or a Hub repository that holds a PEFT adapter."""
     if not os.path.isdir(name) and (name.count("/") != 1 or name.startswith("timm/")):
         return False
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -123,10 +122,10 @@ def is_adapter(name: str) -> bool:
 def options(text: str | None) -> dict[str, Any]:
     """Return the options in `text`: JSON in braces, or ``name=value`` pairs with commas between them.
 
-    A name with dots makes a dict in the dict: ``werank.weight=0.1``.
+    A name with dots makes a nested dict: ``werank.weight=0.1``.
 
     Raises:
-        UsageError: text that is neither.
+        UsageError: If the text is neither.
 
     Example:
         >>> options("temperature=0.2,gather=false,werank.layers=head")
@@ -157,7 +156,7 @@ def options(text: str | None) -> dict[str, Any]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run `main`; on an error of the user's end with exit status 2 and one line instead of a traceback."""
+    """Run `main`; after an error of the user's exit with status 2 and one line instead of a traceback."""
     _use_all_cores()
     try:
         main()
@@ -176,7 +175,7 @@ def _use_all_cores() -> None:
 
 
 def _one_line(error: HfprojError) -> str:
-    """Return the message; of an error in a worker of a data loader, which carries a whole traceback, its last line."""
+    """Return the message; of an error in a worker of a data loader, which holds a whole traceback, its last line."""
     text = str(error).strip()
     if re.match(r"Caught \w+ in .* process", text):
         text = text.splitlines()[-1].partition("Error: ")[2] or text.splitlines()[-1]

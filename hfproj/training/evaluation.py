@@ -89,6 +89,7 @@ def _batches_of_views(trainer: Any, dataset: Any) -> Any:
 class MeasuringTrainer(Trainer):
     """The part of `ProjectionTrainer` that measures and logs."""
 
+    control: Any
     history: list[dict[str, Any]]
     last_batch: dict[str, Any]
     regularizers: dict[str, Weighted]
@@ -120,8 +121,9 @@ class MeasuringTrainer(Trainer):
             if self.args.log_representation:
                 logs |= describe_rows({n: self.last_batch[n] for n in ("h", "z") if n in self.last_batch})
             for name, regularizer in self.regularizers.items():
-                if hasattr(regularizer.module, "report"):
-                    found = regularizer.module.report(self.bare_model())
+                report: Any = getattr(regularizer.module, "report", None)
+                if report is not None:
+                    found = report(self.bare_model())
                     logs |= {f"{name}_{key}": float(value) for key, value in found.items()}
             self._terms = {}
         super().log(logs, start_time)

@@ -103,14 +103,10 @@ class HubTrainer(MeasuringTrainer):
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_card(
-            without_tokens(results) if results is not None else self._unmeasured(),
-            folder,
-            repo_id=self.hub_model_id,
-            license=license,
-            adapters=list(model.peft_config),
-            adapter=active_name(model),
+            without_tokens(results) if results is not None else self._unmeasured(), folder, repo_id=self.hub_model_id,
+            license=license, adapters=list(model.peft_config), adapter=active_name(model),
             keep_results=results is not None,
-        )
+        )  # fmt: skip
 
     def push_to_hub(
         self,
@@ -163,12 +159,9 @@ class HubTrainer(MeasuringTrainer):
         self.create_model_card(results=results, license=license)
         self._finish_current_push()
         target = Target(
-            str(self.hub_model_id),
-            token=token,
-            revision=revision if revision is not None else args.hub_revision,
-            create_pr=create_pr,
-            private=private if private is not None else args.hub_private_repo,
-        )
+            str(self.hub_model_id), token=token, revision=revision if revision is not None else args.hub_revision,
+            create_pr=create_pr, private=private if private is not None else args.hub_private_repo,
+        )  # fmt: skip
         options = {"results": results, "license": license, "eval_results": eval_results}
         push = self._staged(Path(args.output_dir), target, commit_message, commit_description, state=state, **options)
         return push() if blocking else self._in_background(push)
@@ -221,17 +214,10 @@ class HubTrainer(MeasuringTrainer):
         folder = tempfile.TemporaryDirectory(prefix="hfproj-")
         try:
             staged = stage(
-                self.bare_model(),
-                Path(folder.name),
-                target.repo_id,
-                unmeasured=self._unmeasured(),
-                objective=self.objective if state else None,
-                ema=self.ema if state else None,
-                before=self.started,
-                preprocessing=self._preprocessing(),
-                saved=saved,
-                **kwargs,
-            )
+                self.bare_model(), Path(folder.name), target.repo_id, unmeasured=self._unmeasured(),
+                objective=self.objective if state else None, ema=self.ema if state else None, before=self.started,
+                preprocessing=self._preprocessing(), saved=saved, **kwargs,
+            )  # fmt: skip
         except BaseException:
             folder.cleanup()
             raise

@@ -150,9 +150,10 @@ class AroundSteps(TrainerCallback):
             return
         progress = trainer.progress()
         for regularizer in trainer.regularizers.values():
-            if hasattr(regularizer.module, "after_step"):
+            after_step: Any = getattr(regularizer.module, "after_step", None)
+            if after_step is not None:
                 groups = kwargs["optimizer"].param_groups
                 rate = next((g["lr"] for g in groups if g.get(PART) == "head"), groups[0]["lr"])
-                regularizer.module.after_step(trainer.bare_model(), rate, regularizer.at(progress))
+                after_step(trainer.bare_model(), rate, regularizer.at(progress))
         if trainer.ema is not None:
             trainer.ema.update(trainer.bare_model(), progress)

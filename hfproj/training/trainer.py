@@ -34,7 +34,7 @@ from hfproj.training.ema import EMA
 from hfproj.training.hub import HubTrainer
 from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.patch_dropout import PatchDropout
-from hfproj.training.views import forward_views
+from hfproj.training.views import detached, forward_views
 
 
 class ProjectionTrainer(HubTrainer):
@@ -57,11 +57,8 @@ class ProjectionTrainer(HubTrainer):
         continue_from: A folder or Hub repository whose adapter the active one continues from, or ``{"repo", "adapter",
             "revision", "token"}``: its tensors, the objective's buffers and the EMA teacher if they lie there, and the
             step and epoch that the objective sees. Optimizer, schedules and views start fresh.
-        callbacks: As in ``transformers.Trainer``, and so the next three.
-        optimizers: An optimizer and a schedule, or None for each that the trainer makes.
-        optimizer_cls_and_kwargs: An optimizer's class and arguments.
-        processing_class: Saved beside the adapter.
-        **refused: Other options of ``transformers.Trainer``, which have no effect here, are refused.
+        callbacks, optimizers, optimizer_cls_and_kwargs, processing_class: As in ``transformers.Trainer``.
+        **refused: Its other options, which would have no effect here, are refused.
 
     Attributes:
         started: Steps and epochs before this run, where it continues another one.
@@ -80,6 +77,7 @@ class ProjectionTrainer(HubTrainer):
     """
 
     args: ProjectionTrainingArguments
+    optimizer: Optimizer | None
 
     def __init__(
         self,
@@ -114,16 +112,11 @@ class ProjectionTrainer(HubTrainer):
         if isinstance(train_dataset, StreamDataset):
             args.accelerator_config.dispatch_batches = False  # every process reads the stream and keeps its part
         super().__init__(
-            model,
-            args,
+            model, args,
             data_collator=data_collator if data_collator is not None else ImageViews.for_model(model, seed=args.seed),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            callbacks=list(callbacks or ()),
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            processing_class=processing_class,
-        )
+            train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=list(callbacks or ()),
+            optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs, processing_class=processing_class,
+        )  # fmt: skip
         # The loss is a mean over the batch: the Trainer must divide it by the accumulation steps, even though the
         # model's forward takes **kwargs and the batch may hold labels.
         self.model_accepts_loss_kwargs, self.can_return_loss = False, True
@@ -162,13 +155,10 @@ class ProjectionTrainer(HubTrainer):
         if not isinstance(self.train_dataset, StreamDataset):
             return super().get_train_dataloader()
         loader = DataLoader(
-            self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
+            self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
             drop_last=self.args.dataloader_drop_last,
-        )
+        )  # fmt: skip
         return self.accelerator.prepare(loader)
 
     def set_epoch(self, epoch: int) -> None:
@@ -225,6 +215,9 @@ class ProjectionTrainer(HubTrainer):
                 "{'views': [tensor or dict, …], 'index': …}."
             )
         check_views(self.objective, len(views))
+        for callback in self.callback_handler.callbacks if model.training else ():
+            if hasattr(callback, "check_batch"):
+                callback.check_batch(inputs)
         with ExitStack() as stack:
             if self._patch_dropout is not None and model.training:
                 if inputs.get("index") is None:
@@ -256,7 +249,7 @@ class ProjectionTrainer(HubTrainer):
         if model.training:
             for name, value in terms.items():
                 self._terms.setdefault(name, []).append(value.detach())
-            self.last_batch = {"h": _detached(out.h), "z": _detached(out.z), "labels": inputs.get("labels")}
+            self.last_batch = {"h": detached(out.h), "z": detached(out.z), "labels": inputs.get("labels")}
         return (loss, out) if return_outputs else loss
 
     def step(self) -> Step:
@@ -302,19 +295,15 @@ class ProjectionTrainer(HubTrainer):
             output = getattr(self.objective, "target_of", "projection")
             return ema.targets(views, output, getattr(self.objective, "target_views", None))
 
-    # Private: no callback is given the norm before the optimizer step, and computing it again would cost a pass over
-    # the gradients. A version of transformers without this method has `AroundSteps` compute it.
+    # Private: no callback is given the norm, and computing it again would cost a pass over the gradients, as it does in
+    # `AroundSteps` where transformers has no such method yet.
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         self.check_gradient(norm)
         return norm
 
     def check_gradient(self, norm: float | Tensor | None) -> None:
-        """Refuse a gradient that is not finite, whose step would put NaN into the next checkpoint.
-
-        Raises:
-            NonFiniteLossError: If `norm` is NaN or infinite.
-        """
+        """Raise NonFiniteLossError for a `norm` that is not finite: the step would put NaN into the next checkpoint."""
         scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16's loss scaler skips such a step by itself
         if norm is not None and not scaled and not math.isfinite(norm):
             raise self._non_finite("gradient", float(norm))
@@ -326,8 +315,6 @@ class ProjectionTrainer(HubTrainer):
             f"The {what} became {value} at step {self.state.global_step + 1}; training stopped, {kept}. Lower "
             "learning_rate, raise warmup_steps or the temperature, or set max_grad_norm."
         )
-
-    # --- optimizer ---
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the optimizer: head and backbone, each with and without weight decay (biases, norms, scales: none)."""
@@ -401,7 +388,3 @@ class ProjectionTrainer(HubTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: `transformers` estimates this for language models only."""
         return 0
-
-
-def _detached(rows: Any) -> Any:
-    return [r.detach() for r in rows] if isinstance(rows, list) else rows.detach()

@@ -62,6 +62,11 @@ def forward_views(model: nn.Module, views: Sequence[Any]) -> ViewOutputs:
     return ViewOutputs(**joined, scales=out.scales)
 
 
+def detached(rows: Rows) -> Rows:
+    """Return `rows` without their gradients."""
+    return [r.detach() for r in rows] if isinstance(rows, list) else rows.detach()
+
+
 def global_views(rows: Rows) -> Tensor | None:
     """Return ``[views, batch, dim]`` of the global batch, in float32 or better; None where views differ in size."""
     if not isinstance(rows, Tensor):

@@ -63,9 +63,13 @@ GOOD, LOW = {}, {"rankme_h": 4.9}
     [
         ([GOOD, GOOD, LOW, LOW, GOOD], 3, "rankme_h"),  # half of what it was at first, twice in a row
         ([GOOD, LOW, GOOD, LOW, GOOD], None, None),
+        ([GOOD, {"rankme_h": 5.1}, {"rankme_h": 5.1}], None, None),  # more than half of it
         ([GOOD, GOOD, {"std_z": 0.04}, {"std_z": 0.0}], 3, "std_z"),  # a tenth of 1/√6 is 0.0408
         ([GOOD, {"std_z": 0.042}, {"std_z": 0.042}], None, None),
         ([GOOD, {"rankme_z": 1.9}, {"rankme_z": 1.9}], 2, "rankme_z"),
+        ([GOOD, {"rankme_z": 2.1}, {"rankme_z": 2.1}], None, None),
+        ([GOOD, {"std_h": 0.099}, {"std_h": 0.099}], 2, "std_h"),
+        ([GOOD, {"std_h": 0.101}, {"std_h": 0.101}], None, None),
         ([GOOD, GOOD, {"std_h": float("nan")}, {"std_h": float("nan")}], 3, "std_h"),
         ([{"rankme_h": 4.0}, LOW, LOW, LOW], None, None),  # it was no higher at first
     ],

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from processes import train
-from small import adapter, assert_equal, head_model, images, plain, trainer, views
+from small import adapter, assert_equal, differs, head_model, images, plain, trainer, views
 from torch import nn
 from transformers import TrainerState
 
@@ -83,7 +83,7 @@ def test_classes_join_when_they_come():
 
 @pytest.mark.parametrize("labels", [[-1, 0], [0, 2**40]])
 def test_labels_that_are_no_class_numbers_are_refused(labels):
-    with pytest.raises(hfproj.UsageError, match=r"needs class numbers from 0; labels from .* Encode them"):
+    with pytest.raises(hfproj.UsageError, match=r"needs class numbers from 0, got labels from .* Encode them"):
         OnlineClassifier().learn(torch.randn(2, 3), torch.tensor(labels))
 
 
@@ -229,6 +229,17 @@ def test_batches_without_labels_are_refused_before_the_first_step(tmp_path):
     with pytest.raises(hfproj.UsageError, match=r"learns from labels, but the batches have none.*label_column="):
         made.train()
     assert_equal(adapter(made.model), before)
+
+
+def test_after_its_removal_labels_are_not_needed(tmp_path):
+    made = trainer(tmp_path, None, images(8, labels=False), extra={"callbacks": [OnlineProbeCallback()]})
+    made.remove_callback(OnlineProbeCallback)
+    before = adapter(made.model)
+    made.train()
+    assert "compute_loss" not in vars(made)  # nothing of the trainer was replaced
+    assert made.last_batch["labels"] is None
+    assert not any("online" in name for row in made.history for name in row)
+    assert differs(before, adapter(made.model))
 
 
 def test_held_out_images_have_to_be_there_and_labelled(tmp_path):

@@ -18,6 +18,7 @@ Deviations:
 import math
 import warnings
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +188,13 @@ class OnlineProbeCallback(ImageWatch):
         """Learn from a batch that was no whole step yet."""
         self._learn()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse batches without labels before the first step is taken."""
-        if self.trainer.last_batch.get("labels") is None:
+    def check_batch(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse a batch without labels; the trainer calls it before the batch is learned from.
+
+        Raises:
+            UsageError: If there are no "labels" in `inputs`.
+        """
+        if inputs.get("labels") is None:
             raise UsageError(
                 "OnlineProbeCallback learns from labels, but the batches have none: give the collator the name "
                 "of their column (label_column=…), or leave the callback out."
@@ -206,8 +211,6 @@ class OnlineProbeCallback(ImageWatch):
     def _learn(self) -> None:
         batch = self.trainer.last_batch
         labels = batch["labels"]
-        if labels is None:  # a batch that is part of a step, which is refused as a whole
-            return
         for layer in LAYERS:
             rows = torch.cat([self._rows(view) for view in batch[layer]])
             right, count = self.classifiers[layer].learn(rows, labels.repeat(len(batch[layer])))

@@ -34,7 +34,8 @@ IMAGES = 256  # of the probe batch
 class Watch(TrainerCallback):
     """Measures at the start, every so many steps and at the end of a training, and records it in `trainer.history`.
 
-    A subclass gives `measure`. `ProjectionTrainer` calls `bind` with itself.
+    A subclass gives `measure`. `ProjectionTrainer` calls `bind` with itself, and `check_batch`, if a subclass has it,
+    with each training batch; what it keeps of the last one is `trainer.last_batch`.
 
     Args:
         every: Optimizer steps between two measurements.
