@@ -12,7 +12,7 @@ import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from peft.utils import WEIGHTS_NAME
@@ -120,7 +120,7 @@ def load_head(
         UsageError: If `adapter` or `revision` can't be the name of one.
     """
     saved = open_adapter(repo, adapter=adapter, revision=revision, token=token, cache_dir=cache_dir)
-    modules = HeadModules(saved.config, saved.config.in_dim)
+    modules = HeadModules(saved.config, cast(int, saved.config.in_dim))
     tensors = load_file(saved.folder / ADAPTER_WEIGHTS)
     modules.load_state_dict({k.removeprefix(HEAD_KEYS): v for k, v in tensors.items() if k.startswith(HEAD_KEYS)})
     return modules.head.eval()
