@@ -9,7 +9,7 @@ named "h" and "z" look the same in every figure.
 Imports `errors` and `files` only.
 """
 
-from hfproj.plots._common import picture
+from hfproj.plots.canvas import picture
 from hfproj.plots.curves import plot_curves, plot_groups, plot_layers, plot_spectrum
 from hfproj.plots.geometry import (
     orbit_coordinates,

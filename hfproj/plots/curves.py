@@ -1,29 +1,13 @@
 """Named curves and points with a spread: over a quantity, over layers, in groups; and the spectrum of a covariance."""
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfproj.errors import UsageError, unknown
-from hfproj.plots._common import (
-    INK,
-    LAYERS,
-    WIDTH,
-    as_array,
-    as_mapping,
-    dress,
-    finish,
-    layer_name,
-    legend,
-    literal,
-    log_scale,
-    name_ticks,
-    new_figure,
-    styles,
-    whole_numbers,
-)
+from hfproj.plots import canvas
+from hfproj.plots.canvas import INK, LAYERS, WIDTH, Target, as_array, as_mapping
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -36,7 +20,7 @@ def plot_curves(
     curves: Mapping[str, Any],
     x_label: str,
     y_label: str,
-    path: str | os.PathLike | None = None,
+    path: Target = None,
     *,
     x_scale: str = "linear",
     y_scale: str = "linear",
@@ -69,26 +53,26 @@ def plot_curves(
     for scale in (x_scale, y_scale):
         if scale not in SCALES:
             raise unknown("scale", scale, SCALES)
-    figure, [axes] = new_figure(width=width, height=3.8)
+    figure, [axes] = canvas.new_figure(width=width, height=3.8)
     drawn = {name: _as_curve(name, parts) for name, parts in as_mapping(curves, "curves: name → (x, y)").items()}
-    style, handles = styles(drawn), {}
+    style, handles = canvas.styles(drawn), {}
     for name, (x, y, std) in drawn.items():
         y = np.where(y > 0, y, np.nan) if y_scale == "log" else y
         x = np.where(x > 0, x, np.nan) if x_scale == "log" else x
         if not (np.isfinite(x) & np.isfinite(y)).any():
             raise UsageError(f"The curve {name!r} has no point to draw on a {y_scale} scale of y and {x_scale} of x.")
-        label = layer_name(name)
+        label = canvas.layer_name(name)
         handles[label] = draw_curve(axes, x, y, std, label=label, style=style[name])
     set_scale(axes, "x", x_scale, np.concatenate([x for x, _, _ in drawn.values()]))
     set_scale(axes, "y", y_scale, np.concatenate([y for _, y, _ in drawn.values()]))
     if x_scale == "linear":
-        whole_numbers(axes, np.concatenate([x for x, _, _ in drawn.values()]))
-    dress(axes, x=literal(x_label), y=literal(y_label))
+        canvas.whole_numbers(axes, np.concatenate([x for x, _, _ in drawn.values()]))
+    canvas.dress(axes, x=canvas.literal(x_label), y=canvas.literal(y_label))
     if zero_line:
         axes.axhline(0, color="0.15", linewidth=0.9, zorder=1.5)
     if len(drawn) > 1 or not {"h", "z"} >= set(drawn):
-        legend(figure, handles)
-    return finish(figure, path)
+        canvas.legend(figure, handles)
+    return canvas.finish(figure, path)
 
 
 def draw_curve(
@@ -106,7 +90,7 @@ def draw_curve(
 def set_scale(axes: Any, which: str, scale: str, values: np.ndarray) -> None:
     """Scale the x or y axis; "symlog" is linear below the smallest size among `values`, at most four decades down."""
     if scale == "log":
-        log_scale(axes, which)
+        canvas.log_scale(axes, which)
     elif scale == "symlog":
         sizes = np.abs(values[np.isfinite(values) & (values != 0)])
         largest = sizes.max() if sizes.size else 1.0
@@ -130,7 +114,7 @@ def _as_curve(name: str, parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def plot_layers(
-    curves: Mapping[str, Any], y_label: str, path: str | os.PathLike | None = None, *, width: float = WIDTH
+    curves: Mapping[str, Any], y_label: str, path: Target = None, *, width: float = WIDTH
 ) -> "matplotlib.figure.Figure":
     """Return a figure of what was measured of each layer, a curve a name.
 
@@ -150,29 +134,26 @@ def plot_layers(
         >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
         ['block_1', 'h', 'z']
     """
-    figure, [axes] = new_figure(width=width, height=3.8)
-    table = {
-        name: {layer: as_pair(name, layer, value) for layer, value in as_mapping(of, f"layers of {name!r}").items()}
-        for name, of in as_mapping(curves, "curves: name → layer → number").items()
-    }
+    figure, [axes] = canvas.new_figure(width=width, height=3.8)
+    table = _as_pairs(curves, "curves: name → layer → number", "layers")
     layers = list(dict.fromkeys(layer for of in table.values() for layer in of))
     if len(layers) < 2:
         raise UsageError(f"Expected at least two layers, got {layers}.")
-    style, handles = styles(table), {}
+    style, handles = canvas.styles(table), {}
     for name, of in table.items():
         mean, std = np.array([of.get(layer, (np.nan, 0.0)) for layer in layers]).T
         band = std if std.any() else None
-        handles[literal(name)] = draw_curve(axes, np.arange(len(layers)), mean, band, style=style[name])
-    name_ticks(axes, layers)
-    dress(axes, x="layer", y=literal(y_label))
-    legend(figure, handles)
-    return finish(figure, path)
+        handles[canvas.literal(name)] = draw_curve(axes, np.arange(len(layers)), mean, band, style=style[name])
+    canvas.name_ticks(axes, layers)
+    canvas.dress(axes, x="layer", y=canvas.literal(y_label))
+    canvas.legend(figure, handles)
+    return canvas.finish(figure, path)
 
 
 def plot_groups(
     groups: Mapping[str, Any],
     y_label: str,
-    path: str | os.PathLike | None = None,
+    path: Target = None,
     *,
     y_scale: str = "linear",
     zero_line: bool = False,
@@ -200,40 +181,44 @@ def plot_groups(
     """
     if y_scale not in SCALES:
         raise unknown("scale", y_scale, SCALES)
-    figure, [axes] = new_figure(width=width, height=3.8)
-    table = {
-        group: {name: as_pair(group, name, value) for name, value in as_mapping(series, f"series of {group!r}").items()}
-        for group, series in as_mapping(groups, "groups: name → series").items()
-    }
+    figure, [axes] = canvas.new_figure(width=width, height=3.8)
+    table = _as_pairs(groups, "groups: name → series", "series")
     names = list(dict.fromkeys(name for series in table.values() for name in series))
-    style, handles = styles(names), {}
+    style, handles = canvas.styles(names), {}
     step = 0.7 / max(len(names), 3)
     for i, name in enumerate(names):
         places = [p + (i - (len(names) - 1) / 2) * step for p, series in enumerate(table.values()) if name in series]
         mean, std = np.array([series[name] for series in table.values() if name in series]).T
         look = {"color": style[name]["color"], "marker": style[name]["marker"], "markersize": 7}
-        handles[layer_name(name)] = axes.errorbar(
+        handles[canvas.layer_name(name)] = axes.errorbar(
             places, mean, std if std.any() else None, linestyle="", elinewidth=1.4, capsize=3.5, **look
         )
     set_scale(axes, "y", y_scale, np.array([mean for series in table.values() for mean, _ in series.values()]))
-    name_ticks(axes, list(table))
+    canvas.name_ticks(axes, list(table))
     axes.set_xlim(-0.55, len(table) - 0.45)
     for between in range(1, len(table)):
         axes.axvline(between - 0.5, color="0.85", linewidth=0.8, zorder=0)
-    dress(axes, y=literal(y_label), grid="y")
+    canvas.dress(axes, y=canvas.literal(y_label), grid="y")
     if zero_line:
         axes.axhline(0, color=INK, linewidth=0.9, zorder=1.5)
     if len(names) > 1 or names[0] not in LAYERS:
-        legend(figure, handles)
-    return finish(figure, path)
+        canvas.legend(figure, handles)
+    return canvas.finish(figure, path)
 
 
-def as_pair(group: str, name: str, value: Any) -> tuple[float, float]:
-    """Return mean and standard deviation; a number alone has none."""
-    pair = as_array(value if np.ndim(value) else [value], f"{name!r} of {group!r}", shape="(mean, std)", dims=1)
-    if pair.size > 2 or not np.isfinite(pair).all() or pair[1:].min(initial=0) < 0:
-        raise UsageError(f"Expected {name!r} of {group!r} as (mean, standard deviation ≥ 0), got {value!r:.80}.")
-    return float(pair[0]), float(pair[1]) if pair.size > 1 else 0.0
+def _as_pairs(values: Any, outer: str, inner: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return name → name → mean and standard deviation; a number alone has none."""
+    table: dict[str, dict[str, tuple[float, float]]] = {}
+    for group, own in as_mapping(values, outer).items():
+        for name, value in as_mapping(own, f"{inner} of {group!r}").items():
+            given = value if np.ndim(value) else [value]
+            pair = as_array(given, f"{name!r} of {group!r}", shape="(mean, std)", dims=1)
+            if pair.size > 2 or not np.isfinite(pair).all() or pair[1:].min(initial=0) < 0:
+                raise UsageError(
+                    f"Expected {name!r} of {group!r} as (mean, standard deviation ≥ 0), got {value!r:.80}."
+                )
+            table.setdefault(group, {})[name] = (float(pair[0]), float(pair[1]) if pair.size > 1 else 0.0)
+    return table
 
 
 _SPECTRA: dict[str, dict[str, Any]] = {
@@ -247,7 +232,7 @@ _DECADES = 8  # what lies further below the largest eigenvalue is no spread that
 
 
 def plot_spectrum(
-    spectra: Mapping[str, Any], path: str | os.PathLike | None = None, *, width: float = WIDTH
+    spectra: Mapping[str, Any], path: Target = None, *, width: float = WIDTH
 ) -> "matplotlib.figure.Figure":
     """Return a figure of covariance eigenvalues (logarithmic) against their rank.
 
@@ -268,7 +253,7 @@ def plot_spectrum(
         >>> plot_spectrum({"h after": [1.0, 0.5, 0.1]}).axes[0].get_yscale()
         'log'
     """
-    figure, [axes] = new_figure(width=width, height=4.0)
+    figure, [axes] = canvas.new_figure(width=width, height=4.0)
     curves = {name: _as_spectrum(name, values) for name, values in spectra.items()}
     if not curves:
         raise UsageError("There is no spectrum to draw.")
@@ -276,7 +261,7 @@ def plot_spectrum(
     for name in sorted(curves, key=lambda n: (list(_SPECTRA).index(n) if n in _SPECTRA else len(_SPECTRA), n)):
         style = _SPECTRA.get(name) or {"color": next(spare), "linestyle": "-."}
         layer, _, when = name.partition(" ")
-        label = f"{LAYERS[layer]}, {when} training" if name in _SPECTRA else literal(name)
+        label = f"{LAYERS[layer]}, {when} training" if name in _SPECTRA else canvas.literal(name)
         axes.plot(np.arange(1, len(curves[name]) + 1), curves[name], label=label, linewidth=1.8, **style)
     axes.set_yscale("log")
     top = max(np.nanmax(curve) for curve in curves.values())
@@ -284,9 +269,9 @@ def plot_spectrum(
     axes.set_ylim(bottom / 2, top * 2)
     axes.set_xlim(1, max(max(map(len, curves.values())), 2))
     axes.locator_params(axis="x", integer=True)
-    dress(axes, x="rank of the eigenvalue", y="eigenvalue of the covariance (log scale)")
+    canvas.dress(axes, x="rank of the eigenvalue", y="eigenvalue of the covariance (log scale)")
     axes.legend(frameon=False, handlelength=3.6)
-    return finish(figure, path)
+    return canvas.finish(figure, path)
 
 
 def _as_spectrum(name: str, values: Any) -> np.ndarray:

@@ -4,30 +4,14 @@ The plane of orbits is that of the two principal components of all points, centr
 `[objects · steps, dim]`, the sign of a component such that its entry of largest size is positive.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfproj.errors import UsageError
-from hfproj.plots._common import (
-    INK,
-    WIDTH,
-    as_array,
-    as_mapping,
-    dress,
-    finish,
-    layer_name,
-    legend,
-    literal,
-    log_scale,
-    name_ticks,
-    new_figure,
-    panels,
-    styles,
-    title,
-)
+from hfproj.plots import canvas
+from hfproj.plots.canvas import INK, WIDTH, Target, as_array, as_mapping
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -36,11 +20,7 @@ _COLOURS = "RdBu_r"  # told apart by colour-blind readers; white is zero
 
 
 def plot_covariance(
-    covariances: Mapping[str, Any],
-    path: str | os.PathLike | None = None,
-    *,
-    correlation: bool = True,
-    width: float = WIDTH,
+    covariances: Mapping[str, Any], path: Target = None, *, correlation: bool = True, width: float = WIDTH
 ) -> "matplotlib.figure.Figure":
     """Return heat maps of the covariance of features, a panel per layer, and write them if a path is given.
 
@@ -64,7 +44,7 @@ def plot_covariance(
     """
     matrices = {n: _as_matrix(n, m) for n, m in as_mapping(covariances, "covariances: layer → [dim, dim]").items()}
     kind = "correlation" if correlation else "covariance"
-    figure, axes = panels(len(matrices), width=width, height=2.5 if width > 5.2 and len(matrices) > 1 else 2.9)
+    figure, axes = canvas.panels(len(matrices), width=width, height=2.5 if width > 5.2 and len(matrices) > 1 else 2.9)
     for panel, (layer, matrix) in zip(axes, matrices.items()):
         if correlation:
             std = np.sqrt(np.diag(matrix))
@@ -75,11 +55,11 @@ def plot_covariance(
         image = panel.imshow(
             np.ma.masked_invalid(matrix), cmap=_COLOURS, vmin=-limit, vmax=limit, interpolation="nearest"
         )
-        title(panel, layer_name(layer))
+        canvas.title(panel, canvas.layer_name(layer))
         panel.locator_params(integer=True)
         panel.set(xlabel="dimension", ylabel="dimension")
         figure.colorbar(image, cax=panel.inset_axes((1.04, 0, 0.05, 1)), label=kind)
-    return finish(figure, path)
+    return canvas.finish(figure, path)
 
 
 def _as_matrix(name: str, values: Any) -> np.ndarray:
@@ -97,11 +77,7 @@ _TICKS = 12  # names below the axis
 
 
 def plot_feature_weights(
-    layers: Mapping[str, Any],
-    path: str | os.PathLike | None = None,
-    *,
-    features: Sequence[str] | None = None,
-    width: float = WIDTH,
+    layers: Mapping[str, Any], path: Target = None, *, features: Sequence[str] | None = None, width: float = WIDTH
 ) -> "matplotlib.figure.Figure":
     """Return a figure of feature weights per layer, relative to the layer's mean.
 
@@ -124,24 +100,24 @@ def plot_feature_weights(
         >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         ['representation h (CV 0.50)', 'projection z (CV 0.80)']
     """
-    figure, [axes] = new_figure(width=width, height=3.8)
+    figure, [axes] = canvas.new_figure(width=width, height=3.8)
     drawn = {n: _as_weights(n, w, features) for n, w in as_mapping(layers, "weights: layer → one per feature").items()}
-    style = styles(drawn)
+    style = canvas.styles(drawn)
     for name, weights in drawn.items():
         relative = weights / weights.mean()
-        label = f"{layer_name(name)} (CV {relative.std():.2f})"
+        label = f"{canvas.layer_name(name)} (CV {relative.std():.2f})"
         look = {key: style[name][key] for key in ("color", "linestyle")}
         marker = style[name]["marker"] if len(weights) <= 30 else None
         x = np.arange(1, len(weights) + 1)
         axes.plot(x, np.where(relative > 0, relative, np.nan), label=label, marker=marker, linewidth=1.6, **look)
     axes.axhline(1, color="0.5", linewidth=0.8, zorder=1.5)
-    log_scale(axes, "y")
+    canvas.log_scale(axes, "y")
     axes.set_ylabel("weight / mean of its layer (log scale)")
     if features is not None and len(features) <= _TICKS:
-        name_ticks(axes, features, first=1, wrap=14)
-    dress(axes, x="feature" if features is not None else "rank of the feature by weight")
+        canvas.name_ticks(axes, features, first=1, wrap=14)
+    canvas.dress(axes, x="feature" if features is not None else "rank of the feature by weight")
     axes.legend(frameon=False, handlelength=3.2)
-    return finish(figure, path)
+    return canvas.finish(figure, path)
 
 
 def _as_weights(name: str, values: Any, features: Sequence[str] | None) -> np.ndarray:
@@ -159,7 +135,7 @@ _BOX = {"facecolor": "#CFE3F1", "edgecolor": INK}
 
 
 def plot_metric_condition(
-    values: Mapping[str, Any], path: str | os.PathLike | None = None, *, width: float = WIDTH
+    values: Mapping[str, Any], path: Target = None, *, width: float = WIDTH
 ) -> "matplotlib.figure.Figure":
     r"""Return a figure of condition numbers per layer, a dot per sample.
 
@@ -186,7 +162,7 @@ def plot_metric_condition(
         name: as_array(sample, f"the condition numbers of {name!r}", shape="[samples]", dims=1)
         for name, sample in as_mapping(values, "condition numbers: layer → one per sample").items()
     }
-    figure, [axes] = new_figure(width=width, height=1.5 + 0.55 * len(layers))
+    figure, [axes] = canvas.new_figure(width=width, height=1.5 + 0.55 * len(layers))
     labels, finite = [], []
     for name, sample in layers.items():
         kept = sample[np.isfinite(sample)]
@@ -195,7 +171,7 @@ def plot_metric_condition(
                 f"Expected positive condition numbers of {name!r}, at least one finite; got {sample[:5]} …"
             )
         lost = sample.size - kept.size
-        labels.append(literal(name, wrap=24) + (f"\n({lost} of {sample.size} not finite)" if lost else ""))
+        labels.append(canvas.literal(name, wrap=24) + (f"\n({lost} of {sample.size} not finite)" if lost else ""))
         finite.append(kept)
     places = np.arange(len(finite))
     scatter = np.random.default_rng(0)  # vertical offsets: dots of equal value lie beside each other
@@ -215,20 +191,16 @@ def plot_metric_condition(
     )
     axes.set_yticks(places, labels)
     axes.set_ylim(len(finite) - 0.5, -0.5)  # the first layer on top
-    log_scale(axes, "x")
-    dress(axes, x="condition number of G (log scale)", grid="x")
-    return finish(figure, path)
+    canvas.log_scale(axes, "x")
+    canvas.dress(axes, x="condition number of G (log scale)", grid="x")
+    return canvas.finish(figure, path)
 
 
 _NAMED = 8  # objects in the legend
 
 
 def plot_orbits(
-    orbits: Mapping[str, Any],
-    path: str | os.PathLike | None = None,
-    *,
-    names: Sequence[str] | None = None,
-    width: float = WIDTH,
+    orbits: Mapping[str, Any], path: Target = None, *, names: Sequence[str] | None = None, width: float = WIDTH
 ) -> "matplotlib.figure.Figure":
     """Return a figure of orbits in the plane of two principal components, a panel per layer.
 
@@ -256,8 +228,8 @@ def plot_orbits(
     shown = [str(name) for name in names] if names is not None else [f"object {i + 1}" for i in range(count)]
     if len(set(shown)) < count:
         raise UsageError(f"Expected a name of its own for each of {count} objects, got {len(set(shown))}.")
-    style = list(styles([f"{i}" for i in range(count)]).values())
-    figure, axes = panels(len(planes), width=width, height=3.1)
+    style = list(canvas.styles([f"{i}" for i in range(count)]).values())
+    figure, axes = canvas.panels(len(planes), width=width, height=3.1)
     handles: dict[str, Any] = {}
     for panel, (layer, (points, explained)) in zip(axes, planes.items()):
         for i, line in enumerate(points):
@@ -265,18 +237,19 @@ def plot_orbits(
             handle = panel.plot(*line.T, color=color, linewidth=1.3, marker=marker, markersize=2.4)[0]
             panel.plot(*line[0], marker=marker, markersize=7.5, markerfacecolor="white", color=color, linestyle="")
             [end] = panel.plot(*line[-1], marker=marker, markersize=7.5, color=color, linestyle="")
-            handles.setdefault(literal(shown[i]), end if len(line) > 1 else handle)
+            handles.setdefault(canvas.literal(shown[i]), end if len(line) > 1 else handle)
         for axis, share, which in zip((panel.xaxis, panel.yaxis), explained, ("component 1", "component 2")):
             part = f" ({100 * share:.0f} % of var.)" if np.isfinite(share) else ""
             axis.set_label_text(f"{which}{part}")
-        title(panel, layer_name(layer))
+        canvas.title(panel, canvas.layer_name(layer))
         _square(panel, points)
         panel.locator_params(nbins=5)
-        dress(panel)
+        canvas.dress(panel)
+    look = {"marker": "o", "markersize": 7.5, "color": INK, "linestyle": ""}
     for name, face in (("start", "white"), ("end", INK)):
-        handles[name] = _proxy(axes[0], face)
-    legend(figure, handles if count <= _NAMED else dict(list(handles.items())[-2:]))
-    return finish(figure, path)
+        [handles[name]] = axes[0].plot([], [], markerfacecolor=face, **look)
+    canvas.legend(figure, handles if count <= _NAMED else dict(list(handles.items())[-2:]))
+    return canvas.finish(figure, path)
 
 
 def orbit_coordinates(features: Any) -> dict[str, list]:
@@ -337,8 +310,3 @@ def _square(axes: Any, points: np.ndarray) -> None:
     half = 0.58 * (high - low).max() or 1.0
     axes.set(xlim=(low + high)[0] / 2 + half * np.array([-1, 1]), ylim=(low + high)[1] / 2 + half * np.array([-1, 1]))
     axes.set_aspect("equal")
-
-
-def _proxy(axes: Any, face: str) -> Any:
-    [handle] = axes.plot([], [], marker="o", markersize=7.5, markerfacecolor=face, color=INK, linestyle="")
-    return handle

@@ -1,27 +1,13 @@
 """What was recorded over training steps: diagnostics, h against z, and the extreme eigenvalues of a Hessian."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfproj.errors import UsageError, unknown
-from hfproj.plots._common import (
-    INK,
-    LAYERS,
-    WIDTH,
-    dress,
-    finish,
-    legend,
-    literal,
-    log_scale,
-    new_figure,
-    panels,
-    styles,
-    title,
-    whole_numbers,
-)
+from hfproj.plots import canvas
+from hfproj.plots.canvas import INK, LAYERS, WIDTH, Target
 from hfproj.plots.curves import draw_curve, set_scale
 
 if TYPE_CHECKING:
@@ -60,7 +46,7 @@ _CURVATURE = ("lambda_min", "lambda_max")
 
 def plot_history(
     rows: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike | None = None,
+    path: Target = None,
     *,
     metrics: Sequence[str] = ("rankme", "std"),
     width: float = WIDTH,
@@ -90,34 +76,34 @@ def plot_history(
     chosen = [metric for metric in dict.fromkeys(metrics) if metric in available]
     if not chosen:
         raise unknown("metric", ", ".join(metrics), available)
-    figure, axes = panels(len(chosen), width=width, height=2.3)
+    figure, axes = canvas.panels(len(chosen), width=width, height=2.3)
     handles: dict[str, Any] = {}
     for metric, panel in zip(chosen, axes):
         layers = available[metric]
-        style = {**styles(layers), "": _NO_LAYER}
+        style = {**canvas.styles(layers), "": _NO_LAYER}
         for layer in layers or [""]:
             x, y, std = over_steps(rows, f"{metric}_{layer}" if layers else metric)
             line = draw_curve(panel, x, y, std, style=style[layer])
             if layers:
                 handles.setdefault(_PARTS[layer], line)
-            whole_numbers(panel, x)
+            canvas.whole_numbers(panel, x)
         _label(panel, metric)
     if handles:
-        legend(figure, handles, columns=2)
-    return finish(figure, path)
+        canvas.legend(figure, handles, columns=2)
+    return canvas.finish(figure, path)
 
 
 def _label(axes: Any, metric: str) -> None:
-    label, log = _METRICS.get(metric, (literal(metric.replace("_", " ")), False))
+    label, log = _METRICS.get(metric, (canvas.literal(metric.replace("_", " ")), False))
     drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     smallest = np.nanmin(drawn)
     if log and smallest > 0 and np.nanmax(drawn) > 10 * smallest:
-        log_scale(axes, "y")
+        canvas.log_scale(axes, "y")
         label += ", log scale"
     elif metric.endswith(_FROM_ZERO) and smallest >= 0:
         axes.set_ylim(bottom=0)
-    title(axes, label)
-    dress(axes, x="training step")
+    canvas.title(axes, label)
+    canvas.dress(axes, x="training step")
 
 
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -177,11 +163,7 @@ _NAMES = {"lambda_max": "largest λ", "lambda_min": "smallest λ"}
 
 
 def plot_eigenvalues(
-    rows: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike | None = None,
-    *,
-    of: str = "",
-    width: float = WIDTH,
+    rows: Sequence[Mapping[str, Any]], path: Target = None, *, of: str = "", width: float = WIDTH
 ) -> "matplotlib.figure.Figure":
     """Return a figure of λ_min and λ_max of the loss's Hessian over steps.
 
@@ -205,8 +187,8 @@ def plot_eigenvalues(
         'symlog'
     """
     check_rows(rows)
-    figure, [axes] = new_figure(width=width, height=3.8)
-    style = dict(zip(_NAMES, styles(["h", "z"]).values()))
+    figure, [axes] = canvas.new_figure(width=width, height=3.8)
+    style = dict(zip(_NAMES, canvas.styles(["h", "z"]).values()))
     drawn, handles = [], {}
     for name, label in _NAMES.items():
         x, y, std = over_steps(rows, name)
@@ -219,7 +201,7 @@ def plot_eigenvalues(
             color = style[name]["color"]
             axes.errorbar(x, y, np.nan_to_num(error), fmt="none", ecolor=color, elinewidth=1, capsize=2.5)
         drawn.append(y)
-        whole_numbers(axes, x)
+        canvas.whole_numbers(axes, x)
     if not drawn:
         raise UsageError("No row of the history has 'lambda_min' or 'lambda_max'.")
     values = np.concatenate(drawn)
@@ -229,7 +211,7 @@ def plot_eigenvalues(
     axes.set_ylim(min(2.5 * low, -np.nanmax(np.abs(values)) * 1e-5), max(2.5 * high, 0))
     if np.nanmin(values) < 0:
         handles["negative curvature"] = axes.axhspan(axes.get_ylim()[0], 0, color="0.93", linewidth=0, zorder=0)
-    title(axes, f"Hessian of the loss{f' in {literal(of)}' if of else ''}")
-    dress(axes, x="training step", y="eigenvalue (symmetric log scale)")
-    legend(figure, handles, columns=3)
-    return finish(figure, path)
+    canvas.title(axes, f"Hessian of the loss{f' in {canvas.literal(of)}' if of else ''}")
+    canvas.dress(axes, x="training step", y="eigenvalue (symmetric log scale)")
+    canvas.legend(figure, handles, columns=3)
+    return canvas.finish(figure, path)

@@ -1,6 +1,6 @@
 """What a run measured, as a card and as a page for people.
 
-    Results ──► context.prepare ──► templates/card.md.jinja (the card), templates/page.html.jinja (the page)
+    Results ──► context.Context ──► templates/card.md.jinja (the card), templates/page.html.jinja (the page)
 
 The layout and the sentences of a card or page are in its template; the words of verdicts and intervals and the
 roundings, which the table of `Results` shares, are in `hfproj.results.words`. Imports `results`, `plots`, `presets`

@@ -16,7 +16,7 @@ from hfproj import filenames
 from hfproj.errors import HfprojError, UsageError
 from hfproj.files import portable, write_atomic
 from hfproj.plots import plot_history, plot_spectrum
-from hfproj.reporting.context import prepare
+from hfproj.reporting.context import Context
 from hfproj.reporting.metadata import check_license, front_matter, write_eval_results
 from hfproj.reporting.rendering import render
 from hfproj.results import Results
@@ -70,10 +70,11 @@ def render_card(
     if adapter not in adapters and others:  # without a "default" the card in the root is that of another one
         adapter = others.pop(0)
     name = repo_id.split("/")[-1] if repo_id else ""
-    values = vars(prepare(results))
+    context = Context(results)
+    context.title = name or context.title
     text = render(
         "card.md.jinja",
-        **{**values, "title": name or values["title"]},
+        **vars(context),
         front_matter=front_matter(results, name or "projection-head"),
         repo=repo_id or "path/or/repository",
         adapter=adapter,

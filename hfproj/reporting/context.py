@@ -1,6 +1,6 @@
 """What a card and a page are made from: one context, prepared from results; the templates hold the words around it.
 
-    Results ──► prepare ──► Context ──► templates/card.md.jinja, templates/page.html.jinja
+    Results ──► Context ──► templates/card.md.jinja, templates/page.html.jinja
 
 Its texts are as the results have them; the templates escape.
 """
@@ -8,7 +8,6 @@ Its texts are as the results have them; the templates escape.
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hfproj.backbones import EMBEDDED
@@ -18,7 +17,7 @@ from hfproj.registry import Registry
 from hfproj.regularizers import REGULARIZERS
 from hfproj.reporting.markdown import Code, one_line
 from hfproj.reporting.metadata import base_model_of, license_of, mapping, modality_of, trained_on
-from hfproj.results import LAYERS, WHENS, Finding, Measurement, Results, Verdict, findings, verdicts, words
+from hfproj.results import LAYERS, WHENS, Measurement, Results, Verdict, findings, verdicts, words
 from hfproj.results.measurement import Key, row_names, settings_text, short
 
 _METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LN tuning"}  # as people write them
@@ -48,14 +47,6 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
-class LayerTable(NamedTuple):
-    """What was measured on a data set, a row a layer; a cell has the numbers before and after training, or one."""
-
-    dataset: str
-    names: list[str]
-    rows: list[tuple[str, list[list[str]]]]
-
-
 class ProtocolLine(NamedTuple):
     """How to read a measure, and its settings; those that differ between data sets by data set."""
 
@@ -73,130 +64,63 @@ class Source(NamedTuple):
     arxiv: str
 
 
-@dataclass(frozen=True)
 class Context:
-    """Everything that a card or a page says of a run; what the results do not say is empty.
-
-    Attributes:
-        title: Head and backbone.
-        facts: Width of z, PEFT method, objective, data sets and seeds, in a few words each.
-        findings: What training did, in words, warnings first.
-        judged: Whether an accuracy of h was measured before and after training.
-        head: Name of the head.
-        out_dim: Width of z; None where it is not known.
-        in_dim: Width of h.
-        method: The PEFT method on the backbone, as people write it.
-        backbone: Name of the backbone.
-        base_model: The same, where it is a Hub id.
-        embedded: Whether it is the backbone that ships with hfproj.
-        layer: The block that h is read from; None for the last.
-        objective: Its name.
-        uses_labels: Whether the objective does; None where it is not known.
-        modality: "image", "text", or None.
-        trained_on: Data sets.
-        datasets: Those it was measured on.
-        before: Whether anything was measured before training.
-        continued: The adapter that training went on from.
-        measured: Whether anything was measured.
-        labelled: Whether anything was scored with labels.
-        missing: Usual probes that were not run.
-        tables: Of h and z.
-        layer_tables: Of all layers, where there are others.
-        cells: h and z in one table, the header first.
-        protocol: The settings of every measure.
-        settings: What was trained and how: part, and pieces of text or `Code`.
-        license: The adapter's.
-        sources: Of its methods.
-        results: What it was made from, for what is shown as it was recorded.
-    """
-
-    title: str
-    facts: list[str]
-    findings: list[Finding]
-    judged: bool
-    head: str
-    in_dim: int | None
-    out_dim: int | None
-    method: str
-    backbone: str
-    base_model: str | None
-    embedded: bool
-    layer: int | None
-    objective: str
-    uses_labels: bool | None
-    modality: str | None
-    trained_on: list[str]
-    datasets: list[str]
-    before: bool
-    continued: str
-    measured: bool
-    labelled: bool
-    missing: list[str]
-    tables: list[Table]
-    layer_tables: list[LayerTable]
-    cells: list[list[str]]
-    protocol: list[ProtocolLine]
-    settings: list[tuple[str, Sequence[str]]]
-    license: str | None
-    sources: list[Source]
-    results: Results
-
-
-def prepare(results: Results) -> Context:
-    """Return the context of a run: everything that its card and its page say.
+    """Everything that a card or a page says of a run; what the results do not say is empty or None.
 
     Example:
-        >>> prepare(Results(config={"base_model": "me/vit", "adapter": {"head": "mlp"}})).title
+        >>> Context(Results(config={"base_model": "me/vit", "adapter": {"head": "mlp"}})).title
         'mlp head on me/vit'
     """
-    adapter, recipe = mapping(results.config.get("adapter")), mapping(results.config.get("recipe"))
-    measured, found = results.measurements, [v for layer in LAYERS for v in verdicts(results, layer)]
-    labelled = [m for m in measured if m.name not in words.UNLABELLED]
-    datasets = list(dict.fromkeys(m.dataset for m in measured if m.dataset))
-    inner, layer = mapping(adapter.get("backbone_adapter")).get("peft_type"), adapter.get("layer", -1)
-    base = results.config.get("base_model") or mapping(adapter.get("backbone")).get("id")
-    backbone = base.removeprefix("./") if isinstance(base, str) and one_line(base) else "a backbone"
-    head, objective, method = adapter.get("head"), _objective(results), _method(inner) if inner else ""
-    widths = [width if isinstance(width := adapter.get(name), int) else None for name in ("in_dim", "out_dim")]
-    facts = [
-        f"z of width {widths[1]}" if widths[1] else "",
-        f"{method} on the backbone" if method else "",
-        f"objective {objective}" if objective else "",
-        f"measured on {', '.join(sorted(datasets))}" if datasets else "",
-        f"seed{'s' * (len(results.seeds) > 1)} {', '.join(map(str, results.seeds))}" if results.seeds else "",
-    ]
-    return Context(
-        title=f"{head} head on {backbone}" if head else f"Projection head on {backbone}",
-        facts=[fact for fact in facts if fact],
-        findings=findings(results),
-        judged=any(verdict.layer == "h" for verdict in found),
-        head=head if isinstance(head, str) and one_line(head) else "",
-        in_dim=widths[0],
-        out_dim=widths[1],
-        method=method,
-        backbone=backbone,
-        base_model=base_model_of(results),
-        embedded=str(results.config.get("base_model") or "").split("/")[-1] == EMBEDDED,
-        layer=None if layer == -1 else layer,
-        objective=objective,
-        uses_labels=_uses_labels(objective),
-        modality=modality_of(results),
-        trained_on=trained_on(results),
-        datasets=datasets,
-        before=any(m.when == "before" for m in measured),
-        continued=str(recipe.get("continue_from") or ""),
-        measured=bool(measured),
-        labelled=bool(labelled),
-        missing=[name for probe, name in _USUAL_PROBES.items() if not any(m.name == probe for m in labelled)],
-        tables=_tables(results, {(v.key, v.layer): v for v in found}),
-        layer_tables=_layer_tables(results),
-        cells=results.cells(),
-        protocol=_protocol(measured),
-        settings=_settings(results, adapter, recipe, backbone),
-        license=license_of(results),
-        sources=list(_sources(results)),
-        results=results,
-    )
+
+    def __init__(self, results: Results):
+        adapter, recipe = mapping(results.config.get("adapter")), mapping(results.config.get("recipe"))
+        inner, layer, head = mapping(adapter.get("backbone_adapter")), adapter.get("layer", -1), adapter.get("head")
+        base = results.config.get("base_model") or mapping(adapter.get("backbone")).get("id")
+        widths = [width if isinstance(width := adapter.get(name), int) else None for name in ("in_dim", "out_dim")]
+        measured, judged = results.measurements, [v for layer in LAYERS for v in verdicts(results, layer)]
+        labelled = [m for m in measured if m.name not in words.UNLABELLED]
+        missing = [name for probe, name in _USUAL_PROBES.items() if not any(m.name == probe for m in labelled)]
+
+        self.results = results  # for what is shown as it was recorded
+        self.findings = findings(results)  # what training did, in words, warnings first
+        self.judged = any(v.layer == "h" for v in judged)  # whether h was scored before and after training
+        self.head = head if isinstance(head, str) and one_line(head) else ""
+        self.in_dim, self.out_dim = widths  # of h and z
+        self.backbone = base.removeprefix("./") if isinstance(base, str) and one_line(base) else "a backbone"
+        self.title = f"{head} head on {self.backbone}" if head else f"Projection head on {self.backbone}"
+        self.base_model = base_model_of(results)  # the backbone, where it is a Hub id
+        self.embedded = str(results.config.get("base_model") or "").split("/")[-1] == EMBEDDED  # ships with hfproj
+        self.method = _method(inner["peft_type"]) if inner.get("peft_type") else ""  # PEFT's on the backbone
+        self.layer = None if layer == -1 else layer  # the block that h is read from; None: the last
+        self.objective = _objective(results)
+        self.uses_labels = _uses_labels(self.objective)  # None where it is not known
+        self.modality = modality_of(results)  # "image", "text" or None
+        self.trained_on = trained_on(results)  # data sets
+        self.datasets = list(dict.fromkeys(m.dataset for m in measured if m.dataset))  # measured on
+        self.before = any(m.when == "before" for m in measured)  # whether anything was measured before training
+        self.continued = str(recipe.get("continue_from") or "")  # the adapter that training went on from
+        self.measured, self.labelled = bool(measured), bool(labelled)  # whether anything was, and with labels
+        self.missing = missing  # usual probes that were not run
+        self.tables = _tables(results, {(v.key, v.layer): v for v in judged})
+        self.cells = results.cells()  # h and z in one table, the header first
+        self.layer_cells = results.layer_cells()  # every layer, where there are others, the header first
+        self.protocol = _protocol(measured)
+        self.settings = _settings(results, adapter, recipe, self.backbone)  # a part, and pieces of text or `Code`
+        self.license = license_of(results)
+        self.sources = list(_sources(results))
+
+    @property
+    def facts(self) -> list[str]:
+        """Width of z, PEFT method, objective, data sets and seeds, as far as they are known."""
+        seeds = self.results.seeds
+        facts = [
+            f"z of width {self.out_dim}" if self.out_dim else "",
+            f"{self.method} on the backbone" if self.method else "",
+            f"objective {self.objective}" if self.objective else "",
+            f"measured on {', '.join(sorted(self.datasets))}" if self.datasets else "",
+            f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "",
+        ]
+        return [fact for fact in facts if fact]
 
 
 def _tables(results: Results, judged: Mapping[tuple[Key, str], Verdict]) -> list[Table]:
@@ -234,22 +158,6 @@ def _cell(results: Results, key: Key, layer: str, when: str) -> str:
     """Return a number as text: mean ± standard deviation over seeds, without the latter where all seeds agree."""
     found = results.mean_std(key, layer, when)
     return words.number(key[0], found[0], found[1] or None) if found else "–"
-
-
-def _layer_tables(results: Results) -> list[LayerTable]:
-    """Return what was measured in a unit (accuracies), and RankMe, of every layer; empty where only h and z were."""
-    shown = [m for m in results.measurements if m.layer not in LAYERS and (m.unit or m.name == "rankme")]
-    tables = []
-    for dataset in dict.fromkeys(m.dataset for m in shown):
-        names = row_names(m for m in shown if m.dataset == dataset)
-        found = {(m.key, m.when) for m in results.measurements}
-        whens = {key: [when for when in WHENS if (key, when) in found] for key in names}
-        rows = [
-            (layer, [[_cell(results, key, layer, when) for when in whens[key]] for key in names])
-            for layer in results.layers
-        ]
-        tables.append(LayerTable(dataset, list(names.values()), rows))
-    return tables
 
 
 def _protocol(measurements: list[Measurement]) -> list[ProtocolLine]:

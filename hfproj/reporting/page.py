@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from hfproj import plots
 from hfproj.errors import HfprojError
 from hfproj.files import portable, write_atomic
-from hfproj.reporting.context import prepare
+from hfproj.reporting.context import Context
 from hfproj.reporting.metadata import mapping
 from hfproj.reporting.pictures import Picture, pictures_of
 from hfproj.reporting.rendering import render
@@ -61,10 +61,12 @@ def render_report(results: Results) -> str:
         except HfprojError as error:
             not_drawn.setdefault(str(error), []).append(picture.title)
     senses = {verdict.sense for verdict in verdicts(results)}
+    context = Context(results)
     config = {name: value for name, value in results.config.items() if value is not None}
     return render(
         "page.html.jinja",
-        **vars(prepare(results)),
+        **vars(context),
+        facts=context.facts,
         sense=senses.pop() if len(senses) == 1 else "unclear",
         figures=figures,
         not_drawn=not_drawn,

@@ -1,26 +1,30 @@
-"""The pictures of a report: which ones there are data for, and how to read each."""
+"""The pictures of a page: which ones there are data for. Their words are in `templates/pictures.yaml`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from hfproj import plots
 from hfproj.plots.over_steps import metrics_of, over_steps
+from hfproj.reporting.metadata import mapping
 from hfproj.results import LAYERS, WHENS, Results
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _WIDTH = 4.2  # inches: its letters stay readable on a telephone
 _TRAINING = ("loss", "learning_rate", "update_ratio", "gradient_ratio", "timescale_ratio")
 _COLLAPSE = ("rankme", "std")
 _HESSIANS = {"head": "the head's parameters"}
-_BATCH = " The numbers are those of the training batch, from the log."
-_RATIO = (
-    " The update ratio is the length of a step over that of the parameters: with a head far above the backbone, the "
-    "backbone sees a head that has settled."
-)
-_SEEDS = " Bands: one standard deviation over seeds."
-_ACROSS = " Bars and bands, if any: one standard deviation over seeds."
+_GEOMETRY = {
+    "metric_condition_number": plots.plot_metric_condition,
+    "orbits": plots.plot_orbits,
+    "covariance": plots.plot_covariance,
+}
 
 
 class Picture(NamedTuple):
@@ -29,24 +33,30 @@ class Picture(NamedTuple):
     title: str
     caption: str
     alt: str
-    draw: Callable[[], Any]
+    draw: Callable[[], "matplotlib.figure.Figure"]
 
 
 def pictures_of(results: Results) -> list[Picture]:
     """Return a picture of everything that was recorded, in the order of the page."""
-    found = []
+    found = _probes(results)
     if results.spectra:
-        curves = ", ".join(results.spectra)
-        found.append(
-            Picture(
-                "Spectrum of the covariance",
-                "Variance along each principal direction of the features, largest first. A flat curve uses all "
-                "directions; one that falls off the lower edge has collapsed in the remaining ones.",
-                f"Eigenvalues of the covariance against their rank, on a logarithmic scale: {curves}.",
-                partial(plots.plot_spectrum, results.spectra, width=_WIDTH),
-            )
-        )
-    return [*_probes(results), *found, *_over_steps(results), *_geometry(results.geometry)]
+        found.append(_picture("spectrum", plots.plot_spectrum, results.spectra, names=", ".join(results.spectra)))
+    return [*found, *_over_steps(results), *_geometry(results.geometry)]
+
+
+@cache
+def _words() -> dict[str, dict[str, str]]:
+    return yaml.safe_load((Path(__file__).parent / "templates" / "pictures.yaml").read_text(encoding="utf-8"))
+
+
+def _picture(
+    kind: str, plot: Any, *data: Any, notes: Sequence[str] = (), options: Mapping[str, Any] | None = None, **fill: str
+) -> Picture:
+    """Return a picture of some data, its words filled in."""
+    own, more = _words()[kind], _words()["notes"]
+    title, alt = own["title"].format(**fill), own["alt"].format(**fill)
+    caption = " ".join([own["caption"], *(more[note] for note in notes)])
+    return Picture(title[0].upper() + title[1:], caption, alt, partial(plot, *data, width=_WIDTH, **(options or {})))
 
 
 def _probes(results: Results) -> list[Picture]:
@@ -60,14 +70,8 @@ def _probes(results: Results) -> list[Picture]:
                 sides[f"{name}: {layer}"] = {when: pair for when, pair in found.items() if pair}
     pictures = []
     if len(sides) > 2:
-        pictures.append(
-            Picture(
-                "Probes before and after training",
-                "Accuracy on held-out items of classifiers that saw the features alone." + _ACROSS,
-                f"Accuracies before and after training: {_names(sides)}.",
-                partial(plots.plot_groups, sides, "accuracy", width=_WIDTH),
-            )
-        )
+        named = ", ".join(sides)
+        pictures.append(_picture("probes", plots.plot_groups, sides, "accuracy", notes=["bars"], names=named))
     for key, name in names.items():
         curves: dict[str, dict[str, tuple[float, float]]] = {}
         for when in WHENS:
@@ -76,61 +80,36 @@ def _probes(results: Results) -> list[Picture]:
             if len(curve.keys() - set(LAYERS)) > 1:
                 curves[f"{when} training"] = curve
         if curves:
-            pictures.append(
-                Picture(
-                    f"{name[0].upper()}{name[1:]}, layer by layer",
-                    "Where the representation is best. A head that forgets what the objective calls irrelevant lies "
-                    "below the layers before it." + _ACROSS,
-                    f"{name} of each layer, from {' to '.join(results.layers[:: len(results.layers) - 1])}.",
-                    partial(plots.plot_layers, curves, name, width=_WIDTH),
-                )
-            )
+            ends = f"{results.layers[0]} to {results.layers[-1]}"
+            pictures.append(_picture("layers", plots.plot_layers, curves, name, notes=["bars"], name=name, names=ends))
     return pictures
 
 
 def _over_steps(results: Results) -> list[Picture]:
-    rows, note = results.history, ""
+    rows: Sequence[Mapping[str, Any]] = results.history
+    notes = []
     if not rows:
-        rows, note = [row for row in results.log if "loss" in row and "step" in row], _BATCH
+        rows = [row for row in results.log if "loss" in row and "step" in row]
+        notes.append("batch")
     if not rows:
         return []
     metrics = metrics_of(rows)
     if len({row["step"] for row in rows}) < len(rows):
-        note += _SEEDS
+        notes.append("bands")
     rest = [name for name in metrics if name not in _COLLAPSE + _TRAINING + ("grad_norm",)]
-    groups = [
-        (
-            "Rank and spread while training",
-            "RankMe is the number of directions in use; the std of unit rows is 1/√dim where they spread evenly. Both "
-            "falling towards their floor is collapse. z falling while h stays is what a head may do.",
-            _COLLAPSE,
-        ),
-        (
-            "Training",
-            "The loss that was minimised, and how fast." + (_RATIO if "update_ratio" in metrics else ""),
-            _TRAINING,
-        ),
-        ("Further diagnostics", "What else was recorded while training.", rest),
-    ]
     found = []
-    for title, caption, names in groups:
-        shown = [name for name in names if name in metrics]
-        if shown:
-            alt = "; ".join(_ends(rows, name, metrics[name]) for name in shown)
-            draw = partial(plots.plot_history, rows, metrics=shown, width=_WIDTH)
-            found.append(Picture(title, caption + note, f"{title}. {alt}.", draw))
+    for kind, names in (("collapse", _COLLAPSE), ("training", _TRAINING), ("diagnostics", rest)):
+        if shown := [name for name in names if name in metrics]:
+            ratio = ["ratio"] if "update_ratio" in shown else []
+            ends = "; ".join(_ends(rows, name, metrics[name]) for name in shown)
+            options: dict[str, Any] = {"metrics": shown}
+            found.append(_picture(kind, plots.plot_history, rows, notes=ratio + notes, options=options, ends=ends))
     curvature = [name for name in ("lambda_min", "lambda_max") if np.isfinite(over_steps(rows, name)[1]).any()]
     if curvature:
         of = str(results.config.get("curvature_of") or "")
-        found.append(
-            Picture(
-                "Extreme curvature",
-                "Smallest and largest eigenvalue of the Hessian of the loss; bars show the bound on the error. Below "
-                "zero the point is no minimum: there is a direction in which it is left.",
-                f"Extreme eigenvalues of the Hessian. {'; '.join(_ends(rows, name, []) for name in curvature)}.",
-                partial(plots.plot_eigenvalues, rows, of=_HESSIANS.get(of, of), width=_WIDTH),
-            )
-        )
+        ends = "; ".join(_ends(rows, name, []) for name in curvature)
+        options = {"of": _HESSIANS.get(of, of)}
+        found.append(_picture("curvature", plots.plot_eigenvalues, rows, options=options, ends=ends))
     return found
 
 
@@ -145,54 +124,16 @@ def _ends(rows: Sequence[Mapping[str, Any]], metric: str, layers: Sequence[str])
 
 
 def _geometry(geometry: Mapping[str, Any]) -> list[Picture]:
-    found = []
-    if geometry.get("metric_condition_number"):
-        values = geometry["metric_condition_number"]
+    found = [
+        _picture(kind, plot, geometry[kind], names=_names(geometry[kind]))
+        for kind, plot in _GEOMETRY.items()
+        if geometry.get(kind)
+    ]
+    if values := geometry.get("feature_weights"):
+        layers = mapping(values).get("layers") or {} if isinstance(values, Mapping) else values
+        options = {"features": mapping(values).get("features")}
         found.append(
-            Picture(
-                "Condition number of the metric",
-                "How unevenly the head stretches directions of h (G = JᵀJ, J the Jacobian of the head), a dot per "
-                "sample: 1 where all directions that it keeps count alike, large where some all but vanish. The box "
-                "holds the middle half of the samples, the line in it is the median.",
-                f"Condition numbers of the pullback metric per sample, of {_names(values)}.",
-                partial(plots.plot_metric_condition, values, width=_WIDTH),
-            )
-        )
-    if geometry.get("orbits"):
-        values = geometry["orbits"]
-        found.append(
-            Picture(
-                "Orbits of augmentation",
-                "Each line is one image while a transformation is turned up, in the plane of the two principal "
-                "components. A head that does not see the transformation contracts lines to points. Each panel has "
-                "its own scale: compare the length of lines with the distance between them.",
-                f"Orbits of augmentation in the plane of two principal components, of {_names(values)}.",
-                partial(plots.plot_orbits, values, width=_WIDTH),
-            )
-        )
-    if geometry.get("covariance"):
-        values = geometry["covariance"]
-        found.append(
-            Picture(
-                "Correlation of dimensions",
-                "Off the diagonal, colour means that two dimensions say the same; white is none. Grey dimensions have "
-                "no variance.",
-                f"Heat map of correlations between dimensions, of {_names(values)}.",
-                partial(plots.plot_covariance, values, width=_WIDTH),
-            )
-        )
-    if geometry.get("feature_weights"):
-        values = geometry["feature_weights"]
-        layers = values.get("layers") or {} if isinstance(values, Mapping) else values
-        features = values.get("features") if isinstance(values, Mapping) else None
-        found.append(
-            Picture(
-                "Weight of features",
-                "How strongly each layer carries each feature, against the layer's mean. CV is the coefficient of "
-                "variation: where it grows with depth, later layers keep fewer features.",
-                f"Relative weights of features, of {_names(layers)}.",
-                partial(plots.plot_feature_weights, layers, features=features, width=_WIDTH),
-            )
+            _picture("feature_weights", plots.plot_feature_weights, layers, options=options, names=_names(layers))
         )
     return found
 

@@ -237,8 +237,9 @@ def test_several_data_sets_have_a_table_each_and_share_the_protocol():
 def test_layers_have_a_table():
     inner = [knn(f"layers.{i}", when, (i + 5) / 10) for i in (0, 1) for when in ("before", "after")]
     text = body(render_card(a_result(measurements=[*inner, *a_result().measurements])))
-    assert "### Layer by layer\n\nBefore → after training.\n\n| layer | 20-NN accuracy |\n" in text
-    assert "| `layers.1` | 0.6000 → 0.6000 |" in text
+    header = "| layer | 20-NN accuracy before | 20-NN accuracy after |\n| --- | ---: | ---: |\n"
+    assert f"### Layer by layer\n\n{header}" in text
+    assert "| `layers.1` | 0.6000 | 0.6000 |" in text
     assert "Layer by layer" not in render_card(a_result())
 
 

@@ -16,6 +16,7 @@ from hfproj.files import write_atomic
 if TYPE_CHECKING:
     import matplotlib.figure
 
+Target = str | os.PathLike | None  # where to write
 WIDTH = 6.4  # inches
 INK, GRID = "0.15", "0.9"
 _LONGEST = 40  # letters of a name
@@ -60,6 +61,7 @@ def panels(count: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
 
 
 def title(axes: Any, text: str) -> None:
+    """Write a panel's title above its left corner."""
     axes.set_title(text, loc="left", fontsize="medium")
 
 
@@ -107,6 +109,7 @@ def literal(text: object, *, wrap: int = 0) -> str:
 
 
 def layer_name(name: str) -> str:
+    """Return what a layer is called in a figure."""
     return LAYERS.get(name, literal(name))
 
 
@@ -170,7 +173,7 @@ def as_mapping(value: Any, what: str) -> dict[str, Any]:
     return {str(key): entry for key, entry in value.items()}
 
 
-def finish(figure: "matplotlib.figure.Figure", path: str | os.PathLike | None) -> "matplotlib.figure.Figure":
+def finish(figure: "matplotlib.figure.Figure", path: Target) -> "matplotlib.figure.Figure":
     """Write the figure if a path is given, and return it."""
     if path is not None:
         path = Path(path)
