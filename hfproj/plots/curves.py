@@ -214,9 +214,7 @@ def _as_pairs(values: Any, outer: str, inner: str) -> dict[str, dict[str, tuple[
             given = value if np.ndim(value) else [value]
             pair = as_array(given, f"{name!r} of {group!r}", shape="(mean, std)", dims=1)
             if pair.size > 2 or not np.isfinite(pair).all() or pair[1:].min(initial=0) < 0:
-                raise UsageError(
-                    f"Expected {name!r} of {group!r} as (mean, standard deviation ≥ 0), got {value!r:.80}."
-                )
+                raise UsageError(f"Expected {name!r} of {group!r} as (mean, deviation ≥ 0), got {value!r:.80}.")
             table.setdefault(group, {})[name] = (float(pair[0]), float(pair[1]) if pair.size > 1 else 0.0)
     return table
 
