@@ -131,7 +131,11 @@ def _registries() -> dict[str, Any]:
     }  # fmt: skip
     return {
         kind: {
-            name: {n: "" if p.default is p.empty else _text(p.default) for n, p in registry.options(name).items()}
+            name: {
+                n: "" if p.default is p.empty else _text(p.default)
+                for n, p in registry.options(name).items()
+                if p.kind is p.KEYWORD_ONLY
+            }
             for name in registry.list()
         }
         for kind, registry in tables.items()
