@@ -27,14 +27,9 @@ class Registry(Generic[Made]):
     """
 
     def __init__(
-        self,
-        kind: str,
-        entries: dict[str, tuple[str, str] | tuple[str, str, dict[str, Any]]],
-        *,
-        base: type[Made] | None = None,
-        needs: Sequence[str] = (),
-        options: Sequence[str] = (),
-    ):
+        self, kind: str, entries: dict[str, tuple[str, str] | tuple[str, str, dict[str, Any]]], *,
+        base: type[Made] | None = None, needs: Sequence[str] = (), options: Sequence[str] = (),
+    ):  # fmt: skip
         self.kind, self._base, self._needs, self._options = kind, base or object, needs, options
         self._entries: dict[str, tuple[str | type, str, dict[str, Any]]] = {
             name: (entry[0], entry[1], entry[2] if len(entry) > 2 else {}) for name, entry in entries.items()

@@ -56,23 +56,11 @@ class MLPHead(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        in_dim: int,
-        out_dim: int | None = 128,
-        hidden_dim: int | Sequence[int] | None = 2048,
-        depth: int = 2,
-        activation: str = "relu",
-        norm: str | None = "batch",
-        bias: bool | None = None,
-        last_norm: str | None = None,
-        last_bias: bool | None = None,
-        last_affine: bool | str = True,
-        last_activation: str = "identity",
-        init: str = "default",
-        l2_normalise: bool = False,
-        batch_statistics: str = "per_view",
-    ):
+        self, *, in_dim: int, out_dim: int | None = 128, hidden_dim: int | Sequence[int] | None = 2048, depth: int = 2,
+        activation: str = "relu", norm: str | None = "batch", bias: bool | None = None, last_norm: str | None = None,
+        last_bias: bool | None = None, last_affine: bool | str = True, last_activation: str = "identity",
+        init: str = "default", l2_normalise: bool = False, batch_statistics: str = "per_view",
+    ):  # fmt: skip
         super().__init__()
         self.in_dim = check_positive("in_dim", in_dim)
         self.out_dim = in_dim if out_dim is None else check_positive("out_dim", out_dim)

@@ -63,14 +63,9 @@ class BatchNorm(ShowsOptions, nn.Module):
     num_batches_tracked: Tensor
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        affine: bool | str = True,
+        self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool | str = True,
         statistics: str = "per_view",
-    ):
+    ):  # fmt: skip
         super().__init__()
         check_choice("affine", affine, (True, False, "scale"))
         check_choice("statistics", statistics, ("per_view", "joint"))

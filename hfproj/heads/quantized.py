@@ -93,15 +93,9 @@ class QuantizedHead(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        in_dim: int,
-        out_dim: int | None = None,
-        head: str = "simclr_solo",
-        head_options: dict[str, Any] | None = None,
-        levels: int = 30,
-        variant: str = "tan",
-    ):
+        self, *, in_dim: int, out_dim: int | None = None, head: str = "simclr_solo",
+        head_options: dict[str, Any] | None = None, levels: int = 30, variant: str = "tan",
+    ):  # fmt: skip
         super().__init__()
         _check_quantizer(levels, variant)
         self.inner = create_inner(head, in_dim=in_dim, options=head_options, out_dim=out_dim)

@@ -85,14 +85,9 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        in_dim: int,
-        d0: int,
-        constant: float | str = 0.0,
-        evaluate: str = "constant",
+        self, *, in_dim: int, d0: int, constant: float | str = 0.0, evaluate: str = "constant",
         out_dim: int | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.d0, self.in_dim = _check_d0(d0, in_dim)
         self.out_dim = check_kept_width("The constant-subvector head", in_dim, out_dim)

@@ -7,9 +7,6 @@ For b > 0, σ_b is the soft threshold: it sets entries in [−b, b] to 0 and mov
 References:
     Xue, Gan, Ni, Joshi, Mirzasoleiman 2024, arXiv 2403.11391; jiayini1119/projection-head-experiments
     ``models/spuco_model.py``, class ``SymmetricReLU`` and ``identity_init``.
-
-Deviations:
-    None.
 """
 
 import torch

@@ -70,15 +70,9 @@ class TopKHead(ShowsOptions, nn.Module):
     idle: Tensor
 
     def __init__(
-        self,
-        *,
-        in_dim: int,
-        out_dim: int | None = None,
-        width: int | None = None,
-        top_k: int | None = None,
-        stem: str | None = None,
-        stem_options: dict[str, Any] | None = None,
-    ):
+        self, *, in_dim: int, out_dim: int | None = None, width: int | None = None, top_k: int | None = None,
+        stem: str | None = None, stem_options: dict[str, Any] | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.in_dim = check_positive("in_dim", in_dim)
         if stem is None:

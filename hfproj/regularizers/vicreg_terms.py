@@ -48,15 +48,9 @@ class VICRegTerms(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        on: str = "z",
-        variance_weight: float = 25.0,
-        covariance_weight: float = 1.0,
-        variance_reduction: str = "mean",
-        target: float = 1.0,
-        eps: float = 1e-4,
-    ):
+        self, *, on: str = "z", variance_weight: float = 25.0, covariance_weight: float = 1.0,
+        variance_reduction: str = "mean", target: float = 1.0, eps: float = 1e-4,
+    ):  # fmt: skip
         super().__init__()
         check_on(on)
         check_choice("variance_reduction", variance_reduction, ("mean", "sum"))

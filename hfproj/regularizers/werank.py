@@ -71,12 +71,7 @@ class WERank(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        layers: str = "all",
-        squared: bool = False,
-        side: str = "WtW",
-        alpha: float | dict[str, float] = 1.0,
+        self, *, layers: str = "all", squared: bool = False, side: str = "WtW", alpha: float | dict[str, float] = 1.0
     ):
         super().__init__()
         check_choice("layers", layers, ("all", "last", "head", "encoder"))
