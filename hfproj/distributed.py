@@ -1,12 +1,12 @@
 """Collectives that autograd sees through; with one process, or none initialised, each is the identity.
 
-Convention of the whole library: **every rank's loss is the value of the joint loss** (that of one process holding
-all rows), and **collectives sum in the backward**. With W processes a rank's gradient is then that of W·L with
+Convention of the whole library: **every rank's loss is the value of the global loss** (that of one process
+holding all rows), and **collectives sum in the backward**. With W processes a rank's gradient is then that of W·L with
 respect to its own copy of the parameters,
 
     dθ_r = W · ∂L/∂θ_r,        mean over ranks (what DDP does) = Σ_r ∂L/∂θ_r = dL/dθ,
 
-exactly the gradient of one process with the joint batch, also where ranks hold different numbers of rows.
+exactly the gradient of one process with the global batch, also where ranks hold different numbers of rows.
 
 Rules that follow from it: all ranks call the same collectives in the same order, hence a tensor requires a gradient on
 every rank or on none; tensors lie on the device of the backend (CUDA for nccl).
@@ -29,42 +29,23 @@ def _initialised() -> bool:
 
 
 def world_size() -> int:
-    """Return the number of processes.
-
-    Example:
-        >>> world_size()
-        1
-    """
+    """Return the number of processes."""
     return dist.get_world_size() if _initialised() else 1
 
 
 def rank() -> int:
-    """Return the index of this process, from 0.
-
-    Example:
-        >>> rank()
-        0
-    """
+    """Return the index of this process, from 0."""
     return dist.get_rank() if _initialised() else 0
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process is here."""
     if world_size() > 1:
         dist.barrier()
 
 
 def row_counts(n: int, device: torch.device | str = "cpu") -> list[int]:
-    """Return how many rows each process holds, in rank order.
-
-    Args:
-        n: Rows of this process.
-        device: Where the collective runs: that of the tensor whose rows are counted.
-
-    Example:
-        >>> row_counts(5)
-        [5]
-    """
+    """Return how many rows each process holds, in rank order; `n` are here, counted on the `device` of their tensor."""
     if world_size() == 1:
         return [n]
     counts = torch.empty(world_size(), dtype=torch.int64, device=device)
@@ -82,10 +63,6 @@ def gather_rows(
     Args:
         x: Rows of this process; the other dimensions agree over the processes.
         counts: What :func:`row_counts` returned, if known: saves its synchronisation.
-
-    Example:
-        >>> gather_rows(torch.arange(3.0)).tolist()
-        [0.0, 1.0, 2.0]
     """
     if world_size() == 1:
         return x
@@ -93,22 +70,12 @@ def gather_rows(
 
 
 def all_reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return the sum over processes; the backward sums the gradients over processes, and is itself differentiable.
-
-    Example:
-        >>> all_reduce_sum(torch.tensor(2.0)).item()
-        2.0
-    """
+    """Return the sum over processes; the backward sums the gradients over processes, and is itself differentiable."""
     return x if world_size() == 1 else _AllReduceSum.apply(x)
 
 
 def all_reduce_max(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return the elementwise maximum over processes, without a gradient.
-
-    Example:
-        >>> all_reduce_max(torch.tensor(2.0, requires_grad=True)).requires_grad
-        False
-    """
+    """Return the elementwise maximum over processes, without a gradient."""
     x = x.detach()
     if world_size() > 1:
         x = x.clone(memory_format=torch.contiguous_format)
@@ -117,12 +84,7 @@ def all_reduce_max(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 
 
 def broadcast_object(value: Any, src: int = 0) -> Any:
-    """Return the value that process `src` holds (pickled between the processes of one job, never to disk).
-
-    Example:
-        >>> broadcast_object("run-7")
-        'run-7'
-    """
+    """Return the value that process `src` holds (pickled between the processes of one job, never to disk)."""
     if world_size() == 1:
         return value
     box = [value]

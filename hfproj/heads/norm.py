@@ -138,13 +138,7 @@ class BatchNorm(ShowsOptions, nn.Module):
 def create_norm(
     name: str | None, dim: int, *, affine: bool | str = True, statistics: str = "per_view"
 ) -> nn.Module | None:
-    """Return a norm by its name, or None for None.
-
-    Args:
-        name: None, ``"batch"`` (:class:`BatchNorm`) or ``"layer"``.
-        dim: Number of features.
-        affine: True learns scale and shift, ``"scale"`` the scale alone, False neither.
-        statistics: ``"per_view"`` or ``"joint"``, for ``"batch"``.
+    """Return a norm by its name, ``"batch"`` (:class:`BatchNorm`, with its options) or ``"layer"``, or None for None.
 
     Raises:
         UsageError: If the name or a choice is unknown.

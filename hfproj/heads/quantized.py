@@ -37,11 +37,6 @@ _MOST_LEVELS = 1000
 def quantize(u: Float[Tensor, "*shape"], *, levels: int, variant: str = "tan") -> Float[Tensor, "*shape"]:
     """Round tanh(u + shift) to `levels` values, in float32 or better, with a straight-through gradient.
 
-    Args:
-        u: Any values.
-        levels: Number of values, 2 to 1000.
-        variant: ``"tan"`` or ``"atanh"``, see the module.
-
     Raises:
         UsageError: If there are fewer than 2 or more than 1000 levels, or the variant is unknown.
 

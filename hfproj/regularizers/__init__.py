@@ -16,30 +16,19 @@ from hfproj.regularizers.base import Weighted
 
 __all__ = ["REGULARIZERS", "Weighted", "create_regularizer", "list_regularizers", "register_regularizer"]
 
+_ENTRIES = {
+    "bottleneck": ("bottleneck:Bottleneck", "matrix mutual information of h and z"),
+    "koleo": ("koleo:KoLeo", "pushes each row from its nearest neighbour (DINOv2)"),
+    "orthogonality": ("orthogonality:Orthogonality", "‖WWᵀ − I‖² of the last layer: singular values of 1"),
+    "sigreg": ("sigreg:SIGReg", "pulls features to N(0, I) along random directions (LeJEPA)"),
+    "sparse_head": ("sparse_head:SparseHead", "L2,1 norm that switches whole input features of the head off"),
+    "vicreg_terms": ("vicreg_terms:VICRegTerms", "variance and covariance terms of VICReg, on z or h"),
+    "wasserstein": ("wasserstein:Wasserstein", "Wasserstein distance of unit rows from uniform on the sphere"),
+    "werank": ("werank:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
+}
 REGULARIZERS: Registry[nn.Module] = Registry(
     "regularizer",
-    {
-        "bottleneck": ("hfproj.regularizers.bottleneck:Bottleneck", "matrix mutual information of h and z"),
-        "koleo": ("hfproj.regularizers.koleo:KoLeo", "pushes each row from its nearest neighbour (DINOv2)"),
-        "orthogonality": (
-            "hfproj.regularizers.orthogonality:Orthogonality",
-            "‖WWᵀ − I‖² of the last layer: singular values of 1",
-        ),
-        "sigreg": ("hfproj.regularizers.sigreg:SIGReg", "pulls features to N(0, I) along random directions (LeJEPA)"),
-        "sparse_head": (
-            "hfproj.regularizers.sparse_head:SparseHead",
-            "L2,1 norm that switches whole input features of the head off",
-        ),
-        "vicreg_terms": (
-            "hfproj.regularizers.vicreg_terms:VICRegTerms",
-            "variance and covariance terms of VICReg, on z or h",
-        ),
-        "wasserstein": (
-            "hfproj.regularizers.wasserstein:Wasserstein",
-            "Wasserstein distance of unit rows from uniform on the sphere",
-        ),
-        "werank": ("hfproj.regularizers.werank:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
-    },
+    {name: (f"hfproj.regularizers.{where}", line) for name, (where, line) in _ENTRIES.items()},
     base=nn.Module,
     needs=["forward"],
 )

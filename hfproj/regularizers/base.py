@@ -67,21 +67,11 @@ class Weighted:
 
 
 def features(on: str, h: Tensor, z: Tensor, *, gather: bool = False) -> Views:
-    """Return h or z, for regularizers that act on either.
-
-    Args:
-        on: ``"h"`` or ``"z"``.
-        h: Representations.
-        z: Projections.
-        gather: Whether the images of all processes are returned, differentiably, instead of those of this process.
+    """Return h or z, for regularizers that act on either; with `gather` the images of all processes, differentiably.
 
     Raises:
-        UsageError: If `on` is something else, the features have another shape or type, or h carries no gradient while
-            z does.
-
-    Example:
-        >>> features("z", torch.zeros(2, 4, 8), torch.zeros(2, 4, 3)).shape
-        torch.Size([2, 4, 3])
+        UsageError: If `on` is neither ``"h"`` nor ``"z"``, the features have another shape or type, or h carries no
+            gradient while z does.
     """
     check_on(on)
     x = check_views(on, h if on == "h" else z)

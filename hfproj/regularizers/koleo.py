@@ -30,11 +30,7 @@ from hfproj.typing import Features, Scalar
 
 
 def koleo_loss(f: Features, *, eps: float = 1e-8) -> Scalar:
-    """Return KoLeo of the rows of one view.
-
-    Args:
-        f: At least two rows, in any floating-point type; computed in float32 or better.
-        eps: ε: norm up to which a row counts as zero, added to each difference and to each distance.
+    """Return KoLeo of the rows of one view, at least two, in float32 or better; a norm up to ε counts as zero.
 
     Raises:
         UsageError: If there are fewer than two rows.

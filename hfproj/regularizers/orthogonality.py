@@ -28,12 +28,7 @@ from hfproj.typing import Scalar
 
 
 def orthogonality_penalty(weight: Float[Tensor, "out fan_in"], *, side: str = "auto", reduction: str = "sum") -> Scalar:
-    """Return ‖W Wᵀ − I‖_F² or ‖Wᵀ W − I‖_F².
-
-    Args:
-        weight: W.
-        side: ``"WWt"``, ``"WtW"``, or ``"auto"`` for the smaller of the two matrices.
-        reduction: ``"sum"``, or ``"mean"`` over the entries of that matrix.
+    """Return ‖W Wᵀ − I‖_F² or ‖Wᵀ W − I‖_F²; the options are those of `Orthogonality`.
 
     Raises:
         UsageError: If the side or the reduction is unknown.

@@ -40,9 +40,6 @@ _OFF = 1e-3  # a group whose norm is no larger than this fraction of the largest
 def group_norms(weight: Float[Tensor, "out fan_in"], *, group: str = "input") -> Float[Tensor, " groups"]:
     """Return the norm of each column, or of each row for ``group="output"``; at a group of zeros its gradient is 0.
 
-    Raises:
-        UsageError: If the group is unknown.
-
     Example:
         >>> group_norms(torch.tensor([[3.0, 0.0], [4.0, 0.0]])).tolist()
         [5.0, 0.0]
@@ -56,9 +53,6 @@ def shrink_groups(
 ) -> Float[Tensor, "out fan_in"]:
     """Return the proximal map of ``threshold · Σ_i ‖W[:, i]‖``: norms fall by `threshold`, those below it to zero.
 
-    Raises:
-        UsageError: If the group is unknown.
-
     Example:
         >>> shrink_groups(torch.tensor([[3.0, 0.1], [4.0, 0.1]]), 0.5).tolist()  # norms 5 → 4.5 and 0.14 → 0
         [[2.6999..., 0.0], [3.5999..., 0.0]]
@@ -69,9 +63,6 @@ def shrink_groups(
 
 def sparsity(weight: Float[Tensor, "out fan_in"], *, group: str = "input") -> float:
     """Return the fraction of groups that are switched off: norm at most 1e-3 of the largest; 1 if all are zero.
-
-    Raises:
-        UsageError: If the group is unknown.
 
     Example:
         >>> sparsity(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))

@@ -28,13 +28,9 @@ from hfproj.typing import Scalar
 def werank_penalty(
     weights: Sequence[Tensor], *, alphas: Sequence[float] | None = None, side: str = "WtW", squared: bool = False
 ) -> Scalar:
-    """Return Σ_l α_l ‖W_lᵀ W_l − I‖_F over at least one weight.
+    """Return Σ_l α_l ‖W_lᵀ W_l − I‖_F over at least one W_l ``[out, fan_in]``, with α_l = 1 where there are none.
 
-    Args:
-        weights: The W_l, each ``[out, fan_in]``.
-        alphas: The α_l; None: all 1.
-        side: ``"WtW"`` (the paper), ``"WWt"``, or ``"auto"`` for the smaller of the two matrices.
-        squared: Whether norms are squared.
+    The other options are those of `WERank`.
 
     Raises:
         UsageError: If the side is unknown.
