@@ -1,5 +1,6 @@
 """Files of results: whole or not at all, without the paths of this machine, and measured once."""
 
+import contextlib
 import json
 import math
 import os
@@ -27,7 +28,7 @@ def portable(value: Any) -> Any:
     `./` and its last part.
 
     Raises:
-        UsageError: a value that JSON cannot hold.
+        UsageError: If JSON cannot hold a value.
 
     Example:
         >>> portable({"data": "/home/someone/data/cifar10", "lr": float("nan"), "ids": {2, 1}})
@@ -45,13 +46,11 @@ def portable(value: Any) -> Any:
         return portable(value.tolist())
     if hasattr(value, "value") and type(value).__module__ != "builtins" and not callable(value):  # enums
         return portable(value.value)
-    if isinstance(value, os.PathLike):
+    if isinstance(value, str | os.PathLike):
         return _portable_text(os.fspath(value))
-    if isinstance(value, str):
-        return _portable_text(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float):
         return value
     raise UsageError(f"A {type(value).__name__} cannot be written to results.json: {value!r}.")
 
@@ -64,12 +63,10 @@ def _portable_text(text: str) -> str:
 
 
 def _shorten(path: str) -> str:
-    if path.startswith("/"):
-        try:
-            return f"./{PurePosixPath(path).relative_to(PurePosixPath(Path.cwd())).as_posix()}"
-        except ValueError:
-            return f"./{PurePosixPath(path).name}"
-    return f"./{PureWindowsPath(path).name}"
+    posix, here = PurePosixPath(path), PurePosixPath(Path.cwd())
+    if path.startswith("/") and posix.is_relative_to(here):
+        return f"./{posix.relative_to(here)}"
+    return f"./{posix.name if path.startswith('/') else PureWindowsPath(path).name}"
 
 
 def command_line(argv: Iterable[str] | None = None) -> str:
@@ -94,10 +91,8 @@ def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a result depends on; absent ones are left out."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -140,7 +135,7 @@ def rounded(value: Any, digits: int = 6) -> Any:
 def measured_once(path: str | os.PathLike, measure: Callable[[], Any]) -> Any:
     """Return what is in a JSON file; where it is missing, what `measure` returns, `rounded`, which is then kept there.
 
-    Studies of many runs go on where they were interrupted. Whatever a measurement depends on belongs into the path.
+    Studies of many runs continue where they were interrupted. Whatever a measurement depends on belongs in the path.
     """
     path = Path(path)
     if not path.is_file():

@@ -199,8 +199,7 @@ class ImageViews(_Images):
 
     Args:
         size: Side of the views in pixels.
-        mean: Of each channel, subtracted (pixels in [0, 1]).
-        std: Of each channel, divided by.
+        mean, std: Of each channel; pixels in [0, 1] become (x − mean) / std.
         num_views: Views of each image, at least 1.
         local_views: Further views of `local_size`: 6 in SwAV, 8 in DINO. 0: none.
         local_size: Their side in pixels, one that the backbone takes: 96 beside 224 in both papers.
@@ -244,7 +243,8 @@ class ImageViews(_Images):
                 f"local_views={local_views} and local_size={local_size}."
             )
         self.num_views, self.local_views, self.local_size, self.seed = num_views, local_views, local_size, seed
-        self.augmentations = _for_each_view(augmentation or Augmentation(**options), "num_views", num_views)
+        augmentation = Augmentation(**options) if augmentation is None else augmentation
+        self.augmentations = _for_each_view(augmentation, "num_views", num_views)
         self.sizes = [size] * num_views
         if local_size is not None:
             if local_augmentation is None:
@@ -289,13 +289,9 @@ class EvalImages(_Images):
     [batch, 3, size, size]; ``index`` and ``labels``, int64 [batch], are there if all items have them.
 
     Args:
-        size: Side of the result in pixels.
-        mean: Of each channel, subtracted (pixels in [0, 1]).
-        std: Of each channel, divided by.
+        size, mean, std, image_column, label_column: As in `ImageViews`.
         resize: Length of the shorter side before the crop, at least `size`; None: `size`.
         interpolation: ``"bicubic"`` or ``"bilinear"``.
-        image_column: Entry of an item that holds the image.
-        label_column: Entry that holds the class number; None for no labels.
 
     Raises:
         UsageError: If `resize` is below `size` or the interpolation is unknown; on call, if an item has no image.

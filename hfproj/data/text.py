@@ -89,10 +89,8 @@ class EvalText(_Sentences):
     """Collator of sentences for evaluation: a list of items → ``{"inputs", "index", "labels"}``.
 
     Args:
-        tokenizer: A tokenizer of `transformers`.
+        tokenizer, max_length, label_column: As in `TextViews`.
         column: Entry of an item that holds the sentence.
-        max_length: Tokens at most.
-        label_column: Entry that holds the class number; None for no labels.
 
     Raises:
         UsageError: On call, if an item lacks the column, or has something else than text there.
