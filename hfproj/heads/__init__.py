@@ -15,29 +15,26 @@ from hfproj.registry import Registry
 
 __all__ = ["HEADS", "create_head", "list_heads", "register_head"]
 
+_ENTRIES = {
+    "identity": ("linear:IdentityHead", "z = h: the objective acts on the representation itself"),
+    "linear": ("linear:LinearHead", "one linear layer, optionally followed by a norm"),
+    "mlp": ("mlp:MLPHead", "linear layers with norms and activations between them (SimCLR and most)"),
+    "reweight": ("reweight:ReweightHead", "fixed: entry i of h times kappa^-i, nothing to train"),
+    "symmetric_relu": (
+        "symmetric_relu:SymmetricReLUHead",
+        "two linear layers around a symmetric ReLU, the identity map at first",
+    ),
+    "subvector": ("subvector:SubvectorHead", "DirectCLR: the first d0 entries of h"),
+    "constant_subvector": (
+        "subvector:ConstantSubvectorHead",
+        "the first d0 entries of h, and a constant in place of the others",
+    ),
+    "quantized": ("quantized:QuantizedHead", "another head, its output rounded to a few levels"),
+    "topk": ("topk:TopKHead", "sparse autoencoder that keeps the largest units, without a loss of its own"),
+}
 HEADS: Registry[nn.Module] = Registry(
     "head",
-    {
-        "identity": ("hfproj.heads.linear:IdentityHead", "z = h: the objective acts on the representation itself"),
-        "linear": ("hfproj.heads.linear:LinearHead", "one linear layer, optionally followed by a norm"),
-        "mlp": ("hfproj.heads.mlp:MLPHead", "linear layers with norms and activations between them (SimCLR and most)"),
-        "reweight": ("hfproj.heads.reweight:ReweightHead", "fixed: entry i of h times kappa^-i, nothing to train"),
-        "symmetric_relu": (
-            "hfproj.heads.symmetric_relu:SymmetricReLUHead",
-            "two linear layers around a symmetric ReLU, the identity map at first",
-        ),
-        "subvector": ("hfproj.heads.subvector:SubvectorHead", "DirectCLR: the first d0 entries of h"),
-        "constant_subvector": (
-            "hfproj.heads.subvector:ConstantSubvectorHead",
-            "the first d0 entries of h, and a constant in place of the others",
-        ),
-        "quantized": ("hfproj.heads.quantized:QuantizedHead", "another head, its output rounded to a few levels"),
-        "topk": (
-            "hfproj.heads.topk:TopKHead",
-            "sparse autoencoder that keeps the largest units, without a loss of its own",
-        ),
-        **PRESETS,
-    },
+    {**{name: (f"hfproj.heads.{where}", line) for name, (where, line) in _ENTRIES.items()}, **PRESETS},
     base=nn.Module,
     needs=["forward"],
     options=["in_dim"],

@@ -5,11 +5,8 @@ A preset is data: its parts are the names and options that `hfproj.create_head`,
 ``preset.config(trainable="full")`` does, without it the head alone is trained. This room imports `tuner`, `objectives`
 and what lies below them; the rows of the papers, on the top floor, are reached by name.
 
-| file | settings |
-|---|---|
-| ``published.py`` | each objective as it was published, mostly for ImageNet |
-| ``cifar.py`` | solo-learn's for CIFAR |
-| ``hfproj/studies/paper_presets.py`` | the rows of the tables in five papers on projection heads |
+:mod:`hfproj.presets.published` has each objective as it was published, and solo-learn's settings for CIFAR; the rows of
+the tables in five papers on projection heads are in ``hfproj/studies/paper_presets.py``.
 """
 
 import importlib
@@ -18,8 +15,7 @@ from functools import cache
 
 from hfproj.errors import unknown
 from hfproj.presets.base import Preset
-from hfproj.presets.cifar import CIFAR
-from hfproj.presets.published import PUBLISHED
+from hfproj.presets.published import CIFAR, PUBLISHED
 
 __all__ = ["Preset", "all_presets", "get_preset", "list_presets"]
 
