@@ -140,17 +140,18 @@ class ShowsOptions:
 
     Example:
         >>> class Loss(ShowsOptions, nn.Module):
-        ...     def __init__(self, *, temperature: float = 0.2):
+        ...     def __init__(self, dim: int, *, temperature: float = 0.2):
         ...         super().__init__()
-        ...         self.temperature = temperature
-        >>> Loss()
-        Loss(temperature=0.2)
+        ...         self.dim, self.temperature = dim, temperature
+        >>> Loss(8)
+        Loss(8, temperature=0.2)
     """
 
     def extra_repr(self) -> str:
-        """Return the options for ``repr``."""
-        shown = {n: v for n, v in options_of(self).items() if not isinstance(v, nn.Module | Tensor)}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        """Return the options for ``repr``, those that are taken by position without their names."""
+        parameters = inspect.signature(type(self)).parameters
+        shown = [(parameters[n], v) for n, v in options_of(self).items() if not isinstance(v, nn.Module | Tensor)]
+        return ", ".join(f"{p.name}={v!r}" if p.kind is p.KEYWORD_ONLY else repr(v) for p, v in shown)
 
 
 _WORDS: dict[Any, str] = {

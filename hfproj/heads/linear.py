@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from hfproj.heads.norm import create_norm
 from hfproj.heads.parts import check_input, check_kept_width, check_positive
-from hfproj.registry import ShowsOptions
 
 
-class IdentityHead(ShowsOptions, nn.Module):
+class IdentityHead(nn.Module):
     """z = h, without parameters: the objective acts on the representation itself.
 
     Args:
@@ -40,7 +39,7 @@ class IdentityHead(ShowsOptions, nn.Module):
         return h
 
 
-class LinearHead(ShowsOptions, nn.Module):
+class LinearHead(nn.Module):
     """One linear layer.
 
     Args:

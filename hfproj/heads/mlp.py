@@ -20,10 +20,9 @@ from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import unit_rows
 from hfproj.heads.norm import create_norm
 from hfproj.heads.parts import check_input, check_positive, create_activation
-from hfproj.registry import ShowsOptions
 
 
-class MLPHead(ShowsOptions, nn.Module):
+class MLPHead(nn.Module):
     """Linear layers with norms and activations between them.
 
     Modules are named ``hidden.0.linear``, ``hidden.0.norm``, …, ``last.linear``, ``last.norm``.

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hfproj.heads.parts import check_input, check_kept_width
-from hfproj.registry import ShowsOptions
 
 
 def symmetric_relu(a: Float[Tensor, "*shape"], threshold: Float[Tensor, ""]) -> Float[Tensor, "*shape"]:
@@ -27,7 +26,7 @@ def symmetric_relu(a: Float[Tensor, "*shape"], threshold: Float[Tensor, ""]) -> 
     return torch.relu(a - threshold) - torch.relu(-a - threshold)
 
 
-class SymmetricReLUHead(ShowsOptions, nn.Module):
+class SymmetricReLUHead(nn.Module):
     """Linear layer, symmetric ReLU with one learnable threshold, linear layer; the identity map at first.
 
     Args:
