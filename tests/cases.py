@@ -80,7 +80,9 @@ BACKBONES = {
     "plain": PlainNet,
 }
 _VIT_NAMES = {n.rpartition(".")[2] for n, _ in BACKBONES["vit"]().named_modules()}
-QUERY, VALUE = ("q_proj", "v_proj") if "q_proj" in _VIT_NAMES else ("query", "value")  # renamed within transformers 5
+# Renamed within transformers 5:
+QUERY, VALUE = ("q_proj", "v_proj") if "q_proj" in _VIT_NAMES else ("query", "value")
+ATTENTION, BLOCKS = ("attention", "layers") if "layers" in _VIT_NAMES else ("attention.attention", "encoder.layer")
 RELOADED = {
     **{n: BACKBONES[n] for n in ("timm_vit", "timm_cnn", "vit", "vit_nano", "dinov2", "plain")},
     "minilm": _minilm,

@@ -5,6 +5,7 @@ that HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they mean every
 cache.
 """
 
+import inspect
 import itertools
 import os
 import re
@@ -101,11 +102,11 @@ class Remote:
 
     def tensors(self, file: str, size: int) -> dict[str, TensorInfo]:
         """Return what a safetensors file of `size` bytes holds by its header, of which alone it is downloaded."""
-        wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        read = self._api.parse_safetensors_file_metadata
+        known = "timeout" in inspect.signature(read).parameters  # not in huggingface_hub 1
+        wait = {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT} if known else {}
         try:
-            found = self._ask(
-                lambda: self._api.parse_safetensors_file_metadata(self.repo_id, file, timeout=wait, **self._at), file
-            )
+            found = self._ask(lambda: read(self.repo_id, file, **wait, **self._at), file)
             tensors = {name: TensorInfo(info.dtype, tuple(info.shape)) for name, info in found.tensors.items()}
             least = sum(info.bytes for info in tensors.values())
         except (errors.SafetensorsParsingError, AttributeError, LookupError, TypeError) as error:

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import assert_refused, assert_same_tensors, make_backbone, make_config, make_inputs, perturb, snapshot
+from cases import (
+    ATTENTION,
+    BLOCKS,
+    QUERY,
+    assert_refused,
+    assert_same_tensors,
+    make_backbone,
+    make_config,
+    make_inputs,
+    perturb,
+    snapshot,
+)
 from huggingface_hub import ModelCard
 from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, OFTConfig, PeftConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -57,6 +68,8 @@ MERGED = [
     ("bert", "full", {"pooling": "pooler"}, 0),
     *(("vit", "lora", {"backbone_adapter": kind}, MERGING) for kind in KINDS.values()),
 ]
+
+FIRST_QUERY = f"{BLOCKS}.0.{ATTENTION}.{QUERY}"
 
 
 def attach(name, trained, **options):
@@ -169,8 +182,8 @@ def test_of_several_adapters_the_active_one(tmp_path):
     assert [PeftConfig.from_pretrained(tmp_path / n).r for n in "ab"] == [3, 2]
     saved = load_file(tmp_path / "a" / "adapter_model.safetensors")
     assert all("lora_" in name and "hfproj" not in name and "mine" not in name for name in saved)
-    own = model.get_base_model().layers[0].attention.q_proj.lora_A["mine"].weight
-    assert torch.equal(saved["base_model.model.layers.0.attention.q_proj.lora_A.weight"], own)
+    own = model.get_base_model().get_submodule(FIRST_QUERY).lora_A["mine"].weight
+    assert torch.equal(saved[f"base_model.model.{FIRST_QUERY}.lora_A.weight"], own)
 
 
 def test_which_base_the_adapter_names(tmp_path):
@@ -261,7 +274,7 @@ def test_what_has_no_adapter_of_its_own(tmp_path):
     assert_refused(lambda: export(attach("vit", "two_blocks"), tmp_path / "a"), "trainable=2", "export_merged")
     assert_refused(lambda: export(make_backbone("vit"), tmp_path / "a"), "ViTModel has no projection head")
     assert_refused(
-        lambda: export(get_peft_model(make_backbone("vit"), LoraConfig(target_modules=["q_proj"])), tmp_path / "a"),
+        lambda: export(get_peft_model(make_backbone("vit"), LoraConfig(target_modules=[QUERY])), tmp_path / "a"),
         "PeftModel has no projection head",
     )
     assert_refused(lambda: export(attach("vit", "lora"), tmp_path / "a", adapter_name="b"), "no adapter 'b'", "default")
@@ -273,10 +286,10 @@ def test_what_is_not_merged(tmp_path):
     with model.disable_adapter():
         assert_refused(lambda: hfproj.export_merged(model, tmp_path / "a"), "is disabled")
     model.add_adapter("b", make_config("vit", "lora"))
-    layer = model.get_base_model().layers[0].attention.q_proj
+    layer = model.get_base_model().get_submodule(FIRST_QUERY)
     layer.set_adapter(["default", "b"])
     assert_refused(
-        lambda: hfproj.export_merged(model, tmp_path / "a"), "q_proj also runs with b", "set_adapter('default')"
+        lambda: hfproj.export_merged(model, tmp_path / "a"), f"{QUERY} also runs with b", "set_adapter('default')"
     )
     layer.set_adapter("default")
     layer.merge(adapter_names=["b"])

@@ -6,6 +6,7 @@ and cut short.
 """
 
 import importlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+CLIENT = tuple(int(n) for n in importlib.metadata.version("huggingface_hub").split(".")[:2])
 
 
 class RemoteError(Exception):

@@ -242,6 +242,16 @@ def _watch(event, arguments):
         _events.extend([arguments[0]] * (not arguments[0].startswith(huggingface_hub.constants.HF_HUB_CACHE)))
 
 
+@contextlib.contextmanager
+def _inside(folder):  # contextlib.chdir is newer than the oldest Python
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def look_at(repo):
     """Try to load a hostile repository, and return what was said, what was run or written, and what is left here."""
     global _events
@@ -249,7 +259,7 @@ def look_at(repo):
         sys.addaudithook(_watch)  # it can't be removed
         sys._hfproj_watched = True
     said = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder, _inside(folder):
         _events = seen = []
         for door in ("load_head", "from_pretrained", "fetch"):
             try:

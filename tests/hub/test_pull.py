@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from cases import BACKBONES, assert_refused, make_backbone, make_config, make_inputs, perturb
+from cases import BACKBONES, BLOCKS, assert_refused, make_backbone, make_config, make_inputs, perturb
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
@@ -216,8 +216,8 @@ def test_tensors_of_another_head(copied, change):
 
 
 def test_missing_lora_and_missing_backbone_tensors(copied, tmp_path):
-    edit_tensors(copied, lambda t: [t.pop(k) for k in list(t) if "layers.1" in k and "lora" in k])
-    refused(lambda: PeftModel.from_pretrained(make_backbone("vit"), copied), "missing layers.1", "more")
+    edit_tensors(copied, lambda t: [t.pop(k) for k in list(t) if f"{BLOCKS}.1" in k and "lora" in k])
+    refused(lambda: PeftModel.from_pretrained(make_backbone("vit"), copied), f"missing {BLOCKS}.1", "more")
     get_peft_model(make_backbone("vit"), make_config("vit", "full")).save_pretrained(tmp_path / "full")
     edit_tensors(tmp_path / "full", lambda t: t.pop("base_model.model.hfproj.backbone.layernorm.weight"))
     refused(lambda: PeftModel.from_pretrained(make_backbone("vit"), tmp_path / "full"),

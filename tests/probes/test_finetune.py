@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from cases import (
     BACKBONES,
+    QUERY,
     TEXT,
     TRAINED,
+    VALUE,
     WIDTHS,
     PlainNet,
     assert_same_tensors,
@@ -130,9 +132,7 @@ def test_pooling_and_layer():
 
 def test_another_peft_method_without_a_head_is_merged():
     torch.manual_seed(0)
-    model = get_peft_model(
-        make_backbone("vit"), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
+    model = get_peft_model(make_backbone("vit"), LoraConfig(target_modules=[QUERY, VALUE], init_lora_weights=False))
     inputs = make_inputs("vit")
     with torch.no_grad():
         expected = model.eval()(**inputs).last_hidden_state[:, 0]

@@ -3,6 +3,7 @@
 import datasets
 import pytest
 import torch
+from cases import QUERY
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from small import (
     Counting,
@@ -450,7 +451,7 @@ def test_batches_that_cannot_work(tmp_path):
 
 def test_models_without_a_head(tmp_path):
     refused("ViTModel without a projection head; attach one with", tmp_path, backbone())
-    lora = get_peft_model(backbone(), LoraConfig(target_modules=["q_proj"], r=1))
+    lora = get_peft_model(backbone(), LoraConfig(target_modules=[QUERY], r=1))
     refused("PeftModel without a projection head", tmp_path, lora)
 
 
