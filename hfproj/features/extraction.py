@@ -122,17 +122,13 @@ def extract_features(
             a representation, an unknown layer, values beyond float16, or a cache without a key.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise UsageError(
-            f"Expected a data set with a length and indices, got a {type(dataset).__name__}; of a stream, take the "
-            "items that are wanted into a list first."
-        )
+        hint = "of a stream, take the items that are wanted into a list first"
+        raise UsageError(f"Expected a data set with a length and indices, got a {type(dataset).__name__}; {hint}.")
     if len(dataset) == 0:
         raise UsageError("The data set is empty: there is nothing to extract features from.")
     if batch_size < 1 or dtype not in DTYPES:
-        raise UsageError(
-            "Expected batch_size ≥ 1 and dtype float32, float16, bfloat16 or float64, got "
-            f"batch_size={batch_size} and dtype={dtype}."
-        )
+        given = f"got batch_size={batch_size} and dtype={dtype}"
+        raise UsageError(f"Expected batch_size ≥ 1 and dtype float32, float16, bfloat16 or float64, {given}.")
     collator = EvalImages.for_model(model) if collator is None else collator
     device = torch.device(device) if device is not None else next(model.parameters(), torch.empty(0)).device
     reader = Reader(model, device, pooling=pooling, layers=layers, tokens=tokens, dtype=dtype, autocast=autocast)
@@ -150,17 +146,7 @@ def extract_features(
 
 @dataclass(frozen=True)
 class Source:
-    """Computes what is read of ranges of rows.
-
-    Attributes:
-        reader: Reads a batch.
-        dataset: With a length and integer indices; for views an `IndexedDataset`.
-        collator: Makes a batch of a list of items.
-        batch_size: Items per forward pass.
-        num_workers: Processes that load data.
-        progress: Show a bar (first process only).
-        passes: 0: h, z and others of the items; else h ``[rows, views, dim]`` of the views of so many epochs.
-    """
+    """Computes what is read of ranges of rows: h, z and others of the items, or h of the views of `passes` epochs."""
 
     reader: Reader
     dataset: Any
@@ -219,10 +205,7 @@ def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     for name in pieces[0]:
         shapes = {tuple(piece[name].shape[1:]) for piece in pieces}
         if len(shapes) > 1:
-            raise UsageError(
-                f"{name!r} has rows of different shapes, {sorted(shapes)}, such as tokens of texts of different "
-                "lengths; pad all items to one length."
-            )
+            raise UsageError(f"{name!r} has rows of different shapes, {sorted(shapes)}; pad all items to one length.")
     # Outside inference mode: a probe that trains on the features could not use inference tensors.
     with torch.inference_mode(False), torch.no_grad():
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -234,11 +217,7 @@ def collect(
     data_key: str | None = None,
     preprocessing_key: str | None = None,
 ) -> dict[str, Tensor]:
-    """Return what is read of all rows, on every process: from memory, or mapped from the cache.
-
-    Raises:
-        UsageError: If a key is given without a cache, if a cache has no key, or if processes hold different models.
-    """
+    """Return what is read of all rows, on every process: from memory, or mapped from the cache."""
     if cache_dir is not None:
         return _store(source, cache_dir, data_key, preprocessing_key).get(source.shards)
     if (data_key, preprocessing_key) != (None, None):
@@ -269,9 +248,7 @@ def _store(
     everywhere = gather_objects(made_of)
     for other, there in enumerate(everywhere):
         if there["model"] != everywhere[0]["model"]:
-            raise UsageError(
-                f"Process {other} holds another model than process 0, so their features do not belong together."
-            )
+            raise UsageError(f"Process {other} holds another model than process 0; load the same on all processes.")
     versions = {"torch": torch.__version__, "device": reader.device.type}
     return FeatureStore(
         cache_dir,

@@ -108,12 +108,7 @@ class NeighbourBank:
         return self._bank.device
 
     def check(self, f: Tensor, *, sharded: bool = False) -> None:
-        """Refuse queries that cannot be searched; on processes that search together, on all of them.
-
-        Raises:
-            UsageError: If there are no rows, if their width is not the bank's, if rows are not finite, or if queries of
-                a sharded bank that are not sharded differ between processes.
-        """
+        """Refuse queries that cannot be searched; on processes that search together, on all of them."""
 
         def own() -> None:
             check_features(f, minimum=0 if sharded and distributed.world_size() > 1 else 1, what="queries")
@@ -125,8 +120,7 @@ class NeighbourBank:
             raise UsageError("Expected at least 1 row of queries on one of the processes, got none.")
         if self.sharded and not sharded and len(set(distributed.gather_objects(_digest(f)))) > 1:
             raise UsageError(
-                "The bank is sharded, and processes have different queries: give all of them the same, or pass "
-                "sharded=True if each has queries of its own."
+                "The bank is sharded, and processes have different queries: give all the same, or pass sharded=True."
             )
 
     def search(self, f: Features, k: int, *, sharded: bool = False) -> Neighbours:
@@ -142,11 +136,7 @@ class NeighbourBank:
         return _joined([found for _, found in self.chunks(f, k, sharded=sharded)], min(k, self.rows))
 
     def search_within(self, k: int) -> Neighbours:
-        """Return the `k` nearest other rows for every row of the bank that this process holds.
-
-        Raises:
-            UsageError: If k < 1, or if the bank has one row.
-        """
+        """Return the `k` nearest other rows for every row of the bank that this process holds."""
         return _joined([found for _, found in self.chunks_within(k)], min(k, self.rows - 1))
 
     def chunks(self, f: Tensor, k: int, *, sharded: bool = False) -> Iterator[tuple[int, Neighbours]]:
@@ -154,11 +144,7 @@ class NeighbourBank:
         return self._rounds(f, check_k(k), sharded=sharded and self.sharded)
 
     def chunks_within(self, k: int) -> Iterator[tuple[int, Neighbours]]:
-        """Yield the same of each row that this process holds and its nearest others.
-
-        Raises:
-            UsageError: If k < 1, or if the bank has one row.
-        """
+        """Yield the same of each row that this process holds and its nearest others."""
         check_k(k)
         if self.rows < 2:
             raise UsageError("Leaving one out needs a bank of at least 2 rows, got 1.")
@@ -223,10 +209,8 @@ class NeighbourBank:
         return cosine, index
 
     def _scan(self, queries: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-        values, index = (
-            queries.new_empty(len(queries), 0),
-            torch.empty(len(queries), 0, dtype=torch.long, device=self.device),
-        )
+        values, index = _nothing(len(queries), 0, self.device)
+        values = values.float()
         for start in range(0, len(self._unit), _BANK_ROWS):
             similarity = queries @ self._unit[start : start + _BANK_ROWS].T
             best, where = _largest(similarity, wanted)
@@ -280,22 +264,14 @@ class NeighbourBank:
 
 
 def check_k(k: Any) -> int:
-    """Return the number of neighbours.
-
-    Raises:
-        UsageError: If it is no whole number of at least 1.
-    """
+    """Return the number of neighbours."""
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise UsageError(f"Expected k, the number of neighbours, as a whole number of at least 1 (k ≥ 1), got {k!r}.")
     return int(k)
 
 
 def check_ks(k: Any) -> int | tuple[int, ...]:
-    """Return one number of neighbours, or several different ones as a tuple.
-
-    Raises:
-        UsageError: If one is no whole number of at least 1, if there is none, or if one is given twice.
-    """
+    """Return one number of neighbours, or several different ones as a tuple."""
     if not isinstance(k, Iterable):
         return check_k(k)
     ks = tuple(map(check_k, k))
@@ -305,11 +281,7 @@ def check_ks(k: Any) -> int | tuple[int, ...]:
 
 
 def together(check: Callable[[], Value], sharded: bool = True) -> Value:
-    """Return what `check` returns; what one process refuses is refused on all, so that none waits for another.
-
-    Raises:
-        UsageError: If `check` raised it on one of the processes.
-    """
+    """Return what `check` returns; what one process refuses is refused on all, so that none waits for another."""
     if not sharded or distributed.world_size() == 1:
         return check()
     value, message = None, ""

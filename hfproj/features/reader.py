@@ -20,21 +20,7 @@ FINAL = "final"  # name of the layer -1: the backbone's output after its last no
 class Reader:
     """Runs a model on batches in eval mode, without gradients; a context manager, since it hangs hooks into the model.
 
-    Args:
-        model: A model with an active head, one whose adapter is disabled, or a backbone without any.
-        device: Where inputs go.
-        pooling: How a backbone without an adapter is pooled; None: its default. An adapter brings its own.
-        layers: Blocks by index (−1: the final output), submodules by name, or ``"all"`` blocks.
-        tokens: Whether the tokens that h is pooled from are read too.
-        dtype: Type of what is returned.
-        autocast: Type of the mixed precision; None: none of its own.
-
-    Attributes:
-        layers: Name of each intermediate layer → where it is read.
-
-    Raises:
-        UsageError: If a pooling is given beside an adapter's own, if a layer does not exist, or if
-            `hfproj.backbones.resolve_read_point` refuses the combination.
+    The options are those of `extract_features`; `layers` is the name of each intermediate layer → where it is read.
     """
 
     def __init__(
@@ -60,10 +46,8 @@ class Reader:
         else:
             self._point = points[adapter]
             if pooling not in (None, self._point.pooling):
-                raise UsageError(
-                    f"The model's adapter reads its backbone by pooling={self._point.pooling!r}, got "
-                    f"pooling={pooling!r}; leave pooling out, or pass the bare backbone."
-                )
+                own = f"The model's adapter reads its backbone by pooling={self._point.pooling!r}"
+                raise UsageError(f"{own}, got pooling={pooling!r}; leave pooling out, or pass the bare backbone.")
         # A pooler gives one vector and no tokens, and only of the end: what lies before it is pooled by the default.
         by_pooler = self._point.pooling == "pooler"
         self._pooling = None if by_pooler else self._point.pooling
@@ -122,12 +106,7 @@ class Reader:
         self._captured[where] = inputs[0] if where[1] == "input" else output
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return h, z?, ``layers.<name>`` and tokens? of a batch, on the CPU.
-
-        Raises:
-            UsageError: If the batch has no inputs, if no representation can be read from the output, or if its values
-                do not fit into `dtype`.
-        """
+        """Return h, z?, ``layers.<name>`` and tokens? of a batch, on the CPU."""
         mixed = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
         self._captured.clear()
         with torch.inference_mode(), mixed:
@@ -177,10 +156,8 @@ class Reader:
         if f.ndim == 4:
             f = f.flatten(1, 2) if self._channels_last(f) else f.flatten(2).mT
         if f.ndim != 3:
-            raise UsageError(
-                f"Expected tokens, got one vector per item ({tuple(f.shape)}) from {type(self.backbone).__name__}; "
-                "leave tokens out."
-            )
+            found = f"one vector per item ({tuple(f.shape)}) from {type(self.backbone).__name__}"
+            raise UsageError(f"Expected tokens, got {found}; leave tokens out.")
         return f
 
     def _tensor(self, source: Any) -> Tensor:
@@ -189,34 +166,26 @@ class Reader:
         if not isinstance(value, Tensor) or not 2 <= value.ndim <= 4:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(
-                f"{type(self.backbone).__name__} returned {found}, from which no representation can be read; expected "
-                "[batch, dim], [batch, tokens, dim], [batch, dim, height, width], an output with last_hidden_state, or "
-                "a model with an active projection head."
+                "Expected [batch, dim], [batch, tokens, dim], [batch, dim, height, width], an output with "
+                f"last_hidden_state or a model with an active head; {type(self.backbone).__name__} returned {found}."
             )
         return value
 
     def _channels_last(self, f: Tensor) -> bool:
         """Return whether a feature map has its channels last, as those of timm's Swin family have."""
-        return any(getattr(m, "output_fmt", "") == "NHWC" for m in (self.backbone, *self.backbone.children())) or (
-            f.shape[1] == f.shape[2] != f.shape[3]
-        )
+        named = any(getattr(m, "output_fmt", "") == "NHWC" for m in (self.backbone, *self.backbone.children()))
+        return named or f.shape[1] == f.shape[2] != f.shape[3]
 
     def _stored(self, name: str, f: Tensor) -> Tensor:
         stored = f.to(self.dtype)
         if self.dtype == torch.float16 and bool((stored.isinf() & f.isfinite()).any()):
-            raise UsageError(
-                f"{name!r} has values up to {f.abs().max().item():.3g}, beyond float16; use dtype=torch.bfloat16 or "
-                "torch.float32."
-            )
+            largest = f"{name!r} has values up to {f.abs().max().item():.3g}"
+            raise UsageError(f"{largest}, beyond float16; use dtype=torch.bfloat16 or torch.float32.")
         return stored.cpu()
 
 
 def run(model: nn.Module, batch: Mapping[str, Any], device: torch.device, **options: Any) -> Any:
-    """Run the model on the inputs of a batch, `inputs` (a mapping) or `pixel_values`, and return its output.
-
-    Raises:
-        UsageError: If the batch has neither.
-    """
+    """Run the model on the inputs of a batch, `inputs` (a mapping) or `pixel_values`, and return its output."""
     if "inputs" in batch:
         inputs = {key: value.to(device, non_blocking=True) for key, value in batch["inputs"].items()}
         return model(**inputs, **options)
@@ -227,11 +196,7 @@ def run(model: nn.Module, batch: Mapping[str, Any], device: torch.device, **opti
 
 
 def run_head(model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Any:
-    """Run a model with an active head on the inputs of a batch, and return its output.
-
-    Raises:
-        UsageError: If the batch has no inputs, or if the output has no h and z.
-    """
+    """Run a model with an active head on the inputs of a batch, and return its output."""
     output = run(model, batch, device)
     if getattr(output, "representation", None) is None or getattr(output, "projection", None) is None:
         raise UsageError(

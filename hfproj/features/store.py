@@ -5,12 +5,11 @@
     <cache_dir>/<key>/progress*              while unfinished: the settings, and each process's finished shards
     <cache_dir>/<key>.lock                   held by whoever writes; the system frees it when its holder dies
 
-A shard is a range of rows. Its place in the file follows from the shapes alone (`hfproj.features.store_layout`), so
-that shards can be written in any order and by several processes, nothing has to be joined in the end, and a tensor of
-all rows is one mapped array: reading a slice reads these rows only, whatever the size of the file. (Arrow would split
-it into chunks, and separate shard files into several arrays.) Batches never reach over a shard's end. Their content
-hence depends neither on where an interrupted extraction stopped nor on the number of processes, and the finished file
-has the same bytes.
+A shard is a range of rows. Its place in the file follows from the shapes alone (`Layout`), so that shards can be
+written in any order and by several processes, nothing has to be joined in the end, and a tensor of all rows is one
+mapped array: reading a slice reads these rows only. (Arrow would split it into chunks, shard files into several
+arrays.) Batches never reach over a shard's end. Their content hence depends neither on where an interrupted extraction
+stopped nor on the number of processes, and the finished file has the same bytes.
 
 A file counts only with a manifest whose checksums all fit, which is checked at each opening. Shards that do not fit are
 extracted again, and all of them if the file is not the one that the manifest describes.
@@ -19,6 +18,7 @@ extracted again, and all of them if the file is not the one that the manifest de
 import hashlib
 import json
 import os
+import struct
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -34,12 +34,80 @@ from torch import Tensor
 
 from hfproj.distributed import barrier, broadcast_object, gather_objects, rank, world_size
 from hfproj.errors import UsageError
-from hfproj.features.store_layout import FORMAT, Layout
 from hfproj.files import write_atomic, write_json
 
+FORMAT = "hfproj features 1"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_HEADER = 2**20
 _PIECE = 2**22  # bytes read at a time while checking
 
 Compute = Callable[[Sequence[range]], Generator[dict[str, Tensor], None, None]]
+
+
+@dataclass
+class Layout:
+    """The layout of a file of features.
+
+    Example:
+        >>> layout = Layout("0f", 10, {"h": (torch.float16, (4,)), "index": (torch.int64, ())})
+        >>> list(layout.tensors), layout.place("h", 3) - layout.place("index", 0)
+        (['index', 'h'], 104)
+    """
+
+    key: str
+    rows: int  # of every tensor
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # name → type and shape of a row
+
+    def __post_init__(self) -> None:
+        if not {dtype for dtype, _ in self.tensors.values()} <= set(_NAMES):
+            raise ValueError(f"a type that is not kept: {dict(self.tensors)}")
+        # Widest type first, so that each tensor begins at a multiple of its type's size.
+        self.tensors = dict(sorted(self.tensors.items(), key=lambda entry: (-entry[1][0].itemsize, entry[0])))
+        self._places, end = {}, 0
+        for name in self.tensors:
+            self._places[name] = end
+            end += self.row_bytes(name) * self.rows
+        self._start = len(self.header())
+        self.size = self._start + end  # bytes of the whole file
+
+    def row_bytes(self, name: str) -> int:
+        """Return the bytes of one row."""
+        dtype, shape = self.tensors[name]
+        return dtype.itemsize * torch.Size(shape).numel()
+
+    def place(self, name: str, row: int) -> int:
+        """Return where in the file a row begins."""
+        return self._start + self._places[name] + row * self.row_bytes(name)
+
+    def header(self) -> bytes:
+        """Return what the file begins with, up to the first tensor."""
+        entries: dict[str, object] = {"__metadata__": {"format": FORMAT, "key": self.key}}
+        for name, (dtype, shape) in self.tensors.items():
+            at = self._places[name]
+            end = at + self.row_bytes(name) * self.rows
+            entries[name] = {"dtype": _NAMES[dtype], "shape": [self.rows, *shape], "data_offsets": [at, end]}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    @classmethod
+    def of(cls, path: str | os.PathLike) -> "Layout":
+        """Return the layout that a file announces."""
+        with open(path, "rb") as file:
+            start = file.read(8)
+            raw = file.read(min(int.from_bytes(start, "little"), _MAX_HEADER))
+        try:
+            header = json.loads(raw)
+            key = header.pop("__metadata__")["key"]
+            (rows,) = {entry["shape"][0] for entry in header.values()}
+            layout = cls(key, rows, {n: (_DTYPES[e["dtype"]], tuple(e["shape"][1:])) for n, e in header.items()})
+            same = layout.header() == start + raw
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise ValueError("another header") from error
+        if not same:
+            raise ValueError("another header")
+        return layout
 
 
 @dataclass
@@ -53,20 +121,10 @@ class _Record:
 
 
 class FeatureStore:
-    """The features of one key. On several processes all of them make it and call its method together.
+    """The features of one key, kept in `cache_dir` with what the key is the digest of (`made_of`).
 
-    Args:
-        cache_dir: Folder of all caches, on a file system that all processes share.
-        key: Hexadecimal digest that names these features.
-        made_of: What the key is the digest of, for the manifest.
-        rows: Number of rows of the data set.
-        shard_rows: Number of rows of a shard.
-        settings: What else the last bits of the numbers depend on (batch size, device, versions): an unfinished
-            extraction is continued only under equal settings.
-        names: Names of the tensors that are expected; "labels" and "z" may be missing.
-
-    Raises:
-        UsageError: If the key is not hexadecimal, or if the folder cannot be written to.
+    On several processes all of them make it and call its method together. An unfinished extraction is continued only
+    under the same `settings` (batch size, device, versions). Of the `names` of tensors "labels" and "z" may be missing.
     """
 
     def __init__(
@@ -94,24 +152,14 @@ class FeatureStore:
         self._about = {"format": FORMAT, "key": key, "rows": rows}
 
     def get(self, compute: Compute) -> dict[str, Tensor]:
-        """Return the mapped tensors, after extracting what is missing.
-
-        Args:
-            compute: Gets ranges of rows and yields a dict of tensors for each.
-
-        Raises:
-            UsageError: If the processes do not share the folder, or if they give tensors of different shapes.
-        """
+        """Return the mapped tensors, after extracting what is missing: `compute` yields a dict of tensors per range."""
         record, problem = self._recorded()
         if problem or not record.finished:
             with self._locked():
                 record, problem = self._recorded()  # another process may have finished it meanwhile
                 if problem and rank() == 0:
-                    warnings.warn(
-                        f"The feature cache {self.folder.name} is damaged: {problem}. What does not fit is extracted "
-                        "again.",
-                        stacklevel=4,
-                    )
+                    damage = f"The feature cache {self.folder.name} is damaged: {problem}"
+                    warnings.warn(f"{damage}. What does not fit is extracted again.", stacklevel=4)
                 if problem or not record.finished:
                     self._extract(compute, record)
         with safe_open(self.file, framework="pt") as file:
@@ -214,9 +262,7 @@ class FeatureStore:
         warned = False
         while not broadcast_object(taken() if rank() == 0 else None):  # again and again, as collectives have timeouts
             if rank() == 0 and not warned:
-                warnings.warn(
-                    f"Another process extracts the features {self.folder.name}; waiting for it.", stacklevel=6
-                )
+                warnings.warn(f"Another process extracts features {self.folder.name}; waiting for it.", stacklevel=6)
             warned = True
             time.sleep(0.2)
         try:
@@ -252,10 +298,7 @@ class FeatureStore:
                 os.truncate(self.file, agreed.size)
             barrier()
             if any(gather_objects(self._read_layout()[0] != agreed)):
-                raise UsageError(
-                    "Not all processes see the file that process 0 made; cache_dir has to lie on a file system that "
-                    "they share."
-                )
+                raise UsageError("Not all processes see the file of process 0; cache_dir must be a folder they share.")
             with (
                 open(self.file, "r+b", buffering=0) as file,
                 open(self.folder / f"progress-{rank()}.jsonl", "a", encoding="utf-8") as journal,
@@ -314,10 +357,8 @@ def _write(file: FileIO, layout: Layout, part: range, result: Mapping[str, Tenso
         tensor, expected = result.get(name), (len(part), *shape)
         if tensor is None or (tensor.dtype, tensor.shape) != (dtype, expected):
             found = None if tensor is None else tuple(tensor.shape)
-            raise UsageError(
-                f"{name!r} of rows {part.start} to {part.stop - 1} has shape {found}, expected {expected} as in the "
-                "first rows."
-            )
+            rows = f"rows {part.start} to {part.stop - 1}"
+            raise UsageError(f"{name!r} of {rows} has shape {found}, expected {expected} as in the first rows.")
         raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         data = memoryview(raw)
         content.update(data)

@@ -75,10 +75,8 @@ class FixedViews:
     def features(self, model: nn.Module, device: torch.device | str | None = None) -> tuple[H, Z]:
         """Return h and z of all images ``[views, images, dim]``, on the CPU, with the model in eval mode."""
         with torch.no_grad():
-            h, z = (
-                gather_rows(f.transpose(0, 1).contiguous()).transpose(0, 1).cpu()
-                for f in self.own_features(model, device)
-            )
+            by_image = (f.transpose(0, 1).contiguous() for f in self.own_features(model, device))
+            h, z = (gather_rows(f).transpose(0, 1).cpu() for f in by_image)
         return h, z
 
     def own(self, name: str) -> Tensor | None:
@@ -183,9 +181,7 @@ class FeatureViews:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return ``{"views", "index", "labels"?}`` of items of an `hfproj.IndexedDataset` of `CachedFeatures`."""
         if not all("index" in item for item in items):
-            raise UsageError(
-                "The items have no 'index', which decides their views: wrap them in hfproj.IndexedDataset."
-            )
+            raise UsageError("The items have no 'index' to choose views by; wrap them in hfproj.IndexedDataset.")
         features = torch.stack([item["features"] for item in items])
         cached = features.shape[1]
         if cached < self.num_views:

@@ -23,7 +23,7 @@ References:
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,7 @@ _REFRESH = 10  # steps after which M is made anew
 _SAMPLE = 12  # rows of the preconditioner for each column; more cost more than they save
 _LARGEST_FACTOR = 4096  # columns; beyond, the preconditioner is a number
 _BLOCK = {"cpu": 2**21, "other": 2**27}  # bytes of x at a time: on a CPU what stays in its caches
+_PATH_TOLERANCE = 1e-5  # relative, of the fits among which a strength is chosen
 _COARSE = 1e-10  # estimated relative decrease where float32 hands over to float64
 _SMALL = 2**24  # elements of x times classes up to which float64 does it all
 
@@ -83,6 +84,19 @@ class SoftmaxRegression:
                 theta, done = found.theta, found.iterations
             found = self._search(l2, theta, tol, max_iter - done, torch.float64)
             return found._replace(iterations=found.iterations + done)
+
+    def best(
+        self, path: Sequence[float], rating: Callable[[Theta], tuple[float, float]], *, max_iter: int = 1000
+    ) -> tuple[float, Theta]:
+        """Return the λ whose optimum has the largest rating, of equal ones the strongest, and that optimum."""
+        theta, best = self.start(), None
+        for l2 in sorted(path, reverse=True):
+            theta = self.minimise(l2, theta, tol=_PATH_TOLERANCE, max_iter=max_iter).theta
+            found = rating(theta)
+            if best is None or found > best[0]:
+                best = found, l2, theta
+        assert best is not None  # the path is not empty
+        return best[1:]
 
     def _search(self, l2: float, theta: Tensor, tol: float, max_iter: int, dtype: torch.dtype) -> Optimum:
         penalty = torch.full((theta.shape[1],), l2, dtype=torch.float64, device=theta.device)
@@ -179,6 +193,11 @@ class SoftmaxRegression:
             hessian.diagonal().add_(1e-5 * float(hessian.diagonal().mean()))
             factor = torch.linalg.cholesky(hessian)
         return lambda g: torch.cat([torch.cholesky_solve(g[:, :-1].T, factor).T, g[:, -1:] / of_bias], 1)
+
+
+def middle(path: Sequence[float]) -> float:
+    """Return the strength of a path that is taken if no rows are left to choose on."""
+    return sorted(path, reverse=True)[len(path) // 2]
 
 
 def class_scores(x: Float[Tensor, "rows dim"], theta: Theta) -> Float64[Tensor, "classes rows"]:

@@ -20,6 +20,7 @@ Deviations:
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.errors import NonFiniteLossError, UsageError
+from hfproj.errors import UsageError
 from hfproj.functional.feature_rows import describe_bad_rows
-from hfproj.probes.base import Classifier, check_numbers
+from hfproj.probes.base import Classifier, check_decay, check_numbers, cosine, descend
 
 Tokens = Float[Tensor, "rows tokens dim"] | Float[np.ndarray, "rows tokens dim"]
 
@@ -39,6 +40,7 @@ _LARGE = 2.0**40  # larger numbers are scaled down before their squares overflow
 _QUERY_STD = 0.02  # V-JEPA's and AIM's: attention starts out almost uniform
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class AttentiveProbe(Classifier):
     """Accuracy of an attentive classifier on tokens ``[rows, tokens, dim]``, as an estimator of scikit-learn.
 
@@ -73,26 +75,20 @@ class AttentiveProbe(Classifier):
     on = "tokens"
     _left_out = ("device",)
 
-    def __init__(
-        self,
-        *,
-        heads: int = 8,
-        queries: int = 1,
-        epochs: int = 20,
-        min_steps: int = 1000,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ):
-        check_numbers(heads=heads, queries=queries, epochs=epochs, min_steps=min_steps, batch_size=batch_size)
-        check_numbers(learning_rate=float(learning_rate))
-        if not 0 <= weight_decay < math.inf:
-            raise UsageError(f"Expected a finite weight_decay ≥ 0, got {weight_decay}.")
-        self.heads, self.queries, self.batch_size = heads, queries, batch_size
-        self.epochs, self.min_steps = epochs, min_steps
-        self.learning_rate, self.weight_decay, self.seed, self.device = learning_rate, weight_decay, seed, device
+    heads: int = 8
+    queries: int = 1
+    epochs: int = 20
+    min_steps: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(heads=self.heads, queries=self.queries, epochs=self.epochs, min_steps=self.min_steps)
+        check_numbers(batch_size=self.batch_size, learning_rate=float(self.learning_rate))
+        check_decay(self.weight_decay)
 
     def _fit(self, f: Any, codes: Tensor) -> None:
         _, self._tokens, dim = f.shape
@@ -120,28 +116,22 @@ class AttentiveProbe(Classifier):
 
     def _train(self, f: Any, codes: Tensor, generator: torch.Generator) -> None:
         w = {name: tensor.requires_grad_() for name, tensor in self._weights.items()}
-        matrices, rest = [w[n] for n in _DECAYED], [w[n] for n in w if n not in _DECAYED]
-        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
-        starts = range(0, len(f), self.batch_size)
-        self._steps = max(self.epochs, math.ceil(self.min_steps / len(starts))) * len(starts)
-        for step in range(self._steps):
-            if step % len(starts) == 0:
-                order = torch.randperm(len(f), generator=generator)
-            start = starts[step % len(starts)]
-            batch = order[start : start + self.batch_size].sort().values  # in order: read from a disk, perhaps
-            x = _normal(_read(f, batch, codes.device), w["classifier"].dtype)
-            loss = F.cross_entropy(_logits(w, x), codes[batch.to(codes.device)])
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"The loss of the attentive probe became {loss.item()} at step {step + 1}; lower learning_rate, "
-                    f"{self.learning_rate:g} now."
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * (1 + math.cos(math.pi * step / self._steps)) / 2
-            optimizer.step()
+        groups: list[dict[str, Any]] = [
+            {"params": [w[n] for n in _DECAYED], "lr": self.learning_rate, "weight_decay": self.weight_decay},
+            {"params": [w[n] for n in w if n not in _DECAYED], "lr": self.learning_rate, "weight_decay": 0.0},
+        ]
+        epoch = math.ceil(len(f) / self.batch_size)
+        epochs = max(self.epochs, math.ceil(self.min_steps / epoch))
+        orders = (torch.randperm(len(f), generator=generator) for _ in range(epochs))
+        # In order: read from a disk, perhaps.
+        batches = (rows.sort().values for order in orders for rows in order.split(self.batch_size))
+
+        def loss_of(rows: Tensor) -> Tensor:
+            x = _normal(_read(f, rows, codes.device), w["classifier"].dtype)
+            return F.cross_entropy(_logits(w, x), codes[rows.to(codes.device)])
+
+        self._steps = epochs * epoch
+        descend(groups, batches, loss_of, lambda step: cosine(step, self._steps), what="the attentive probe")
         self._weights = {name: tensor.detach() for name, tensor in w.items()}
 
 
@@ -167,9 +157,9 @@ def _initial(
         "query": normal(queries, heads, width, std=_QUERY_STD),
         "key": normal(heads, width, dim, std=dim**-0.5),
         "value": normal(heads, width, dim, std=dim**-0.5),
-        "value_bias": torch.zeros(heads, width, dtype=dtype, device=device),
-        "classifier": torch.zeros(classes, dim, dtype=dtype, device=device),
-        "bias": torch.zeros(classes, dtype=dtype, device=device),
+        "value_bias": torch.zeros(heads, width).to(device, dtype),
+        "classifier": torch.zeros(classes, dim).to(device, dtype),
+        "bias": torch.zeros(classes).to(device, dtype),
     }
 
 
@@ -190,23 +180,12 @@ def _normal(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_tokens(f: Any) -> None:
-    """Refuse what is no ``[rows, tokens, dim]`` array of finite floating-point numbers; it is read in parts.
-
-    Raises:
-        UsageError: If shape or dtype are others, if there is no row, token or column, or if rows have NaN or infinity
-            (which are named).
-
-    Example:
-        >>> check_tokens(torch.zeros(5, 4))
-        Traceback (most recent call last):
-        hfproj.errors.UsageError: Expected tokens as floating-point numbers of shape [rows, tokens, dim], got ...
-    """
+    """Refuse what is no ``[rows, tokens, dim]`` array of finite floating-point numbers; it is read in parts."""
     floating = f.is_floating_point() if isinstance(f, Tensor) else np.issubdtype(f.dtype, np.floating)
     if f.ndim != 3 or not floating or 0 in f.shape:
-        raise UsageError(
-            f"Expected tokens as floating-point numbers of shape [rows, tokens, dim], got {f.dtype} of shape "
-            f"{list(f.shape)}. Pooled features have no tokens: extract them with tokens=True."
-        )
+        wanted = "Expected tokens as floating-point numbers of shape [rows, tokens, dim]"
+        hint = "pooled features have no tokens: extract them with tokens=True"
+        raise UsageError(f"{wanted}, got {f.dtype} of shape {list(f.shape)}; {hint}.")
     finite = torch.cat([torch.isfinite(_read(f, part, torch.device("cpu"))).flatten(1).all(1) for part in _parts(f)])
     if refusal := describe_bad_rows(torch.where(finite, 0.0, torch.nan)[:, None], what="tokens"):
         raise UsageError(refusal)

@@ -5,7 +5,8 @@ is shortest when it derives from `Classifier`: a constructor that keeps its opti
 ``_fit(f, codes)`` and ``_codes(f)``.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from hfproj.errors import UsageError
+from hfproj.errors import NonFiniteLossError, UsageError
 from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.registry import options_of
 from hfproj.typing import Features
@@ -129,33 +130,24 @@ class Classifier(Named):
 def as_labels(y: Any, rows: int) -> Int[Tensor, " rows"]:
     """Return labels as int64 `[rows]` on the CPU.
 
-    Raises:
-        UsageError: If they are no integers, or not as many as rows.
-
     Example:
         >>> as_labels([3, -7], 2)
         tensor([ 3, -7])
     """
+    expected = f"Expected one integer label for each of {rows} rows"
     try:
         labels = torch.as_tensor(y).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"Expected one integer label for each of {rows} rows, got {type(y).__name__}: {error}"
-        ) from error
+        raise UsageError(f"{expected}, got {type(y).__name__}: {error}") from error
     if labels.dtype == torch.bool or labels.shape == (0,):  # torch takes an empty list for floats
         labels = labels.long()
     if labels.is_floating_point() or labels.is_complex() or labels.shape != (rows,):
-        raise UsageError(
-            f"Expected one integer label for each of {rows} rows, got {labels.dtype} of shape {list(labels.shape)}."
-        )
+        raise UsageError(f"{expected}, got {labels.dtype} of shape {list(labels.shape)}.")
     return labels.long()
 
 
 def check_numbers(**values: int | float) -> None:
     """Refuse whole numbers below 1 and others that are not positive and finite.
-
-    Raises:
-        UsageError: If one is; the message names the option.
 
     Example:
         >>> check_numbers(epochs=0)
@@ -165,16 +157,18 @@ def check_numbers(**values: int | float) -> None:
     for name, value in values.items():
         if isinstance(value, int) and value < 1:
             raise UsageError(f"Expected {name} ≥ 1, got {value}.")
-        if not 0 < value < float("inf"):
+        if not 0 < value < math.inf:
             raise UsageError(f"Expected a finite {name} > 0, got {value}.")
 
 
-def check_path(name: str, values: Sequence[int | float]) -> tuple[int | float, ...]:
-    """Return strengths or learning rates to choose from as a tuple.
+def check_decay(weight_decay: float) -> None:
+    """Refuse a weight decay that is negative or not finite."""
+    if not 0 <= weight_decay < math.inf:
+        raise UsageError(f"Expected a finite weight_decay ≥ 0, got {weight_decay}.")
 
-    Raises:
-        UsageError: If there are none, or if one is not positive and finite.
-    """
+
+def check_path(name: str, values: Sequence[int | float]) -> tuple[int | float, ...]:
+    """Return strengths or learning rates to choose from as a tuple."""
     if not values:
         raise UsageError(f"{name} is empty; give at least one number.")
     for value in values:
@@ -183,22 +177,56 @@ def check_path(name: str, values: Sequence[int | float]) -> tuple[int | float, .
 
 
 def check_fraction(**values: int | float) -> None:
-    """Refuse what is no number between 0 and 1.
-
-    Raises:
-        UsageError: If one is; the message names the option.
-    """
+    """Refuse what is no number between 0 and 1."""
     for name, value in values.items():
         if not 0 < value < 1:
             raise UsageError(f"Expected a fraction 0 < {name} < 1, got {value}.")
+
+
+def descend(
+    groups: list[dict[str, Any]],
+    batches: Iterable[Any],
+    loss_of: Callable[[Any], Tensor],
+    factor: Callable[[int], float],
+    *,
+    what: str,
+    scaler: torch.amp.GradScaler | None = None,
+    max_norm: float | None = None,
+) -> None:
+    """Train groups of parameters by AdamW, a step per batch, with `factor` of the peak rates ``groups[i]["lr"]``."""
+    optimizer = torch.optim.AdamW(groups)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    scaler = torch.amp.GradScaler(enabled=False) if scaler is None else scaler
+    for step, batch in enumerate(batches):
+        loss = loss_of(batch)
+        if not torch.isfinite(loss):
+            hint = f"lower learning_rate ({' and '.join(f'{rate:g}' for rate in sorted(set(peaks)))} now)"
+            raise NonFiniteLossError(f"The loss of {what} became {loss.item()} at step {step + 1}; {hint}.")
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        for group, peak in zip(optimizer.param_groups, peaks):
+            group["lr"] = peak * factor(step)
+        if max_norm is not None:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], max_norm)
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def cosine(step: int, steps: int) -> float:
+    """Return half a cosine from 1 down to 0.
+
+    Example:
+        >>> [round(cosine(step, 4), 3) for step in range(3)]
+        [1.0, 0.854, 0.5]
+    """
+    return (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def hold_out(
     codes: Int[Tensor, " rows"], fraction: float, generator: torch.Generator
 ) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Return the rows that are kept and those held out, each in random order.
-
-    Of each class this fraction is held out, rounded, but at least one row and not its last: none of a class of one row.
 
     Example:
         >>> kept, held = hold_out(torch.tensor([0] * 10 + [1] * 2 + [2]), 0.2, torch.Generator().manual_seed(0))

@@ -18,6 +18,7 @@ Deviations:
 """
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from hfproj.probes.base import Classifier, Inputs, Labels, as_labels, check_numb
 MATCHINGS = ("fitted", "scored")
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class KMeansProbe(Classifier):
     """NMI, ARI and matched accuracy of k-means clusters; the labels only say how many there are, and name them.
 
@@ -63,29 +65,25 @@ class KMeansProbe(Classifier):
 
     name = "kmeans"
 
-    def __init__(
-        self,
-        *,
-        clusters: int | None = None,
-        normalize: bool = True,
-        n_init: int = 10,
-        max_iter: int = 300,
-        matching: str = "fitted",
-        seed: int = 0,
-    ):
-        check_numbers(clusters=1 if clusters is None else clusters, n_init=n_init, max_iter=max_iter)
-        if matching not in MATCHINGS:
-            raise unknown("matching of clusters and classes", matching, MATCHINGS)
-        self.clusters, self.normalize, self.n_init, self.max_iter = clusters, normalize, n_init, max_iter
-        self.matching, self.seed = matching, seed
+    clusters: int | None = None
+    normalize: bool = True
+    n_init: int = 10
+    max_iter: int = 300
+    matching: str = "fitted"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        clusters = 1 if self.clusters is None else self.clusters
+        check_numbers(clusters=clusters, n_init=self.n_init, max_iter=self.max_iter)
+        if self.matching not in MATCHINGS:
+            raise unknown("matching of clusters and classes", self.matching, MATCHINGS)
 
     def _fit(self, f: Tensor, codes: Tensor) -> None:
         count = len(self.classes_) if self.clusters is None else self.clusters
         if count > len(f):
             raise UsageError(f"k-means can't make {count} clusters of {len(f)} rows; ask for at most {len(f)}.")
-        self._kmeans, assigned = _kmeans(
-            self._points(f), n_clusters=count, n_init=self.n_init, max_iter=self.max_iter, random_state=self.seed
-        )
+        options = {"n_clusters": count, "n_init": self.n_init, "max_iter": self.max_iter, "random_state": self.seed}
+        self._kmeans, assigned = _kmeans(self._points(f), **options)
         self._names = self._match(assigned, self.classes_[codes], self.classes_)
 
     def predict(self, f: Inputs) -> Tensor:  # noqa: D102

@@ -9,16 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfproj.diagnostics import (
-    alignment,
-    alpha_req,
-    covariance_spectrum,
-    lidar_of_views,
-    positive_cosine,
-    rankme,
-    representation_std,
-    uniformity,
-)
+from hfproj import diagnostics as d
 from hfproj.diagnostics.spectrum import FIT_RANGE
 from hfproj.errors import UsageError
 from hfproj.features.extraction import Features, extract_features
@@ -103,9 +94,7 @@ def evaluate(
     bank = extract_features(model, train, **read) if train is not None and labels is not None else None
     labelled = bank is not None and bank.labels is not None and held_out.labels is not None
     if chosen and not labelled:
-        raise UsageError(
-            "Probes need labels in `train` and `test`, but there are none; pass probes=[] to go without them."
-        )
+        raise UsageError("Probes need labels in `train` and `test`, got none; pass probes=[] to go without probes.")
     chosen = make_probes(["knn"] * labelled) if chosen is None else chosen
     results = Results(config=describe_adapter(model), seeds=[seed])
     name = str(portable(dataset)) if dataset else ""
@@ -119,10 +108,10 @@ def evaluate(
         for probe in chosen:
             if bank is not None and _on(probe) == "features":
                 _score(add, layer, probe, (bank.by_name()[layer], bank.labels), (f, held_out.labels))
-        add(layer, ("rankme", rankme(f, eps=_EPS), {"rows": len(f), "eps": _EPS}))
-        add(layer, ("representation_std", representation_std(f), {"rows": len(f)}))
+        add(layer, ("rankme", d.rankme(f, eps=_EPS), {"rows": len(f), "eps": _EPS}))
+        add(layer, ("representation_std", d.representation_std(f), {"rows": len(f)}))
         if layer in LAYERS:
-            results.spectra[f"{layer} {when}"] = covariance_spectrum(f).tolist()
+            results.spectra[f"{layer} {when}"] = d.covariance_spectrum(f).tolist()
     for probe in chosen:
         if _on(probe) == "tokens" and bank is not None:
             _score(add, "tokens", probe, (bank.tokens, bank.labels), (held_out.tokens, held_out.labels))
@@ -133,7 +122,7 @@ def evaluate(
         fixed = FixedViews(test, views, images=_POSITIVE_IMAGES, batch_size=batch_size)
         positive = dict(zip(LAYERS, fixed.features(model, device)))
     for layer, f in positive.items():
-        add(layer, ("positive_cosine", positive_cosine(f), {"views": f.shape[0], "images": f.shape[1]}))
+        add(layer, ("positive_cosine", d.positive_cosine(f), {"views": f.shape[0], "images": f.shape[1]}))
     if not labelled:
         results.notes += _add_without_labels(add, held_out, positive, _reference(model, reference, test, options))
     return results
@@ -177,12 +166,12 @@ def _add_without_labels(
 def _without_labels(f: Tensor, views: Tensor | None, before: Tensor | None) -> Iterator[Number]:
     """Yield what needs no labels of features, of views of them, and of h before training."""
     if min(f.shape[0] - 1, f.shape[1]) > FIT_RANGE[0] + 2:
-        yield "alpha_req", alpha_req(f).alpha, {"rows": len(f), "fit_range": list(FIT_RANGE)}
+        yield "alpha_req", d.alpha_req(f).alpha, {"rows": len(f), "fit_range": list(FIT_RANGE)}
     if views is not None:
         protocol = {"views": views.shape[0], "images": views.shape[1]}
-        yield "alignment", alignment(views), protocol
-        yield "lidar", lidar_of_views(views, ridge=_RIDGE), {**protocol, "ridge": _RIDGE}
-    yield "uniformity", uniformity(f), {"rows": len(f)}
+        yield "alignment", d.alignment(views), protocol
+        yield "lidar", d.lidar_of_views(views, ridge=_RIDGE), {**protocol, "ridge": _RIDGE}
+    yield "uniformity", d.uniformity(f), {"rows": len(f)}
     if before is not None:
         k = min(_OVERLAP, len(f) - 1)
         yield "knn_overlap", mutual_knn(f, before, k=k), {"rows": len(f), "k": k}

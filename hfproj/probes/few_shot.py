@@ -14,6 +14,7 @@ Deviations:
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from hfproj.probes.linear import LinearProbe
 from hfproj.probes.registry import ProbeLike, make_probe
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class FewShotProbe(Classifier):
     """Mean accuracy over draws of `n` rows of each class.
 
@@ -52,19 +54,16 @@ class FewShotProbe(Classifier):
 
     name = "few_shot"
 
-    def __init__(
-        self,
-        *,
-        n: int = 5,
-        draws: int = 10,
-        probe: ProbeLike | None = None,
-        seed: int = 0,
-    ):
-        check_numbers(n=n, draws=draws)
-        inner: Any = LinearProbe(l2=0.01) if probe is None else make_probe(probe)
-        if not all(callable(getattr(inner, method, None)) for method in ("fit", "predict", "score")):
-            raise UsageError(f"Expected a probe with fit, predict and score, got {probe!r}.")
-        self.n, self.draws, self.probe, self.seed = n, draws, inner, seed
+    n: int = 5
+    draws: int = 10
+    probe: ProbeLike | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(n=self.n, draws=self.draws)
+        self.probe = LinearProbe(l2=0.01) if self.probe is None else make_probe(self.probe)
+        if not callable(getattr(self.probe, "predict", None)):
+            raise UsageError(f"Expected a probe with fit, predict and score, got {self.probe!r}.")
 
     def _fit(self, f: Tensor, codes: Tensor) -> None:
         self._short = int((torch.bincount(codes) < self.n).sum())
@@ -72,7 +71,8 @@ class FewShotProbe(Classifier):
         self.probes_ = []
         for _ in range(self.draws):
             rows = (shuffled_classes(codes, generator)[1] < self.n).nonzero().flatten()
-            self.probes_.append(copy.deepcopy(self.probe).fit(f[rows.to(f.device)], self.classes_[codes[rows]]))
+            probe: Any = copy.deepcopy(self.probe)
+            self.probes_.append(probe.fit(f[rows.to(f.device)], self.classes_[codes[rows]]))
 
     def predict(self, f: Inputs) -> Int[Tensor, " rows"]:
         """Return the label that most draws give each row, of several the smallest, on the CPU.

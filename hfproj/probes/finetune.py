@@ -17,12 +17,13 @@ Deviations:
     beyond crops and flips, no mix-up, no layer-wise decay.
 """
 
-import dataclasses
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,17 +36,19 @@ from torch.utils.data import DataLoader, Subset
 from hfproj.data.augment import Augmentation
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset, as_item
-from hfproj.errors import NonFiniteLossError, UsageError, unknown
+from hfproj.errors import UsageError, unknown
 from hfproj.features.reader import run_head, view_batches
 from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.functional.modes import evaluating
-from hfproj.probes.base import Named, as_labels, check_numbers, shuffled_classes
+from hfproj.probes.base import Named, as_labels, check_decay, check_numbers, cosine, descend, shuffled_classes
 from hfproj.tuner.network import network_of
 
+Collator = Callable[[list], Mapping[str, Any]]
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CROP_AND_FLIP = Augmentation.none(scale=(0.08, 1.0), flip_probability=0.5)  # SimCLR's, for fine-tuning
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class FineTuneProbe(Named):
     """Accuracy after fine-tuning on a fraction of the labels: `fit(model, train)`, `predict(test)`, `score(test)`.
 
@@ -98,46 +101,37 @@ class FineTuneProbe(Named):
     _left_out = ("augmentation", "collator", "eval_collator", "label_column", "pooling", "layer", "in_dim", "device",
                  "num_workers")  # fmt: skip
 
-    def __init__(
-        self,
-        *,
-        fraction: float = 1.0,
-        epochs: int = 30,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        backbone_learning_rate: float = 1e-4,
-        weight_decay: float = 0.05,
-        warmup: float = 0.1,
-        max_grad_norm: float | None = 1.0,
-        augmentation: Augmentation | None = CROP_AND_FLIP,
-        precision: str | None = None,
-        collator: Callable[[list], Mapping[str, Any]] | None = None,
-        eval_collator: Callable[[list], Mapping[str, Any]] | None = None,
-        label_column: str = "label",
-        pooling: str | None = None,
-        layer: int = -1,
-        in_dim: int | None = None,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        num_workers: int = 0,
-    ):
-        if not 0 < fraction <= 1 or not 0 <= warmup < 1:
-            raise UsageError(f"Expected 0 < fraction ≤ 1 and 0 ≤ warmup < 1, got {fraction} and {warmup}.")
-        check_numbers(epochs=epochs, batch_size=batch_size, learning_rate=float(learning_rate))
-        if not 0 <= backbone_learning_rate < math.inf or not 0 <= weight_decay < math.inf:
-            rates = f"got {backbone_learning_rate} and {weight_decay}"
-            raise UsageError(f"Expected finite backbone_learning_rate ≥ 0 and weight_decay ≥ 0, {rates}.")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise UsageError(f"Expected max_grad_norm > 0, or None for no limit, got {max_grad_norm}.")
-        if precision is not None and precision not in _PRECISIONS:
-            raise unknown("precision", precision, _PRECISIONS)
-        self.fraction, self.epochs, self.batch_size = fraction, epochs, batch_size
-        self.learning_rate, self.backbone_learning_rate = learning_rate, backbone_learning_rate
-        self.weight_decay, self.warmup, self.max_grad_norm = weight_decay, warmup, max_grad_norm
-        self.augmentation, self.precision = augmentation, precision
-        self.collator, self.eval_collator = collator, eval_collator
-        self.label_column, self.pooling, self.layer, self.in_dim = label_column, pooling, layer, in_dim
-        self.seed, self.device, self.num_workers = seed, device, num_workers
+    fraction: float = 1.0
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    max_grad_norm: float | None = 1.0
+    augmentation: Augmentation | None = CROP_AND_FLIP
+    precision: str | None = None
+    collator: Collator | None = None
+    eval_collator: Collator | None = None
+    label_column: str = "label"
+    pooling: str | None = None
+    layer: int = -1
+    in_dim: int | None = None
+    seed: int = 0
+    device: torch.device | str | None = None
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1 or not 0 <= self.warmup < 1:
+            raise UsageError(f"Expected 0 < fraction ≤ 1 and 0 ≤ warmup < 1, got {self.fraction} and {self.warmup}.")
+        check_numbers(epochs=self.epochs, batch_size=self.batch_size, learning_rate=float(self.learning_rate))
+        check_decay(self.weight_decay)
+        if not 0 <= self.backbone_learning_rate < math.inf:
+            raise UsageError(f"Expected a finite backbone_learning_rate ≥ 0, got {self.backbone_learning_rate}.")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise UsageError(f"Expected max_grad_norm > 0, or None for no limit, got {self.max_grad_norm}.")
+        if self.precision is not None and self.precision not in _PRECISIONS:
+            raise unknown("precision", self.precision, _PRECISIONS)
 
     def fit(self, model: nn.Module, train: Any) -> "FineTuneProbe":
         """Fine-tune a copy of `model` on a fraction of `train`.
@@ -171,10 +165,8 @@ class FineTuneProbe(Named):
             config = network.peft_config[network.active_adapter]
             like = next((p for p in network.parameters() if p.requires_grad), None)
             if like is None:
-                raise UsageError(
-                    f"{type(model).__name__} has no parameters that its representation depends on: nothing to "
-                    "fine-tune. Probe its features instead, for example with the linear probe."
-                )
+                hint = "nothing to fine-tune. Probe its features instead, for example with the linear probe"
+                raise UsageError(f"The representation of {type(model).__name__} depends on no parameters: {hint}.")
             classifier = nn.Linear(config.in_dim, len(self.classes_), device=device, dtype=like.dtype)
             nn.init.zeros_(classifier.weight)
             nn.init.zeros_(classifier.bias)
@@ -198,8 +190,7 @@ class FineTuneProbe(Named):
             logits = torch.cat([self._logits(batch).float().cpu() for batch in loader])
         if refusal := describe_bad_rows(logits, what="logits"):
             raise UsageError(refusal)
-        if len(logits) != len(test):
-            raise UsageError(f"The collator gave {len(logits)} rows for {len(test)} items; expected one each.")
+        _check_rows(logits, test)
         return self.classes_[logits.argmax(1)]
 
     def score(self, test: Any) -> float:
@@ -237,7 +228,7 @@ class FineTuneProbe(Named):
             said |= {"size": self._collate.size, "interpolation": self._collate.interpolation}
         if isinstance(self._collate_train, ImageViews) and self.collator is None:
             off = Augmentation.none()
-            parts = dataclasses.asdict(self._collate_train.augmentations[0])
+            parts = asdict(self._collate_train.augmentations[0])
             chosen = {name: value for name, value in parts.items() if value != getattr(off, name)}
             said["augmentation"] = {n: list(v) if isinstance(v, tuple) else v for n, v in chosen.items()}
         elif self._collate_train is not self._collate:
@@ -248,20 +239,14 @@ class FineTuneProbe(Named):
 
     def _loader(self, dataset: Any, collate: Callable, **options: Any) -> DataLoader:
         # A loader without its own generator advances the global one.
-        return DataLoader(
-            dataset, collate_fn=collate, num_workers=self.num_workers, generator=torch.Generator(), **options
-        )
+        options |= {"num_workers": self.num_workers, "generator": torch.Generator()}
+        return DataLoader(dataset, collate_fn=collate, **options)
 
     def _logits(self, batch: Mapping[str, Any]) -> Float[Tensor, "rows classes"]:
         # Without its cache: in the caller's or fit's own autocast, which is not left between steps, the half-precision
         # copies of the first step's weights would be used in all later ones.
-        autocast = torch.autocast(
-            self._device.type,
-            dtype=_PRECISIONS.get(self.precision or ""),
-            enabled=self.precision is not None,
-            cache_enabled=False,
-        )
-        with autocast:
+        dtype = _PRECISIONS.get(self.precision or "")
+        with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
             h = run_head(self._network, _inputs(batch, self._dtype), self._device).representation
             return self._classifier(h)
 
@@ -270,40 +255,28 @@ class FineTuneProbe(Named):
             *_groups(self._network, self.backbone_learning_rate, self.weight_decay),
             *_groups(self._classifier, self.learning_rate, self.weight_decay),
         ]
-        optimizer = torch.optim.AdamW(groups)
-        peaks = [group["lr"] for group in groups]
-        parameters = [p for group in groups for p in group["params"]]
-        scaler = torch.amp.GradScaler(self._device.type, enabled=self.precision == "fp16")
         batches = math.ceil(len(images) / self.batch_size)
         steps = self.epochs * batches
-        step = 0
+
+        def loaded() -> Iterator[tuple[list[int], Mapping[str, Any]]]:
+            for epoch in range(self.epochs):
+                order = np.random.default_rng([self.seed % 2**64, epoch]).permutation(len(images))
+                parts = [part.tolist() for part in np.array_split(order, batches)]  # no last batch of a single image
+                keys = [[(epoch, position) for position in part] for part in parts]
+                loader = self._loader(IndexedDataset(images), self._collate_train, batch_sampler=keys)
+                yield from zip(parts, loader, strict=True)
+
+        def loss_of(batch: tuple[list[int], Mapping[str, Any]]) -> Tensor:
+            rows, inputs = batch
+            logits = self._logits(inputs)
+            _check_rows(logits, rows)
+            return F.cross_entropy(logits.to(self._dtype), codes[rows])
+
         self._network.train()
-        for epoch in range(self.epochs):
-            order = np.random.default_rng([self.seed % 2**64, epoch]).permutation(len(images))
-            parts = [part.tolist() for part in np.array_split(order, batches)]  # no last batch of a single image
-            keys = [[(epoch, position) for position in part] for part in parts]
-            loader = self._loader(IndexedDataset(images), self._collate_train, batch_sampler=keys)
-            for part, batch in zip(parts, loader, strict=True):
-                logits = self._logits(batch)
-                if len(logits) != len(part):
-                    raise UsageError(f"The collator gave {len(logits)} rows for {len(part)} items; expected one each.")
-                loss = F.cross_entropy(logits.to(self._dtype), codes[part])
-                if not torch.isfinite(loss):
-                    raise NonFiniteLossError(
-                        f"The loss of fine-tuning became {loss.item()} at step {step + 1}; lower learning_rate and "
-                        f"backbone_learning_rate, {self.learning_rate:g} and {self.backbone_learning_rate:g} now."
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                for group, peak in zip(groups, peaks):
-                    group["lr"] = peak * schedule(step, steps, self.warmup)
-                if self.max_grad_norm is not None:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                step += 1
-        for parameter in parameters:
+        scaler = torch.amp.GradScaler(self._device.type, enabled=self.precision == "fp16")
+        rate = partial(schedule, steps=steps, warmup=self.warmup)
+        descend(groups, loaded(), loss_of, rate, what="fine-tuning", scaler=scaler, max_norm=self.max_grad_norm)
+        for parameter in self._network.parameters():
             parameter.grad = None
 
 
@@ -317,13 +290,16 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / rising
-    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+    return cosine(step - rising, steps - rising)
+
+
+def _check_rows(logits: Tensor, items: Sized) -> None:
+    if len(logits) != len(items):
+        raise UsageError(f"Expected a row for each of {len(items)} items from the collator, got {len(logits)} rows.")
 
 
 def fraction_of_each_class(labels: Int[Tensor, " rows"], fraction: float, seed: int = 0) -> list[int]:
     """Return random rows, this fraction of every class and at least one each, in ascending order.
-
-    Those of a smaller fraction are among those of a larger one with the same seed.
 
     Example:
         >>> labels = torch.tensor([0] * 90 + [1] * 9 + [2])
@@ -337,11 +313,7 @@ def fraction_of_each_class(labels: Int[Tensor, " rows"], fraction: float, seed: 
 
 
 def labels_of(dataset: Any, column: str) -> Int[Tensor, " rows"]:
-    """Return the labels of a data set; of a 🤗 data set without decoding its images.
-
-    Raises:
-        UsageError: If items have no such column, or if labels are no integers.
-    """
+    """Return the labels of a data set; of a 🤗 data set without decoding its images."""
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, Sequence) and column in columns:
         return as_labels(list(dataset[column]), len(dataset))
@@ -349,9 +321,8 @@ def labels_of(dataset: Any, column: str) -> Int[Tensor, " rows"]:
     for row in range(len(dataset)):
         item = as_item(dataset[row])
         if column not in item:
-            raise UsageError(
-                f"Item {row} has no label: it has {', '.join(map(repr, item))}. Name the column: label_column=…."
-            )
+            have = ", ".join(map(repr, item))
+            raise UsageError(f"Item {row} has no label: it has {have}. Name the column: label_column=….")
         found.append(item[column])
     return as_labels(found, len(found))
 

@@ -18,13 +18,14 @@ Deviations:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from hfproj.errors import UsageError
-from hfproj.probes._softmax_regression import SoftmaxRegression, predicted_codes
+from hfproj.probes._softmax_regression import SoftmaxRegression, middle, predicted_codes
 from hfproj.probes.base import Classifier, Labels, Scaling, as_labels, check_numbers, check_path, hold_out
 from hfproj.probes.linear import L2_PATH
 from hfproj.typing import Features
@@ -47,6 +48,7 @@ def group_accuracies(correct: Bool[Tensor, " rows"], groups: Labels) -> dict[int
     return dict(zip(numbers.tolist(), (sums / torch.bincount(codes)).tolist()))
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class GroupRobustProbe(Classifier):
     """Worst-group accuracy of logistic regression on group-balanced draws of the rows, averaged (DFR).
 
@@ -77,18 +79,15 @@ class GroupRobustProbe(Classifier):
     name = "group_robust"
     unit = "worst-group accuracy"
 
-    def __init__(
-        self,
-        *,
-        l2: float | None = None,
-        l2_path: Sequence[float] = L2_PATH,
-        draws: int = 10,
-        standardize: bool = True,
-        seed: int = 0,
-    ):
-        check_numbers(draws=draws, l2=1.0 if l2 is None else float(l2))
-        self.l2, self.l2_path, self.draws = l2, check_path("l2_path", l2_path), draws
-        self.standardize, self.seed = standardize, seed
+    l2: float | None = None
+    l2_path: Sequence[float] = L2_PATH
+    draws: int = 10
+    standardize: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(draws=self.draws, l2=1.0 if self.l2 is None else float(self.l2))
+        self.l2_path = check_path("l2_path", self.l2_path)
 
     def fit(self, f: Features, y: Labels, groups: Labels) -> "GroupRobustProbe":  # type: ignore[override]
         """Fit on features `f`, labels `y` and the group (or attribute) of each row, any integers.
@@ -149,21 +148,16 @@ class GroupRobustProbe(Classifier):
 
     def _choose(self, x: Tensor, codes: Tensor, cells: Tensor, generator: torch.Generator) -> tuple[float, int]:
         """Return the strength that is best for the worst group, and on how many rows it was chosen."""
-        path = sorted(self.l2_path, reverse=True)
         kept, held = hold_out(cells, 0.5, generator)
         if not len(held):
-            return path[len(path) // 2], 0
-        problem = self._problem(x, codes, kept[_balanced(cells[kept], generator)])
-        theta = problem.start()
-        best: tuple[tuple[float, float], float] | None = None
-        for l2 in path:
-            theta = problem.minimise(l2, theta, tol=1e-5).theta
+            return middle(self.l2_path), 0
+
+        def rating(theta: Tensor) -> tuple[float, float]:
             correct = predicted_codes(x[held.to(x.device)], theta).cpu() == codes[held]
-            rating = min(group_accuracies(correct, cells[held]).values()), correct.double().mean().item()
-            if best is None or rating > best[0]:
-                best = rating, l2
-        assert best is not None  # the path is not empty
-        return best[1], len(held)
+            return min(group_accuracies(correct, cells[held]).values()), correct.double().mean().item()
+
+        problem = self._problem(x, codes, kept[_balanced(cells[kept], generator)])
+        return problem.best(self.l2_path, rating)[0], len(held)
 
 
 def _cells(codes: Tensor, groups: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Deviations:
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from hfproj.typing import Features
 _VOTES = 2**22  # float64 votes held at a time: 32 MiB
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class KNNProbe(Named):
     """Weighted k-NN accuracy on features, as an estimator of scikit-learn: `fit`, `predict`, `score`, `results_`.
 
@@ -58,10 +60,13 @@ class KNNProbe(Named):
 
     name = "knn"
 
-    def __init__(self, *, k: int | Sequence[int] = 20, temperature: float = 0.07):
-        if not temperature > 0:
-            raise UsageError(f"Expected temperature > 0, got {temperature}.")
-        self.k, self.temperature = check_ks(k), temperature
+    k: int | Sequence[int] = 20
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UsageError(f"Expected temperature > 0, got {self.temperature}.")
+        self.k = check_ks(self.k)
         self._ks = self.k if isinstance(self.k, tuple) else (self.k,)
 
     def __repr__(self) -> str:  # results.json holds it, as the probe of FewShotProbe
@@ -177,11 +182,8 @@ class KNNProbe(Named):
     def _vote(self, found: Iterable[tuple[int, Neighbours]]) -> Tensor:
         """Return the predicted labels `[ks, queries]`, those of the main k first."""
         step = max(1, _VOTES // len(self.classes_))
-        parts = [
-            self._labels(cosines, rows)
-            for _, near in found
-            for cosines, rows in zip(near.cosines.split(step), near.rows.split(step))
-        ]
+        few = (pair for _, near in found for pair in zip(near.cosines.split(step), near.rows.split(step)))
+        parts = [self._labels(cosines, rows) for cosines, rows in few]
         return torch.cat(parts, 1) if parts else torch.empty(len(self._ks), 0, dtype=torch.long)
 
     def _labels(self, cosines: Tensor, rows: Tensor) -> Tensor:

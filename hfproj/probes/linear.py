@@ -18,19 +18,20 @@ Deviations:
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hfproj.probes._softmax_regression import SoftmaxRegression, class_scores, predicted_codes
+from hfproj.probes._softmax_regression import SoftmaxRegression, class_scores, middle, predicted_codes
 from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, hold_out
 
 L2_PATH = tuple(float(f"{10.0 ** (1 - 7 * i / 15):.2g}") for i in range(16))  # 10 to 1e-6
 
-_PATH_TOLERANCE = 1e-5
 
-
+@dataclass(kw_only=True, repr=False, eq=False)
 class LinearProbe(Classifier):
     """Accuracy of logistic regression on features, as an estimator of scikit-learn: `fit`, `predict`, `score`.
 
@@ -62,20 +63,17 @@ class LinearProbe(Classifier):
 
     name = "linear"
 
-    def __init__(
-        self,
-        *,
-        l2: float | None = None,
-        l2_path: Sequence[float] = L2_PATH,
-        holdout: float = 0.1,
-        standardize: bool = True,
-        max_iter: int = 1000,
-        seed: int = 0,
-    ):
-        check_numbers(max_iter=max_iter, l2=1.0 if l2 is None else float(l2))
-        check_fraction(holdout=holdout)
-        self.l2, self.l2_path, self.holdout = l2, check_path("l2_path", l2_path), holdout
-        self.standardize, self.max_iter, self.seed = standardize, max_iter, seed
+    l2: float | None = None
+    l2_path: Sequence[float] = L2_PATH
+    holdout: float = 0.1
+    standardize: bool = True
+    max_iter: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(max_iter=self.max_iter, l2=1.0 if self.l2 is None else float(self.l2))
+        check_fraction(holdout=self.holdout)
+        self.l2_path = check_path("l2_path", self.l2_path)
 
     def _options(self) -> dict[str, Any]:
         without_effect = () if self.l2 is None else ("l2_path", "holdout")
@@ -120,18 +118,13 @@ class LinearProbe(Classifier):
 
     def _choose(self, x: Tensor, codes: Tensor, kept: int) -> tuple[float, Tensor | None]:
         """Return the best strength of the path, fitted from strong to weak on the first rows, and where that ended."""
-        path = sorted(self.l2_path, reverse=True)
         if kept == len(x):
-            return path[len(path) // 2], None
+            return middle(self.l2_path), None
+        truth = codes[kept:]
+
+        def rating(theta: Tensor) -> tuple[float, float]:
+            logits = class_scores(x[kept:], theta)
+            return float((logits.argmax(0) == truth).sum()), -float(F.cross_entropy(logits.T, truth))
+
         problem = SoftmaxRegression(x[:kept], codes[:kept], len(self.classes_))
-        theta = problem.start()
-        best: tuple[tuple[float, float], float, Tensor] | None = None
-        for l2 in path:
-            theta = problem.minimise(l2, theta, tol=_PATH_TOLERANCE, max_iter=self.max_iter).theta
-            logits, truth = class_scores(x[kept:], theta), codes[kept:]
-            loss = torch.nn.functional.cross_entropy(logits.T, truth)
-            rating = (int((logits.argmax(0) == truth).sum()), -float(loss))
-            if best is None or rating > best[0]:
-                best = rating, l2, theta
-        assert best is not None  # the path is not empty
-        return best[1:]
+        return problem.best(self.l2_path, rating, max_iter=self.max_iter)

@@ -20,6 +20,7 @@ Deviations:
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,13 +28,14 @@ from torch import Tensor
 
 from hfproj.errors import UsageError
 from hfproj.functional.rows import full_precision
-from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, hold_out, scaled
+from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, cosine, hold_out, scaled
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
 _MOMENTUM = 0.9
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class ManyRatesProbe(Classifier):
     """Accuracy of a linear classifier trained by SGD, with the best rate of a learning-rate grid.
 
@@ -64,20 +66,17 @@ class ManyRatesProbe(Classifier):
 
     name = "many_rates"
 
-    def __init__(
-        self,
-        *,
-        rates: Sequence[float] = RATES,
-        epochs: int = 10,
-        batch_size: int = 128,
-        holdout: float = 0.1,
-        standardize: bool = False,
-        seed: int = 0,
-    ):
-        check_numbers(epochs=epochs, batch_size=batch_size)
-        check_fraction(holdout=holdout)
-        self.rates, self.epochs, self.batch_size = check_path("rates", rates), epochs, batch_size
-        self.holdout, self.standardize, self.seed = holdout, standardize, seed
+    rates: Sequence[float] = RATES
+    epochs: int = 10
+    batch_size: int = 128
+    holdout: float = 0.1
+    standardize: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(epochs=self.epochs, batch_size=self.batch_size)
+        check_fraction(holdout=self.holdout)
+        self.rates = check_path("rates", self.rates)
 
     def _fit(self, f: Tensor, codes: Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad(), full_precision(f):
@@ -117,7 +116,7 @@ class ManyRatesProbe(Classifier):
                 p = p.view(len(rows), -1).div_(len(rows))
                 velocity.mul_(_MOMENTUM).addmm_(p.T, batch)
                 of_bias.mul_(_MOMENTUM).add_(p.sum(0))
-                now = rate * ((1 + math.cos(math.pi * done / steps)) / 2)
+                now = rate * cosine(done, steps)
                 weight.addcmul_(now[:, None], velocity, value=-1)
                 bias.addcmul_(now, of_bias, value=-1)
                 done += 1

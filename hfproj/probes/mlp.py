@@ -13,18 +13,21 @@ Deviations:
 """
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfproj.errors import NonFiniteLossError, UsageError, unknown
-from hfproj.probes.base import Classifier, Scaling, check_numbers, scaled
+from hfproj.errors import unknown
+from hfproj.probes.base import Classifier, Scaling, check_decay, check_numbers, cosine, descend, scaled
 
 SCHEDULES = ("cosine", "constant")
 _ROTATION_WIDTHS = {"h": 256, "z": 512}
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class MLPProbe(Classifier):
     """Accuracy of a classifier with one hidden layer, as an estimator of scikit-learn.
 
@@ -51,26 +54,21 @@ class MLPProbe(Classifier):
 
     name = "mlp"
 
-    def __init__(
-        self,
-        *,
-        hidden: int = 512,
-        epochs: int = 20,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        schedule: str = "cosine",
-        standardize: bool = True,
-        seed: int = 0,
-    ):
-        check_numbers(hidden=hidden, epochs=epochs, batch_size=batch_size, learning_rate=float(learning_rate))
-        if not 0 <= weight_decay < math.inf:
-            raise UsageError(f"Expected a finite weight_decay ≥ 0, got {weight_decay}.")
-        if schedule not in SCHEDULES:
-            raise unknown("schedule", schedule, SCHEDULES)
-        self.hidden, self.epochs, self.batch_size = hidden, epochs, batch_size
-        self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule
-        self.standardize, self.seed = standardize, seed
+    hidden: int = 512
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    standardize: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(hidden=self.hidden, epochs=self.epochs, batch_size=self.batch_size)
+        check_numbers(learning_rate=float(self.learning_rate))
+        check_decay(self.weight_decay)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
 
     @classmethod
     def rotation(cls, layer: str = "h", *, seed: int = 0) -> "MLPProbe":
@@ -108,24 +106,19 @@ class MLPProbe(Classifier):
             for shape in ((rows, columns), (rows,)):
                 drawn = torch.rand(shape, dtype=torch.float64, generator=generator) * 2 - 1
                 weights.append((drawn / math.sqrt(columns)).to(x).requires_grad_())
-        decayed = {"params": weights[::2], "weight_decay": self.weight_decay}
-        optimizer = torch.optim.AdamW([decayed, {"params": weights[1::2], "weight_decay": 0.0}], lr=self.learning_rate)
-        steps, done = self.epochs * math.ceil(len(x) / self.batch_size), 0
-        for _ in range(self.epochs):
-            for batch in torch.randperm(len(x), generator=generator).to(x.device).split(self.batch_size):
-                loss = F.cross_entropy(_logits(weights, x[batch]), codes[batch])
-                if not torch.isfinite(loss):
-                    raise NonFiniteLossError(
-                        f"The loss of the MLP probe became {loss.item()} at step {done + 1} of {steps}; lower "
-                        f"learning_rate, {self.learning_rate:g} now."
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                if self.schedule == "cosine":
-                    for group in optimizer.param_groups:
-                        group["lr"] = self.learning_rate * (1 + math.cos(math.pi * done / steps)) / 2
-                optimizer.step()
-                done += 1
+        groups: list[dict[str, Any]] = [
+            {"params": weights[::2], "lr": self.learning_rate, "weight_decay": self.weight_decay},
+            {"params": weights[1::2], "lr": self.learning_rate, "weight_decay": 0.0},
+        ]
+        steps = self.epochs * math.ceil(len(x) / self.batch_size)
+        orders = (torch.randperm(len(x), generator=generator).to(x.device) for _ in range(self.epochs))
+        batches = (rows for order in orders for rows in order.split(self.batch_size))
+
+        def loss_of(rows: Tensor) -> Tensor:
+            return F.cross_entropy(_logits(weights, x[rows]), codes[rows])
+
+        constant = self.schedule == "constant"
+        descend(groups, batches, loss_of, lambda step: 1.0 if constant else cosine(step, steps), what="the MLP probe")
         return [weight.detach() for weight in weights]
 
 

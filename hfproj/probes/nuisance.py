@@ -164,9 +164,7 @@ class RotatedImages(Dataset):
         row, turns = divmod(int(index) % len(self), 4)
         item = as_item(self.dataset[row])
         if self.image_column not in item:
-            raise UsageError(
-                f"The items have no column {self.image_column!r}; they have {', '.join(map(repr, item))}. Name the one "
-                "with the images: image_column=…"
-            )
+            have = ", ".join(map(repr, item))
+            raise UsageError(f"The items have no column {self.image_column!r}, got {have}; pass image_column=….")
         image = torch.rot90(to_rgb_tensor(item[self.image_column], self.image_column), turns, (1, 2))
         return {**item, self.image_column: image.contiguous(), self.label_column: turns, "index": row}

@@ -17,6 +17,7 @@ Deviations:
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ _ELEMENTS = 2**21  # float64 cosines held at a time: 16 MiB, and as much again f
 _DECIMALS = 12
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class RetrievalProbe(Named):
     """Mean average precision and recall@k by class, of queries against a gallery or within one set.
 
@@ -64,8 +66,10 @@ class RetrievalProbe(Named):
     name = "retrieval"
     unit = "mAP"
 
-    def __init__(self, *, k: int | Sequence[int] = (1, 5, 10)):
-        self.k = check_ks(k)
+    k: int | Sequence[int] = (1, 5, 10)
+
+    def __post_init__(self) -> None:
+        self.k = check_ks(self.k)
         self._ks = self.k if isinstance(self.k, tuple) else (self.k,)
 
     def fit(self, f: Features, y: Labels) -> "RetrievalProbe":
@@ -118,10 +122,8 @@ class RetrievalProbe(Named):
         place = torch.searchsorted(classes, truth).clamp_max(len(classes) - 1)
         counted = torch.where(classes[place] == truth, sizes[place] - int(leave_one_out), 0) > 0
         if not counted.any():
-            raise UsageError(
-                f"None of {len(truth)} queries has a row of its class in the gallery of {self._gallery.rows} rows: "
-                "retrieval has nothing to find. Were the labels of queries and gallery made in the same way?"
-            )
+            none = f"None of {len(truth)} queries has a row of its class in the gallery of {self._gallery.rows} rows"
+            raise UsageError(f"{none}. Were the labels of queries and gallery made in the same way?")
         hits = torch.cat([self._labels[near.rows] for _, near in found]) == truth[:, None]
         self.correct_ = hits[:, 0]
         self.average_precision_ = self._average_precision(f, truth, leave_one_out)

@@ -256,5 +256,5 @@ def test_refusals():
 
 def test_a_loss_that_is_not_finite_is_said(monkeypatch):
     monkeypatch.setattr(attentive, "_logits", lambda w, x: w["classifier"].sum() * x.new_full((len(x), 2), torch.nan))
-    with pytest.raises(NonFiniteLossError, match=r"became nan at step 1; lower learning_rate, 0\.001 now"):
+    with pytest.raises(NonFiniteLossError, match=r"became nan at step 1; lower learning_rate \(0\.001 now\)"):
         AttentiveProbe(**SHORT).fit(torch.randn(6, 3, 4), [0, 1, 0, 1, 0, 1])
