@@ -24,7 +24,6 @@ import hfproj
 from hfproj import cli
 from hfproj.files import command_line, write_atomic
 from hfproj.probes import create_probe
-from hfproj.results import verdicts
 
 
 @dataclass
@@ -94,11 +93,6 @@ def main() -> None:
     merged.save(folder)
     write_atomic(folder / "results.md", f"{merged.to_markdown()}\n".encode())
     print(merged.table())
-    for found in verdicts(merged):
-        if found.interval is not None:
-            gain, low, high = found.interval
-            on = f" on {found.dataset}" if found.dataset else ""
-            print(f"{found.label} of h{on}: {gain:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
     print(f"\nSaved to {hfproj.report(folder)}, and results.json beside it.")
 
 

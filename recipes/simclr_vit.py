@@ -31,7 +31,7 @@ import hfproj
 from hfproj import cli
 from hfproj.data import split_off
 from hfproj.files import command_line
-from hfproj.reporting.card import write_card
+from hfproj.reporting import write_card
 
 
 @dataclass

@@ -186,7 +186,7 @@ class Results:
         try:
             return np.stack([unpack_outcomes(m.outcomes) for m in found])
         except ValueError as error:
-            raise UsageError(f"The outcomes of '{name} {layer} {when}' row by row were not kept.") from error
+            raise UsageError(f"Outcomes of '{name} {layer} {when}' were not kept, or are damaged.") from error
 
     @property
     def layers(self) -> list[str]:

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 from hfproj import Results
-from hfproj.reporting.card import write_card
-from hfproj.results import paired_interval
+from hfproj.reporting import write_card
 
 RECIPE = Path(__file__).resolve().parents[1] / "simclr_vit.py"
 
@@ -41,8 +40,6 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     write_card(merged, options.output_dir, license=options.license)
     print(merged.table())
-    gain = paired_interval(merged.outcomes("knn", "h", "after"), merged.outcomes("knn", "h", "before"))
-    print(f"20-NN of h, after minus before: {gain.difference:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f}")
 
 
 if __name__ == "__main__":

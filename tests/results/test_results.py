@@ -263,3 +263,10 @@ def test_what_a_probe_chose_does_not_part_before_from_after():
     assert [row[:3] for row in Results(measurements=[before, after]).cells()[1:]] == [
         ["linear accuracy", "0.8000", "0.9000"]
     ]
+
+
+@pytest.mark.parametrize("damage", ["200:zz", "9999999999999:ff", "x:ff"])
+def test_damaged_outcomes_are_refused(damage):
+    result = a_result(measurements=[Measurement("knn", "h", "after", 0.4, outcomes=damage)])
+    with pytest.raises(UsageError, match="not kept, or are damaged"):
+        result.outcomes("knn", "h", "after")
