@@ -1,7 +1,8 @@
 """Backbones: loading them, where their representation is read and how it is pooled, how images are prepared for them.
 
 Three families are known: `transformers` models (vision and text), `timm` models, and plain ``nn.Module``s whose output
-is a tensor ``[batch, dim]``, ``[batch, tokens, dim]`` or ``[batch, dim, height, width]``.
+is a tensor ``[batch, dim]``, ``[batch, tokens, dim]`` or ``[batch, dim, height, width]``. Of the rooms it imports
+none: only the files beside the rooms, such as `hfproj.errors`.
 """
 
 from hfproj.backbones.features import FeatureBackbone
@@ -20,21 +21,7 @@ from hfproj.backbones.reading import (
 )
 
 __all__ = [
-    "EMBEDDED",
-    "POOLINGS",
-    "FeatureBackbone",
-    "ImagePreprocessing",
-    "ReadPoint",
-    "bare_tensors",
-    "blocks_of",
-    "embedded_folder",
-    "feeds_representation",
-    "fit_image_size",
-    "image_preprocessing",
-    "last_blocks",
-    "library_of",
-    "load_backbone",
-    "pool",
-    "resolve_read_point",
-    "source_of",
-]
+    "EMBEDDED", "POOLINGS", "FeatureBackbone", "ImagePreprocessing", "ReadPoint", "bare_tensors", "blocks_of",
+    "embedded_folder", "feeds_representation", "fit_image_size", "image_preprocessing", "last_blocks", "library_of",
+    "load_backbone", "pool", "resolve_read_point", "source_of",
+]  # fmt: skip

@@ -14,11 +14,6 @@ from hfproj.training.callbacks import (
 from hfproj.training.trainer import ProjectionTrainer
 
 __all__ = [
-    "CollapseCallback",
-    "CurvatureCallback",
-    "OnlineProbeCallback",
-    "ProjectionTrainer",
-    "ProjectionTrainingArguments",
-    "SpectrumCallback",
-    "UpdateRatioCallback",
-]
+    "CollapseCallback", "CurvatureCallback", "OnlineProbeCallback", "ProjectionTrainer",
+    "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback",
+]  # fmt: skip

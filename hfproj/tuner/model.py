@@ -325,20 +325,14 @@ class ProjectionHeadModel(BaseTuner):
         self, adapter: str, config: ProjectionHeadConfig, mapped: dict[str, Tensor], backbone: dict[str, Tensor]
     ) -> None:
         """Refuse a file whose tensors are not exactly those of this adapter; PEFT would only warn."""
-
-        def shapes(own: dict[str, Tensor], prefix: str, of_backbone: dict[str, Tensor]) -> dict[str, tuple]:
-            found = {f"{prefix}{n}": tuple(t.shape) for n, t in own.items()}
-            return found | {f"{_MODEL}{_BACKBONE}{n}": tuple(t.shape) for n, t in of_backbone.items()}
-
-        trained = self.backbone_tensors.values(self.model, adapter)
-        expected = shapes(self._own_tensors(adapter), f"{_MODEL}.", trained)
-        found = shapes(mapped, "", backbone)
+        trained, place = self.backbone_tensors.values(self.model, adapter), f"{_MODEL}{_BACKBONE}"
+        own = {f"{_MODEL}.{n}": t for n, t in self._own_tensors(adapter).items()}
+        expected = {n: tuple(t.shape) for n, t in (own | {place + n: t for n, t in trained.items()}).items()}
+        found = {n: tuple(t.shape) for n, t in (mapped | {place + n: t for n, t in backbone.items()}).items()}
         problems = [f"missing {n}" for n in expected if n not in found]
         problems += [f"unexpected {n}" for n in found if n not in expected]
-        both = expected.keys() & found.keys()
-        problems += [
-            f"{n} has shape {found[n]}, expected {s}" for n, s in expected.items() if n in both and found[n] != s
-        ]
+        different = [n for n in expected if n in found and found[n] != expected[n]]
+        problems += [f"{n} has shape {found[n]}, expected {expected[n]}" for n in different]
         if problems:
             head = f"{_MODEL}{_MODULES}{adapter}."
             listed = "; ".join(p.replace(head, "head: ").replace(f"{_MODEL}.", "") for p in problems[:3])

@@ -107,9 +107,7 @@ class CurvatureCallback(ProbeWatch):
     Args:
         of: "head": its parameters, with predictor, prototypes and scales; "h": the representations.
         steps: Products with the Hessian, at most.
-        every: Steps between two measurements; None: so rarely that they take less than a hundredth of the time.
-        images: Number of images of the probe batch.
-        dataset: Where its images come from; None: the trainer's `eval_dataset`, else its `train_dataset`.
+        every, images, dataset: As `hfproj.training.callbacks.ProbeWatch`.
 
     Raises:
         UsageError: If `of` is unknown, or as `SpectrumCallback`.

@@ -176,28 +176,21 @@ def check_bound(callback: TrainerCallback) -> None:
 
 # Name → function of the rows of all views [rows, dim], and of views [views, images, dim].
 _ROWS: dict[str, Callable[[Tensor], float]] = {
-    "rankme": diagnostics.rankme,
+    name: getattr(diagnostics, name)
+    for name in ("rankme", "effective_rank", "stable_rank", "participation_ratio", "nesum", "uniformity",
+                 "wasserstein_uniformity", "whiteness", "matrix_entropy", "self_cluster")
+}  # fmt: skip
+_ROWS |= {
     "std": diagnostics.representation_std,
-    "effective_rank": diagnostics.effective_rank,
-    "stable_rank": diagnostics.stable_rank,
-    "participation_ratio": diagnostics.participation_ratio,
-    "nesum": diagnostics.nesum,
     "alpha_req": lambda f: diagnostics.alpha_req(f).alpha,
     "condition_number": lambda f: diagnostics.covariance_condition_number(f).on_support,
-    "uniformity": diagnostics.uniformity,
-    "wasserstein_uniformity": diagnostics.wasserstein_uniformity,
     "offdiag_energy": diagnostics.covariance_offdiag_energy,
-    "whiteness": diagnostics.whiteness,
-    "matrix_entropy": diagnostics.matrix_entropy,
-    "self_cluster": diagnostics.self_cluster,
 }
 _VIEWS: dict[str, Callable[[Tensor], float]] = {
     "positive_cosine": diagnostics.positive_cosine,
     "alignment": diagnostics.alignment,
     "lidar": diagnostics.lidar_of_views,
 }
-
-
 METRICS: dict[str, Callable[[Tensor], float]] = {**_ROWS, **_VIEWS}
 DEFAULT = ("rankme", "std", "positive_cosine")
 
@@ -215,9 +208,7 @@ class SpectrumCallback(ProbeWatch):
             "participation_ratio", "nesum", "alpha_req", "condition_number" (of the covariance, on its support),
             "uniformity", "wasserstein_uniformity", "offdiag_energy", "whiteness", "matrix_entropy", "self_cluster";
             with two or more views "positive_cosine", "alignment", "lidar". Cost: see docs/diagnostics.md.
-        every: Steps between two measurements; None: so rarely that they take less than a hundredth of the time.
-        images: Number of images of the probe batch.
-        dataset: Where its images come from; None: the trainer's `eval_dataset`, else its `train_dataset`.
+        every, images, dataset: As `ProbeWatch`.
 
     Raises:
         UsageError: If a metric is unknown, or as `ProbeWatch`.
