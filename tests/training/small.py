@@ -3,16 +3,29 @@
 import zlib
 
 import numpy as np
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from PIL import Image
 from torch import nn
-from transformers import ViTConfig, ViTModel
+from transformers import TrainingArguments, ViTConfig, ViTModel
 
 import hfproj
 
 PIXELS = {"size": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 HEAD = {"head": "mlp", "head_options": {"hidden_dim": 12}, "out_dim": 6}
+
+
+def blocks(model):
+    """Return the blocks of a ViT, which were renamed within transformers 5."""
+    model = model.get_base_model()
+    return model.layers if hasattr(model, "layers") else model.encoder.layer
+
+
+in_order = pytest.mark.skipif(
+    "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__,
+    reason="older transformers have no order but the random one",
+)
 
 
 def backbone(dropout=0.0):

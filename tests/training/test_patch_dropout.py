@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from peft import get_peft_model
-from small import backbone, head_model, trainer, views
+from small import backbone, blocks, head_model, trainer, views
 from torch import nn
 from transformers import ConvNextConfig, ConvNextModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
@@ -126,9 +126,7 @@ def test_the_trainer_drops_in_training_only(tmp_path):
     run = trainer(tmp_path, patch_dropout=0.5, max_steps=2, eval_strategy="steps", eval_steps=1,
                   extra={"eval_dataset": hfproj_images()})  # fmt: skip
     lengths = {True: set(), False: set()}
-    run.model.get_base_model().layers[0].register_forward_pre_hook(
-        lambda module, args: lengths[module.training].add(args[0].shape[1])
-    )
+    blocks(run.model)[0].register_forward_pre_hook(lambda module, args: lengths[module.training].add(args[0].shape[1]))
     run.train()
     assert lengths == {True: {1 + 8}, False: {1 + 16}}
     assert not run.model.get_base_model().embeddings._forward_hooks
@@ -145,7 +143,7 @@ def test_views_of_two_sizes():
     dropout = PatchDropout(model.get_base_model(), rate=0.5, prefix_tokens=1)
     dropout.attach()
     lengths = []
-    model.get_base_model().layers[0].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[:2]))
+    blocks(model)[0].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[:2]))
     x = [torch.randn(2, 3, size, size) for size in (16, 16, 8)]
     with dropout.using(torch.tensor([3, 4]), 0):
         forward_views(model, x)
