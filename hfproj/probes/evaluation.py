@@ -68,17 +68,13 @@ def evaluate(
         labels: "auto": those that the collator gives; None: measure without labels.
         layers: Intermediate layers to measure too, as in `extract_features`: indices of blocks, names, or "all".
         reference: What h is compared with if no labels are used. Default: the model with its adapter disabled.
-        batch_size: Items per forward pass.
-        collator: As in `extract_features`.
         when: "before" or "after" training.
         dataset: Name of the data set in the results, best its Hub id.
         views: A collator that gives `{"views": [tensor or mapping, …]}` (`ImageViews`) for items of
             `IndexedDataset(test)`: adds the mean cosine of positive pairs over up to 512 evenly spaced test items.
         seed: Seed of the training run; it tells runs apart when results are merged.
-        device: As in `extract_features`.
-        num_workers: As in `extract_features`.
-        cache_dir: As in `extract_features`: features are computed once for all calls that share it.
-        progress: As in `extract_features`.
+        batch_size, collator, device, num_workers, progress: As in `extract_features`.
+        cache_dir: As there: features are computed once for all calls that share it.
 
     Raises:
         UsageError: If a probe is unknown, if there are probes but no labels or no `train`, if features are not finite

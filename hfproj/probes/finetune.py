@@ -71,9 +71,8 @@ class FineTuneProbe(Named):
             ``{"views"}`` of one view. None: `augmentation` and the preprocessing of `eval_collator`.
         eval_collator: Makes test batches; None: ``EvalImages.for_model(model)``.
         label_column: Entry of an item that holds its class number.
-        pooling: Of a model without a projection head, see `ProjectionHeadConfig`; a head has its own.
-        layer: As `pooling`.
-        in_dim: As `pooling`, if the width of h can't be inferred from the backbone.
+        pooling, layer: Of a model without a projection head, see `ProjectionHeadConfig`; a head has its own.
+        in_dim: Likewise, if the width of h can't be inferred from the backbone.
         seed: Seed of the chosen images, of their order, of their augmentation and of dropout.
         device: Where to train; None: where the model is.
         num_workers: Processes that load data.

@@ -25,9 +25,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hfproj.errors import UsageError
-from hfproj.probes._softmax_regression import SoftmaxRegression, middle, predicted_codes
 from hfproj.probes.base import Classifier, Labels, Scaling, as_labels, check_numbers, check_path, hold_out
-from hfproj.probes.linear import L2_PATH
+from hfproj.probes.linear import L2_PATH, SoftmaxRegression, middle, predicted_codes
 from hfproj.typing import Features
 
 

@@ -6,8 +6,8 @@ import torch
 from probes.classifier_cases import HARD, check_hard, check_modes, check_refusals, clusters
 from sklearn.linear_model import LogisticRegression
 
-import hfproj.probes._softmax_regression as softmax_regression
 from hfproj.errors import UsageError
+from hfproj.probes import linear
 from hfproj.probes.base import Scaling
 from hfproj.probes.linear import L2_PATH, LinearProbe
 
@@ -85,27 +85,27 @@ def test_objective_is_not_above_scikit_learns(case, standardize):
 def test_large_problems_begin_in_float32_and_end_at_the_same_optimum(monkeypatch):
     f, y = clusters(3000, 32, 10, 1)
     exact = LinearProbe(l2=1e-3).fit(f, y)
-    monkeypatch.setattr(softmax_regression, "_SMALL", 0)
-    monkeypatch.setitem(softmax_regression._BLOCK, "cpu", 2**14)  # and in many blocks
+    monkeypatch.setattr(linear, "_SMALL", 0)
+    monkeypatch.setitem(linear._BLOCK, "cpu", 2**14)  # and in many blocks
     found = LinearProbe(l2=1e-3).fit(f, y)
     assert found.objective_ == pytest.approx(exact.objective_, rel=1e-10)
     torch.testing.assert_close(found.coef_, exact.coef_, rtol=1e-4, atol=1e-5)
     # Even where matrix products are as coarse as bfloat16's.
-    evaluate = softmax_regression.SoftmaxRegression._evaluate
+    evaluate = linear.SoftmaxRegression._evaluate
 
     def coarse(self, l2, theta, dtype):
         value, gradient = evaluate(self, l2, theta, dtype)
         noise = torch.randn(gradient.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         return (value, gradient) if dtype == torch.float64 else (value * 1.001, gradient + 1e-3 * noise)
 
-    monkeypatch.setattr(softmax_regression.SoftmaxRegression, "_evaluate", coarse)
+    monkeypatch.setattr(linear.SoftmaxRegression, "_evaluate", coarse)
     assert LinearProbe(l2=1e-3).fit(f, y).objective_ == pytest.approx(exact.objective_, rel=1e-9)
 
 
 def test_without_the_factor_of_wide_features_the_optimum_is_the_same(monkeypatch):
     f, y = ill_conditioned(200, 16, 3)
     exact = LinearProbe(l2=1e-2).fit(f, y).objective_
-    monkeypatch.setattr(softmax_regression, "_LARGEST_FACTOR", 1)
+    monkeypatch.setattr(linear, "_LARGEST_FACTOR", 1)
     assert LinearProbe(l2=1e-2).fit(f, y).objective_ == pytest.approx(exact, rel=1e-10)
 
 
