@@ -155,37 +155,28 @@ def preprocessing_identity(collator: Any, key: str | None = None) -> dict[str, A
 
 
 def _settings(owner: Any) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in sorted(vars(owner).items()) if name[0] != "_"}
+    return {name: _strict(value) for name, value in sorted(vars(owner).items()) if name[0] != "_"}
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON, arrays and images by their content; TypeError for what has no plain form."""
+def _strict(value: Any) -> Any:
+    """Return a setting as JSON, the same as in keys of old caches; TypeError for what has no plain form."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
-        return [type(value).__name__, value.item()]
-    if isinstance(value, bytes | bytearray):
-        return f"bytes {hashlib.sha256(value).hexdigest()[:32]}"
-    if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype != object):
+        return value.item()
+    if isinstance(value, Tensor | np.ndarray):
         tensor = torch.as_tensor(value)
-        return [
-            type(value).__name__,
-            str(tensor.dtype),
-            tensor.tolist() if tensor.numel() <= 16 else tensor_digest(tensor),
-        ]
+        return tensor.tolist() if tensor.numel() <= 16 else tensor_digest(tensor)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_strict(v) for v in value]
     if isinstance(value, set | frozenset):
-        return sorted((_plain(v) for v in value), key=str)
-    if isinstance(value, Sequence):
-        return [_plain(v) for v in value]
+        return sorted((_strict(v) for v in value), key=str)
     if isinstance(value, PurePath | torch.dtype):
         return str(value)
-    if hasattr(value, "tobytes") and hasattr(value, "mode"):  # a PIL image; the bytes of mode "P" lack its palette
-        pixels = (value.convert("RGBA") if value.mode == "P" else value).tobytes()
-        return ["image", value.mode, *value.size, hashlib.sha256(pixels).hexdigest()[:32]]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"class": _name(value), **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        return {"class": _name(value), **{f.name: _strict(getattr(value, f.name)) for f in dataclasses.fields(value)}}
     backend = getattr(value, "backend_tokenizer", None)
     if backend is not None:
         parts = json.loads(backend.to_str())
@@ -193,7 +184,7 @@ def _plain(value: Any) -> Any:
         return {"class": _name(value), "tokenizer": digest({**parts, "padding": None, "truncation": None})}
     if type(value).__module__.startswith("hfproj."):
         return {"class": _name(value), **_settings(value)}
-    raise TypeError(f"a {type(value).__name__}")
+    raise TypeError(f"{type(value).__name__} {str(value)[:40]!r}")
 
 
 # --- data ---
@@ -227,21 +218,51 @@ def data_identity(dataset: Any, key: str | None = None) -> dict[str, Any]:
 
 def _sampled(dataset: Any) -> dict[str, Any]:
     rows, count = len(dataset), min(len(dataset), SAMPLE)
+    content = hashlib.sha256()
     try:
-        content = [_plain(dataset[i * (rows - 1) // max(count - 1, 1)]) for i in range(count)]
-        again = [_plain(dataset[0]) for _ in range(2)]
+        for i in range(count):
+            _update(content, dataset[i * (rows - 1) // max(count - 1, 1)])
+        again = [hashlib.sha256(), hashlib.sha256()]
+        for check in again:
+            _update(check, dataset[0])
     except TypeError as error:
         what = f"The items of the {type(dataset).__name__} hold {error}, which has no plain form"
         raise UsageError(f"{what}; pass data_key='…', a text that changes whenever the data do.") from None
-    if digest(again[0]) != digest(again[1]):
+    if again[0].digest() != again[1].digest():
         raise UsageError(
             f"Item 0 of the {type(dataset).__name__} differs between two readings (a random transform?), so its "
             "features cannot be cached. Take the transform away, or pass data_key='…' if any one draw will do."
         )
     below = getattr(getattr(dataset, "dataset", None), "_fingerprint", None)
     plain = {n: v for n, v in getattr(dataset, "__dict__", {}).items() if isinstance(v, bool | int | float | str)}
-    found = {"class": _name(dataset), "rows": rows, "sampled": count, "sample": digest(content)}
+    found = {"class": _name(dataset), "rows": rows, "sampled": count, "sample": content.hexdigest()[:32]}
     return {**found, "settings": digest(plain), "below": below if isinstance(below, str) else None}
+
+
+def _update(content: Any, value: Any) -> None:
+    """Add an item's value to a hash; TypeError for what has no plain form."""
+    if value is None or isinstance(value, bool | int | float | str | np.generic):
+        content.update(f"{type(value).__name__} {value!r}\n".encode())
+    elif isinstance(value, bytes | bytearray):
+        content.update(f"bytes {len(value)}\n".encode() + bytes(value))
+    elif isinstance(value, Tensor):
+        content.update(tensor_digest(value).encode())
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        content.update(f"array {value.dtype} {value.shape}\n".encode() + np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            content.update(f"name {name!r}\n".encode())
+            _update(content, value[name])
+        content.update(b"end\n")
+    elif isinstance(value, Sequence):
+        content.update(f"sequence {len(value)}\n".encode())
+        for part in value:
+            _update(content, part)
+    elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # a PIL image
+        colours = value.convert("RGBA") if value.mode == "P" else value  # the bytes of mode "P" lack its palette
+        content.update(f"image {value.mode} {value.size}\n".encode() + colours.tobytes())
+    else:
+        raise TypeError(f"a {type(value).__name__}")
 
 
 def library_version() -> str:

@@ -142,7 +142,8 @@ def cache_features(
         batch_size: Images per forward pass, on each process.
         num_workers: Processes that load data.
         cache_dir: Keep the views there and map them, as `hfproj.extract_features` does.
-        data_key, preprocessing_key: As there.
+        data_key: As in `hfproj.extract_features`.
+        preprocessing_key: As in `hfproj.extract_features`.
 
     Raises:
         UsageError: If the data set is empty, or as `hfproj.extract_features`.

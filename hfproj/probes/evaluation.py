@@ -73,8 +73,12 @@ def evaluate(
         views: A collator that gives `{"views": [tensor or mapping, …]}` (`ImageViews`) for items of
             `IndexedDataset(test)`: adds the mean cosine of positive pairs over up to 512 evenly spaced test items.
         seed: Seed of the training run; it tells runs apart when results are merged.
-        batch_size, collator, device, num_workers, progress: As in `extract_features`.
-        cache_dir: As there: features are computed once for all calls that share it.
+        batch_size: Items per forward pass.
+        collator: As in `extract_features`.
+        device: As in `extract_features`.
+        num_workers: As in `extract_features`.
+        cache_dir: As in `extract_features`: features are computed once for all calls that share it.
+        progress: As in `extract_features`.
 
     Raises:
         UsageError: If a probe is unknown, if there are probes but no labels or no `train`, if features are not finite
