@@ -175,7 +175,8 @@ def _write_timm(found: Attached, backbone: nn.Module, target: Path) -> list[str]
         loaded = timm.create_model(f"local-dir:{target}", pretrained=True).state_dict()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"timm can't make this {type(backbone).__name__} again from its name and arguments ({one_line(error)})"
-        raise UsageError(f"{what}; make the backbone with timm.create_model(…).") from error
+        hint = "make the backbone with timm.create_model(…), arguments of your own with timm 1.0.31 or newer"
+        raise UsageError(f"{what}; {hint}.") from error
     if any(not torch.equal(tensor, loaded[name]) for name, tensor in backbone.cpu().state_dict().items()):
         what = f"timm's own loading changes the weights of this {type(backbone).__name__}"
         raise UsageError(f"{what}, and h with them; write the adapter with model.save_pretrained(…) instead.")

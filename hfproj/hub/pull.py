@@ -321,12 +321,15 @@ def _attach(
     options["key_mapping"] = getattr(backbone, "_checkpoint_conversion_mapping", {})
     if {"cpu", "disk"} & set((getattr(backbone, "hf_device_map", None) or {}).values()):
         return PeftModel.from_pretrained(backbone, folder, config=config, **options)  # it knows about offloaded parts
+    trainability = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
     try:
         model = PeftModel(backbone, config, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
         try:
             model.load_adapter(folder, **options)
         except BaseException:
             model.base_model.unload()
+            for parameter, requires_grad in trainability.items():
+                parameter.requires_grad_(requires_grad)
             raise
     except HfprojError:
         raise

@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from hfproj.backbones import bare_tensors, feeds_representation
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.tuner import fitting
 from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.config import ProjectionHeadConfig, plain
@@ -87,7 +87,7 @@ class ProjectionHeadModel(BaseTuner):
                 self._undo_injection(model, layer, adapter_name, trainability)
                 if isinstance(error, StopIteration | ValueError):
                     raise UsageError(
-                        f"backbone_adapter does not fit {type(model).__name__}: {error or type(error).__name__}; name "
+                        f"backbone_adapter does not fit {type(model).__name__}: {one_line(error)}; name "
                         "other target_modules, or leave them out to reach every linear layer."
                     ) from error
                 raise

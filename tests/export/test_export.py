@@ -69,6 +69,8 @@ MERGED = [
     *(("vit", "lora", {"backbone_adapter": kind}, MERGING) for kind in KINDS.values()),
 ]
 
+TIMM_REMEMBERS = hasattr(make_backbone("timm_vit"), "_model_args")
+timm_remembers = pytest.mark.skipif(not TIMM_REMEMBERS, reason="timm before 1.0.31 forgets what a model was made with")
 FIRST_QUERY = f"{BLOCKS}.0.{ATTENTION}.{QUERY}"
 
 
@@ -109,9 +111,11 @@ def by_auto_class(model, folder):
 def test_every_readme_gives_the_same_h_without_this_package(tmp_path):
     """One process for all: it does what the READMEs say."""
     jobs, allowed = [], []
-    for number, (name, trained, options, tolerance) in enumerate([*ADAPTERS, *MERGED]):
+    cases = [case for case in [*ADAPTERS, *MERGED] if TIMM_REMEMBERS or case[0] != "timm_vit"]
+    for number, case in enumerate(cases):
+        name, trained, options, tolerance = case
         model = attach(name, trained, **options)
-        before, adapter = snapshot(model), number < len(ADAPTERS)
+        before, adapter = snapshot(model), case in ADAPTERS
         export = hfproj.export_backbone_adapter if adapter else hfproj.export_merged
         folder = export(model, tmp_path / str(number))
         assert_same_tensors(before, snapshot(model))
@@ -132,7 +136,7 @@ def test_every_readme_gives_the_same_h_without_this_package(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     off = json.loads(run.stdout.splitlines()[-1])
     assert len(off) == len(allowed)
-    wrong = {str(case): o for case, o, a in zip([*ADAPTERS, *MERGED, "AutoPeftModel"], off, allowed) if not o <= a}
+    wrong = {str(case): o for case, o, a in zip([*cases, "AutoPeftModel"], off, allowed) if not o <= a}
     assert not wrong
 
 
@@ -319,6 +323,7 @@ def test_folders_that_hold_something_else(tmp_path):
         export(model, tmp_path / export.__name__)  # again, over what is there
 
 
+@timm_remembers
 def test_nothing_is_left_of_a_failed_export(tmp_path, monkeypatch):
     model = attach("timm_vit", "lora")
     (tmp_path / "out").mkdir()

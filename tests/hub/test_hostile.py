@@ -4,9 +4,11 @@ import shutil
 import tracemalloc
 
 import pytest
+import torch
 from cases import make_backbone
 from hostile import REFUSED, changed, config_of, refusal, save_adapter, write_config
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 import hfproj
 from hfproj import filenames
@@ -211,6 +213,16 @@ def test_a_head_for_another_backbone_leaves_it_as_it_was(saved):
         refusal(lambda: hfproj.from_pretrained(saved, backbone=backbone))
         assert list(backbone.state_dict()) == before
         assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_tensors_that_do_not_fit_leave_the_backbone_trainable(copied):
+    file = copied / "adapter_model.safetensors"
+    save_file({k: t for k, t in load_file(file).items() if "lora_B" not in k}, file)
+    backbone = make_backbone("vit")
+    before = {n: t.clone() for n, t in backbone.state_dict().items()}
+    refusal(lambda: hfproj.from_pretrained(copied, backbone=backbone))
+    assert all(p.requires_grad for p in backbone.parameters())
+    assert all(torch.equal(t, before[n]) for n, t in backbone.state_dict().items())
 
 
 def test_a_second_head_is_not_put_over_the_first(saved):
