@@ -59,9 +59,9 @@ FUNCTIONS = {
     "mutual information": lambda f: d.matrix_mutual_information(f, f[:, :5]),
     "feature weights": lambda f: d.feature_weights(f, f[:, :3]),
     "layers": lambda f: d.layer_inequality({"h": f, "z": f[:, :4]}),
-    "cka": lambda f: p.linear_cka(f, f[:, :5]),
-    "cka, unbiased": lambda f: p.linear_cka(f, f[:, :5], unbiased=True),
-    "mutual knn": lambda f: p.mutual_knn(f, f[:, :5], k=4),
+    "cka": lambda f: features.linear_cka(f, f[:, :5]),
+    "cka, unbiased": lambda f: features.linear_cka(f, f[:, :5], unbiased=True),
+    "mutual knn": lambda f: features.mutual_knn(f, f[:, :5], k=4),
 }
 VIEWS = {
     "alignment": lambda z: d.alignment(z),
