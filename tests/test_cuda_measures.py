@@ -16,6 +16,7 @@ from probes.test_finetune import PIXELS, images, probe
 
 import hfproj
 from hfproj import diagnostics as d
+from hfproj import features
 from hfproj import geometry as g
 from hfproj import probes as p
 from hfproj.diagnostics import SpectrumState, ViewState
