@@ -44,12 +44,9 @@ _ENTRIES = 2**24  # of a tile of similarities: 64 MiB in float32
 
 @torch.no_grad()
 def sinkhorn(
-    scores: Float[Tensor, "rows prototypes"],
-    *,
-    epsilon: float = 0.05,
-    iterations: int = 3,
+    scores: Float[Tensor, "rows prototypes"], *, epsilon: float = 0.05, iterations: int = 3,
     queue: Float[Tensor, "queued prototypes"] | None = None,
-) -> Float[Tensor, "rows prototypes"]:
+) -> Float[Tensor, "rows prototypes"]:  # fmt: skip
     """Return the codes Q of this process's rows within the global batch, without a gradient.
 
     Args:

@@ -3,8 +3,7 @@
 With n = images · views unit rows u_i, S_ij = u_i·u_j / τ without its diagonal, ℓ_i = log Σ_j exp S_ij and m_i the mean
 of S_ip over the V − 1 positives p of i,
 
-    L = mean_i (ℓ_i − m_i),
-    ∂L/∂u_i = 1/(nτ) · [ Σ_j (exp(S_ij − ℓ_i) + exp(S_ij − ℓ_j)) u_j − 2/(V−1) Σ_p u_p ].
+    L = mean_i (ℓ_i − m_i), ∂L/∂u_i = 1/(nτ) · [ Σ_j (exp(S_ij − ℓ_i) + exp(S_ij − ℓ_j)) u_j − 2/(V−1) Σ_p u_p ].
 
 The gradient of a row needs only the row's similarities and everybody's ℓ. So two passes over tiles of S, the first for
 ℓ, the second for the gradient, give both in the forward pass with one tile of memory. On one process S is symmetric and

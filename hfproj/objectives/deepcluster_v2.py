@@ -95,16 +95,9 @@ class DeepClusterV2(Objective):
     epoch: Tensor
 
     def __init__(
-        self,
-        *,
-        num_images: int,
-        out_dim: int = 128,
-        prototypes: int | Sequence[int] = (3000, 3000, 3000),
-        temperature: float = 0.1,
-        kmeans_iterations: int = 10,
-        kmeans_init: str = "random",
-        assigned_views: int = 2,
-    ):
+        self, *, num_images: int, out_dim: int = 128, prototypes: int | Sequence[int] = (3000, 3000, 3000),
+        temperature: float = 0.1, kmeans_iterations: int = 10, kmeans_init: str = "random", assigned_views: int = 2,
+    ):  # fmt: skip
         super().__init__()
         self.prototypes = [prototypes] if isinstance(prototypes, int) else list(prototypes)
         if not self.prototypes or not 2 <= min(self.prototypes) <= max(self.prototypes) <= num_images:

@@ -32,13 +32,9 @@ from hfproj.typing import Scalar, Views
 
 
 def dino_loss(
-    scores: Float[Tensor, "views batch prototypes"],
-    target: Float[Tensor, "target_views batch prototypes"],
-    center: Float[Tensor, " prototypes"],
-    *,
-    student_temperature: float = 0.1,
-    teacher_temperature: float = 0.04,
-) -> Scalar:
+    scores: Float[Tensor, "views batch prototypes"], target: Float[Tensor, "target_views batch prototypes"],
+    center: Float[Tensor, " prototypes"], *, student_temperature: float = 0.1, teacher_temperature: float = 0.04,
+) -> Scalar:  # fmt: skip
     """Return DINO's loss of one batch at the temperatures τ_s and τ_t.
 
     ``scores`` are the logits s of all views, ``target`` the teacher's t̄ of the first views, which get no gradient.
@@ -99,16 +95,10 @@ class DINO(Objective):
     center: Tensor
 
     def __init__(
-        self,
-        *,
-        prototypes: int = 65536,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.07,
-        warmup_teacher_temperature: float = 0.04,
-        warmup_epochs: int = 30,
-        center_momentum: float = 0.9,
+        self, *, prototypes: int = 65536, student_temperature: float = 0.1, teacher_temperature: float = 0.07,
+        warmup_teacher_temperature: float = 0.04, warmup_epochs: int = 30, center_momentum: float = 0.9,
         freeze_prototypes_epochs: float = 1.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         check_positive("student_temperature", student_temperature, usual="0.1")
         check_positive("teacher_temperature", teacher_temperature, usual="0.04 to 0.07")

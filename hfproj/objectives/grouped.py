@@ -63,13 +63,9 @@ class Grouped(Objective):
     """
 
     def __init__(
-        self,
-        *,
-        objective: str = "info_nce",
-        objective_options: dict[str, Any] | None = None,
-        groups: int = 8,
+        self, *, objective: str = "info_nce", objective_options: dict[str, Any] | None = None, groups: int = 8,
         group_dim: int | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if groups < 1 or (group_dim is not None and group_dim < 1):
             raise UsageError(f"groups and group_dim must be at least 1, got groups={groups}, group_dim={group_dim}.")
@@ -85,14 +81,9 @@ class Grouped(Objective):
                 setattr(self, name, getattr(inner, name))
 
     def compute(
-        self,
-        z: Views,
-        *,
-        target: Tensor | None = None,
-        prediction: Tensor | None = None,
-        step: Step | None = None,
+        self, z: Views, *, target: Tensor | None = None, prediction: Tensor | None = None, step: Step | None = None,
         **given: object,
-    ) -> ObjectiveOutput:
+    ) -> ObjectiveOutput:  # fmt: skip
         """Return the sum of the losses, and the mean over the groups of each term.
 
         `target` and `prediction` are grouped with z, the rest is passed to the inner objective. `step` is the source of

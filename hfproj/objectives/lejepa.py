@@ -62,14 +62,9 @@ class LeJEPA(Objective):
     """
 
     def __init__(
-        self,
-        *,
-        sigreg_weight: float = 0.05,
-        slices: int = 1024,
-        knots: int = 17,
-        t_max: float = 3.0,
+        self, *, sigreg_weight: float = 0.05, slices: int = 1024, knots: int = 17, t_max: float = 3.0,
         global_views: int | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         check_between(0, 1, sigreg_weight=sigreg_weight)
         check_at_least(1, slices=slices, global_views=global_views)

@@ -33,12 +33,9 @@ from hfproj.typing import Views
 
 
 def moco_losses(
-    queries: Float[Tensor, "rows dim"],
-    keys: Float[Tensor, "rows dim"],
-    queue: Float[Tensor, "size dim"],
-    *,
+    queries: Float[Tensor, "rows dim"], keys: Float[Tensor, "rows dim"], queue: Float[Tensor, "size dim"], *,
     temperature: float = 0.2,
-) -> Float[Tensor, " rows"]:
+) -> Float[Tensor, " rows"]:  # fmt: skip
     """Return the loss of each query with its key at temperature τ; the rows of the queue are of unit length.
 
     Example:
@@ -82,14 +79,9 @@ class MoCo(Objective):
     queues: Any  # an nn.ModuleList of Queue, for whose items mypy knows no methods
 
     def __init__(
-        self,
-        *,
-        temperature: float = 0.2,
-        out_dim: int = 128,
-        queue_size: int = 65536,
-        symmetric: bool = False,
+        self, *, temperature: float = 0.2, out_dim: int = 128, queue_size: int = 65536, symmetric: bool = False,
         ema_momentum: Sequence[float] = (0.999, 0.999),
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.temperature, self.symmetric = check_temperature(temperature), symmetric
         self.ema_momentum, self.out_dim, self.queue_size = check_momentum(ema_momentum), out_dim, queue_size

@@ -32,11 +32,9 @@ from hfproj.typing import Scalar, Views
 
 
 def swav_loss(
-    scores: Float[Tensor, "views batch prototypes"],
-    codes: Float[Tensor, "assigned batch prototypes"],
-    *,
+    scores: Float[Tensor, "views batch prototypes"], codes: Float[Tensor, "assigned batch prototypes"], *,
     temperature: float = 0.1,
-) -> Scalar:
+) -> Scalar:  # fmt: skip
     """Return SwAV's loss of one batch at temperature τ, from S of all views and the codes Q of the first ones.
 
     Example:
@@ -80,17 +78,10 @@ class SwAV(Objective):
     queues: Any  # a ModuleList, for whose items mypy knows no methods
 
     def __init__(
-        self,
-        *,
-        temperature: float = 0.1,
-        epsilon: float = 0.05,
-        sinkhorn_iterations: int = 3,
-        assigned_views: int = 2,
-        queue_size: int = 0,
-        queue_start_epoch: float = 15.0,
-        out_dim: int = 128,
+        self, *, temperature: float = 0.1, epsilon: float = 0.05, sinkhorn_iterations: int = 3,
+        assigned_views: int = 2, queue_size: int = 0, queue_start_epoch: float = 15.0, out_dim: int = 128,
         freeze_prototypes_epochs: float = 1.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         check_temperature(temperature)
         check_positive("epsilon", epsilon, usual="0.05")

@@ -68,14 +68,9 @@ class VICReg(Objective):
     """
 
     def __init__(
-        self,
-        *,
-        invariance_weight: float = 25.0,
-        variance_weight: float = 25.0,
-        covariance_weight: float = 1.0,
-        variance_reduction: str = "mean",
-        eps: float = 1e-4,
-    ):
+        self, *, invariance_weight: float = 25.0, variance_weight: float = 25.0, covariance_weight: float = 1.0,
+        variance_reduction: str = "mean", eps: float = 1e-4,
+    ):  # fmt: skip
         super().__init__()
         check_at_least(
             0, invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight

@@ -9,9 +9,8 @@ or the mean squared difference of entries. The cut is drawn anew `w_iter` times 
 whitening of all views.
 
 References:
-    Ermolov et al. 2021, "Whitening for Self-Supervised Representation Learning", arXiv 2007.06346;
-    htdt/self-supervised ``methods/w_mse.py``, ``methods/whitening.py``; lightly-ai/lightly (e8d317fc)
-    ``loss/wmse_loss.py``.
+    Ermolov et al. 2021, "Whitening for Self-Supervised Representation Learning", arXiv 2007.06346; htdt/self-supervised
+    ``methods/w_mse.py``, ``methods/whitening.py``; lightly-ai/lightly (e8d317fc) ``loss/wmse_loss.py``.
 
 Deviations:
     Sub-batches are cut from the global batch of all processes. A covariance that is singular within rounding is an

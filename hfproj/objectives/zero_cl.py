@@ -37,12 +37,9 @@ EPS = {"imagenet": 0.01, "cifar": 1e-5}
 
 
 def zero_cl_loss(
-    z: Float[Tensor, "2 rows dim"],
-    *,
-    variant: str = "imagenet",
-    shrinkage: float | None = None,
+    z: Float[Tensor, "2 rows dim"], *, variant: str = "imagenet", shrinkage: float | None = None,
     eps: float | None = None,
-) -> Scalar:
+) -> Scalar:  # fmt: skip
     """Return Zero-FCL of two views, or Zero-ICL if rows are features and columns images (``z.mT``).
 
     `shrinkage` is the fraction of the identity in the covariance, `eps` is added to its eigenvalues; None: the
