@@ -59,35 +59,25 @@ def sinkhorn(
         UsageError: If `epsilon` is not a positive number or `iterations` is below 1.
 
     Example:
-        >>> codes = sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-        >>> codes.tolist()  # two rows alike: neither may have the first prototype alone
+        >>> sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.0]])).tolist()  # alike: neither has the first prototype alone
         [[0.5, 0.5], [0.5, 0.5]]
     """
     if not 0 < epsilon < math.inf or iterations < 1:
-        raise UsageError(
-            f"Sinkhorn needs an epsilon above 0 (0.05 is usual) and at least 1 iteration, got epsilon={epsilon} and "
-            f"iterations={iterations}."
-        )
+        got = f"{epsilon=} and {iterations=}"
+        raise UsageError(f"Sinkhorn needs an epsilon above 0 (0.05 is usual) and at least 1 iteration, got {got}.")
     own = at_least_float32(scores) / epsilon
-    shared = None if queue is None else queue.to(own.dtype) / epsilon
+    queued = None if queue is None else queue.to(own.dtype) / epsilon
     for _ in range(iterations):
-        mass = _joint_logsumexp(own)
-        if shared is not None:
-            mass = torch.logaddexp(mass, shared.logsumexp(0))
-            shared = _unit_mass(shared - mass)
-        own = _unit_mass(own - mass)
+        here = own.logsumexp(0)
+        largest = distributed.all_reduce_max(here)
+        mass = largest + distributed.all_reduce_sum((here - largest).exp()).log()
+        if queued is not None:
+            mass = torch.logaddexp(mass, queued.logsumexp(0))
+            queued = queued - mass
+            queued = queued - queued.logsumexp(1, keepdim=True)
+        own = own - mass
+        own = own - own.logsumexp(1, keepdim=True)
     return own.exp()
-
-
-def _unit_mass(log_q: Tensor) -> Tensor:
-    return log_q - log_q.logsumexp(1, keepdim=True)
-
-
-def _joint_logsumexp(x: Tensor) -> Tensor:
-    """Return the logarithm of each column's sum over the rows of all processes."""
-    here = x.logsumexp(0)
-    largest = distributed.all_reduce_max(here)
-    return largest + distributed.all_reduce_sum((here - largest).exp()).log()
 
 
 def log_probabilities(scores: Float[Tensor, "*rows classes"], temperature: float) -> Float[Tensor, "*rows classes"]:
@@ -105,13 +95,11 @@ def cross_view_entropy(
 ) -> Float[Tensor, " batch"]:
     """Return −Σ_j assigned_ij log p_vj of each image: the mean over pairs of a target view i and another view v ≠ i.
 
-    ``assigned`` are the probabilities that the first views of each image have as targets, ``log_p`` the
-    log-probabilities of all views (two or more), in float32 or better.
+    ``assigned`` are the target probabilities of the first views, ``log_p`` log-probabilities of all, at least float32.
 
     Example:
-        >>> p = torch.full((3, 1, 4), 0.25)
-        >>> cross_view_entropy(p[:2], p.log()).isclose(torch.tensor(4.0).log()).tolist()
-        [True]
+        >>> cross_view_entropy(torch.full((2, 1, 4), 0.25), torch.full((3, 1, 4), 0.25).log()).exp()
+        tensor([4.])
     """
     with full_precision(log_p):
         entropy = -torch.einsum("tnk,vnk->tvn", assigned.to(log_p.dtype), log_p)
@@ -178,19 +166,15 @@ def nearest_centroids(
         [2, 1.0]
     """
     with full_precision(u):
-        tiles = [(tile @ centroids.T).max(1) for tile in u.split(_rows_of_a_tile(len(centroids)))]
+        tiles = [(tile @ centroids.T).max(1) for tile in u.split(max(1, _ENTRIES // len(centroids)))]
     cosines, assignments = (torch.cat(parts) for parts in zip(*tiles))
     return assignments, cosines
-
-
-def _rows_of_a_tile(count: int) -> int:
-    return max(1, _ENTRIES // count)
 
 
 def _mean_directions(u: Tensor, assignments: Tensor, cosines: Tensor, count: int) -> Tensor:
     sums = u.new_zeros(count, u.shape[1])
     sizes = u.new_zeros(count)
-    rows = _rows_of_a_tile(count)
+    rows = max(1, _ENTRIES // count)
     for tile, clusters in zip(u.split(rows), assignments.split(rows)):
         # A product and no index_add_, whose order of summation on a GPU, and so the result, differs between processes.
         members = torch.nn.functional.one_hot(clusters, count).to(u.dtype)
@@ -198,8 +182,7 @@ def _mean_directions(u: Tensor, assignments: Tensor, cosines: Tensor, count: int
         sizes += members.sum(0)
     centroids = unit_rows(sums)
     empty = (sizes == 0).nonzero().flatten()
-    worst = cosines.topk(len(empty), largest=False).indices
-    centroids[empty] = u[worst]
+    centroids[empty] = u[cosines.topk(len(empty), largest=False).indices]
     return centroids
 
 

@@ -35,16 +35,12 @@ def check_shape(f: Tensor, *, minimum: int = 2, what: str = "features") -> None:
             "turn views into rows by flatten(0, 1)."
         )
     if f.shape[0] < minimum or f.shape[1] < 1:
-        raise UsageError(
-            f"Expected at least {minimum} row{'s' * (minimum != 1)} and a column of {what}, got shape {list(f.shape)}."
-        )
+        rows = f"{minimum} row{'s' * (minimum != 1)}"
+        raise UsageError(f"Expected at least {rows} and a column of {what}, got shape {list(f.shape)}.")
 
 
 def describe_bad_rows(f: Tensor, *, what: str = "features", start: int = 0, stream: str = "") -> str:
-    """Return which rows are not finite and what to do about it, or an empty string.
-
-    Rows are numbered from `start`; `stream` says what these numbers count over, if not over `f`.
-    """
+    """Return which rows (numbered from `start`, over what `stream` says) are not finite and a hint, or nothing."""
     if not f.numel() or torch.isfinite(torch.stack(torch.aminmax(f))).all():  # a tenth of the cost of asking every row
         return ""
     bad = (~torch.isfinite(f).all(1)).nonzero().flatten().tolist()

@@ -21,13 +21,12 @@ from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import at_least_float32, full_precision
 from hfproj.typing import Scalar
 
+_Square = Float[Tensor, "*groups dim dim"]
 SIDES = ("auto", "WWt", "WtW")
 _BLOCK = 512  # rows of a Gram block: large enough for full speed, small enough to skip most of the lower triangle
 
 
-def eigh(
-    matrix: Float[Tensor, "*groups dim dim"],
-) -> tuple[Float[Tensor, "*groups dim"], Float[Tensor, "*groups dim dim"]]:
+def eigh(matrix: _Square) -> tuple[Float[Tensor, "*groups dim"], _Square]:
     """Return eigenvalues in ascending order and eigenvectors as columns, in the matrix's type.
 
     Example:
@@ -37,11 +36,11 @@ def eigh(
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:
-        values, vectors = (found.to(matrix.dtype) for found in torch.linalg.eigh(matrix.double()))
-    return values, vectors
+        values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)
 
 
-def eigvalsh(matrix: Float[Tensor, "*groups dim dim"]) -> Float[Tensor, "*groups dim"]:
+def eigvalsh(matrix: _Square) -> Float[Tensor, "*groups dim"]:
     """Return eigenvalues in ascending order, in the matrix's type; differentiable also where some are equal.
 
     Example:
@@ -103,7 +102,7 @@ def _cholesky(covariance: Tensor, shape: torch.Size, eps: float) -> Tensor:
     return factor
 
 
-def zca_matrix(covariance: Float[Tensor, "*groups dim dim"], *, eps: float) -> Float[Tensor, "*groups dim dim"]:
+def zca_matrix(covariance: _Square, *, eps: float) -> _Square:
     """Return U diag((s + ε)^−½) Uᵀ for covariances U diag(s) Uᵀ, without a gradient.
 
     Example:
@@ -122,12 +121,9 @@ def orthogonality_gap(weight: Float[Tensor, "out fan_in"], *, side: str = "auto"
 
     Args:
         weight: W.
-        side: ``"WWt"``, ``"WtW"``, or ``"auto"`` for the shorter side, whose minimum is 0. The other side's square
-            can't fall below |out − fan_in|.
+        side: ``"WWt"``, ``"WtW"`` (else a UsageError), or ``"auto"`` for the shorter side, whose minimum is 0. The
+            other side's square can't fall below |out − fan_in|.
         squared: Whether to return the square.
-
-    Raises:
-        UsageError: If `side` is none of these.
 
     Example:
         >>> orthogonality_gap(torch.eye(4, 3)).item(), orthogonality_gap(torch.eye(4, 3), side="WWt").item()
@@ -152,9 +148,8 @@ class _GramMinusIdentity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
         ctx.save_for_backward(a)
-        rows = a.shape[0]
-        gram = a.new_empty(rows, rows)
-        for start in range(0, rows, _BLOCK):
+        gram = a.new_empty(len(a), len(a))
+        for start in range(0, len(a), _BLOCK):
             stop = start + _BLOCK
             gram[start:stop, start:] = a[start:stop] @ a[start:].mT
             gram[stop:, start:stop] = gram[start:stop, stop:].mT

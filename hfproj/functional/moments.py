@@ -23,16 +23,15 @@ from hfproj.errors import UsageError
 from hfproj.functional.rows import at_least_float32, full_precision, unit_rows
 from hfproj.typing import Features, Scalar, Views
 
+_Groups = Float[Tensor, "groups rows dim"]
 
-def joint_moments(
-    x: Float[Tensor, "groups rows dim"],
-) -> tuple[Scalar, Float[Tensor, "groups dim"], Float[Tensor, "groups dim"]]:
+
+def joint_moments(x: _Groups) -> tuple[Scalar, Float[Tensor, "groups dim"], Float[Tensor, "groups dim"]]:
     """Return the number of rows per group, the mean and the biased variance, over the rows of all processes.
 
     Example:
-        >>> n, mean, var = joint_moments(torch.tensor([[[1.0], [3.0]]]))
-        >>> n.item(), mean.item(), var.item()
-        (2.0, 2.0, 1.0)
+        >>> [moment.item() for moment in joint_moments(torch.tensor([[[1.0], [3.0]]]))]
+        [2.0, 2.0, 1.0]
     """
     rows, dim = x.shape[1:]
     mean = x.sum(1) / max(rows, 1)  # a rank may hold no row
@@ -45,20 +44,14 @@ def joint_moments(
     return n, mean, (squares + counts * (means - mean).square()).sum(0) / n
 
 
-def joint_centred(
-    x: Float[Tensor, "groups rows dim"],
-) -> tuple[Scalar, Float[Tensor, "groups rows dim"], Float[Tensor, "groups dim"]]:
+def joint_centred(x: _Groups) -> tuple[Scalar, _Groups, Float[Tensor, "groups dim"]]:
     """Return the number of rows per group, the rows less their mean, and the biased variance, over all processes.
 
-    For those who need the centred rows anyway: what :func:`joint_moments` centres by the local mean would be a copy.
-
     Example:
-        >>> n, centred, var = joint_centred(torch.tensor([[[1.0], [3.0]]]))
-        >>> n.item(), centred.flatten().tolist(), var.item()
-        (2.0, [-1.0, 1.0], 1.0)
+        >>> joint_centred(torch.tensor([[[1.0], [3.0]]]))[1].flatten().tolist()
+        [-1.0, 1.0]
     """
-    sums = torch.cat([x.sum(1), x.new_full((len(x), 1), x.shape[1])], dim=1)
-    sums = all_reduce_sum(sums)
+    sums = all_reduce_sum(torch.cat([x.sum(1), x.new_full((len(x), 1), x.shape[1])], dim=1))
     n = sums[0, -1]
     centred = x - (sums[:, :-1] / n).unsqueeze(1)
     return n, centred, all_reduce_sum(centred.square().sum(1)) / n
@@ -76,16 +69,9 @@ def joint_mean(values: Float[Tensor, "*shape"]) -> Scalar:
 
 
 def check_rows(what: str, here: int, n: Scalar, *, fewest: int = 2) -> None:
-    """Refuse a global batch that is too small for statistics.
+    """Raise a UsageError, which begins with `what` needs the rows, if all processes have fewer than `fewest` (`n`).
 
-    Args:
-        what: What needs the rows, the first words of the message.
-        here: Rows of this process: if they suffice, there is no wait for the device that holds `n`.
-        n: Rows of all processes.
-        fewest: How many it takes.
-
-    Raises:
-        UsageError: If there are fewer.
+    If the rows `here`, of this process, suffice, there is no wait for the device that holds `n`.
     """
     if here < fewest and int(n) < fewest:
         raise UsageError(
@@ -129,9 +115,8 @@ def covariance_penalty(z: Features) -> Scalar:
         UsageError: If there are fewer than two rows over all processes.
 
     Example:
-        >>> column = torch.tensor([[1.0], [1.0], [0.0], [-1.0], [-1.0]])  # variance 1
-        >>> round(covariance_penalty(column.expand(5, 3)).item(), 4)  # 3·2 covariances of 1, 3 columns
-        2.0
+        >>> covariance_penalty(torch.tensor([[1.0], [0.0], [-1.0]]).expand(3, 3)).round()  # 3·2 covariances of 1
+        tensor(2.)
     """
     n, centred, _ = _centred(z)
     return off_diagonal_energy(centred[0]) / ((n - 1).square() * z.shape[1])
@@ -160,9 +145,8 @@ def off_diagonal_energy(a: Features, b: Features | None = None) -> Scalar:
     wide, in float32 or float64.
 
     Example:
-        >>> a = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
-        >>> off_diagonal_energy(a).item(), off_diagonal_energy(a, torch.eye(2)).item()
-        (8.0, 2.0)
+        >>> off_diagonal_energy(torch.tensor([[1.0, 1.0], [-1.0, -1.0]])).item()
+        8.0
     """
     counts = row_counts(len(a), a.device)
     # Multiplications with the gradient: 2n²d against 2nd² for one matrix, 4n²d against 3nd² for two.

@@ -21,9 +21,8 @@ def at_least_float32(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Return `x` itself if it is float32 or float64, and a copy in float32 if it is of 16 bits.
 
     Example:
-        >>> half, double = torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.float64)
-        >>> at_least_float32(half).dtype, at_least_float32(double).dtype
-        (torch.float32, torch.float64)
+        >>> at_least_float32(torch.zeros(2, dtype=torch.bfloat16)).dtype
+        torch.float32
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -32,9 +31,8 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """Return a context in which autocast leaves matrix products alone: similarities and covariances need float32.
 
     Example:
-        >>> x = torch.randn(4, 4)
-        >>> with torch.autocast("cpu", torch.bfloat16), full_precision(x):
-        ...     (x @ x).dtype
+        >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.eye(4)):
+        ...     (torch.eye(4) @ torch.eye(4)).dtype
         torch.float32
     """
     if torch.amp.is_autocast_available(x.device.type):
@@ -74,11 +72,7 @@ def gather_views(z: Views) -> Views:
 
 
 def generator_of(step: HasGenerator | None) -> torch.Generator | None:
-    """Return the generator of a step, or None (torch's own) without a step on one process.
-
-    Raises:
-        UsageError: If there is no step but several processes, whose own generators would differ.
-    """
+    """Return a step's generator, or None (torch's own) without one; raise a UsageError then on several processes."""
     if step is None and distributed.world_size() > 1:
         raise UsageError(
             "Random choices must agree over processes: pass step=Step.at(seed, global_step, epoch), the same on all."
@@ -86,16 +80,17 @@ def generator_of(step: HasGenerator | None) -> torch.Generator | None:
     return None if step is None else step.generator
 
 
-def view_pairs(views: int, keys: int | None = None) -> list[tuple[int, int]]:
-    """Return the pairs (query view, key view) of different views, for keys of the first `keys` views (None: of all).
+def view_pairs(views: int, keys: int | None = None, *, ordered: bool = False) -> list[tuple[int, int]]:
+    """Return the pairs (query view, key view) of different views, if `ordered` only those whose query comes first.
 
-    With multi-crop the first views are the global ones; the others are queries only.
+    Keys are the first `keys` views (None: all): with multi-crop these are the global ones, the others queries only.
 
     Example:
         >>> view_pairs(3, 2)
         [(1, 0), (2, 0), (0, 1), (2, 1)]
     """
-    return [(query, key) for key in range(views if keys is None else keys) for query in range(views) if query != key]
+    pairs = [(query, key) for key in range(views if keys is None else keys) for query in range(views)]
+    return [(query, key) for query, key in pairs if query < key or (query > key and not ordered)]
 
 
 def cosine_logits(
@@ -121,9 +116,8 @@ def match_rows(
     Keys are one row for each query in the same order, then any number of negatives for all.
 
     Example:
-        >>> losses = match_rows(torch.ones(3, 4), torch.ones(3, 4), temperature=0.1)
-        >>> torch.allclose(losses, torch.tensor(3.0).log())
-        True
+        >>> match_rows(torch.ones(3, 4), torch.ones(3, 4), temperature=0.1).exp().round().tolist()
+        [3.0, 3.0, 3.0]
     """
     logits = cosine_logits(queries, keys, temperature=temperature)
     return logits.logsumexp(1) - logits.diagonal()
@@ -158,9 +152,8 @@ def cross_view_cosines(p: Views, target: Float[Tensor, "target_views batch dim"]
     ``p`` has all views, ``target`` the first of them in the same order. Zero rows have cosine zero with everything.
 
     Example:
-        >>> p = torch.eye(4).view(2, 2, 4)
-        >>> cross_view_cosines(p, p.flip(0)).tolist()
-        [[1.0, 1.0], [1.0, 1.0]]
+        >>> cross_view_cosines(torch.ones(2, 1, 4), -torch.ones(2, 1, 4)).tolist()
+        [[-1.0], [-1.0]]
     """
     rows, others = unit_rows(p), unit_rows(target)
     dtype = torch.promote_types(rows.dtype, others.dtype)

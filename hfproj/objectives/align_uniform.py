@@ -24,16 +24,14 @@ from hfproj.typing import Scalar, Views
 
 
 def alignment(z: Views, *, exponent: float = 2.0) -> Scalar:
-    """Return the mean over images and pairs of views of the distance of unit rows to the power α of `exponent`.
-
-    α is at least 1. Below 2, equal rows have the gradient 0.
+    """Return the mean ‖ẑ_a,i − ẑ_b,i‖^α over images and pairs of views, α ≥ 1; below 2, equal rows have the gradient 0.
 
     Example:
         >>> alignment(torch.stack([torch.eye(3), -torch.eye(3)])).item()
         4.0
     """
     rows = unit_rows(z)
-    squares = torch.stack([(rows[a] - rows[b]).square().sum(-1) for a, b in view_pairs(len(z)) if a < b])
+    squares = torch.stack([(rows[a] - rows[b]).square().sum(-1) for a, b in view_pairs(len(z), ordered=True)])
     if exponent == 2:
         return squares.mean()
     # The power has an infinite slope at 0 where α < 2, and inf · 0 would be NaN.
@@ -67,9 +65,7 @@ class AlignUniform(Objective):
     ):
         super().__init__()
         if check_positive("exponent", exponent, usual="2") < 1:
-            raise UsageError(
-                f"exponent must be at least 1 (below, the pull of nearly equal views has no bound), got {exponent}."
-            )
+            raise UsageError(f"exponent must be at least 1 (below, near views pull without bound), got {exponent}.")
         self.exponent, self.gather = exponent, gather
         self.kernel_scale = check_positive("kernel_scale", kernel_scale, usual="1 to 2")
         self.uniformity_weight = check_positive("uniformity_weight", uniformity_weight, usual="1")

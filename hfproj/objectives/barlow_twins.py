@@ -42,10 +42,9 @@ def barlow_twins_terms(z: Views, *, eps: float = 1e-5) -> tuple[Scalar, Scalar]:
 class BarlowTwins(Objective):
     """Barlow Twins over the global batch, for two views.
 
-    Time and memory grow with the smaller one of batch and projection: C itself is only made if the batch is larger.
-
     When to use: without negatives, predictor or teacher, and with a wide head (2048 to 8192), which it needs; batches
-    from 256 on do. At collapse the loss is the number of dimensions.
+    from 256 on do. At collapse the loss is the number of dimensions. Time and memory grow with the smaller one of batch
+    and projection: C itself is only made if the batch is larger.
 
     Args:
         off_diagonal_weight: λ. 0.0051: official code; 5e-3: lightly.

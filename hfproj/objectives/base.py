@@ -8,8 +8,7 @@ An objective is an ``nn.Module`` without parameters, called as ``objective(z, **
 | ``labels`` | class of each image | ``[batch]`` |
 | ``index`` | number of each image in the data set | ``[batch]`` |
 | ``prediction`` | p, of the adapter's predictor | ``[views, batch, dim]`` |
-| ``scores`` | prototype logits: cosines of z with the prototypes, times their lengths if learned | ``[views, batch,
-K]`` |
+| ``scores`` | prototype logits: cosines of z with the prototypes, times learned lengths | ``[views, batch, K]`` |
 | ``prototypes`` | what unit z are multiplied with to give scores, without a gradient | ``[K, dim]`` |
 | ``target`` | z̄ (or its scores) of the EMA teacher, without a gradient | ``[target views, batch, dim]`` |
 | ``scales`` | the adapter's learnable scalars, by name | dict of scalars |
@@ -21,13 +20,11 @@ other processes belong to the batch (:mod:`hfproj.distributed`), and processes m
 Attributes of the class or the instance tell the trainer what to prepare:
 
 * ``views = (fewest, most or None)`` and ``needs``, the keywords without which there is no loss;
-* where ``"target"`` is needed: ``target_of = "projection"`` or ``"scores"``, ``target_views`` (the teacher sees the
-first
-  so many views; None: all) and ``ema_momentum = (start, end)``, joined by a cosine;
+* where ``"target"`` is needed: ``target_of = "projection"`` or ``"scores"``, ``target_views``, how many first views the
+  teacher sees (None: all), and ``ema_momentum = (start, end)``, joined by a cosine;
 * ``scales``: name → initial value, where ``"scales"`` are needed;
-* ``on_epoch_start(step)``, if there is such a method, is called before each epoch;
-* ``frozen(step)``, if there is such a method, returns which of ``"head"``, ``"predictor"``, ``"prototypes"`` get no
-  gradient in this step.
+* ``on_epoch_start(step)``, if it has this method, is called before each epoch;
+* ``frozen(step)``, if it has this method, returns which of ``"head"``, ``"predictor"``, ``"prototypes"`` are frozen.
 """
 
 import dataclasses
@@ -66,12 +63,8 @@ class ObjectiveOutput(NamedTuple):
 
 @dataclasses.dataclass
 class Step:
-    """Where training stands.
-
-    Attributes:
-        global_step: Optimizer steps taken so far.
-        epoch: Epochs done so far, with the fraction of the current one.
-        generator: Source of randomness, in the same state on all processes and after a resume.
+    """Where training stands: `global_step` optimizer steps and `epoch` epochs (with the fraction of the current one)
+    are done; `generator` is the source of randomness, in the same state on all processes and after a resume.
     """
 
     global_step: int
@@ -99,8 +92,8 @@ _KINDS: dict[str, type] = {**dict.fromkeys(_HINTS, Tensor), "scales": Mapping, "
 class Objective(ShowsOptions, nn.Module):
     """Base of the objectives of this room: two or more views and nothing beside z, unless the class says otherwise.
 
-    A call is checked once, by :func:`check_call`, and goes to the class's own ``compute``, which states by name what it
-    needs. A class of your own may be any ``nn.Module`` with the attributes in the module docstring.
+    :func:`check_call` checks a call once; the class's own ``compute`` then states by name what it needs. A class of
+    your own may be any ``nn.Module`` with the attributes in the module docstring.
     """
 
     views: tuple[int, int | None] = (2, None)
@@ -123,41 +116,27 @@ class Objective(ShowsOptions, nn.Module):
         return self.compute(z, **given)
 
     def global_batch(self, z: Views, *, gather: bool = True) -> Views:
-        """Return the views with the images of all processes, or without `gather` of this one, to tell them apart.
-
-        Raises:
-            UsageError: If there is one image only.
-        """
-        if gather:
-            z = gather_views(z)
+        """Return views of the images of all processes, or of this one; raise a UsageError if it is one image."""
+        z = gather_views(z) if gather else z
         check_images(z.shape[1], type(self).__name__)
         return z
 
     def check_shape(
         self, name: str, value: Tensor, z: Views, *, views: int | None = None, dim: int | None = None
     ) -> None:
-        """Refuse predictions, targets or prototype logits that are not ``[views, batch, dim]`` like the projections z.
+        """Raise a UsageError if predictions, targets or prototype logits are not ``[views, batch, dim]`` like z.
 
         `views` is how many views there must be at least (None: as many as in z), `dim` the width (None: that of z).
-
-        Raises:
-            UsageError: If the shape is another.
         """
         wanted = [z.shape[0] if views is None else views, z.shape[1], z.shape[2] if dim is None else dim]
         fits = value.ndim == 3 and list(value.shape[1:]) == wanted[1:]
         if not fits or value.shape[0] < wanted[0] or (views is None and value.shape[0] > wanted[0]):
-            like = "the images and the width" if dim is None else "the images"
-            raise UsageError(
-                f"{type(self).__name__} needs {name} of shape {wanted}, {like} of z {list(z.shape)}, got "
-                f"{list(value.shape)}."
-            )
+            who, like = type(self).__name__, "the images and the width" if dim is None else "the images"
+            got = list(value.shape)
+            raise UsageError(f"{who} needs {name} of shape {wanted}, {like} of z {list(z.shape)}, got {got}.")
 
     def check_per_image(self, name: str, value: Tensor, z: Views) -> None:
-        """Refuse labels or numbers of images that are not one whole number for each image of z.
-
-        Raises:
-            UsageError: If they are not.
-        """
+        """Raise a UsageError if labels or numbers of images are not one whole number for each image of z."""
         if value.shape != z.shape[1:2] or value.is_floating_point():
             raise UsageError(
                 f"{type(self).__name__} needs one whole number for each of the {z.shape[1]} images as {name}, got "
@@ -166,11 +145,7 @@ class Objective(ShowsOptions, nn.Module):
 
 
 def check_views(objective: nn.Module, count: int) -> None:
-    """Refuse a batch that has another number of views than the objective takes.
-
-    Raises:
-        UsageError: If there are fewer or more views of each image.
-    """
+    """Raise a UsageError if a batch has fewer or more views than the objective takes."""
     fewest, most = getattr(objective, "views", (1, None))
     if count < fewest or (most is not None and count > most):
         wanted = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
@@ -181,18 +156,14 @@ def check_views(objective: nn.Module, count: int) -> None:
 
 
 def check_needs(objective: nn.Module, given: Mapping[str, object]) -> None:
-    """Refuse a call without something that the objective needs.
-
-    Raises:
-        UsageError: If one of its ``needs`` is absent or None.
-    """
+    """Raise a UsageError if one of the objective's ``needs`` is absent or None."""
     for name in sorted(getattr(objective, "needs", ())):
         if given.get(name) is None:
             raise UsageError(f"{type(objective).__name__} needs {name!r}, which is missing: {_HINTS[name]}.")
 
 
 def check_call(objective: nn.Module, z: object, **given: object) -> None:
-    """Refuse projections of another shape or type, too few or too many views, and a lack of what the objective needs.
+    """Refuse a call that the objective can't compute.
 
     Raises:
         UsageError: If z is no floating-point tensor ``[views, batch, dim]``, its views are too few or too many, or one
@@ -218,17 +189,13 @@ def check_call(objective: nn.Module, z: object, **given: object) -> None:
     check_views(objective, z.shape[0])
     check_needs(objective, given)
     for name, value in given.items():
-        if value is not None and not isinstance(value, _KINDS.get(name, object)):
-            raise UsageError(
-                f"{who} takes {name} as a {_KINDS[name].__name__}, got {type(value).__name__}: {_HINTS[name]}."
-            )
+        kind = _KINDS.get(name, object)
+        if value is not None and not isinstance(value, kind):
+            raise UsageError(f"{who} takes {name} as a {kind.__name__}, got {type(value).__name__}: {_HINTS[name]}.")
 
 
 def check_positive(name: str, value: float, *, usual: str) -> float:
-    """Return the option `name` if it is a finite number above zero; `usual` says in the message what is.
-
-    Raises:
-        UsageError: If it is not.
+    """Return the option `name`, or raise a UsageError if it is no finite number above 0, with what is `usual`.
 
     Example:
         >>> check_positive("temperature", -1.0, usual="0.05 to 1")
@@ -241,30 +208,19 @@ def check_positive(name: str, value: float, *, usual: str) -> float:
 
 
 def check_temperature(temperature: float) -> float:
-    """Return the temperature of a softmax.
-
-    Raises:
-        UsageError: If it is not a positive finite number.
-    """
+    """Return the temperature of a softmax, or raise a UsageError if it is not a positive finite number."""
     return check_positive("temperature", temperature, usual="0.05 to 1")
 
 
 def check_between(low: int, high: int, **values: int | float) -> None:
-    """Refuse options that are not numbers from `low` to `high`.
-
-    Raises:
-        UsageError: If one is not.
-    """
+    """Raise a UsageError if an option is not a number from `low` to `high`."""
     for name, value in values.items():
         if not low <= value <= high:
             raise UsageError(f"{name} must be from {low} to {high}, got {value}.")
 
 
 def check_at_least(fewest: int, **values: int | float | None) -> None:
-    """Refuse options that are below `fewest` or not finite; None passes.
-
-    Raises:
-        UsageError: If one is.
+    """Raise a UsageError if an option is below `fewest` or not finite; None passes.
 
     Example:
         >>> check_at_least(1, w_iter=0)
@@ -277,10 +233,7 @@ def check_at_least(fewest: int, **values: int | float | None) -> None:
 
 
 def check_momentum(ema_momentum: Sequence[float]) -> tuple[float, float]:
-    """Return the momentum of the EMA teacher at the start and at the end of training.
-
-    Raises:
-        UsageError: If it is not two numbers from 0 to 1.
+    """Return the momentum of the EMA teacher at start and end, or raise a UsageError if it is not two of 0 to 1.
 
     Example:
         >>> check_momentum([0.99, 1.0])  # a list, as a JSON file has it

@@ -28,10 +28,7 @@ NOW, BEFORE = "position", "before"  # of the buffers, and at which their run beg
 
 
 def save_buffers(objective: nn.Module, folder: Path, *, before: Position = START) -> None:
-    """Write the buffers and the position of `objective` into `folder`, if it has either.
-
-    The trainer keeps the position as the attribute ``position``; `before` is that at which the run began.
-    """
+    """Write buffers and position (its attribute, by the trainer) if it has either; `before` is where the run began."""
     tensors = {n: b.detach().to("cpu", copy=True).contiguous() for n, b in objective.state_dict().items()}
     for kind, position in ((NOW, getattr(objective, "position", START)), (BEFORE, before)):
         if position != START:
@@ -42,10 +39,10 @@ def save_buffers(objective: nn.Module, folder: Path, *, before: Position = START
 
 
 def load_buffers(objective: nn.Module, folder: Path, *, hint: str) -> None:
-    """Read the buffers of `objective`, if it has any; `hint` says in the message what to do if that fails.
+    """Read the objective's buffers, if it has any.
 
     Raises:
-        AdapterFileError: If there are none, or those of another objective.
+        AdapterFileError: If the file has none, or those of another objective; `hint` says in the message what to do.
     """
     own = objective.state_dict()
     if not own:
@@ -65,11 +62,7 @@ def load_buffers(objective: nn.Module, folder: Path, *, hint: str) -> None:
 
 
 def read_position(folder: Path, kind: str = NOW) -> Position:
-    """Return the position that is kept with the buffers, or that at which their run began.
-
-    Raises:
-        AdapterFileError: If the file is damaged.
-    """
+    """Return the position now, or that at which the run began; AdapterFileError if the file is damaged."""
     if not (folder / OBJECTIVE).is_file():
         return START
     try:

@@ -36,17 +36,15 @@ def dcl_weights(z: Views, *, concentration: float = 0.5) -> Float[Tensor, "views
         True
     """
     rows = unit_rows(z.detach())
-    cosines = (rows[:, None] * rows).sum(-1)
-    return 2 - z.shape[1] * (cosines / concentration).softmax(-1)
+    return 2 - z.shape[1] * ((rows[:, None] * rows).sum(-1) / concentration).softmax(-1)
 
 
 def dcl_loss(z: Views, *, temperature: float = 0.1, weighted: bool = False, concentration: float = 0.5) -> Scalar:
     """Return DCL of one batch at temperature τ, or if `weighted` DCLW with the concentration σ.
 
     Example:
-        >>> z = torch.ones(2, 4, 8)  # collapsed: 6 rows of other images, each as good as the positive one
-        >>> bool(dcl_loss(z).isclose(torch.tensor(6.0).log(), atol=1e-5))
-        True
+        >>> round(dcl_loss(torch.ones(2, 4, 8)).exp().item(), 2)  # collapsed: 6 rows of other images, each as good
+        6.0
     """
     views, batch, _ = z.shape
     rows = z.flatten(0, 1)
@@ -77,9 +75,8 @@ class DCL(Objective):
         UsageError: If an option is out of range; in a call, with fewer than two views or images.
 
     Example:
-        >>> loss, terms = DCL(temperature=1.0)(torch.eye(4).expand(2, 4, 4))
-        >>> bool(loss.isclose(torch.tensor(6.0).log() - 1))
-        True
+        >>> round(DCL(temperature=1.0)(torch.eye(4).expand(2, 4, 4)).loss.item(), 3)  # ln 6 - 1
+        0.792
     """
 
     def __init__(

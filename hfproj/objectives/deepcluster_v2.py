@@ -43,9 +43,8 @@ def cluster_entropy(
     ``scores`` are cosines with the centroids, ``assignments`` the number of each image's cluster, or -1.
 
     Example:
-        >>> entropy = cluster_entropy(torch.zeros(2, 3, 8), torch.tensor([5, -1, 0]))
-        >>> (entropy / torch.tensor(8.0).log()).tolist()
-        [1.0, 0.0, 1.0]
+        >>> cluster_entropy(torch.zeros(2, 3, 8), torch.tensor([5, -1, 0])).exp().round().tolist()
+        [8.0, 1.0, 8.0]
     """
     log_p = log_probabilities(scores, temperature)
     chosen = assignments.clamp_min(0).expand(len(scores), -1).unsqueeze(-1)
@@ -57,16 +56,13 @@ class DeepClusterV2(Objective):
     """DeepCluster-v2 over the global batch.
 
     When to use: clusters as targets, for small batches too, since the loss takes nothing from the other images. It
-    keeps every image (``assigned_views · num_images · out_dim`` numbers), hence no streams, and stops for k-means once
-    an epoch.
-
-    Buffers: ``bank [assigned_views, num_images, out_dim]`` of this epoch's ẑ, with ``filled [num_images]``;
-    ``assignments [heads, num_images]`` and ``centroids [sum of prototypes, out_dim]`` of the last clustering, in
-    ``epoch``.
+    keeps every image, hence no streams, and stops for k-means once an epoch. Buffers: ``bank [assigned_views,
+    num_images, out_dim]`` of this epoch's ẑ, with ``filled [num_images]``; ``assignments [heads, num_images]`` and
+    ``centroids [sum of prototypes, out_dim]`` of the last clustering, in ``epoch``.
 
     Args:
-        num_images: Of the data set; `ProjectionTrainer` fills it in.
-        out_dim: Width of z; `ProjectionTrainer` fills it in.
+        num_images: Of the data set; `ProjectionTrainer` fills it in, as it does `out_dim`.
+        out_dim: Width of z.
         prototypes: Number of clusters of each head, or one number for one head. (3000, 3000, 3000): ImageNet.
         temperature: τ.
         kmeans_iterations: Of spherical k-means.
@@ -126,19 +122,16 @@ class DeepClusterV2(Objective):
         """
         epoch = math.floor(step.epoch)
         if epoch == self.epoch:
-            return  # training was resumed within this epoch, whose clusters are there, and whose bank is not complete
+            return  # training was resumed within this epoch: its clusters are there, its bank is not complete
         self.epoch.fill_(epoch)
         images = self.filled.nonzero().flatten()
         if not len(images):
             return
         self.assignments.fill_(UNASSIGNED)
         for head, centroids in enumerate(self.centroids.split(self.prototypes)):
+            rows, count = self.bank[head % self.assigned_views, images], len(centroids)
             clusters = spherical_kmeans(
-                self.bank[head % self.assigned_views, images],
-                len(centroids),
-                iterations=self.kmeans_iterations,
-                init=self.kmeans_init,
-                generator=step.generator,
+                rows, count, iterations=self.kmeans_iterations, init=self.kmeans_init, generator=step.generator
             )
             centroids.copy_(clusters.centroids)
             self.assignments[head, images] = clusters.assignments
@@ -147,16 +140,27 @@ class DeepClusterV2(Objective):
     def compute(self, z: Views, *, index: Tensor, **given: object) -> ObjectiveOutput:
         """Return the loss, ``assigned`` (fraction of images with a cluster) and ``accuracy`` (of their predictions).
 
-        In training it writes ẑ of the assigned views into the bank. Outside it, where images are not those of the bank,
-        an image's cluster is the centroid nearest to its assigned view. `index` is the number of each image in the data
-        set.
+        `index` is the number of each image in the data set. In training, ẑ of the assigned views are written into the
+        bank; else, where images are not those of the bank, an image's cluster is the nearest to its assigned view.
         """
-        self._check(z, index)
+        self.check_per_image("index", index, z)
+        if (width := z.shape[-1]) != self.out_dim:
+            raise UsageError(f"The bank has rows of {self.out_dim} dimensions and z has {width}: pass out_dim={width}.")
+        if self.training and len(index) and not 0 <= index.min() <= index.max() < self.num_images:
+            raise UsageError(
+                f"index must be numbers of images from 0 to {self.num_images - 1}, got {index.min()} to {index.max()}; "
+                "pass num_images=… of the training data set."
+            )
         u = unit_rows(z)
         centroids = self.centroids.to(u.dtype)
         with full_precision(u):
             scores = (u @ centroids.T).split(self.prototypes, -1)
-        clusters = self.assignments[:, index] if self.training else self._nearest(u.detach())
+        if self.training:
+            clusters = self.assignments[:, index]
+        else:
+            heads = enumerate(centroids.split(self.prototypes))
+            nearest = [nearest_centroids(u.detach()[h % self.assigned_views], c)[0] for h, c in heads]
+            clusters = torch.stack(nearest)
         entropies, hits = [], []
         for head_scores, cluster in zip(scores, clusters):
             entropies.append(cluster_entropy(head_scores, cluster, temperature=self.temperature))
@@ -168,22 +172,6 @@ class DeepClusterV2(Objective):
         if self.training:
             self._remember(u, index)
         return ObjectiveOutput(loss, {"assigned": rows[:, 2].mean().detach(), "accuracy": accuracy.detach()})
-
-    def _check(self, z: Tensor, index: Tensor) -> None:
-        self.check_per_image("index", index, z)
-        if z.shape[-1] != self.out_dim:
-            raise UsageError(
-                f"The bank holds rows of {self.out_dim} dimensions and z has {z.shape[-1]}: pass out_dim={z.shape[-1]}."
-            )
-        if self.training and len(index) and not 0 <= index.min() <= index.max() < self.num_images:
-            raise UsageError(
-                f"index must be numbers of images from 0 to {self.num_images - 1}, got {index.min()} to {index.max()}; "
-                "pass num_images=… of the training data set."
-            )
-
-    def _nearest(self, u: Tensor) -> Tensor:
-        heads = self.centroids.to(u.dtype).split(self.prototypes)
-        return torch.stack([nearest_centroids(u[h % self.assigned_views], c)[0] for h, c in enumerate(heads)])
 
     @torch.no_grad()
     def _remember(self, u: Tensor, index: Tensor) -> None:

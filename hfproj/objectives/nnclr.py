@@ -44,13 +44,11 @@ def nearest_rows(z: Float[Tensor, "rows dim"], bank: Float[Tensor, "size dim"]) 
 
 
 def nnclr_loss(neighbours: Float[Tensor, "keys batch dim"], prediction: Views, *, temperature: float = 0.2) -> Scalar:
-    """Return NNCLR's loss at temperature τ over the global batch, with a gradient for the predictions alone.
-
-    ``neighbours`` are those of the first views' projections, ``prediction`` is p of all views.
+    """Return NNCLR's loss at τ over the global batch, from neighbours of the first views (no gradient) and p of all.
 
     Example:
-        >>> bool(nnclr_loss(torch.ones(2, 4, 8), torch.ones(2, 4, 8)).isclose(torch.tensor(4.0).log()))  # collapsed
-        True
+        >>> round(nnclr_loss(torch.ones(2, 4, 8), torch.ones(2, 4, 8)).exp().item(), 3)  # collapsed
+        4.0
     """
     candidates = [unit_rows_own_first(view) for view in prediction]
     check_images(len(candidates[0]), "NNCLR")
@@ -78,9 +76,7 @@ class NNCLR(Objective):
     Example:
         >>> objective = NNCLR(out_dim=4, queue_size=8)
         >>> z = torch.eye(4).expand(2, 4, 4)
-        >>> objective(z, prediction=z).loss.requires_grad, objective.queue.filled.item()
-        (False, 4)
-        >>> objective(z, prediction=z).terms["neighbour_cosine"].item()  # now that z itself is in the queue
+        >>> [objective(z, prediction=z).terms["neighbour_cosine"].item() for _ in range(2)][1]  # z is in the queue
         1.0
     """
 
@@ -92,10 +88,8 @@ class NNCLR(Objective):
         self.queue = Queue(queue_size, out_dim)
 
     def compute(self, z: Views, *, prediction: Tensor, **given: object) -> ObjectiveOutput:
-        """Return the loss, ``positive_cosine`` and ``neighbour_cosine``.
-
-        They are the mean cosines of neighbours with the predictions (of the same views as `z`) that are to find them,
-        and with the projections that they are nearest to.
+        """Return the loss, and the mean cosines ``positive_cosine`` of neighbours with the predictions (shaped as `z`)
+        that are to find them, and ``neighbour_cosine`` with the projections that they are nearest to.
         """
         self.check_shape("prediction", prediction, z)
         self.queue.check(z)

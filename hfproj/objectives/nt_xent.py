@@ -26,9 +26,8 @@ def nt_xent_loss(z: Views, *, temperature: float = 0.2) -> Scalar:
     """Return NT-Xent of one batch at temperature τ, by the whole similarity matrix; differentiable any number of times.
 
     Example:
-        >>> z = torch.ones(2, 4, 8)  # collapsed: every other row is as good as the positive one
-        >>> bool(nt_xent_loss(z).isclose(torch.tensor(7.0).log()))
-        True
+        >>> round(nt_xent_loss(torch.ones(2, 4, 8)).exp().item(), 3)  # collapsed: every other row is as good
+        7.0
     """
     views, batch, _ = z.shape
     image = torch.arange(batch, device=z.device).repeat(views)
@@ -51,17 +50,15 @@ class NTXent(Objective):
     Args:
         temperature: τ. 0.2: solo-learn on CIFAR; 0.5: lightly; 0.1: solo-learn's function, SimCLR on ImageNet.
         gather: Whether images of other processes are negatives too; if not, the loss is that of the local batch.
-        tile_rows: Edge of the tiles that similarities are computed in: memory O(tile_rows²) instead of
-            O((views·batch)²). "auto" suits the device, see `hfproj.functional.contrastive`. None computes them at once,
-            which is twice differentiable.
+        tile_rows: Edge of the tiles that similarities are computed in: memory O(tile_rows²), not O((views·batch)²).
+            "auto" suits the device, see `hfproj.functional.contrastive`. None: all at once, twice differentiable.
 
     Raises:
         UsageError: If an option is out of range; in a call, with fewer than two views or images.
 
     Example:
-        >>> loss, terms = NTXent(temperature=0.5)(torch.randn(2, 16, 8))
-        >>> sorted(terms)
-        ['positive_cosine']
+        >>> NTXent()(torch.eye(4).expand(2, 4, 4)).terms["positive_cosine"].item()
+        1.0
     """
 
     def __init__(self, *, temperature: float = 0.2, gather: bool = True, tile_rows: int | str | None = "auto"):

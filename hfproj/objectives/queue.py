@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.functional.rows import unit_rows
+from hfproj.objectives.base import check_at_least
 from hfproj.typing import Features, Views
 
 
@@ -30,27 +31,21 @@ class Queue(nn.Module):
 
     def __init__(self, size: int, dim: int, *, seed: int = 0):
         super().__init__()
-        if size < 1 or dim < 1:
-            raise UsageError(f"A queue needs a size and a width of at least 1, got size={size}, dim={dim}.")
-        rows = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("rows", unit_rows(rows))
+        check_at_least(1, queue_size=size, out_dim=dim)
+        self.register_buffer("rows", unit_rows(torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))))
         self.register_buffer("pointer", torch.tensor(0))
         self.register_buffer("filled", torch.tensor(0))
 
     def check(self, z: Views) -> None:
-        """Refuse projections of another width, and in training a first batch of which the queue holds no whole number.
-
-        Later batches, such as the last of an epoch, may have any size up to that of the queue; in evaluation, where
-        nothing is pushed, they may have any size.
+        """Refuse projections that the queue can't take.
 
         Raises:
-            UsageError: If the width differs or the global batch does not fit.
+            UsageError: If the width differs; in training, if a global batch is larger than the queue, or the first one
+                does not divide it (later ones, such as the last of an epoch, may be smaller).
         """
         size, width = self.rows.shape
-        if z.shape[2] != width:
-            raise UsageError(
-                f"The queue holds rows of {width} dimensions and z has {z.shape[2]}: pass out_dim={z.shape[2]}."
-            )
+        if (found := z.shape[2]) != width:
+            raise UsageError(f"The queue holds rows of {width} dimensions and z has {found}: pass out_dim={found}.")
         if not self.training:
             return
         batch = sum(distributed.row_counts(z.shape[1], z.device))

@@ -13,7 +13,7 @@ Deviations:
     None for two views. solo-learn sums over the pairs instead: twice the official loss with two views.
 """
 
-from torch import Tensor
+import torch
 
 from hfproj.functional.moments import joint_mean
 from hfproj.functional.rows import cross_view_cosines
@@ -25,18 +25,14 @@ def simsiam_loss(prediction: Views, z: Views) -> Scalar:
     """Return SimSiam over the global batch, from −1 (all pairs align) to 1; the gradient does not pass `z`.
 
     Example:
-        >>> import torch
-        >>> z = torch.ones(2, 4, 16)
-        >>> simsiam_loss(z, z).item()
+        >>> simsiam_loss(torch.ones(2, 4, 16), torch.ones(2, 4, 16)).item()
         -1.0
     """
     return -joint_mean(cross_view_cosines(prediction, z[:2].detach()))
 
 
 class SimSiam(Objective):
-    """SimSiam over the global batch, for two or more views.
-
-    With more views the first two, the large crops, are the targets of all others.
+    """SimSiam over the global batch; of three or more views the first two, the large crops, are targets of all others.
 
     When to use: the cheapest method without negatives (no teacher, no queue); its paper trains at batches from 64 to
     4096. Only the predictor and the stopped gradient keep it from collapse, where the loss is at its minimum, −1: watch
@@ -46,15 +42,13 @@ class SimSiam(Objective):
         UsageError: In a call, with fewer than two views, or a prediction that is missing or of another shape.
 
     Example:
-        >>> import torch
-        >>> z = torch.ones(2, 16, 4)
-        >>> SimSiam()(z, prediction=z).loss.item()
+        >>> SimSiam()(torch.ones(2, 16, 4), prediction=torch.ones(2, 16, 4)).loss.item()
         -1.0
     """
 
     needs = frozenset({"prediction"})
 
-    def compute(self, z: Views, *, prediction: Tensor, **given: object) -> ObjectiveOutput:
+    def compute(self, z: Views, *, prediction: torch.Tensor, **given: object) -> ObjectiveOutput:
         """Return the loss and ``positive_cosine``, the mean cosine of predictions (shaped as `z`) and projections."""
         self.check_shape("prediction", prediction, z)
         loss = simsiam_loss(prediction, z)

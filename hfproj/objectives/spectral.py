@@ -36,11 +36,10 @@ def spectral_loss(z: Views) -> Scalar:
     itself = torch.eye(images, dtype=torch.bool, device=z.device)
     losses = []
     with full_precision(z):
-        for a, b in view_pairs(len(z)):
-            if a < b:
-                products = z[a] @ z[b].T
-                others = products.masked_fill(itself, 0).square().sum()
-                losses.append(others / (images * (images - 1)) - 2 * products.diagonal().mean())
+        for a, b in view_pairs(len(z), ordered=True):
+            products = z[a] @ z[b].T
+            others = products.masked_fill(itself, 0).square().sum()
+            losses.append(others / (images * (images - 1)) - 2 * products.diagonal().mean())
     return torch.stack(losses).mean()
 
 
@@ -48,15 +47,13 @@ class Spectral(Objective):
     """Spectral contrastive loss over the global batch.
 
     When to use: to compare with theory, which knows its minimum in closed form for linear networks. There is no
-    temperature to tune, but rows keep their lengths, which a large learning rate can make diverge. It is used at some
-    hundred images.
+    temperature to tune, but rows keep their lengths, which a large learning rate can make diverge. Some hundred images do.
 
     Raises:
         UsageError: In a call, with fewer than two views or images.
 
     Example:
-        >>> loss, terms = Spectral()(torch.ones(2, 4, 1))  # collapsed to length 1: the same as orthogonal + 1
-        >>> loss.item()
+        >>> Spectral()(torch.ones(2, 4, 1)).loss.item()  # collapsed to length 1: the same as orthogonal + 1
         -1.0
     """
 

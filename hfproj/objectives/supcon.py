@@ -36,14 +36,11 @@ def supcon_loss(
 ) -> tuple[Scalar, Scalar]:
     """Return the loss of one batch without the factor τ/τ_base, and the mean cosine of positives without a gradient.
 
-    A negative label is no class. `reduction` takes the mean over ``"all"`` rows, or over the ``"valid"`` ones, which
-    have another row of their class.
+    A negative label is no class; `reduction` is that of :class:`SupCon`.
 
     Example:
-        >>> labels = torch.tensor([0, 0, 1, 1])
-        >>> loss, cosine = supcon_loss(torch.ones(1, 4, 8), labels)  # collapsed: one of 3 others
-        >>> torch.allclose(loss, torch.tensor(3.0).log()), torch.allclose(cosine, torch.tensor(1.0))
-        (True, True)
+        >>> round(supcon_loss(torch.ones(1, 4, 8), torch.tensor([0, 0, 1, 1]))[0].exp().item(), 3)  # one of 3 others
+        3.0
     """
     rows = z.flatten(0, 1)
     alone = -1 - torch.arange(len(labels), device=labels.device)
@@ -51,7 +48,6 @@ def supcon_loss(
     itself = torch.eye(len(rows), dtype=torch.bool, device=z.device)
     positive = (label[:, None] == label) & ~itself
     count = positive.sum(1)
-
     similarity = cosine_logits(rows, rows, temperature=temperature)
     lse = similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
     losses = ((lse - similarity) * positive).sum(1) / count.clamp(min=1)
@@ -63,26 +59,22 @@ def supcon_loss(
 class SupCon(Objective):
     """Supervised contrastive loss over the global batch, for one view of each image or more.
 
-    With two views and all labels different it is NT-Xent.
-
     When to use: with labels (some may be missing), where the representation is to be reused, at batches that hold
     several images of each class. It pulls a class together: features that tell its images apart are lost (class
-    collapse).
+    collapse). With two views and all labels different it is NT-Xent.
 
     Args:
         temperature: τ. 0.07: SupContrast's code; 0.1: the paper; 0.5: Xue et al. 2024.
         base_temperature: τ_base. 0.07: SupContrast; None: equal to τ, no factor.
-        reduction: Mean over ``"all"`` rows (SupContrast) or over the ``"valid"`` ones, which have another row of their
-            class.
+        reduction: Mean over ``"all"`` rows (SupContrast) or the ``"valid"`` ones, which have another of their class.
 
     Raises:
         UsageError: If an option is out of range; in a call, without one label for each image, or with one image.
 
     Example:
         >>> z, labels = torch.eye(4).repeat(1, 2, 1), torch.arange(4).repeat(2)
-        >>> loss, terms = SupCon(temperature=1.0)(z, labels=labels)
-        >>> bool(loss.isclose((torch.e + torch.tensor(6.0)).log() - 1)), terms["positive_cosine"].item()
-        (True, 1.0)
+        >>> round(SupCon(temperature=1.0)(z, labels=labels).loss.item(), 4)  # ln(e + 6) - 1
+        1.1654
     """
 
     views = (1, None)

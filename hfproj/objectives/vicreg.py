@@ -43,12 +43,10 @@ def invariance(z: Views) -> Scalar:
 class VICReg(Objective):
     """VICReg over the global batch of all processes, for two or more views.
 
-    With more views, the first two are the large crops that all others are compared with; variance and covariance are of
-    every view. Time and memory grow with the smaller one of batch and projection.
-
     When to use: without negatives, predictor or teacher, with a wide head (2048 to 8192) and batches from 256 on; the
     two branches may differ. Three weights to tune; with too little variance weight it collapses, and its terms show
-    which part.
+    which part. Time and memory grow with the smaller one of batch and projection. With more views, the first two are
+    the large crops that all others are compared with; variance and covariance are of every view.
 
     Args:
         invariance_weight: λ.
@@ -62,8 +60,7 @@ class VICReg(Objective):
         UsageError: If an option is out of range; in a call, with fewer than two views or images.
 
     Example:
-        >>> loss, terms = VICReg()(torch.ones(2, 16, 8))  # collapsed: only the variance term is left
-        >>> round(loss.item(), 4)  # 25·(1 - sqrt(1e-4))
+        >>> round(VICReg()(torch.ones(2, 16, 8)).loss.item(), 4)  # collapsed, only variance: 25·(1 - sqrt(1e-4))
         24.75
     """
 
@@ -72,9 +69,8 @@ class VICReg(Objective):
         variance_reduction: str = "mean", eps: float = 1e-4,
     ):  # fmt: skip
         super().__init__()
-        check_at_least(
-            0, invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight
-        )
+        check_at_least(0, invariance_weight=invariance_weight, variance_weight=variance_weight)
+        check_at_least(0, covariance_weight=covariance_weight)
         check_choice("variance_reduction", variance_reduction, _REDUCTIONS)
         self.invariance_weight, self.variance_weight = invariance_weight, variance_weight
         self.covariance_weight, self.variance_reduction = covariance_weight, variance_reduction
@@ -91,9 +87,6 @@ class VICReg(Objective):
             "variance": _REDUCTIONS[self.variance_reduction] * hinge(variance * (n / (n - 1)), eps=self.eps),
             "covariance": 2 * energy / ((n - 1).square() * z.shape[2]),
         }
-        loss = (
-            self.invariance_weight * terms["invariance"]
-            + self.variance_weight * terms["variance"]
-            + self.covariance_weight * terms["covariance"]
-        )
+        loss = self.invariance_weight * terms["invariance"] + self.variance_weight * terms["variance"]
+        loss = loss + self.covariance_weight * terms["covariance"]
         return ObjectiveOutput(loss, {name: term.detach() for name, term in terms.items()})

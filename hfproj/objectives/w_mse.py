@@ -62,8 +62,7 @@ class WMSE(Objective):
 
     Example:
         >>> z = torch.randn(16, 3)
-        >>> loss, terms = WMSE(w_size=8)(torch.stack([z, 2 * z + 1]))
-        >>> bool(loss.abs() < 1e-3)
+        >>> bool(WMSE(w_size=8)(torch.stack([z, 2 * z + 1])).loss.abs() < 1e-3)
         True
     """
 
@@ -76,14 +75,20 @@ class WMSE(Objective):
         self.w_size, self.w_iter, self.eps, self.l2_normalise = w_size, w_iter, eps, l2_normalise
 
     def compute(self, z: Views, *, step: Step | None = None, **given: object) -> ObjectiveOutput:
-        """Return the loss and ``positive_cosine``, the mean cosine of projections between views (not whitened).
-
-        `step` is the source of the random cuts; None, on one process: torch's own.
-        """
+        """Return the loss and ``positive_cosine`` of projections (not whitened); `step` draws the random cuts."""
         z = gather_views(z)
         images, out_dim = z.shape[1:]
         w_size = images if self.w_size is None else self.w_size
-        _check_sizes(images, w_size, out_dim)
+        if w_size < 2 * out_dim:
+            raise UsageError(
+                f"W-MSE whitens {out_dim} dimensions in sub-batches of at least twice as many images, got "
+                f"w_size={w_size}: take w_size={2 * out_dim} or more, or a head with out_dim={w_size // 2} or less."
+            )
+        if images % w_size or not images:
+            raise UsageError(
+                f"W-MSE cuts the batch into sub-batches of w_size={w_size} images, and {images} (of all processes) is "
+                "no multiple: take another batch size or w_size, and drop the last batch (dataloader_drop_last=True)."
+            )
         generator = generator_of(step)
         device = z.device if generator is None else generator.device
         losses = []
@@ -92,17 +97,3 @@ class WMSE(Objective):
             losses.append(w_mse_loss(z[:, order], w_size=w_size, eps=self.eps, l2_normalise=self.l2_normalise))
         cosine = cross_view_cosines(z.detach(), z.detach()).mean()
         return ObjectiveOutput(torch.stack(losses).mean(), {"positive_cosine": cosine})
-
-
-def _check_sizes(images: int, w_size: int, out_dim: int) -> None:
-    if w_size < 2 * out_dim:
-        raise UsageError(
-            f"W-MSE whitens {out_dim} dimensions in sub-batches of at least twice as many images, got w_size={w_size}: "
-            f"take w_size={2 * out_dim} or more, or a head with out_dim={w_size // 2} or less."
-        )
-    if images % w_size or not images:
-        raise UsageError(
-            f"W-MSE cuts the batch into sub-batches of w_size={w_size} images, and {images} (over all processes) is no "
-            "multiple: take another batch size or w_size, and drop the last incomplete batch "
-            "(dataloader_drop_last=True)."
-        )

@@ -42,12 +42,10 @@ def zero_cl_loss(
 ) -> Scalar:  # fmt: skip
     """Return Zero-FCL of two views, or Zero-ICL if rows are features and columns images (``z.mT``).
 
-    `shrinkage` is the fraction of the identity in the covariance, `eps` is added to its eigenvalues; None: the
-    variant's.
+    `shrinkage` is the fraction of the identity in the covariance, `eps` is added to its eigenvalues; None: by variant.
 
     Example:
-        >>> z = torch.randn(64, 4).expand(2, 64, 4)
-        >>> bool(zero_cl_loss(z, eps=1e-6) < 1e-4)  # identical views
+        >>> bool(zero_cl_loss(torch.randn(64, 4).expand(2, 64, 4), eps=1e-6) < 1e-4)  # identical views
         True
     """
     z = at_least_float32(z)
@@ -88,8 +86,7 @@ class ZeroCL(Objective):
             (dimensions, for instances).
 
     Example:
-        >>> z = torch.randn(64, 4).expand(2, 64, 4)
-        >>> bool(ZeroCL(eps=1e-6)(z).loss < 1e-4)  # identical views
+        >>> bool(ZeroCL(eps=1e-6)(torch.randn(64, 4).expand(2, 64, 4)).loss < 1e-4)  # identical views
         True
     """
 

@@ -1,4 +1,4 @@
-"""Wrong uses of objectives, one row each: a single sentence with the cure, never a traceback from inside torch."""
+"""Wrong uses of objectives, one row each: a single sentence with a hint, never a traceback from inside torch."""
 
 import math
 
