@@ -37,7 +37,7 @@ class InfoNCE(Objective):
     """InfoNCE over the global batch.
 
     When to use: for views of different kinds (two modalities, two sensors), where rows of one's own kind are no
-    negatives, and for heads without parameters (DirectCLR). It wants large batches, and has half of NT-Xent's negatives.
+    negatives, and for heads without parameters (DirectCLR). It wants large batches, with half of NT-Xent's negatives.
 
     Args:
         temperature: τ. 0.1: DirectCLR.

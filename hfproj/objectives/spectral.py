@@ -47,7 +47,7 @@ class Spectral(Objective):
     """Spectral contrastive loss over the global batch.
 
     When to use: to compare with theory, which knows its minimum in closed form for linear networks. There is no
-    temperature to tune, but rows keep their lengths, which a large learning rate can make diverge. Some hundred images do.
+    temperature to tune, but rows keep their lengths, which a large learning rate makes diverge. Some hundred images do.
 
     Raises:
         UsageError: In a call, with fewer than two views or images.
