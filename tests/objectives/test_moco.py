@@ -133,7 +133,7 @@ def test_refused():
     assert MoCo(out_dim=4, queue_size=12).eval()(z, target=z).loss.isfinite()  # nothing is enqueued
     with pytest.raises(UsageError, match=r"at least 2 views.*got 1"):
         MoCo(out_dim=4, queue_size=10)(z[:1], target=z)
-    with pytest.raises(UsageError, match="size and a width of at least 1"):
+    with pytest.raises(UsageError, match="queue_size must be at least 1, got 0"):
         create_objective("moco", queue_size=0)
     with pytest.raises(UsageError, match="temperature"):
         create_objective("moco", temperature=0.0)
