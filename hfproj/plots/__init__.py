@@ -3,34 +3,18 @@ is touched.
 
 Every function returns the figure and writes it if `path` is given, whose suffix says the format (png, svg or pdf); the
 same numbers give the same file, byte for byte. `width` is in inches, 4 to 40: narrow figures put their panels below
-each other. All raise HfprojError where matplotlib is not installed, and UsageError for another width or suffix. Layers
-named "h" and "z" look the same in every figure.
-
-Imports `errors` and `files` only.
+each other. `zero_line` draws a line at y = 0. All raise HfprojError where matplotlib is not installed, and UsageError
+for another width or suffix. Layers named "h" and "z" look the same in every figure. Imports `errors` and `files` only.
 """
 
 from hfproj.plots.canvas import picture
 from hfproj.plots.curves import plot_curves, plot_groups, plot_layers, plot_spectrum
 from hfproj.plots.geometry import (
-    orbit_coordinates,
-    plot_covariance,
-    plot_feature_weights,
-    plot_metric_condition,
-    plot_orbits,
-)
+    orbit_coordinates, plot_covariance, plot_feature_weights, plot_metric_condition, plot_orbits,
+)  # fmt: skip
 from hfproj.plots.over_steps import plot_eigenvalues, plot_history
 
 __all__ = [
-    "orbit_coordinates",
-    "picture",
-    "plot_covariance",
-    "plot_curves",
-    "plot_eigenvalues",
-    "plot_feature_weights",
-    "plot_groups",
-    "plot_history",
-    "plot_layers",
-    "plot_metric_condition",
-    "plot_orbits",
-    "plot_spectrum",
-]
+    "orbit_coordinates", "picture", "plot_covariance", "plot_curves", "plot_eigenvalues", "plot_feature_weights",
+    "plot_groups", "plot_history", "plot_layers", "plot_metric_condition", "plot_orbits", "plot_spectrum",
+]  # fmt: skip

@@ -14,11 +14,14 @@ from hfproj.errors import HfprojError, UsageError
 from hfproj.files import write_atomic
 
 if TYPE_CHECKING:
-    import matplotlib.figure
+    from matplotlib.figure import Figure
+else:  # matplotlib is imported when a figure is drawn
+    Figure = Any
 
 Target = str | os.PathLike | None  # where to write
 WIDTH = 6.4  # inches
-INK, GRID = "0.15", "0.9"
+INK = "0.15"
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": "medium"}  # of a panel
 _LONGEST = 40  # letters of a name
 _FEW = 8  # ticks that fit in any width
 LAYERS = {"h": "representation h", "z": "projection z"}
@@ -60,17 +63,14 @@ def panels(count: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
     return figure, axes[:count]
 
 
-def title(axes: Any, text: str) -> None:
-    """Write a panel's title above its left corner."""
-    axes.set_title(text, loc="left", fontsize="medium")
-
-
-def dress(axes: Any, *, x: str = "", y: str = "", grid: str = "both") -> None:
+def dress(axes: Any, *, x: str = "", y: str = "", grid: str = "both", zero_line: bool = False) -> None:
     """Name the axes, draw a light grid behind the data, leave out the frame's upper and right side."""
     axes.set(**{name: text for name, text in (("xlabel", x), ("ylabel", y)) if text})
-    axes.grid(True, which="major", axis=grid, color=GRID, linewidth=0.8)
+    axes.grid(True, which="major", axis=grid, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    if zero_line:
+        axes.axhline(0, color=INK, linewidth=0.9, zorder=1.5)
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -89,23 +89,20 @@ def name_ticks(axes: Any, names: Sequence[str], *, first: int = 0, wrap: int = 1
     if sum(map(len, map(str, names))) <= 9 * axes.figure.get_figwidth():
         return
     labels = axes.get_xticklabels()
-    lines = max(label.get_text().count("\n") + 1 for label in labels)
+    thickness = 1.2 * labels[0].get_fontsize() * max(label.get_text().count("\n") + 1 for label in labels)
     points_apart = 72 * axes.figure.get_figwidth() * 0.85 / len(labels)
-    thickness = 1.2 * lines * labels[0].get_fontsize()
-    upright = points_apart < thickness / math.sin(math.radians(30))
+    tilted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    if points_apart < thickness / math.sin(math.radians(30)):
+        tilted = {"rotation": 90, "ha": "center", "va": "top", "fontsize": "small"}
     for label in labels:
-        if upright:
-            label.set(rotation=90, ha="center", va="top", fontsize="small")
-        else:
-            label.set(rotation=30, ha="right", rotation_mode="anchor")
+        label.set(**tilted)
 
 
 def literal(text: object, *, wrap: int = 0) -> str:
     """Return a user's text as it is drawn: `$` starts no formula, at most 40 characters, `wrap` of them in a line."""
     shown = str(text)
     shown = shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
-    shown = textwrap.fill(shown, wrap) if wrap else shown
-    return shown.replace("$", r"\$")
+    return (textwrap.fill(shown, wrap) if wrap else shown).replace("$", r"\$")
 
 
 def layer_name(name: str) -> str:
@@ -116,16 +113,10 @@ def layer_name(name: str) -> str:
 def legend(figure: Any, names: Mapping[str, Any], *, columns: int = 0) -> None:
     """Write one legend above all panels: text → handle, in as many columns as fit the width, `columns` at most."""
     labels = list(names)
-    columns = columns or max(2, int(figure.get_figwidth() / 1.6))
     fitting = int(12.5 * figure.get_figwidth() / (max(map(len, labels)) + 6))  # letters an inch, letters of a handle
-    figure.legend(
-        list(names.values()),
-        labels,
-        loc="outside upper center",
-        ncols=max(1, min(columns, len(labels), fitting)),
-        frameon=False,
-        handlelength=3.2,
-    )
+    columns = max(1, min(columns or max(2, int(figure.get_figwidth() / 1.6)), len(labels), fitting))
+    look = {"loc": "outside upper center", "frameon": False, "handlelength": 3.2}
+    figure.legend(list(names.values()), labels, ncols=columns, **look)
 
 
 def whole_numbers(axes: Any, x: np.ndarray) -> None:
@@ -133,11 +124,11 @@ def whole_numbers(axes: Any, x: np.ndarray) -> None:
     from matplotlib.ticker import MaxNLocator
 
     x = np.unique(x[np.isfinite(x)])
-    if (x == np.round(x)).all():
-        if len(x) <= _FEW:
-            axes.set_xticks(x, [f"{value:.0f}" for value in x])
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+    whole = (x == np.round(x)).all()
+    if whole and len(x) <= _FEW:
+        axes.set_xticks(x, [f"{value:.0f}" for value in x])
+    elif whole:
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
 
 
 def log_scale(axes: Any, which: str) -> None:
@@ -145,12 +136,11 @@ def log_scale(axes: Any, which: str) -> None:
     from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter
 
     getattr(axes, f"set_{which}scale")("log")
-    low, high = getattr(axes, f"get_{which}lim")()
+    low, high = sorted(getattr(axes, f"get_{which}lim")())
     axis = getattr(axes, f"{which}axis")
     axis.set_minor_formatter(NullFormatter())
-    if max(low, high) < 100 * min(low, high):
-        few = max(low, high) < 5 * min(low, high)
-        axis.set_major_locator(AutoLocator() if few else LogLocator(subs=(1.0, 2.0, 5.0)))
+    if high < 100 * low:
+        axis.set_major_locator(AutoLocator() if high < 5 * low else LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -173,7 +163,7 @@ def as_mapping(value: Any, what: str) -> dict[str, Any]:
     return {str(key): entry for key, entry in value.items()}
 
 
-def finish(figure: "matplotlib.figure.Figure", path: Target) -> "matplotlib.figure.Figure":
+def finish(figure: Figure, path: Target) -> Figure:
     """Write the figure if a path is given, and return it."""
     if path is not None:
         path = Path(path)
@@ -187,7 +177,7 @@ def finish(figure: "matplotlib.figure.Figure", path: Target) -> "matplotlib.figu
 _DATES: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
-def picture(figure: "matplotlib.figure.Figure", kind: str = "svg") -> bytes:
+def picture(figure: Figure, kind: str = "svg") -> bytes:
     """Return the figure as a png, svg or pdf; the same figure gives the same bytes."""
     import matplotlib
 

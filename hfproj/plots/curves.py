@@ -1,16 +1,13 @@
 """Named curves and points with a spread: over a quantity, over layers, in groups; and the spectrum of a covariance."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hfproj.errors import UsageError, unknown
 from hfproj.plots import canvas
-from hfproj.plots.canvas import INK, LAYERS, WIDTH, Target, as_array, as_mapping
-
-if TYPE_CHECKING:
-    import matplotlib.figure
+from hfproj.plots.canvas import LAYERS, WIDTH, Figure, Target, as_array, as_mapping
 
 SCALES = ("linear", "log", "symlog")
 _MARKED = 30  # points of a curve; more of them hide the line
@@ -26,24 +23,19 @@ def plot_curves(
     y_scale: str = "linear",
     zero_line: bool = False,
     width: float = WIDTH,
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Return a figure of named curves.
 
     Args:
         curves: Name → `(x, y)` or `(x, mean of y, standard deviation of y)`; the deviation is drawn as a band. None and
             NaN leave a gap. Curves named "h" and "z" look as in every other figure.
-        x_label: What x is, with its unit.
-        y_label: What y is, with its unit.
+        x_label: What x is, with its unit; `y_label` the same for y.
         x_scale: "linear", "log" or "symlog". A logarithmic axis leaves out what is not positive.
         y_scale: The same for y; the threshold of "symlog" is chosen from the numbers.
-        zero_line: Draw a line at y = 0.
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no curve, the parts of one differ in length or hold no number that can be drawn, or a
             scale is unknown.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> figure = plot_curves({"SiLU": ([1, 2, 3], [0.5, 0.2, 0.1], [0.1, 0.1, 0.0])}, "step", "loss")
@@ -57,31 +49,26 @@ def plot_curves(
     drawn = {name: _as_curve(name, parts) for name, parts in as_mapping(curves, "curves: name → (x, y)").items()}
     style, handles = canvas.styles(drawn), {}
     for name, (x, y, std) in drawn.items():
-        y = np.where(y > 0, y, np.nan) if y_scale == "log" else y
-        x = np.where(x > 0, x, np.nan) if x_scale == "log" else x
+        x, y = (np.where(v > 0, v, np.nan) if s == "log" else v for v, s in ((x, x_scale), (y, y_scale)))
         if not (np.isfinite(x) & np.isfinite(y)).any():
             raise UsageError(f"The curve {name!r} has no point to draw on a {y_scale} scale of y and {x_scale} of x.")
         label = canvas.layer_name(name)
-        handles[label] = draw_curve(axes, x, y, std, label=label, style=style[name])
-    set_scale(axes, "x", x_scale, np.concatenate([x for x, _, _ in drawn.values()]))
-    set_scale(axes, "y", y_scale, np.concatenate([y for _, y, _ in drawn.values()]))
+        handles[label] = draw_curve(axes, x, y, std, style={**style[name], "label": label})
+    every_x, every_y = (np.concatenate([parts[i] for parts in drawn.values()]) for i in (0, 1))
+    set_scale(axes, "x", x_scale, every_x)
+    set_scale(axes, "y", y_scale, every_y)
     if x_scale == "linear":
-        canvas.whole_numbers(axes, np.concatenate([x for x, _, _ in drawn.values()]))
-    canvas.dress(axes, x=canvas.literal(x_label), y=canvas.literal(y_label))
-    if zero_line:
-        axes.axhline(0, color="0.15", linewidth=0.9, zorder=1.5)
+        canvas.whole_numbers(axes, every_x)
+    canvas.dress(axes, x=canvas.literal(x_label), y=canvas.literal(y_label), zero_line=zero_line)
     if len(drawn) > 1 or not {"h", "z"} >= set(drawn):
         canvas.legend(figure, handles)
     return canvas.finish(figure, path)
 
 
-def draw_curve(
-    axes: Any, x: np.ndarray, y: np.ndarray, std: np.ndarray | None, *, style: Mapping[str, Any], label: str = ""
-) -> Any:
+def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, std: np.ndarray | None, *, style: Mapping[str, Any]) -> Any:
     """Draw a line with its band and, where there are few points, markers; return the line."""
-    marker = style["marker"] if len(x) <= _MARKED else None
-    look = {"color": style["color"], "linestyle": style["linestyle"], "marker": marker, "markersize": 4.5}
-    [line] = axes.plot(x, y, label=label, linewidth=1.7, **look)
+    look = {**style, "marker": style["marker"] if len(x) <= _MARKED else None, "markersize": 4.5, "linewidth": 1.7}
+    [line] = axes.plot(x, y, **look)
     if std is not None:
         axes.fill_between(x, y - std, y + std, color=style["color"], alpha=0.18, linewidth=0)
     return line
@@ -93,41 +80,30 @@ def set_scale(axes: Any, which: str, scale: str, values: np.ndarray) -> None:
         canvas.log_scale(axes, which)
     elif scale == "symlog":
         sizes = np.abs(values[np.isfinite(values) & (values != 0)])
-        largest = sizes.max() if sizes.size else 1.0
-        smallest = max(sizes.min() if sizes.size else 1.0, largest * 1e-4)
+        smallest = max(sizes.min(), sizes.max() * 1e-4) if sizes.size else 1.0
         getattr(axes, f"set_{which}scale")("symlog", linthresh=10.0 ** np.floor(np.log10(smallest)))
 
 
 def _as_curve(name: str, parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     if isinstance(parts, str | Mapping) or not hasattr(parts, "__len__") or len(parts) not in (2, 3):
         raise UsageError(f"Expected the curve {name!r} as (x, y) or (x, mean, standard deviation), got {parts!r:.80}.")
-    x, y, *std = (
-        as_array(part, f"x, y and deviation of {name!r}", shape="[points]", dims=1)
-        for part in parts
-        if part is not None
-    )
+    what = f"x, y and deviation of the curve {name!r}"
+    x, y, *std = (as_array(part, what, shape="[points]", dims=1) for part in parts if part is not None)
     if any(part.shape != x.shape for part in (y, *std)):
-        raise UsageError(
-            f"x, y and deviation of the curve {name!r} differ in length: {[len(p) for p in (x, y, *std)]}."
-        )
+        raise UsageError(f"Expected {what} in one length, got {[len(part) for part in (x, y, *std)]}.")
     return x, y, std[0] if std else None
 
 
-def plot_layers(
-    curves: Mapping[str, Any], y_label: str, path: Target = None, *, width: float = WIDTH
-) -> "matplotlib.figure.Figure":
+def plot_layers(curves: Mapping[str, Any], y_label: str, path: Target = None, *, width: float = WIDTH) -> Figure:
     """Return a figure of what was measured of each layer, a curve a name.
 
     Args:
         curves: Name → layer → number or `(mean, standard deviation)`; deviations are drawn as bands. Layers stand in
             the order of the first curve that has them; a curve may lack some.
         y_label: What the numbers are, with their unit.
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no curve or an empty one, fewer than two layers, or a value that is not a number.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> figure = plot_layers({"20-NN": {"block_1": 0.4, "h": 0.8, "z": (0.7, 0.02)}}, "accuracy")
@@ -142,8 +118,8 @@ def plot_layers(
     style, handles = canvas.styles(table), {}
     for name, of in table.items():
         mean, std = np.array([of.get(layer, (np.nan, 0.0)) for layer in layers]).T
-        band = std if std.any() else None
-        handles[canvas.literal(name)] = draw_curve(axes, np.arange(len(layers)), mean, band, style=style[name])
+        line = draw_curve(axes, np.arange(len(layers)), mean, std if std.any() else None, style=style[name])
+        handles[canvas.literal(name)] = line
     canvas.name_ticks(axes, layers)
     canvas.dress(axes, x="layer", y=canvas.literal(y_label))
     canvas.legend(figure, handles)
@@ -158,7 +134,7 @@ def plot_groups(
     y_scale: str = "linear",
     zero_line: bool = False,
     width: float = WIDTH,
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Return a figure of points with error bars, grouped along x.
 
     Args:
@@ -166,13 +142,9 @@ def plot_groups(
             series; series named "h" and "z" look as in every other figure.
         y_label: What the numbers are, with their unit.
         y_scale: "linear", "log" or "symlog".
-        zero_line: Draw a line at 0.
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no group or an empty one, a value is not a number, or the scale is unknown.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> groups = {"linear": {"h": (0.92, 0.01), "z": (0.90, 0.02)}, "mlp": {"h": 0.94, "z": 0.85}}
@@ -189,18 +161,14 @@ def plot_groups(
     for i, name in enumerate(names):
         places = [p + (i - (len(names) - 1) / 2) * step for p, series in enumerate(table.values()) if name in series]
         mean, std = np.array([series[name] for series in table.values() if name in series]).T
-        look = {"color": style[name]["color"], "marker": style[name]["marker"], "markersize": 7}
-        handles[canvas.layer_name(name)] = axes.errorbar(
-            places, mean, std if std.any() else None, linestyle="", elinewidth=1.4, capsize=3.5, **look
-        )
+        look = {**style[name], "linestyle": "", "markersize": 7, "elinewidth": 1.4, "capsize": 3.5}
+        handles[canvas.layer_name(name)] = axes.errorbar(places, mean, std if std.any() else None, **look)
     set_scale(axes, "y", y_scale, np.array([mean for series in table.values() for mean, _ in series.values()]))
     canvas.name_ticks(axes, list(table))
     axes.set_xlim(-0.55, len(table) - 0.45)
     for between in range(1, len(table)):
         axes.axvline(between - 0.5, color="0.85", linewidth=0.8, zorder=0)
-    canvas.dress(axes, y=canvas.literal(y_label), grid="y")
-    if zero_line:
-        axes.axhline(0, color=INK, linewidth=0.9, zorder=1.5)
+    canvas.dress(axes, y=canvas.literal(y_label), grid="y", zero_line=zero_line)
     if len(names) > 1 or names[0] not in LAYERS:
         canvas.legend(figure, handles)
     return canvas.finish(figure, path)
@@ -225,27 +193,20 @@ _SPECTRA: dict[str, dict[str, Any]] = {
     "z before": {"color": "#E69F00", "linestyle": (0, (1, 1.4))},
     "z after": {"color": "#D55E00", "linestyle": (0, (7, 1.6, 1.2, 1.6))},
 }
-_SPARE = ["#009E73", "#CC79A7", "#000000"]
 _DECADES = 8  # what lies further below the largest eigenvalue is no spread that a probe could use
 
 
-def plot_spectrum(
-    spectra: Mapping[str, Any], path: Target = None, *, width: float = WIDTH
-) -> "matplotlib.figure.Figure":
+def plot_spectrum(spectra: Mapping[str, Any], path: Target = None, *, width: float = WIDTH) -> Figure:
     """Return a figure of covariance eigenvalues (logarithmic) against their rank.
 
-    A curve that falls off the lower edge has no variance in the remaining dimensions (dimensional collapse). The same
-    spectra give the same file, byte for byte.
+    A curve that falls off the lower edge has no variance in the remaining dimensions (dimensional collapse).
 
     Args:
         spectra: Curve name → eigenvalues sorted descending, as `Results.spectra` ("h before", "h after", "z before",
             "z after"; other names work too).
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no spectrum, or one without a positive number.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> plot_spectrum({"h after": [1.0, 0.5, 0.1]}).axes[0].get_yscale()
@@ -255,7 +216,7 @@ def plot_spectrum(
     curves = {name: _as_spectrum(name, values) for name, values in spectra.items()}
     if not curves:
         raise UsageError("There is no spectrum to draw.")
-    spare = iter(_SPARE * len(curves))
+    spare = iter(["#009E73", "#CC79A7", "#000000"] * len(curves))
     for name in sorted(curves, key=lambda n: (list(_SPECTRA).index(n) if n in _SPECTRA else len(_SPECTRA), n)):
         style = _SPECTRA.get(name) or {"color": next(spare), "linestyle": "-."}
         layer, _, when = name.partition(" ")
@@ -264,8 +225,7 @@ def plot_spectrum(
     axes.set_yscale("log")
     top = max(np.nanmax(curve) for curve in curves.values())
     bottom = min(curve[curve > top * 10.0**-_DECADES].min(initial=top) for curve in curves.values())
-    axes.set_ylim(bottom / 2, top * 2)
-    axes.set_xlim(1, max(max(map(len, curves.values())), 2))
+    axes.set(ylim=(bottom / 2, top * 2), xlim=(1, max(2, *map(len, curves.values()))))
     axes.locator_params(axis="x", integer=True)
     canvas.dress(axes, x="rank of the eigenvalue", y="eigenvalue of the covariance (log scale)")
     axes.legend(frameon=False, handlelength=3.6)
@@ -276,5 +236,4 @@ def _as_spectrum(name: str, values: Any) -> np.ndarray:
     curve = as_array(values, f"the spectrum {name!r}", shape="[dim]", dims=1)
     if not (curve > 0).any():
         raise UsageError(f"The spectrum {name!r} must be a list with at least one positive number.")
-    floor = np.nanmax(curve) * 1e-300
-    return np.where(np.isnan(curve), np.nan, np.maximum(curve, floor))  # a zero would break the line on a log axis
+    return np.maximum(curve, np.nanmax(curve) * 1e-300)  # a zero would break the line on a log axis; NaN stays

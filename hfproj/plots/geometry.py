@@ -5,24 +5,19 @@ The plane of orbits is that of the two principal components of all points, centr
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hfproj.errors import UsageError
 from hfproj.plots import canvas
-from hfproj.plots.canvas import INK, WIDTH, Target, as_array, as_mapping
-
-if TYPE_CHECKING:
-    import matplotlib.figure
-
-_COLOURS = "RdBu_r"  # told apart by colour-blind readers; white is zero
+from hfproj.plots.canvas import INK, TITLE, WIDTH, Figure, Target, as_array, as_mapping
 
 
 def plot_covariance(
     covariances: Mapping[str, Any], path: Target = None, *, correlation: bool = True, width: float = WIDTH
-) -> "matplotlib.figure.Figure":
-    """Return heat maps of the covariance of features, a panel per layer, and write them if a path is given.
+) -> Figure:
+    """Return heat maps of the covariance of features, a panel per layer.
 
     White is zero, red positive, blue negative. Off the diagonal, colour means that two dimensions say the same
     (redundancy); a decorrelated representation shows the diagonal alone.
@@ -31,34 +26,29 @@ def plot_covariance(
         covariances: Layer ("h", "z") → covariance `[dim, dim]`, as `Results.geometry["covariance"]`.
         correlation: Divide by the standard deviations, so that all entries lie in [−1, 1]. Dimensions without
             variance are grey.
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no layer, or a matrix is not square, finite and symmetric, or has a negative variance.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> plot_covariance({"h": [[4.0, 1.0], [1.0, 1.0]]}).axes[0].images[0].get_array().tolist()
         [[1.0, 0.5], [0.5, 1.0]]
     """
     matrices = {n: _as_matrix(n, m) for n, m in as_mapping(covariances, "covariances: layer → [dim, dim]").items()}
-    kind = "correlation" if correlation else "covariance"
     figure, axes = canvas.panels(len(matrices), width=width, height=2.5 if width > 5.2 and len(matrices) > 1 else 2.9)
     for panel, (layer, matrix) in zip(axes, matrices.items()):
         if correlation:
-            std = np.sqrt(np.diag(matrix))
-            std = np.where(std > 0, std, np.nan)
+            std = np.sqrt(np.where(np.diag(matrix) > 0, np.diag(matrix), np.nan))
             matrix = np.clip(matrix / std / std[:, None], -1, 1)
         limit = 1.0 if correlation else np.abs(matrix).max() or 1.0
         panel.set_facecolor("0.75")
-        image = panel.imshow(
-            np.ma.masked_invalid(matrix), cmap=_COLOURS, vmin=-limit, vmax=limit, interpolation="nearest"
-        )
-        canvas.title(panel, canvas.layer_name(layer))
+        look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}  # white is zero
+        image = panel.imshow(np.ma.masked_invalid(matrix), **look)
+        panel.set_title(canvas.layer_name(layer), **TITLE)
         panel.locator_params(integer=True)
         panel.set(xlabel="dimension", ylabel="dimension")
-        figure.colorbar(image, cax=panel.inset_axes((1.04, 0, 0.05, 1)), label=kind)
+        label = "correlation" if correlation else "covariance"
+        figure.colorbar(image, cax=panel.inset_axes((1.04, 0, 0.05, 1)), label=label)
     return canvas.finish(figure, path)
 
 
@@ -73,12 +63,9 @@ def _as_matrix(name: str, values: Any) -> np.ndarray:
     return matrix
 
 
-_TICKS = 12  # names below the axis
-
-
 def plot_feature_weights(
     layers: Mapping[str, Any], path: Target = None, *, features: Sequence[str] | None = None, width: float = WIDTH
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Return a figure of feature weights per layer, relative to the layer's mean.
 
     The legend has the coefficient of variation (CV): where it grows from layer to layer, weighting is progressive, and
@@ -88,12 +75,9 @@ def plot_feature_weights(
         layers: Layer, in order → weight of each feature. Weights without names (the singular values of a layer) are
             sorted descending; then layers may differ in width.
         features: Names of the features, which fix their order.
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no layer, or weights are negative, not finite, all zero, or not one per name.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> figure = plot_feature_weights({"h": [1.0, 3.0], "z": [1.0, 9.0]}, features=["colour", "shape"])
@@ -105,15 +89,13 @@ def plot_feature_weights(
     style = canvas.styles(drawn)
     for name, weights in drawn.items():
         relative = weights / weights.mean()
-        label = f"{canvas.layer_name(name)} (CV {relative.std():.2f})"
-        look = {key: style[name][key] for key in ("color", "linestyle")}
-        marker = style[name]["marker"] if len(weights) <= 30 else None
-        x = np.arange(1, len(weights) + 1)
-        axes.plot(x, np.where(relative > 0, relative, np.nan), label=label, marker=marker, linewidth=1.6, **look)
+        look = {**style[name], "marker": style[name]["marker"] if len(weights) <= 30 else None, "linewidth": 1.6}
+        look["label"] = f"{canvas.layer_name(name)} (CV {relative.std():.2f})"
+        axes.plot(np.arange(1, len(weights) + 1), np.where(relative > 0, relative, np.nan), **look)
     axes.axhline(1, color="0.5", linewidth=0.8, zorder=1.5)
     canvas.log_scale(axes, "y")
     axes.set_ylabel("weight / mean of its layer (log scale)")
-    if features is not None and len(features) <= _TICKS:
+    if features is not None and len(features) <= 12:
         canvas.name_ticks(axes, features, first=1, wrap=14)
     canvas.dress(axes, x="feature" if features is not None else "rank of the feature by weight")
     axes.legend(frameon=False, handlelength=3.2)
@@ -131,12 +113,7 @@ def _as_weights(name: str, values: Any, features: Sequence[str] | None) -> np.nd
     return weights
 
 
-_BOX = {"facecolor": "#CFE3F1", "edgecolor": INK}
-
-
-def plot_metric_condition(
-    values: Mapping[str, Any], path: Target = None, *, width: float = WIDTH
-) -> "matplotlib.figure.Figure":
+def plot_metric_condition(values: Mapping[str, Any], path: Target = None, *, width: float = WIDTH) -> Figure:
     r"""Return a figure of condition numbers per layer, a dot per sample.
 
     The condition number is that of G = JᵀJ on its rank: 1 where the head stretches all directions that it keeps alike.
@@ -146,30 +123,23 @@ def plot_metric_condition(
         values: Layer, in order → condition number of the pullback metric of each sample, as
             `Results.geometry["metric_condition_number"]`. None, NaN and infinity (a metric without full rank) are
             counted beside the layer's name and not drawn.
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no layer, one has no finite value, or a value is not positive.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> figure = plot_metric_condition({"layer 1": [2.0, 3.0, 5.0], "layer 2": [20.0, 80.0, None]})
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['layer 1', 'layer 2\n(1 of 3 not finite)']
     """
-    layers = {
-        name: as_array(sample, f"the condition numbers of {name!r}", shape="[samples]", dims=1)
-        for name, sample in as_mapping(values, "condition numbers: layer → one per sample").items()
-    }
+    layers = as_mapping(values, "condition numbers: layer → one per sample")
     figure, [axes] = canvas.new_figure(width=width, height=1.5 + 0.55 * len(layers))
     labels, finite = [], []
-    for name, sample in layers.items():
+    for name, given in layers.items():
+        sample = as_array(given, f"the condition numbers of {name!r}", shape="[samples]", dims=1)
         kept = sample[np.isfinite(sample)]
         if not kept.size or (kept <= 0).any():
-            raise UsageError(
-                f"Expected positive condition numbers of {name!r}, at least one finite; got {sample[:5]} …"
-            )
+            raise UsageError(f"Expected positive condition numbers of {name!r}, one finite; got {sample[:5]} …")
         lost = sample.size - kept.size
         labels.append(canvas.literal(name, wrap=24) + (f"\n({lost} of {sample.size} not finite)" if lost else ""))
         finite.append(kept)
@@ -178,17 +148,9 @@ def plot_metric_condition(
     for place, kept in zip(places, finite):
         offsets = scatter.uniform(-0.2, 0.2, kept.size)
         axes.scatter(kept, place + offsets, s=9, color="#0072B2", alpha=0.5, linewidths=0, zorder=3)
-    axes.boxplot(
-        finite,
-        positions=places,
-        widths=0.56,
-        whis=(5, 95),
-        orientation="horizontal",
-        showfliers=False,
-        patch_artist=True,
-        boxprops=_BOX,
-        medianprops={"color": "#D55E00", "linewidth": 2},
-    )
+    box = {"patch_artist": True, "boxprops": {"facecolor": "#CFE3F1", "edgecolor": INK}, "showfliers": False}
+    look = {**box, "medianprops": {"color": "#D55E00", "linewidth": 2}, "orientation": "horizontal"}
+    axes.boxplot(finite, positions=places, widths=0.56, whis=(5, 95), **look)
     axes.set_yticks(places, labels)
     axes.set_ylim(len(finite) - 0.5, -0.5)  # the first layer on top
     canvas.log_scale(axes, "x")
@@ -196,12 +158,9 @@ def plot_metric_condition(
     return canvas.finish(figure, path)
 
 
-_NAMED = 8  # objects in the legend
-
-
 def plot_orbits(
     orbits: Mapping[str, Any], path: Target = None, *, names: Sequence[str] | None = None, width: float = WIDTH
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Return a figure of orbits in the plane of two principal components, a panel per layer.
 
     Each line is one object under a sweep, from its start (large hollow marker) to its end (large full one). A head that
@@ -211,12 +170,9 @@ def plot_orbits(
         orbits: Layer ("h", "z") → coordinates `[objects, steps, 2]`, a mapping with these as "points" and the fractions
             of variance as "explained" (`orbit_coordinates`), or features `[objects, steps, dim]`, which are projected.
         names: Of the objects, for the legend (drawn for up to 8 objects).
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no layer, or points have another shape, or are not finite.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> sweep = [[[0.0, 0.0], [1.0, 1.0]], [[3.0, 0.0], [4.0, 1.0]]]
@@ -233,22 +189,22 @@ def plot_orbits(
     handles: dict[str, Any] = {}
     for panel, (layer, (points, explained)) in zip(axes, planes.items()):
         for i, line in enumerate(points):
-            color, marker = style[i]["color"], style[i]["marker"]
-            handle = panel.plot(*line.T, color=color, linewidth=1.3, marker=marker, markersize=2.4)[0]
-            panel.plot(*line[0], marker=marker, markersize=7.5, markerfacecolor="white", color=color, linestyle="")
-            [end] = panel.plot(*line[-1], marker=marker, markersize=7.5, color=color, linestyle="")
+            look = {key: style[i][key] for key in ("color", "marker")}
+            [handle] = panel.plot(*line.T, linewidth=1.3, markersize=2.4, **look)
+            panel.plot(*line[0], markersize=7.5, markerfacecolor="white", linestyle="", **look)
+            [end] = panel.plot(*line[-1], markersize=7.5, linestyle="", **look)
             handles.setdefault(canvas.literal(shown[i]), end if len(line) > 1 else handle)
-        for axis, share, which in zip((panel.xaxis, panel.yaxis), explained, ("component 1", "component 2")):
-            part = f" ({100 * share:.0f} % of var.)" if np.isfinite(share) else ""
-            axis.set_label_text(f"{which}{part}")
-        canvas.title(panel, canvas.layer_name(layer))
+        for i, (axis, fraction) in enumerate(zip((panel.xaxis, panel.yaxis), explained), start=1):
+            part = f" ({100 * fraction:.0f} % of var.)" if np.isfinite(fraction) else ""
+            axis.set_label_text(f"component {i}{part}")
+        panel.set_title(canvas.layer_name(layer), **TITLE)
         _square(panel, points)
         panel.locator_params(nbins=5)
         canvas.dress(panel)
     look = {"marker": "o", "markersize": 7.5, "color": INK, "linestyle": ""}
     for name, face in (("start", "white"), ("end", INK)):
         [handles[name]] = axes[0].plot([], [], markerfacecolor=face, **look)
-    canvas.legend(figure, handles if count <= _NAMED else dict(list(handles.items())[-2:]))
+    canvas.legend(figure, handles if count <= 8 else dict(list(handles.items())[-2:]))
     return canvas.finish(figure, path)
 
 
@@ -276,26 +232,24 @@ def orbit_coordinates(features: Any) -> dict[str, list]:
     components = components * np.sign(components[np.arange(len(components)), np.abs(components).argmax(1)])[:, None]
     points = np.zeros((len(rows), 2))
     points[:, : len(components)] = rows @ components.T
-    shares = np.zeros(2)
-    shares[: min(2, len(sigma))] = sigma[:2] ** 2 / max((sigma**2).sum(), np.finfo(float).tiny)
-    return {"points": points.reshape(*f.shape[:2], 2).tolist(), "explained": shares.tolist()}
+    explained = np.zeros(2)
+    explained[: min(2, len(sigma))] = sigma[:2] ** 2 / max((sigma**2).sum(), np.finfo(float).tiny)
+    return {"points": points.reshape(*f.shape[:2], 2).tolist(), "explained": explained.tolist()}
 
 
 def _as_plane(layer: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(given, Mapping):
-        if "points" not in given:
-            raise UsageError(f"The orbits of {layer!r} have no 'points', only {sorted(given)}.")
-        points, explained = given["points"], given.get("explained")
-    else:
-        points, explained = given, None
+    given = given if isinstance(given, Mapping) else {"points": given}
+    if "points" not in given:
+        raise UsageError(f"The orbits of {layer!r} have no 'points', only {sorted(given)}.")
+    points, explained = given["points"], given.get("explained")
     points = _finite(as_array(points, f"the orbits of {layer!r}", shape="[objects, steps, 2 or more]", dims=3), layer)
     if points.shape[-1] > 2:
         plane = orbit_coordinates(points)
         points, explained = np.array(plane["points"]), plane["explained"]
-    shares = as_array([np.nan] * 2 if explained is None else explained, "fractions of variance", shape="[2]", dims=1)
-    if shares.size != 2:
-        raise UsageError(f"Expected the fractions of variance of both components of {layer!r}, got {shares.tolist()}.")
-    return points, shares
+    both = as_array([np.nan] * 2 if explained is None else explained, "fractions of variance", shape="[2]", dims=1)
+    if both.size != 2:
+        raise UsageError(f"Expected the fractions of variance of both components of {layer!r}, got {both.tolist()}.")
+    return points, both
 
 
 def _finite(array: np.ndarray, what: str) -> np.ndarray:

@@ -1,47 +1,40 @@
 """What was recorded over training steps: diagnostics, h against z, and the extreme eigenvalues of a Hessian."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hfproj.errors import UsageError, unknown
 from hfproj.plots import canvas
-from hfproj.plots.canvas import INK, LAYERS, WIDTH, Target
+from hfproj.plots.canvas import INK, LAYERS, TITLE, WIDTH, Figure, Target
 from hfproj.plots.curves import draw_curve, set_scale
 
-if TYPE_CHECKING:
-    import matplotlib.figure
-
-# Base name → axis label, and whether the axis is logarithmic; other names are written as they are.
-_METRICS: dict[str, tuple[str, bool]] = {
-    "rankme": ("RankMe, in directions", False),
-    "std": ("representation std", False),
-    "effective_rank": ("effective rank, in directions", False),
-    "stable_rank": ("stable rank, in directions", False),
-    "numerical_rank": ("numerical rank, in directions", False),
-    "participation_ratio": ("participation ratio, in directions", False),
-    "nesum": ("NESum", False),
-    "lidar": ("LiDAR, in directions", False),
-    "alpha_req": ("α-ReQ, decay exponent", False),
-    "uniformity": ("uniformity, lower is more even", False),
-    "wasserstein_uniformity": ("Wasserstein uniformity, at most 0", False),
-    "whiteness": ("whiteness, 0 is decorrelated", False),
-    "positive_cosine": ("cosine of positive pairs", False),
-    "condition_number": ("condition number", True),
-    "covariance_condition_number": ("condition number", True),
-    "metric_condition_number": ("condition number of G", True),
-    "eval_knn": ("k-NN accuracy, held out", False),
-    "learning_rate": ("learning rate", False),
-    "update_ratio": ("update ratio", True),
-    "gradient_ratio": ("gradient ratio", True),
-    "timescale_ratio": ("timescale ratio", True),
+# Base name → axis label where it is not the name as written; and those whose axis is logarithmic, or starts at 0.
+_LABELS = {
+    "rankme": "RankMe, in directions",
+    "std": "representation std",
+    "effective_rank": "effective rank, in directions",
+    "stable_rank": "stable rank, in directions",
+    "numerical_rank": "numerical rank, in directions",
+    "participation_ratio": "participation ratio, in directions",
+    "nesum": "NESum",
+    "lidar": "LiDAR, in directions",
+    "alpha_req": "α-ReQ, decay exponent",
+    "uniformity": "uniformity, lower is more even",
+    "wasserstein_uniformity": "Wasserstein uniformity, at most 0",
+    "whiteness": "whiteness, 0 is decorrelated",
+    "positive_cosine": "cosine of positive pairs",
+    "covariance_condition_number": "condition number",
+    "metric_condition_number": "condition number of G",
+    "eval_knn": "k-NN accuracy, held out",
 }
+_CONDITIONS = ("condition_number", "covariance_condition_number", "metric_condition_number")
+_LOGARITHMIC = (*_CONDITIONS, "update_ratio", "gradient_ratio", "timescale_ratio")
 _NO_LAYER: dict[str, Any] = {"color": "0.25", "linestyle": "-", "marker": "."}
 _FROM_ZERO = ("rankme", "std", "rank", "participation_ratio", "lidar")
-_APART = ("step", "epoch", "seed")
+_EIGENVALUES = {"lambda_max": "largest λ", "lambda_min": "smallest λ"}
 _PARTS = {**LAYERS, "backbone": "backbone", "head": "head"}
-_CURVATURE = ("lambda_min", "lambda_max")
 
 
 def plot_history(
@@ -50,7 +43,7 @@ def plot_history(
     *,
     metrics: Sequence[str] = ("rankme", "std"),
     width: float = WIDTH,
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Return a figure of metrics over training steps, one panel each, h against z.
 
     Rows of one step (of several seeds) are averaged, and a band shows one standard deviation.
@@ -60,12 +53,9 @@ def plot_history(
             may be missing, None or NaN.
         metrics: Names without their layer ("rankme" draws "rankme_h" and "rankme_z"); see `metrics_of`. Those that no
             row has are left out.
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no row, one has no step, or none of the metrics was measured.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> rows = [{"step": s, "rankme_h": 30.0 - s, "rankme_z": 20.0 - s} for s in range(5)]
@@ -79,12 +69,11 @@ def plot_history(
     figure, axes = canvas.panels(len(chosen), width=width, height=2.3)
     handles: dict[str, Any] = {}
     for metric, panel in zip(chosen, axes):
-        layers = available[metric]
-        style = {**canvas.styles(layers), "": _NO_LAYER}
-        for layer in layers or [""]:
-            x, y, std = over_steps(rows, f"{metric}_{layer}" if layers else metric)
-            line = draw_curve(panel, x, y, std, style=style[layer])
-            if layers:
+        style = canvas.styles(available[metric]) or {"": _NO_LAYER}
+        for layer, look in style.items():
+            x, y, std = over_steps(rows, f"{metric}_{layer}" if layer else metric)
+            line = draw_curve(panel, x, y, std, style=look)
+            if layer:
                 handles.setdefault(_PARTS[layer], line)
             canvas.whole_numbers(panel, x)
         _label(panel, metric)
@@ -94,15 +83,15 @@ def plot_history(
 
 
 def _label(axes: Any, metric: str) -> None:
-    label, log = _METRICS.get(metric, (canvas.literal(metric.replace("_", " ")), False))
+    label = _LABELS.get(metric, canvas.literal(metric.replace("_", " ")))
     drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     smallest = np.nanmin(drawn)
-    if log and smallest > 0 and np.nanmax(drawn) > 10 * smallest:
+    if metric in _LOGARITHMIC and smallest > 0 and np.nanmax(drawn) > 10 * smallest:
         canvas.log_scale(axes, "y")
         label += ", log scale"
     elif metric.endswith(_FROM_ZERO) and smallest >= 0:
         axes.set_ylim(bottom=0)
-    canvas.title(axes, label)
+    axes.set_title(label, **TITLE)
     canvas.dress(axes, x="training step")
 
 
@@ -122,7 +111,7 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in names:
         base, _, layer = name.rpartition("_")
-        if name in _APART or name.startswith(_CURVATURE):
+        if name in ("step", "epoch", "seed") or name.startswith(tuple(_EIGENVALUES)):
             continue
         if base and layer in _PARTS:
             found.setdefault(base, []).append(layer)
@@ -134,15 +123,12 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def over_steps(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return steps, mean and standard deviation of a metric; no deviation where every step was measured once."""
     by_step: dict[float, list[float]] = {}
-    for row in rows:
-        if name in row:
-            by_step.setdefault(row["step"], []).append(row[name] if _is_number(row[name]) else np.nan)
-    steps = sorted(by_step)
-    mean = np.array([np.mean(by_step[step]) for step in steps])
-    if all(len(values) == 1 for values in by_step.values()):
-        return np.array(steps, dtype=np.float64), mean, None
-    std = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in by_step.values()]
-    return np.array(steps, dtype=np.float64), mean, np.array([s for _, s in sorted(zip(by_step, std))])
+    for row in sorted((row for row in rows if name in row), key=lambda row: row["step"]):
+        by_step.setdefault(row["step"], []).append(row[name] if _is_number(row[name]) else np.nan)
+    mean = np.array([np.mean(values) for values in by_step.values()])
+    std = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in by_step.values()])
+    several = any(len(values) > 1 for values in by_step.values())
+    return np.array(list(by_step), dtype=np.float64), mean, std if several else None
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -159,12 +145,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-_NAMES = {"lambda_max": "largest λ", "lambda_min": "smallest λ"}
-
-
 def plot_eigenvalues(
     rows: Sequence[Mapping[str, Any]], path: Target = None, *, of: str = "", width: float = WIDTH
-) -> "matplotlib.figure.Figure":
+) -> Figure:
     """Return a figure of λ_min and λ_max of the loss's Hessian over steps.
 
     The axis is symmetric logarithmic, so that a small negative eigenvalue is seen beside a large positive one. Below
@@ -174,12 +157,9 @@ def plot_eigenvalues(
         rows: `Results.history`: mappings with "step" and "lambda_min" or "lambda_max", and their bounds of error
             "lambda_min_error", "lambda_max_error" where they are known (drawn as bars).
         of: In what the Hessian was taken ("the head's parameters", "h"), for the axis.
-        path: Where to write it, as png, svg or pdf.
-        width: In inches.
 
     Raises:
         UsageError: If there is no row, one has no step, or none has an eigenvalue.
-        HfprojError: If matplotlib is not installed.
 
     Example:
         >>> rows = [{"step": s, "lambda_min": -0.1, "lambda_max": 4.0} for s in range(3)]
@@ -188,18 +168,17 @@ def plot_eigenvalues(
     """
     check_rows(rows)
     figure, [axes] = canvas.new_figure(width=width, height=3.8)
-    style = dict(zip(_NAMES, canvas.styles(["h", "z"]).values()))
+    style = dict(zip(_EIGENVALUES, canvas.styles(["h", "z"]).values()))
     drawn, handles = [], {}
-    for name, label in _NAMES.items():
+    for name, label in _EIGENVALUES.items():
         x, y, std = over_steps(rows, name)
         if not np.isfinite(y).any():
             continue
         handles[label] = draw_curve(axes, x, y, std, style=style[name])
         bounds = dict(zip(*over_steps(rows, f"{name}_error")[:2]))
-        error = np.array([bounds.get(step, np.nan) for step in x])
-        if np.isfinite(error).any():
-            color = style[name]["color"]
-            axes.errorbar(x, y, np.nan_to_num(error), fmt="none", ecolor=color, elinewidth=1, capsize=2.5)
+        error = np.nan_to_num([bounds.get(step, 0.0) for step in x])
+        if error.any():
+            axes.errorbar(x, y, error, fmt="none", ecolor=style[name]["color"], elinewidth=1, capsize=2.5)
         drawn.append(y)
         canvas.whole_numbers(axes, x)
     if not drawn:
@@ -211,7 +190,7 @@ def plot_eigenvalues(
     axes.set_ylim(min(2.5 * low, -np.nanmax(np.abs(values)) * 1e-5), max(2.5 * high, 0))
     if np.nanmin(values) < 0:
         handles["negative curvature"] = axes.axhspan(axes.get_ylim()[0], 0, color="0.93", linewidth=0, zorder=0)
-    canvas.title(axes, f"Hessian of the loss{f' in {canvas.literal(of)}' if of else ''}")
+    axes.set_title(f"Hessian of the loss{f' in {canvas.literal(of)}' if of else ''}", **TITLE)
     canvas.dress(axes, x="training step", y="eigenvalue (symmetric log scale)")
     canvas.legend(figure, handles, columns=3)
     return canvas.finish(figure, path)

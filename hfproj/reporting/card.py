@@ -1,7 +1,5 @@
 """The model card of an adapter, generated from its `results.json` and from nothing else.
 
-    results.json ──► front matter (what the Hub indexes), the text, pictures, and `.eval_results` on request
-
 Its text is `templates/card.md.jinja`. Whatever the results do not say the card does not say either, and its section of
 limits names what was not measured.
 """
@@ -98,16 +96,8 @@ def write_card(
     """Write `results.json`, pictures (where matplotlib is installed) and `README.md` into the adapter's folder.
 
     A picture that lies there already is replaced where it can be drawn, and shown in any case. The licence goes into
-    the results, so that the card can be made of them again.
-
-    Args:
-        results: What was measured.
-        folder: Where the adapter lies.
-        repo_id: Where it is going to lie on the Hub.
-        license: Its licence.
-        adapters: Names of all adapters there.
-        adapter: Name of the one that the card is of.
-        keep_results: Write `results.json` too; without it the folder has the card alone.
+    the results, so that the card can be made of them again. Without `keep_results` no `results.json` is written;
+    the other options are those of `render_card`.
 
     Raises:
         UsageError: If the folder does not exist, or the licence is not one of the Hub's identifiers.
@@ -130,6 +120,5 @@ def write_card(
             plot_history(results.history, folder / filenames.TRAINING_PICTURE, metrics=watched, width=_PICTURE_WIDTH)
     files = [file.name for file in folder.iterdir() if file.is_file()]
     text = render_card(results, repo_id=repo_id, files=files, adapters=adapters, adapter=adapter)
-    path = folder / filenames.CARD
-    write_atomic(path, text.encode())
+    write_atomic(path := folder / filenames.CARD, text.encode())
     return path

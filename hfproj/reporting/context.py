@@ -1,14 +1,13 @@
 """What a card and a page are made from: one context, prepared from results; the templates hold the words around it.
 
-    Results ──► Context ──► templates/card.md.jinja, templates/page.html.jinja
-
 Its texts are as the results have them; the templates escape.
 """
 
+import itertools
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hfproj.backbones import EMBEDDED
 from hfproj.objectives import OBJECTIVES
@@ -26,42 +25,6 @@ _OF_OPTIMIZER = ("learning_rate", "head_learning_rate", "lr_scheduler_type", "wa
 _OF_VIEWS = ("crop_scale", "flip", "color_jitter", "grayscale", "rotation", "views")  # flags of the recipe
 _USUAL_PROBES = {"knn": "k-NN", "linear": "linear probe", "fine_tune": "fine-tuning"}
 _ARXIV = re.compile(r"\barXiv (\d{4}\.\d{4,5})\b")
-
-
-class Row(NamedTuple):
-    """A measure of a layer: its numbers before and after training, their difference and its interval, or empty."""
-
-    name: str
-    layer: str
-    cells: list[str]
-    change: str
-    interval: str
-
-
-class Table(NamedTuple):
-    """What was measured of h and z on a data set, with or without labels; `whens` are its columns."""
-
-    dataset: str
-    labelled: bool
-    whens: list[str]
-    rows: list[Row]
-
-
-class ProtocolLine(NamedTuple):
-    """How to read a measure, and its settings; those that differ between data sets by data set."""
-
-    name: str
-    parts: list[str]
-    by_dataset: dict[str, str]
-
-
-class Source(NamedTuple):
-    """Where a method comes from; `arxiv` is a number, or empty."""
-
-    kind: str
-    name: str
-    text: str
-    arxiv: str
 
 
 class Context:
@@ -113,55 +76,47 @@ class Context:
     def facts(self) -> list[str]:
         """Width of z, PEFT method, objective, data sets and seeds, as far as they are known."""
         seeds = self.results.seeds
-        facts = [
-            f"z of width {self.out_dim}" if self.out_dim else "",
-            f"{self.method} on the backbone" if self.method else "",
-            f"objective {self.objective}" if self.objective else "",
-            f"measured on {', '.join(sorted(self.datasets))}" if self.datasets else "",
-            f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "",
-        ]
-        return [fact for fact in facts if fact]
+        return (
+            [f"z of width {self.out_dim}"] * bool(self.out_dim)
+            + [f"{self.method} on the backbone"] * bool(self.method)
+            + [f"objective {self.objective}"] * bool(self.objective)
+            + [f"measured on {', '.join(sorted(self.datasets))}"] * bool(self.datasets)
+            + [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] * bool(seeds)
+        )
 
 
-def _tables(results: Results, judged: Mapping[tuple[Key, str], Verdict]) -> list[Table]:
-    """Return the tables of h and z of each data set, those with labels first."""
+def _tables(results: Results, judged: Mapping[tuple[Key, str], Verdict]) -> list[dict[str, Any]]:
+    """Return the tables of h and z of each data set, those with labels first; `whens` are their columns."""
     tables = []
     own = [m for m in results.measurements if m.layer in LAYERS]
-    for dataset in dict.fromkeys(m.dataset for m in own):
-        for labelled in (True, False):
-            chosen = [m for m in own if m.dataset == dataset and (m.name not in words.UNLABELLED) == labelled]
-            whens = [when for when in WHENS if any(m.when == when for m in chosen)]
-            rows = []
-            for key, name in row_names(chosen).items():
-                layers = [layer for layer in LAYERS if any((m.key, m.layer) == (key, layer) for m in chosen)]
-                for layer in layers:
-                    shown = name if layer == layers[0] else ""
-                    rows.append(_row(results, key, layer, shown, whens, judged.get((key, layer))))
-            tables += [Table(dataset, labelled, whens, rows)] * bool(rows)
+    for dataset, labelled in itertools.product(dict.fromkeys(m.dataset for m in own), (True, False)):
+        chosen = [m for m in own if m.dataset == dataset and (m.name not in words.UNLABELLED) == labelled]
+        whens = [when for when in WHENS if any(m.when == when for m in chosen)]
+        rows = []
+        for key, name in row_names(chosen).items():
+            layers = [layer for layer in LAYERS if any((m.key, m.layer) == (key, layer) for m in chosen)]
+            rows += [_row(results, key, layer, whens, judged.get((key, layer))) for layer in layers]
+            rows[-len(layers)]["name"] = name
+        tables += [{"dataset": dataset, "labelled": labelled, "whens": whens, "rows": rows}] * bool(rows)
     return tables
 
 
-def _row(results: Results, key: Key, layer: str, name: str, whens: list[str], verdict: Verdict | None) -> Row:
-    interval = verdict.interval if verdict is not None else None
-    before, after = (results.mean_std(key, layer, when) for when in WHENS)
+def _row(results: Results, key: Key, layer: str, whens: list[str], verdict: Verdict | None) -> dict[str, Any]:
+    """Return a measure of a layer before and after training, with ± where seeds differ, and its gain."""
+    found = {when: results.mean_std(key, layer, when) for when in WHENS}
+    interval, before, after = verdict.interval if verdict else None, *found.values()
     gain = interval.difference if interval else after[0] - before[0] if before and after else None
-    return Row(
-        name,
-        layer,
-        [_cell(results, key, layer, when) for when in whens],
-        "–" if gain is None else words.change(key[0], gain),
-        words.interval(key[0], *interval[1:]) if interval else "",
-    )
+    return {
+        "name": "",
+        "layer": layer,
+        "cells": [words.number(key[0], pair[0], pair[1] or None) if (pair := found[w]) else "–" for w in whens],
+        "change": "–" if gain is None else words.change(key[0], gain),
+        "interval": words.interval(key[0], *interval[1:]) if interval else "",
+    }
 
 
-def _cell(results: Results, key: Key, layer: str, when: str) -> str:
-    """Return a number as text: mean ± standard deviation over seeds, without the latter where all seeds agree."""
-    found = results.mean_std(key, layer, when)
-    return words.number(key[0], found[0], found[1] or None) if found else "–"
-
-
-def _protocol(measurements: list[Measurement]) -> list[ProtocolLine]:
-    """Return a line for everything that was measured; the settings that all data sets share stand in it once."""
+def _protocol(measurements: list[Measurement]) -> list[dict[str, Any]]:
+    """Return how to read each measure: "parts" hold for all data sets, other settings stand "by_dataset"."""
     found: dict[str, dict[str, dict[str, Any]]] = {}  # name → data set → settings
     meanings: dict[str, str] = {}
     for dataset in dict.fromkeys(m.dataset for m in measurements):
@@ -180,7 +135,8 @@ def _protocol(measurements: list[Measurement]) -> list[ProtocolLine]:
         shared = {n: v for n, v in first.items() if all(n in own and own[n] == v for own in by_dataset.values())}
         apart = {d: {n: v for n, v in own.items() if n not in shared} for d, own in by_dataset.items()}
         texts = {dataset: settings_text(own) for dataset, own in apart.items() if own}
-        lines.append(ProtocolLine(name, [part for part in (meanings[name], settings_text(shared)) if part], texts))
+        parts = [part for part in (meanings[name], settings_text(shared)) if part]
+        lines.append({"name": name, "parts": parts, "by_dataset": texts})
     return lines
 
 
@@ -269,17 +225,17 @@ def _uses_labels(objective: str) -> bool | None:
     return "labels" in needs if isinstance(needs, Collection) else None
 
 
-def _sources(results: Results) -> Iterator[Source]:
+def _sources(results: Results) -> Iterator[dict[str, str]]:
     """Yield the source of every method of which it is known: objective, regularizers, preset."""
     adapter, recipe = mapping(results.config.get("adapter")), mapping(results.config.get("recipe"))
     methods: list[tuple[str, Registry, str]] = [("Objective", OBJECTIVES, _objective(results))]
     methods += [("Regularizer", REGULARIZERS, name) for name in mapping(adapter.get("regularizers"))]
     for kind, registry, name in methods:
         if name in registry.list() and (found := reference(registry, name)):
-            yield Source(kind, name, *found)
+            yield {"kind": kind, "name": name, "text": found[0], "arxiv": found[1]}
     preset = recipe.get("preset")
     if isinstance(preset, str) and preset in all_presets():
-        yield Source("Settings of the preset", preset, all_presets()[preset].source, "")
+        yield {"kind": "Settings of the preset", "name": preset, "text": all_presets()[preset].source, "arxiv": ""}
 
 
 def reference(registry: Registry, name: str) -> tuple[str, str] | None:

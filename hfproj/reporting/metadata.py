@@ -4,27 +4,26 @@ Only what is true of the adapter itself goes there: numbers before training belo
 card's text. Numbers are means over seeds; their protocol, and the spread, are in each metric's arguments.
 """
 
+import itertools
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hfproj.backbones import EMBEDDED
 from hfproj.errors import UsageError
 from hfproj.filenames import EVAL_RESULTS
 from hfproj.files import rounded, write_atomic
 from hfproj.reporting.markdown import one_line
-from hfproj.results import LAYERS, Results
+from hfproj.results import LAYERS, Measurement, Results
 from hfproj.results.measurement import row_names
 from hfproj.results.words import UNLABELLED
 
 TAGS = ("hfproj", "projection-head", "self-supervised-learning", "peft")
-_TASKS = {
-    "image": ("image-feature-extraction", "Image feature extraction"),
-    "text": ("feature-extraction", "Feature extraction"),
-}
+_FEATURES = "feature-extraction", "Feature extraction"
+_TASKS = {"image": ("image-feature-extraction", "Image feature extraction"), "text": _FEATURES}
 _LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual|code")
 _TAG = re.compile(r"\w[\w-]{1,30}", re.ASCII)  # without the colon, which the Hub's own tags have
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
@@ -43,19 +42,12 @@ def front_matter(results: Results, name: str) -> str:
         data |= {"base_model": base, "base_model_relation": "adapter"}
     data["datasets"] = [name for name in trained_on(results) if hub_id(name)] or None
     data["language"] = [code for code in _texts(results.config.get("language")) if _LANGUAGE.fullmatch(code)] or None
-    evaluated = [
-        EvalResult(
-            task_type=task,
-            task_name=task_name,
-            dataset_type=one_line(number.dataset) or "unspecified",
-            dataset_name=one_line(number.dataset) or "unspecified",
-            metric_type="accuracy" if number.unit == "accuracy" else one_line(number.measure, 60),
-            metric_name=one_line(number.name),
-            metric_value=number.value,
-            metric_args=number.arguments,
-        )
-        for number in numbers_of(results)
-    ]
+    evaluated = []
+    for title, m, value, arguments, _ in numbers_of(results):
+        dataset = one_line(m.dataset) or "unspecified"
+        kind = "accuracy" if m.unit == "accuracy" else one_line(m.name, 60)
+        own: dict[str, Any] = {"metric_name": one_line(title), "metric_args": arguments}
+        evaluated.append(EvalResult(task, dataset, dataset, kind, value, task_name, **own))
     if evaluated:
         data |= {"model_name": name, "eval_results": evaluated}
     return ModelCardData(**data).to_yaml()
@@ -92,14 +84,13 @@ def write_eval_results(results: Results, folder: str | os.PathLike) -> list[Path
     if not folder.is_dir():
         raise UsageError(f"There is no folder {str(folder)!r}; save the adapter there first.")
     found: dict[str, list[EvalResultEntry]] = {}
-    for number in numbers_of(results):
-        if hub_id(number.dataset) and number.labelled:
-            own = found.setdefault(number.dataset, [])
-            task = re.sub(r"[^\w.-]+", "_", f"{number.measure}_{number.layer}")
-            task += f"_{number.rank}" * (number.rank > 1)
-            how = ", ".join(f"{key} {value}" for key, value in number.arguments.items() if key != "layer")
-            notes = one_line(f"{number.name} ({how})" if how else number.name, 1000)
-            own.append(EvalResultEntry(dataset_id=number.dataset, task_id=task, value=number.value, notes=notes))
+    for name, m, value, arguments, rank in numbers_of(results):
+        if hub_id(m.dataset) and m.name not in UNLABELLED:
+            task = re.sub(r"[^\w.-]+", "_", f"{m.name}_{m.layer}") + f"_{rank}" * (rank > 1)
+            how = ", ".join(f"{key} {setting}" for key, setting in arguments.items() if key != "layer")
+            notes = one_line(f"{name} ({how})" if how else name, 1000)
+            entry = EvalResultEntry(dataset_id=m.dataset, task_id=task, value=value, notes=notes)
+            found.setdefault(m.dataset, []).append(entry)
     paths = []
     for dataset, entries in found.items():
         path = folder / EVAL_RESULTS / f"{dataset.replace('/', '--')}.yaml"  # no Hub id holds two hyphens
@@ -109,38 +100,20 @@ def write_eval_results(results: Results, folder: str | os.PathLike) -> list[Path
     return paths
 
 
-class Number(NamedTuple):
-    """One number of the adapter as the Hub is told it: the mean over seeds."""
-
-    name: str
-    measure: str
-    unit: str
-    layer: str
-    dataset: str
-    value: float
-    arguments: dict[str, Any]
-    labelled: bool
-    rank: int  # among those of the same measure, layer and data set
-
-
-def numbers_of(results: Results) -> Iterator[Number]:
-    """Yield what was measured of h and z after training, with settings, seeds and spread as arguments."""
+def numbers_of(results: Results) -> Iterator[tuple[str, Measurement, float, dict[str, Any], int]]:
+    """Yield what was measured after training: name, a measurement, mean over seeds, settings, rank among its likes."""
     counts: dict[tuple[str, str, str], int] = {}
     for dataset in dict.fromkeys(m.dataset for m in results.measurements):
         after = [m for m in results.measurements if (m.dataset, m.when) == (dataset, "after") and m.layer in LAYERS]
-        first = {m.key: m for m in reversed(after)}
-        for key, name in row_names(after).items():
-            m = first[key]
-            for layer in LAYERS:
-                found = results.mean_std(key, layer, "after")
-                if found is None:
-                    continue
-                seeds = [o.protocol.get("seed") for o in after if (o.key, o.layer) == (key, layer)]
-                spread = {"seeds": len(seeds), "std": rounded(found[1])} if len(seeds) > 1 else {}
-                arguments = {**_plain(m.settings), "layer": layer, **spread}
-                counts[dataset, m.name, layer] = rank = counts.get((dataset, m.name, layer), 0) + 1
-                value, labelled = rounded(found[0]), m.name not in UNLABELLED
-                yield Number(f"{name} of {layer}", m.name, m.unit, layer, dataset, value, arguments, labelled, rank)
+        for (key, name), layer in itertools.product(row_names(after).items(), LAYERS):
+            found = results.mean_std(key, layer, "after")
+            if found is None:
+                continue
+            alike = [m for m in after if (m.key, m.layer) == (key, layer)]
+            spread = {"seeds": len(alike), "std": rounded(found[1])} if len(alike) > 1 else {}
+            counts[dataset, key[0], layer] = rank = counts.get((dataset, key[0], layer), 0) + 1
+            settings = {**_plain(alike[0].settings), "layer": layer, **spread}
+            yield f"{name} of {layer}", alike[0], rounded(found[0]), settings, rank
 
 
 def mapping(value: object) -> Mapping[str, Any]:
@@ -201,10 +174,8 @@ def check_license(license: str | None) -> None:
         UsageError: If it is none.
     """
     if license is not None and not _LICENSE.fullmatch(str(license)):
-        raise UsageError(
-            "Expected the licence as one of the Hub's identifiers, such as 'apache-2.0', 'mit' or 'cc-by-nc-4.0', got "
-            f"{license!r}."
-        )
+        known = "'apache-2.0', 'mit', 'cc-by-nc-4.0' …"
+        raise UsageError(f"Expected the licence as one of the Hub's identifiers ({known}), got {license!r}.")
 
 
 def modality_of(results: Results) -> str | None:
@@ -225,10 +196,10 @@ def modality_of(results: Results) -> str | None:
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings as values that YAML writes in one line each."""
-    return {
-        one_line(name, 60): value
-        if isinstance(value, int | float | bool)
-        else one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-        for name, value in settings.items()
-        if value is not None
-    }
+    plain: dict[str, Any] = {}
+    for name, value in settings.items():
+        if not isinstance(value, int | float | str | None):
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        if value is not None:
+            plain[one_line(name, 60)] = one_line(value) if isinstance(value, str) else value
+    return plain

@@ -7,18 +7,16 @@ script, its pictures are inside it, and its content security policy forbids it t
 import base64
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hfproj import plots
 from hfproj.errors import HfprojError
 from hfproj.files import portable, write_atomic
 from hfproj.reporting.context import Context
 from hfproj.reporting.metadata import mapping
-from hfproj.reporting.pictures import Picture, pictures_of
+from hfproj.reporting.pictures import pictures_of
 from hfproj.reporting.rendering import render
 from hfproj.results import HISTORY_FILE, Results, read_history, verdicts
-
-PAGE = "report.html"
 
 
 def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = None) -> Path:
@@ -46,22 +44,26 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
     results = Results.load(folder / "results.json")
     if not results.history and (folder / HISTORY_FILE).is_file():
         results.history = read_history(folder / HISTORY_FILE)
-    path = folder / PAGE if path is None else Path(path)
+    path = folder / "report.html" if path is None else Path(path)
     write_atomic(path, render_report(results).encode())
     return path
 
 
 def render_report(results: Results) -> str:
     """Return the page. Without matplotlib, or where a picture cannot be drawn, a sentence says so in its place."""
-    figures: list[_Figure] = []
+    figures: list[dict[str, Any]] = []
     not_drawn: dict[str, list[str]] = {}  # why → titles
     for picture in pictures_of(results):
         try:
-            figures.append(_Figure.of(picture))
+            figure = picture.draw()
+            data = base64.b64encode(plots.picture(figure, "svg")).decode()
         except HfprojError as error:
             not_drawn.setdefault(str(error), []).append(picture.title)
-    senses = {verdict.sense for verdict in verdicts(results)}
-    context = Context(results)
+        else:
+            width, height = (round(100 * inches) for inches in figure.get_size_inches())
+            figures.append({"picture": picture, "data": data, "width": width, "height": height})
+    senses, context = {verdict.sense for verdict in verdicts(results)}, Context(results)
+    scalars = mapping(results.geometry.get("scalars")).items()
     config = {name: value for name, value in results.config.items() if value is not None}
     return render(
         "page.html.jinja",
@@ -70,28 +72,10 @@ def render_report(results: Results) -> str:
         sense=senses.pop() if len(senses) == 1 else "unclear",
         figures=figures,
         not_drawn=not_drawn,
-        scalars=[
-            (str(name).replace("_", " "), _number(value))
-            for name, value in mapping(results.geometry.get("scalars")).items()
-        ],
+        scalars=[(str(name).replace("_", " "), _number(value)) for name, value in scalars],
         plain={name: value for name, value in config.items() if not isinstance(value, dict | list)},
         structured={name: portable(value) for name, value in config.items() if isinstance(value, dict | list)},
     )
-
-
-class _Figure(NamedTuple):
-    """A drawn picture: SVG in base64, and its size in the page's pixels."""
-
-    picture: Picture
-    data: str
-    width: int
-    height: int
-
-    @classmethod
-    def of(cls, picture: Picture) -> "_Figure":
-        figure = picture.draw()
-        width, height = (round(100 * inches) for inches in figure.get_size_inches())
-        return cls(picture, base64.b64encode(plots.picture(figure, "svg")).decode(), width, height)
 
 
 def _number(value: Any) -> str:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _WIDTH = 4.2  # inches: its letters stay readable on a telephone
 _TRAINING = ("loss", "learning_rate", "update_ratio", "gradient_ratio", "timescale_ratio")
 _COLLAPSE = ("rankme", "std")
-_HESSIANS = {"head": "the head's parameters"}
 _GEOMETRY = {
     "metric_condition_number": plots.plot_metric_condition,
     "orbits": plots.plot_orbits,
@@ -40,7 +39,8 @@ def pictures_of(results: Results) -> list[Picture]:
     """Return a picture of everything that was recorded, in the order of the page."""
     found = _probes(results)
     if results.spectra:
-        found.append(_picture("spectrum", plots.plot_spectrum, results.spectra, names=", ".join(results.spectra)))
+        draw = partial(plots.plot_spectrum, results.spectra)
+        found.append(_picture("spectrum", draw, names=", ".join(results.spectra)))
     return [*found, *_over_steps(results), *_geometry(results.geometry)]
 
 
@@ -49,14 +49,12 @@ def _words() -> dict[str, dict[str, str]]:
     return yaml.safe_load((Path(__file__).parent / "templates" / "pictures.yaml").read_text(encoding="utf-8"))
 
 
-def _picture(
-    kind: str, plot: Any, *data: Any, notes: Sequence[str] = (), options: Mapping[str, Any] | None = None, **fill: str
-) -> Picture:
-    """Return a picture of some data, its words filled in."""
+def _picture(kind: str, draw: Callable[..., Any], *, notes: Sequence[str] = (), **fill: str) -> Picture:
+    """Return a picture that `draw` makes, its words filled in."""
     own, more = _words()[kind], _words()["notes"]
     title, alt = own["title"].format(**fill), own["alt"].format(**fill)
     caption = " ".join([own["caption"], *(more[note] for note in notes)])
-    return Picture(title[0].upper() + title[1:], caption, alt, partial(plot, *data, width=_WIDTH, **(options or {})))
+    return Picture(title[0].upper() + title[1:], caption, alt, partial(draw, width=_WIDTH))
 
 
 def _probes(results: Results) -> list[Picture]:
@@ -70,8 +68,8 @@ def _probes(results: Results) -> list[Picture]:
                 sides[f"{name}: {layer}"] = {when: pair for when, pair in found.items() if pair}
     pictures = []
     if len(sides) > 2:
-        named = ", ".join(sides)
-        pictures.append(_picture("probes", plots.plot_groups, sides, "accuracy", notes=["bars"], names=named))
+        draw = partial(plots.plot_groups, sides, "accuracy")
+        pictures.append(_picture("probes", draw, notes=["bars"], names=", ".join(sides)))
     for key, name in names.items():
         curves: dict[str, dict[str, tuple[float, float]]] = {}
         for when in WHENS:
@@ -81,35 +79,31 @@ def _probes(results: Results) -> list[Picture]:
                 curves[f"{when} training"] = curve
         if curves:
             ends = f"{results.layers[0]} to {results.layers[-1]}"
-            pictures.append(_picture("layers", plots.plot_layers, curves, name, notes=["bars"], name=name, names=ends))
+            draw = partial(plots.plot_layers, curves, name)
+            pictures.append(_picture("layers", draw, notes=["bars"], name=name, names=ends))
     return pictures
 
 
 def _over_steps(results: Results) -> list[Picture]:
-    rows: Sequence[Mapping[str, Any]] = results.history
-    notes = []
-    if not rows:
-        rows = [row for row in results.log if "loss" in row and "step" in row]
-        notes.append("batch")
+    rows = results.history or [row for row in results.log if "loss" in row and "step" in row]
     if not rows:
         return []
+    notes = ["batch"] * (not results.history) + ["bands"] * (len({row["step"] for row in rows}) < len(rows))
     metrics = metrics_of(rows)
-    if len({row["step"] for row in rows}) < len(rows):
-        notes.append("bands")
     rest = [name for name in metrics if name not in _COLLAPSE + _TRAINING + ("grad_norm",)]
     found = []
     for kind, names in (("collapse", _COLLAPSE), ("training", _TRAINING), ("diagnostics", rest)):
         if shown := [name for name in names if name in metrics]:
             ratio = ["ratio"] if "update_ratio" in shown else []
             ends = "; ".join(_ends(rows, name, metrics[name]) for name in shown)
-            options: dict[str, Any] = {"metrics": shown}
-            found.append(_picture(kind, plots.plot_history, rows, notes=ratio + notes, options=options, ends=ends))
+            draw = partial(plots.plot_history, rows, metrics=shown)
+            found.append(_picture(kind, draw, notes=ratio + notes, ends=ends))
     curvature = [name for name in ("lambda_min", "lambda_max") if np.isfinite(over_steps(rows, name)[1]).any()]
     if curvature:
         of = str(results.config.get("curvature_of") or "")
         ends = "; ".join(_ends(rows, name, []) for name in curvature)
-        options = {"of": _HESSIANS.get(of, of)}
-        found.append(_picture("curvature", plots.plot_eigenvalues, rows, options=options, ends=ends))
+        draw = partial(plots.plot_eigenvalues, rows, of="the head's parameters" if of == "head" else of)
+        found.append(_picture("curvature", draw, ends=ends))
     return found
 
 
@@ -117,25 +111,20 @@ def _ends(rows: Sequence[Mapping[str, Any]], metric: str, layers: Sequence[str])
     """Return first and last value of a metric in words."""
     ends = []
     for layer in layers or [""]:
-        _, values, _ = over_steps(rows, f"{metric}_{layer}" if layer else metric)
+        values = over_steps(rows, f"{metric}_{layer}" if layer else metric)[1]
         values = values[np.isfinite(values)]
         ends.append(f"{f'of {layer} ' if layer else ''}from {values[0]:.3g} to {values[-1]:.3g}")
     return f"{metric.replace('_', ' ')} {', '.join(ends)}"
 
 
 def _geometry(geometry: Mapping[str, Any]) -> list[Picture]:
-    found = [
-        _picture(kind, plot, geometry[kind], names=_names(geometry[kind]))
-        for kind, plot in _GEOMETRY.items()
-        if geometry.get(kind)
-    ]
-    if values := geometry.get("feature_weights"):
-        layers = mapping(values).get("layers") or {} if isinstance(values, Mapping) else values
-        options = {"features": mapping(values).get("features")}
-        found.append(
-            _picture("feature_weights", plots.plot_feature_weights, layers, options=options, names=_names(layers))
-        )
-    return found
+    draw: dict[str, Callable[..., Any]] = {kind: partial(plot, geometry.get(kind)) for kind, plot in _GEOMETRY.items()}
+    shown = {kind: values for kind, values in geometry.items() if values}
+    if values := shown.get("feature_weights"):
+        layers = values.get("layers") or {} if isinstance(values, Mapping) else values
+        draw["feature_weights"] = partial(plots.plot_feature_weights, layers, features=mapping(values).get("features"))
+        shown["feature_weights"] = layers
+    return [_picture(kind, draw[kind], names=_names(shown[kind])) for kind in draw if kind in shown]
 
 
 def _names(values: Any) -> str:

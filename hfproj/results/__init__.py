@@ -11,21 +11,7 @@ from hfproj.results.record import Results
 from hfproj.results.verdict import Finding, RankChange, Verdict, findings, rank_changes, verdicts
 
 __all__ = [
-    "HISTORY_FILE",
-    "LAYERS",
-    "WHENS",
-    "Finding",
-    "Interval",
-    "Measurement",
-    "RankChange",
-    "Results",
-    "Verdict",
-    "findings",
-    "pack_outcomes",
-    "paired_interval",
-    "rank_changes",
-    "read_history",
-    "unpack_outcomes",
-    "verdicts",
+    "HISTORY_FILE", "LAYERS", "WHENS", "Finding", "Interval", "Measurement", "RankChange", "Results", "Verdict",
+    "findings", "pack_outcomes", "paired_interval", "rank_changes", "read_history", "unpack_outcomes", "verdicts",
     "write_history",
-]
+]  # fmt: skip

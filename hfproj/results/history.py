@@ -29,7 +29,7 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) ->
         path: A file, or a folder that exists.
 
     Raises:
-        UsageError: a row without a step, or a value that is no number.
+        UsageError: If a row has no step, or a value is not a number.
 
     Example:
         >>> import tempfile
@@ -37,7 +37,6 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) ->
         ...     read_history(write_history([{"step": 10, "rankme_h": 12.5}, {"step": 0, "loss": float("nan")}], folder))
         [{'step': 0, 'loss': None}, {'step': 10, 'rankme_h': 12.5}]
     """
-    import pyarrow
     import pyarrow.parquet
 
     by_step: dict[tuple, dict[str, Any]] = {}
@@ -48,16 +47,11 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) ->
         by_step[numbers.get("seed") or 0, numbers["step"]] = numbers
     ordered = [by_step[key] for key in sorted(by_step)]
     names = dict.fromkeys(["step", *(name for row in ordered for name in row)])
-    columns = {
-        name: pyarrow.array(
-            [row.get(name) for row in ordered], pyarrow.int64() if name in _WHOLE else pyarrow.float64()
-        )
-        for name in names
-    }
+    kinds = {name: pyarrow.int64() if name in _WHOLE else pyarrow.float64() for name in names}
+    columns = {name: pyarrow.array([row.get(name) for row in ordered], kind) for name, kind in kinds.items()}
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
-    path = _file(path)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path := file_in(path, HISTORY_FILE), buffer.getvalue())
     return path
 
 
@@ -69,13 +63,12 @@ def read_history(path: str | os.PathLike, *, until: int | None = None) -> list[d
         until: Leave out rows of later steps: a run that resumes at this step measures them anew.
 
     Raises:
-        UsageError: no such file.
-        AdapterFileError: the file is damaged, or no history.
+        UsageError: If there is no file of this name.
+        AdapterFileError: If the file is damaged, or not a history.
     """
-    import pyarrow
     import pyarrow.parquet
 
-    path = _file(path)
+    path = file_in(path, HISTORY_FILE)
     if not path.is_file():
         raise UsageError(f"There is no file {str(path)!r}; expected a {HISTORY_FILE} that write_history wrote.")
     try:
@@ -84,16 +77,13 @@ def read_history(path: str | os.PathLike, *, until: int | None = None) -> list[d
         raise AdapterFileError(f"{path.name} is damaged: {error}") from error
     if "step" not in table.column_names:
         raise AdapterFileError(f"{path.name} is no history: it has no column 'step', only {table.column_names}.")
-    rows: list[dict[str, Any]] = [
-        {name: None if value != value else value for name, value in row.items() if value is not None}
-        for row in table.to_pylist()
-    ]
+    rows = [{n: None if v != v else v for n, v in row.items() if v is not None} for row in table.to_pylist()]
     return [row for row in rows if until is None or row["step"] <= until]
 
 
-def _file(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    return path / HISTORY_FILE if path.is_dir() else path
+def file_in(path: str | os.PathLike, name: str) -> Path:
+    """Return the path of a file; in a folder, that of the file of this name."""
+    return Path(path, name) if os.path.isdir(path) else Path(path)
 
 
 def _number(name: str, value: Any) -> float | int | None:
@@ -102,8 +92,6 @@ def _number(name: str, value: Any) -> float | int | None:
         return None if name in _WHOLE else math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"Expected a number as {name!r} of the history, got {value!r:.80}.")
-    if name not in _WHOLE:
-        return float(value)
-    if value != int(value):
+    if name in _WHOLE and value != int(value):
         raise UsageError(f"Expected a whole number as {name!r} of the history, got {value!r}.")
-    return int(value)
+    return int(value) if name in _WHOLE else float(value)

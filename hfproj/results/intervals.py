@@ -35,7 +35,7 @@ def paired_interval(
         seed: Of the bootstrap.
 
     Raises:
-        UsageError: shapes that do not pair, no rows, values that are not finite, a level outside (0, 1) or draws < 1.
+        UsageError: If shapes do not pair, there is no row, a value is not finite, level is outside (0, 1) or draws < 1.
 
     Example:
         >>> paired_interval([1, 1, 1, 0], [1, 1, 1, 0])

@@ -17,7 +17,6 @@ from hfproj.results import words
 
 LAYERS, WHENS = ("h", "z"), ("before", "after")
 Key = tuple[str, str, str]
-_LAYER = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,11 @@ class Measurement:
             kind, value = dict if name == "protocol" else str, getattr(self, name)
             if not isinstance(value, kind):
                 raise UsageError(f"The {name} of a measurement must be a {kind.__name__}, got {value!r}.")
-        if not _LAYER.fullmatch(self.layer) or self.when not in WHENS:
-            raise UsageError(
-                f"Expected a layer's name without blanks and when in {WHENS}, got {self.layer!r} and {self.when!r}."
-            )
-        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
-        if not number or not math.isfinite(self.value):
-            raise UsageError(
-                f"The measurement {self.name!r} of {self.layer} must be a finite number, got {self.value!r}."
-            )
+        layer, value = self.layer, self.value
+        if not re.fullmatch(r"[\w.-]+", layer) or self.when not in WHENS:
+            raise UsageError(f"Expected a layer without blanks and when in {WHENS}, got {layer!r} and {self.when!r}.")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise UsageError(f"The measurement {self.name!r} of {layer} must be a finite number, got {value!r}.")
 
     @property
     def key(self) -> Key:
@@ -90,9 +85,7 @@ class Measured(Protocol):
 def mean_std(measured: Iterable[Measurement], key: Key, layer: str, when: str) -> tuple[float, float] | None:
     """Return mean and standard deviation over seeds; None where it was not measured, and 0 of a single one."""
     found = [m.value for m in measured if (m.key, m.layer, m.when) == (key, layer, when)]
-    if not found:
-        return None
-    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+    return (statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0) if found else None
 
 
 def row_names(measured: Iterable[Measurement]) -> dict[Key, str]:

@@ -17,6 +17,7 @@ import numpy as np
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.files import installed_versions, portable, write_atomic
 from hfproj.results import words
+from hfproj.results.history import file_in
 from hfproj.results.measurement import LAYERS, WHENS, Key, Measurement, mean_std, row_names, unpack_outcomes
 from hfproj.results.verdict import findings
 
@@ -68,12 +69,9 @@ class Results:
         Raises:
             UsageError: If something in it cannot be written as JSON.
         """
-        path = Path(path)
-        path = path / "results.json" if path.is_dir() else path
-        content = {"format": FORMAT, **portable({f.name: getattr(self, f.name) for f in fields(self)})}
-        for name in _LATER:
-            if not content[name]:
-                del content[name]
+        path = file_in(path, "results.json")
+        content = portable({f.name: getattr(self, f.name) for f in fields(self)})
+        content = {"format": FORMAT, **{name: v for name, v in content.items() if v or name not in _LATER}}
         write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
         return path
 
@@ -85,8 +83,7 @@ class Results:
             UsageError: If there is no such file.
             AdapterFileError: If the file is damaged, or of a later format.
         """
-        path = Path(path)
-        path = path / "results.json" if path.is_dir() else path
+        path = file_in(path, "results.json")
         if not path.is_file():
             raise UsageError(f"There is no file {str(path)!r}; expected a results.json that Results.save wrote.")
         try:
@@ -117,13 +114,10 @@ class Results:
             UsageError: If a measurement or an entry of config has two values: the results belong to different models.
         """
         merged = Results(**{f.name: type(getattr(self, f.name))(getattr(self, f.name)) for f in fields(self)})
-        merged.notes = list(self.notes)
         for other in others:
             for name, value in other.config.items():
                 if portable(merged.config.setdefault(name, value)) != portable(value):
-                    raise UsageError(
-                        f"These results differ in config[{name!r}]: {merged.config[name]!r} and {value!r}."
-                    )
+                    raise UsageError(f"The results differ in config[{name!r}]: {merged.config[name]!r} and {value!r}.")
             if other.versions != merged.versions:
                 merged.notes.append("Parts of these results come from different versions of the libraries.")
             for m in other.measurements:
@@ -154,21 +148,15 @@ class Results:
             UsageError: If nothing was measured, or the measurements differ in more than the seed: name the data set or
                 a setting of the protocol.
         """
-        found = [
-            m
-            for m in self.measurements
-            if (m.name, m.layer, m.when) == (name, layer, when)
-            and dataset in (None, m.dataset)
-            and all(m.protocol.get(k) == v for k, v in protocol.items())
-        ]
+        found = [m for m in self.measurements if (m.name, m.layer, m.when) == (name, layer, when)]
+        found = [m for m in found if dataset in (None, m.dataset)]
+        found = [m for m in found if all(m.protocol.get(k) == v for k, v in protocol.items())]
         if not found:
             available = sorted({f"{m.name} {m.layer} {m.when}" for m in self.measurements})
             raise UsageError(f"No measurement '{name} {layer} {when}'. Available: {', '.join(available) or 'none'}.")
         if len({m.key for m in found}) > 1:
-            raise UsageError(
-                f"'{name} {layer} {when}' was measured under several protocols: "
-                f"{'; '.join(sorted({f'{m.dataset} {m.protocol}' for m in found}))}. Say which: dataset=…, k=…."
-            )
+            protocols = "; ".join(sorted({f"{m.dataset} {m.protocol}" for m in found}))
+            raise UsageError(f"'{name} {layer} {when}' has several protocols: {protocols}. Say which: dataset=…, k=….")
         return found
 
     def value(self, name: str, layer: str, when: str, *, dataset: str | None = None, **protocol: Any) -> float:
@@ -254,35 +242,26 @@ class Results:
         return {key: f"{name} ({key[1]})" if several and key[1] else name for key, name in names.items()}
 
     def _cell(self, key: Key, layer: str, when: str) -> str:
-        found = self.mean_std(key, layer, when)
-        if found is None:
-            return "–"
         several = sum((m.key, m.layer, m.when) == (key, layer, when) for m in self.measurements) > 1
-        return words.number(key[0], found[0], found[1] if several else None)
+        found = self.mean_std(key, layer, when)
+        return words.number(key[0], found[0], found[1] if several else None) if found else "–"
 
 
 def _aligned(cells: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]).rstrip()
-        for row in cells
-    )
+    first, *widths = [max(map(len, column)) for column in zip(*cells)]
+    rows = ([row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in cells)
+    return "\n".join("  ".join(row).rstrip() for row in rows)
 
 
 def _markdown(cells: list[list[str]]) -> str:
-    header, *rows = cells
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    lines = [cells[0], ["---", *["---:"] * (len(cells[0]) - 1)], *cells[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _join_histories(first: Results, other: Results) -> list[dict]:
     """Return the rows of both; their seeds are written into them where they differ, so that no two runs mix."""
-    if first.seeds != other.seeds:
-        rows, more = (
-            [{"seed": r.seeds[0], **row} if len(r.seeds) == 1 else row for row in r.history] for r in (first, other)
-        )
-    else:
-        rows, more = first.history, other.history
+    runs = [(r.history, {"seed": r.seeds[0]} if len(r.seeds) == 1 else {}) for r in (first, other)]
+    rows, more = ([{**seed, **row} if first.seeds != other.seeds else row for row in run] for run, seed in runs)
     kept = {(row.get("seed"), row["step"]) for row in rows}
     return [*rows, *(row for row in more if (row.get("seed"), row["step"]) not in kept)]
 

@@ -19,8 +19,7 @@ class Verdict(NamedTuple):
     Attributes:
         label: The accuracy as people write it.
         dataset: What it was measured on.
-        before: Mean over seeds.
-        after: Mean over seeds.
+        before, after: Means over seeds.
         interval: Of the difference, paired over test rows; None where answers row by row were not kept.
         layer: "h", "z", or an intermediate layer's name.
         key: `Measurement.key` of the measurements that it speaks of.
@@ -49,14 +48,11 @@ class Verdict(NamedTuple):
     def sentence(self) -> str:
         """What was measured before and after, with the interval, without a full stop."""
         name = self.key[0]
-        gain = words.change(name, self.interval.difference if self.interval else self.after - self.before)
-        how = (
-            f", {words.INTERVAL} {words.interval(name, *self.interval[1:])}"
-            if self.interval
-            else "; no interval, since answers row by row were not kept"
-        )
+        gain, how = self.after - self.before, "; no interval, since answers row by row were not kept"
+        if self.interval:
+            gain, how = self.interval[0], f", {words.INTERVAL} {words.interval(name, *self.interval[1:])}"
         way = f"{words.number(name, self.before)} to {words.number(name, self.after)}"
-        return f"{self.label} of {self.layer}{_on(self.dataset)} went from {way} ({gain}{how})"
+        return f"{self.label} of {self.layer}{_on(self.dataset)} went from {way} ({words.change(name, gain)}{how})"
 
 
 class RankChange(NamedTuple):
@@ -142,12 +138,11 @@ def findings(results: Measured) -> list[Finding]:
         ['A sign of dimensional collapse: RankMe of z went from 14.0 to 1.2 (less than half).']
     """
     ranks = rank_changes(results)
-    found = [_alarm(results.geometry.get("collapse"))]
-    found += [_judged(results, "worse", layer) for layer in LAYERS]
-    found += [_ranks("collapse", ranks)] if any(change.collapsed for change in ranks) else []
+    spoken = [_ranks(ranks)] if ranks else []
+    found = [_alarm(results.geometry.get("collapse")), *(_judged(results, "worse", layer) for layer in LAYERS)]
+    found += [finding for finding in spoken if finding.warns]
     found += [_judged(results, sense, "h") for sense in ("unclear", "better")]
-    found += [_ranks("rank", ranks)] if ranks and not any(change.collapsed for change in ranks) else []
-    return [finding for finding in found if finding is not None]
+    return [f for f in [*found, *(finding for finding in spoken if not finding.warns)] if f is not None]
 
 
 def _judged(results: Measured, sense: str, layer: str) -> Finding | None:
@@ -159,17 +154,16 @@ def _judged(results: Measured, sense: str, layer: str) -> Finding | None:
     return Finding(sense, found[0].headline, f"{text} {advice}" if advice else text)
 
 
-def _ranks(sense: str, changes: Sequence[RankChange]) -> Finding:
+def _ranks(changes: Sequence[RankChange]) -> Finding:
     """Return the changes of RankMe in words: of a data set "of h went from 17.0 to 18.0 and of z from …"."""
     parts = []
     for dataset in dict.fromkeys(change.dataset for change in changes):
         ways: list[str] = []
-        for change in changes:
-            if change.dataset == dataset:
-                way = f"from {words.number('rankme', change.before)} to {words.number('rankme', change.after)}"
-                way += " (less than half)" * change.collapsed
-                ways.append(f"of {change.layer}{'' if ways else ' went'} {way}")
+        for change in (change for change in changes if change.dataset == dataset):
+            way = f"from {words.number('rankme', change.before)} to {words.number('rankme', change.after)}"
+            ways.append(f"of {change.layer}{'' if ways else ' went'} {way}{' (less than half)' * change.collapsed}")
         parts.append(f"RankMe {' and '.join(ways)}{_on(dataset)}")
+    sense = "collapse" if any(change.collapsed for change in changes) else "rank"
     return Finding(sense, words.HEADLINES[sense], "; ".join(parts) + ".")
 
 
