@@ -23,7 +23,6 @@ WIDTH = 6.4  # inches
 INK = "0.15"
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": "medium"}  # of a panel
 _LONGEST = 40  # letters of a name
-_FEW = 8  # ticks that fit in any width
 LAYERS = {"h": "representation h", "z": "projection z"}
 
 # Okabe & Ito's colours, told apart by colour-blind readers; line styles and markers tell the curves apart in print.
@@ -125,7 +124,7 @@ def whole_numbers(axes: Any, x: np.ndarray) -> None:
 
     x = np.unique(x[np.isfinite(x)])
     whole = (x == np.round(x)).all()
-    if whole and len(x) <= _FEW:
+    if whole and len(x) <= 8:  # as many ticks fit in any width
         axes.set_xticks(x, [f"{value:.0f}" for value in x])
     elif whole:
         axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))

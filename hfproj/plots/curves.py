@@ -10,7 +10,6 @@ from hfproj.plots import canvas
 from hfproj.plots.canvas import LAYERS, WIDTH, Figure, Target, as_array, as_mapping
 
 SCALES = ("linear", "log", "symlog")
-_MARKED = 30  # points of a curve; more of them hide the line
 
 
 def plot_curves(
@@ -66,8 +65,8 @@ def plot_curves(
 
 
 def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, std: np.ndarray | None, *, style: Mapping[str, Any]) -> Any:
-    """Draw a line with its band and, where there are few points, markers; return the line."""
-    look = {**style, "marker": style["marker"] if len(x) <= _MARKED else None, "markersize": 4.5, "linewidth": 1.7}
+    """Draw a line with its band and markers, which would hide it where they are many; return the line."""
+    look = {**style, "marker": style["marker"] if len(x) <= 30 else None, "markersize": 4.5, "linewidth": 1.7}
     [line] = axes.plot(x, y, **look)
     if std is not None:
         axes.fill_between(x, y - std, y + std, color=style["color"], alpha=0.18, linewidth=0)
@@ -193,7 +192,6 @@ _SPECTRA: dict[str, dict[str, Any]] = {
     "z before": {"color": "#E69F00", "linestyle": (0, (1, 1.4))},
     "z after": {"color": "#D55E00", "linestyle": (0, (7, 1.6, 1.2, 1.6))},
 }
-_DECADES = 8  # what lies further below the largest eigenvalue is no spread that a probe could use
 
 
 def plot_spectrum(spectra: Mapping[str, Any], path: Target = None, *, width: float = WIDTH) -> Figure:
@@ -223,8 +221,9 @@ def plot_spectrum(spectra: Mapping[str, Any], path: Target = None, *, width: flo
         label = f"{LAYERS[layer]}, {when} training" if name in _SPECTRA else canvas.literal(name)
         axes.plot(np.arange(1, len(curves[name]) + 1), curves[name], label=label, linewidth=1.8, **style)
     axes.set_yscale("log")
+    # What lies eight decades below the largest eigenvalue is no spread that a probe could use.
     top = max(np.nanmax(curve) for curve in curves.values())
-    bottom = min(curve[curve > top * 10.0**-_DECADES].min(initial=top) for curve in curves.values())
+    bottom = min(curve[curve > top * 1e-8].min(initial=top) for curve in curves.values())
     axes.set(ylim=(bottom / 2, top * 2), xlim=(1, max(2, *map(len, curves.values()))))
     axes.locator_params(axis="x", integer=True)
     canvas.dress(axes, x="rank of the eigenvalue", y="eigenvalue of the covariance (log scale)")

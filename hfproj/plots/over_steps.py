@@ -1,6 +1,6 @@
 """What was recorded over training steps: diagnostics, h against z, and the extreme eigenvalues of a Hessian."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from hfproj.plots import canvas
 from hfproj.plots.canvas import INK, LAYERS, TITLE, WIDTH, Figure, Target
 from hfproj.plots.curves import draw_curve, set_scale
 
+Rows = Sequence[Mapping[str, Any]]  # of a history
 # Base name → axis label where it is not the name as written; and those whose axis is logarithmic, or starts at 0.
 _LABELS = {
     "rankme": "RankMe, in directions",
@@ -38,11 +39,7 @@ _PARTS = {**LAYERS, "backbone": "backbone", "head": "head"}
 
 
 def plot_history(
-    rows: Sequence[Mapping[str, Any]],
-    path: Target = None,
-    *,
-    metrics: Sequence[str] = ("rankme", "std"),
-    width: float = WIDTH,
+    rows: Rows, path: Target = None, *, metrics: Sequence[str] = ("rankme", "std"), width: float = WIDTH
 ) -> Figure:
     """Return a figure of metrics over training steps, one panel each, h against z.
 
@@ -95,7 +92,7 @@ def _label(axes: Any, metric: str) -> None:
     canvas.dress(axes, x="training step")
 
 
-def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def metrics_of(rows: Rows) -> dict[str, list[str]]:
     """Return what was measured over steps: base name → its layers ("h", "z") or parts ("backbone", "head"), if any.
 
     Extreme eigenvalues are left out, `plot_eigenvalues` draws them.
@@ -120,7 +117,7 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {base: sorted(layers) for base, layers in found.items()}
 
 
-def over_steps(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def over_steps(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return steps, mean and standard deviation of a metric; no deviation where every step was measured once."""
     by_step: dict[float, list[float]] = {}
     for row in sorted((row for row in rows if name in row), key=lambda row: row["step"]):
@@ -131,7 +128,7 @@ def over_steps(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray
     return np.array(list(by_step), dtype=np.float64), mean, std if several else None
 
 
-def check_rows(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def check_rows(rows: Rows) -> Rows:
     """Return the rows, each with a step."""
     if not rows:
         raise UsageError("There is no history to draw: no step was measured.")
@@ -145,9 +142,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-def plot_eigenvalues(
-    rows: Sequence[Mapping[str, Any]], path: Target = None, *, of: str = "", width: float = WIDTH
-) -> Figure:
+def plot_eigenvalues(rows: Rows, path: Target = None, *, of: str = "", width: float = WIDTH) -> Figure:
     """Return a figure of λ_min and λ_max of the loss's Hessian over steps.
 
     The axis is symmetric logarithmic, so that a small negative eigenvalue is seen beside a large positive one. Below

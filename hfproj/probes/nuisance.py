@@ -27,7 +27,7 @@ from hfproj.data.indexing import as_item
 from hfproj.errors import UsageError, unknown
 from hfproj.probes.base import Labels
 from hfproj.probes.registry import ProbeLike, make_probe
-from hfproj.results.intervals import Interval, paired_interval
+from hfproj.results.verdict import Interval, paired_interval
 
 LAYERS = ("h", "z")
 

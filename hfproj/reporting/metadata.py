@@ -69,13 +69,8 @@ def write_eval_results(results: Results, folder: str | os.PathLike) -> list[Path
         >>> measured = [Measurement("linear", "h", "after", 0.5, "uoft-cs/cifar10", "accuracy", {"epochs": 100})]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     [path] = write_eval_results(Results(measurements=measured), folder)
-        ...     print(path.read_text())
-        - dataset:
-            id: uoft-cs/cifar10
-            task_id: linear_h
-          value: 0.5
-          notes: linear accuracy of h (epochs 100)
-        <BLANKLINE>
+        ...     path.name, path.read_text().splitlines()[-1]
+        ('uoft-cs--cifar10.yaml', '  notes: linear accuracy of h (epochs 100)')
     """
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
@@ -174,8 +169,8 @@ def check_license(license: str | None) -> None:
         UsageError: If it is none.
     """
     if license is not None and not _LICENSE.fullmatch(str(license)):
-        known = "'apache-2.0', 'mit', 'cc-by-nc-4.0' …"
-        raise UsageError(f"Expected the licence as one of the Hub's identifiers ({known}), got {license!r}.")
+        known = "such as 'apache-2.0', 'mit' or 'cc-by-nc-4.0'"
+        raise UsageError(f"Expected the licence as one of the Hub's identifiers, {known}, got {license!r}.")
 
 
 def modality_of(results: Results) -> str | None:

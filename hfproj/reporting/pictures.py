@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _WIDTH = 4.2  # inches: its letters stay readable on a telephone
 _TRAINING = ("loss", "learning_rate", "update_ratio", "gradient_ratio", "timescale_ratio")
 _COLLAPSE = ("rankme", "std")
-_GEOMETRY = {
+_GEOMETRY: dict[str, Callable[..., Any]] = {
     "metric_condition_number": plots.plot_metric_condition,
     "orbits": plots.plot_orbits,
     "covariance": plots.plot_covariance,
@@ -118,7 +118,7 @@ def _ends(rows: Sequence[Mapping[str, Any]], metric: str, layers: Sequence[str])
 
 
 def _geometry(geometry: Mapping[str, Any]) -> list[Picture]:
-    draw: dict[str, Callable[..., Any]] = {kind: partial(plot, geometry.get(kind)) for kind, plot in _GEOMETRY.items()}
+    draw = {kind: partial(plot, geometry.get(kind)) for kind, plot in _GEOMETRY.items()}
     shown = {kind: values for kind, values in geometry.items() if values}
     if values := shown.get("feature_weights"):
         layers = values.get("layers") or {} if isinstance(values, Mapping) else values

@@ -21,15 +21,9 @@ def render(name: str, **values: Any) -> str:
 
 @cache
 def _environment(of_markdown: bool) -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        finalize=markdown.escaped if of_markdown else None,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
+    blanks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    made = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, **blanks)
+    made.finalize = markdown.escaped if of_markdown else None
     made.filters["json"] = lambda value: json.dumps(value, indent=1, ensure_ascii=False)
     if of_markdown:
         made.filters |= {

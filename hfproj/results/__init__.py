@@ -5,10 +5,11 @@ Tables, cards and pages are made from these and from nothing else. This room imp
 """
 
 from hfproj.results.history import HISTORY_FILE, read_history, write_history
-from hfproj.results.intervals import Interval, paired_interval
 from hfproj.results.measurement import LAYERS, WHENS, Measurement, pack_outcomes, unpack_outcomes
 from hfproj.results.record import Results
-from hfproj.results.verdict import Finding, RankChange, Verdict, findings, rank_changes, verdicts
+from hfproj.results.verdict import (
+    Finding, Interval, RankChange, Verdict, findings, paired_interval, rank_changes, verdicts,
+)  # fmt: skip
 
 __all__ = [
     "HISTORY_FILE", "LAYERS", "WHENS", "Finding", "Interval", "Measurement", "RankChange", "Results", "Verdict",

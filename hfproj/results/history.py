@@ -77,8 +77,8 @@ def read_history(path: str | os.PathLike, *, until: int | None = None) -> list[d
         raise AdapterFileError(f"{path.name} is damaged: {error}") from error
     if "step" not in table.column_names:
         raise AdapterFileError(f"{path.name} is no history: it has no column 'step', only {table.column_names}.")
-    rows = [{n: None if v != v else v for n, v in row.items() if v is not None} for row in table.to_pylist()]
-    return [row for row in rows if until is None or row["step"] <= until]
+    rows: list[dict[str, Any]] = [row for row in table.to_pylist() if until is None or row["step"] <= until]
+    return [{n: None if v != v else v for n, v in row.items() if v is not None} for row in rows]
 
 
 def file_in(path: str | os.PathLike, name: str) -> Path:

@@ -54,7 +54,7 @@ class Measurement:
                 raise UsageError(f"The {name} of a measurement must be a {kind.__name__}, got {value!r}.")
         layer, value = self.layer, self.value
         if not re.fullmatch(r"[\w.-]+", layer) or self.when not in WHENS:
-            raise UsageError(f"Expected a layer without blanks and when in {WHENS}, got {layer!r} and {self.when!r}.")
+            raise UsageError(f"Expected a layer's name without blanks, when in {WHENS}; got {layer!r}, {self.when!r}.")
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise UsageError(f"The measurement {self.name!r} of {layer} must be a finite number, got {value!r}.")
 

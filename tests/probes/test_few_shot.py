@@ -6,7 +6,7 @@ from hfproj.errors import UsageError
 from hfproj.probes.few_shot import FewShotProbe
 from hfproj.probes.knn import KNNProbe
 from hfproj.probes.linear import LinearProbe
-from hfproj.results.intervals import paired_interval
+from hfproj.results.verdict import paired_interval
 
 
 class Recorder:

@@ -10,7 +10,7 @@ from hfproj.errors import UsageError
 from hfproj.probes.linear import LinearProbe
 from hfproj.probes.mlp import MLPProbe
 from hfproj.probes.nuisance import RotatedImages, probe_gap
-from hfproj.results.intervals import paired_interval
+from hfproj.results.verdict import paired_interval
 
 
 def features(images, seed):

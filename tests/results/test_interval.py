@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hfproj.errors import UsageError
-from hfproj.results.intervals import paired_interval
+from hfproj.results.verdict import paired_interval
 
 
 def draws_of(rows, gain, seed=0):
