@@ -10,38 +10,22 @@ One file holds the measures of one object: singular values (`spectrum`), correla
 This room imports ``functional`` and what lies below; its siblings (heads, objectives …) it does not.
 """
 
+# fmt: off
+# isort: off
 from hfproj.diagnostics.covariance import (
-    correlation_offdiag_energy,
-    covariance_offdiag_energy,
-    vicreg_covariance,
-    whiteness,
+    correlation_offdiag_energy, covariance_offdiag_energy, vicreg_covariance, whiteness,
 )
 from hfproj.diagnostics.information import (
-    InformationBounds,
-    information_bounds,
-    matrix_entropy,
-    matrix_mutual_information,
+    InformationBounds, information_bounds, matrix_entropy, matrix_mutual_information,
 )
 from hfproj.diagnostics.learnability import Clid, clid, clid_scores, cluster_learnability, intrinsic_dimension
 from hfproj.diagnostics.spectrum import (
-    ConditionNumber,
-    Decay,
-    alpha_req,
-    covariance_condition_number,
-    covariance_spectrum,
-    effective_rank,
-    nesum,
-    numerical_rank,
-    participation_ratio,
-    pseudo_condition_number,
-    rankme,
-    singular_values,
-    stable_rank,
+    ConditionNumber, Decay, alpha_req, covariance_condition_number, covariance_spectrum, effective_rank, nesum,
+    numerical_rank, participation_ratio, pseudo_condition_number, rankme, singular_values, stable_rank,
 )
 from hfproj.diagnostics.spectrum_state import SpectrumState
 from hfproj.diagnostics.spread import coherence, representation_std, self_cluster, uniformity, wasserstein_uniformity
-from hfproj.diagnostics.view_state import ViewState
-from hfproj.diagnostics.views import alignment, lidar, lidar_of_views, positive_cosine
+from hfproj.diagnostics.views import ViewState, alignment, lidar, lidar_of_views, positive_cosine
 from hfproj.diagnostics.weighting import WeightInequality, feature_weights, layer_inequality, weight_inequality
 
 __all__ = [
@@ -52,4 +36,4 @@ __all__ = [
     "lidar_of_views", "matrix_entropy", "matrix_mutual_information", "nesum", "numerical_rank", "participation_ratio",
     "positive_cosine", "pseudo_condition_number", "rankme", "representation_std", "self_cluster", "singular_values",
     "stable_rank", "uniformity", "vicreg_covariance", "wasserstein_uniformity", "weight_inequality", "whiteness",
-]  # fmt: skip
+]

@@ -6,22 +6,26 @@ about 2e-8 of the largest. Triangular factors lose nothing beyond 1e-16 of the l
     R = qr([R₁; R₂; √(n₁n₂/(n₁+n₂)) (μ₁ − μ₂)])      centred,        qr([R; √n μ])      uncentred,
 
 so that features can come in blocks, from a stream or from several processes (Demmel, Grigori, Hoemmen, Langou 2012,
-Communication-optimal parallel and sequential QR and LU factorizations: TSQR).
+Communication-optimal parallel and sequential QR and LU factorizations: TSQR). Functions of features validate them.
 
 What is rounding and no feature: after a mean is subtracted, features that are constant are not 0 but about 1e-16 of
 what they were. Singular values up to `RESOLUTION` times the Frobenius norm of the features before centring count as 0,
 and so do columns whose spread is up to `RESOLUTION` times their norm.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from hfproj.functional.feature_rows import blocks
+from hfproj import distributed
+from hfproj.errors import UsageError
+from hfproj.functional.feature_rows import blocks, check_features
 
 EPS = torch.finfo(torch.float64).eps
 RESOLUTION = 16 * EPS
@@ -32,35 +36,27 @@ _PANEL = 192  # columns of a Gram matrix computed at once: its lower triangle is
 class RowFactor:
     """Rows `[size, dim]`, as far as their mean and their scatter go.
 
-    Attributes:
-        size: Number of rows.
-        origin: A row near them `[dim]`; differences from it lose no digits to a common offset.
-        offset: Mean of the rows minus `origin` `[dim]`.
-        factor: R `[≤ dim, dim]` (more rows until `reduced`): RᵀR is the scatter of the rows about their mean.
+    R = `factor` `[≤ dim, dim]` has more rows until `reduced`; RᵀR is the scatter of the rows about their mean.
     """
 
     size: int
-    origin: Tensor
-    offset: Tensor
+    origin: Tensor  # a row near them `[dim]`: differences from it lose no digits to a common offset
+    offset: Tensor  # their mean minus `origin` `[dim]`
     factor: Tensor
     _sigma: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False)  # by whether they are centred
     _entropy_sigma: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def mean(self) -> Tensor:
-        """The mean row `[dim]`."""
         return self.origin + self.offset
 
     def reduced(self) -> "RowFactor":
-        """Return the same with at most `dim` rows in `factor`."""
         return replace(self, factor=reduce_rows(self.factor))
 
     def to(self, device: torch.device) -> "RowFactor":
-        """Return the same on a device."""
         return RowFactor(self.size, self.origin.to(device), self.offset.to(device), self.factor.to(device))
 
     def merge(self, other: "RowFactor") -> "RowFactor":
-        """Return what describes the rows of both."""
         count = self.size + other.size
         between = (self.origin - other.origin) + (self.offset - other.offset)
         shift = math.sqrt(self.size * other.size / count) * between
@@ -68,7 +64,6 @@ class RowFactor:
         return RowFactor(count, self.origin, self.offset - other.size / count * between, reduce_rows(rows))
 
     def norm(self) -> float:
-        """Return the Frobenius norm of the rows, not centred."""
         return math.hypot(frobenius(self.factor), math.sqrt(self.size) * frobenius(self.mean))
 
     def rows(self, *, center: bool) -> Tensor:
@@ -95,6 +90,11 @@ class RowFactor:
             self._entropy_sigma[center] = values.sqrt()
         return self._entropy_sigma[center]
 
+    def gram_spectrum(self, *, center: bool) -> Tensor:
+        """Return the squares of these."""
+        sigma = self.entropy_singular_values(center=center)
+        return (sigma / sigma[0]).square() if sigma[0] > 0 else sigma
+
     def scatter(self) -> Tensor:
         """Return RᵀR `[dim, dim]`; columns that are constant up to rounding are 0."""
         return _without_constants(self.factor.T @ self.factor, self.mean, self.size)
@@ -110,6 +110,7 @@ def factor_of(rows: Tensor) -> RowFactor:
 
 def row_factor(f: Tensor, *, normalize: bool = False) -> RowFactor:
     """Return the description of features `[rows, dim]`, a block of rows at a time."""
+    check_features(f)
     parts = map(factor_of, blocks(f, normalize=normalize, rows=4 * f.shape[1]))
     return functools.reduce(RowFactor.merge, parts, next(parts).reduced())
 
@@ -123,6 +124,7 @@ def singular_values_of(f: Tensor, *, center: bool, normalize: bool = False) -> T
     """Return the min(rows, dim) singular values of features, sorted descending; those that are rounding are 0."""
     if center:
         return row_factor(f, normalize=normalize).singular_values(center=True)
+    check_features(f)
     parts = blocks(f, normalize=normalize, rows=4 * f.shape[1])
     factor = reduce_rows(next(parts))
     for block in parts:
@@ -132,7 +134,6 @@ def singular_values_of(f: Tensor, *, center: bool, normalize: bool = False) -> T
 
 
 def largest_entry(f: Tensor) -> float:
-    """Return the largest absolute value."""
     low, high = torch.aminmax(f)
     return max(-float(low), float(high))
 
@@ -155,7 +156,6 @@ def centre_of(f: Tensor, *, normalize: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def minus(rows: Tensor, shifts: Iterable[Tensor]) -> Tensor:
-    """Return rows less each of the shifts in turn."""
     for shift in shifts:
         rows = rows - shift
     return rows
@@ -163,6 +163,7 @@ def minus(rows: Tensor, shifts: Iterable[Tensor]) -> Tensor:
 
 def scatter_of(f: Tensor) -> Tensor:
     """Return Σ (f − μ)(f − μ)ᵀ `[dim, dim]`; columns that are constant up to rounding are 0."""
+    check_features(f)
     origin, offset = centre_of(f)
     centred = (minus(block, (origin, offset)) for block in blocks(f))
     return _without_constants(_gram(centred, f.shape[1]), origin + offset, len(f))
@@ -179,6 +180,7 @@ def gram_spectrum(f: Tensor, *, center: bool) -> Tensor:
 
     Each is exact to about 1e-15 of the largest: enough for their sum, the sum of their squares and the largest.
     """
+    check_features(f)
     matrix, square = _gram_of(f, center=center)
     values = torch.linalg.eigvalsh(matrix).flip(0)
     return values.masked_fill(values <= RESOLUTION**2 * square, 0.0)
@@ -190,6 +192,7 @@ def entropy_singular_values(f: Tensor, *, center: bool) -> Tensor:
     They are roots of the Gram matrix's eigenvalues. If its rounding could move the entropy by more than that, which is
     so when many singular values are small, they come from triangular factors. A few rows tell in advance, mostly.
     """
+    check_features(f)
     rows, dim = f.shape
     if rows < 8 * dim or _looks_well_conditioned(_gram_of(f[: dim + dim // 4], center=center)[0]):
         values = gram_spectrum(f, center=center)
@@ -243,3 +246,68 @@ def _gram(parts: Iterable[Tensor], dim: int) -> Tensor:
             panel = slice(start, start + _PANEL)
             total[panel, start:].addmm_(part[:, panel].T, part[:, start:])
     return total.triu() + total.triu(1).T
+
+
+State = TypeVar("State", bound="Stream")
+
+
+class Stream:
+    """Rows in parts: one process refuses bad ones at once, several do at a later read-out, so that none waits."""
+
+    _refused = ""
+
+    def __add__(self: State, other: State) -> State:
+        return copy.copy(self).merge(other) if isinstance(other, type(self)) else NotImplemented
+
+    def merge(self: State, other: State) -> State:
+        raise NotImplementedError
+
+    def _refuse(self, message: str) -> None:
+        if distributed.world_size() == 1:
+            raise UsageError(message)
+        self._refused = self._refused or f"Process {distributed.rank()}: {message}"
+
+    def _check_refused(self) -> None:
+        if self._refused:
+            raise UsageError(self._refused)
+
+    def _agree(self, **settings: object) -> None:
+        """Raise on every process if one of them refused rows or if their settings differ."""
+        found = distributed.gather_objects((self._refused, settings))
+        if messages := [message for message, _ in found if message]:
+            raise UsageError(" ".join(messages))
+        if different := [other for _, other in found if other != found[0][1]]:
+            raise UsageError(f"Processes measure with different settings: {found[0][1]} and {different[0]}.")
+
+
+def global_rows(rows: RowFactor | None) -> RowFactor | None:
+    """Return the description of the rows of all processes, on each of them; None stands for no rows.
+
+    Factors are gathered a slice at a time: memory stays a few times dim × dim, whatever the number of processes.
+    """
+    own = None if rows is None else (rows.size, *rows.factor.shape, rows.factor.device.type)
+    found = distributed.gather_objects(own)
+    if len(found) == 1 or not any(found):
+        return rows
+    dims = {shape[2] for shape in found if shape}
+    if len(dims) > 1:
+        raise UsageError(f"Processes hold features of different widths: {sorted(dims)}.")
+    dim = dims.pop()
+    if rows is None:  # on the kind of device where the others' tensors are
+        factor = torch.empty(0, dim, dtype=torch.float64, device=next(shape[3] for shape in found if shape))
+        places = factor.new_empty(0, 2, dim)
+    else:
+        factor, places = rows.factor, torch.stack([rows.origin, rows.offset])[None]
+    places = distributed.gather_rows(places, counts=[int(shape is not None) for shape in found])
+    counts = places.new_tensor([shape[0] for shape in found if shape])
+    origin = places[0, 0]
+    means = (places[:, 0] - origin) + places[:, 1]
+    offset = counts @ means / counts.sum()
+    whole = counts.sqrt()[:, None] * (means - offset)
+    heights = [shape[1] if shape else 0 for shape in found]
+    step = math.ceil(dim / len(found))
+    for start in range(0, max(heights), step):
+        present = [min(max(height - start, 0), step) for height in heights]
+        part = distributed.gather_rows(factor[start : start + step], counts=present)
+        whole = reduce_rows(torch.cat([whole, part]))
+    return RowFactor(int(counts.sum()), origin, offset, whole)

@@ -1,13 +1,7 @@
 """Whether dimensions of the features are correlated with each other.
 
-With C the covariance and P the correlation matrix of f (both centre), D = dim,
-
-    off-diagonal energy             Σ_{i≠j} C_ij² / Σ_ij C_ij²       in [0, 1 − 1/D]
-    correlation off-diagonal energy Σ_{i≠j} P_ij² / Σ_ij P_ij²       in [0, 1 − 1/D]
-    whiteness                       ‖P − I‖_F² / (D(D − 1))          in [0, 1]
-    VICReg's covariance term        Σ_{i≠j} C_ij² / D                in [0, ∞), in the fourth power of the unit of f
-
-0 iff the dimensions are uncorrelated. None of them is invariant to rotations, unlike the ranks.
+C is the covariance and P the correlation matrix of f. All four measures are 0 iff the dimensions are uncorrelated; none
+is invariant to rotations, unlike the ranks.
 
 References:
     Bardes et al. 2022, VICReg, arXiv 2105.04906, Eq. 3 (its covariance term). The energies and the whiteness are
@@ -22,7 +16,6 @@ import torch
 from torch import Tensor
 
 from hfproj.diagnostics._factors import scatter_of
-from hfproj.functional.feature_rows import check_features
 from hfproj.typing import Features
 
 
@@ -30,7 +23,7 @@ from hfproj.typing import Features
 def covariance_offdiag_energy(f: Features) -> float:
     """Return the fraction of the covariance's squared entries off its diagonal: 0 (uncorrelated) to 1 − 1/dim.
 
-    Centres. Not invariant to the scales of dimensions: large ones decide.
+    Σ_{i≠j} C_ij² / Σ_ij C_ij². Centres. Not invariant to the scales of dimensions: large ones decide.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite.
@@ -39,7 +32,6 @@ def covariance_offdiag_energy(f: Features) -> float:
         >>> covariance_offdiag_energy(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))  # both dimensions the same
         0.5
     """
-    check_features(f)
     return offdiagonal_fraction(scatter_of(f))
 
 
@@ -47,7 +39,7 @@ def covariance_offdiag_energy(f: Features) -> float:
 def correlation_offdiag_energy(f: Features) -> float:
     """Return the fraction of the correlation matrix's squared entries off its diagonal: 0 to 1 − 1/dim.
 
-    Centres, and divides every dimension by its standard deviation.
+    Σ_{i≠j} P_ij² / Σ_ij P_ij². Centres, and divides every dimension by its standard deviation.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite.
@@ -56,7 +48,6 @@ def correlation_offdiag_energy(f: Features) -> float:
         >>> correlation_offdiag_energy(torch.tensor([[1.0, 9.0], [-1.0, -9.0]]))
         0.5
     """
-    check_features(f)
     return offdiagonal_fraction(correlation(scatter_of(f)))
 
 
@@ -64,7 +55,8 @@ def correlation_offdiag_energy(f: Features) -> float:
 def whiteness(f: Features) -> float:
     """Return the mean squared correlation of two different dimensions: 0 (uncorrelated) to 1 (all the same).
 
-    Centres, and divides every dimension by its standard deviation. One dimension alone gives 0.
+    ‖P − I‖_F²/(dim(dim − 1)). Centres, and divides every dimension by its standard deviation. One dimension alone gives
+    0.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite.
@@ -73,7 +65,6 @@ def whiteness(f: Features) -> float:
         >>> whiteness(torch.tensor([[1.0, 9.0], [-1.0, -9.0]]))
         1.0
     """
-    check_features(f)
     return mean_offdiagonal(correlation(scatter_of(f)))
 
 
@@ -90,8 +81,7 @@ def vicreg_covariance(f: Features) -> float:
         >>> vicreg_covariance(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))  # both covariances are 2
         4.0
     """
-    check_features(f)
-    return mean_covariance_energy(scatter_of(f) / (f.shape[0] - 1))
+    return offdiagonal(scatter_of(f) / (f.shape[0] - 1)).item() / f.shape[1]
 
 
 def correlation(scatter: Tensor) -> Tensor:
@@ -107,18 +97,14 @@ def offdiagonal_fraction(matrix: Tensor) -> float:
     """Return Σ_{i≠j} m²/Σ m²; 0 if all are 0."""
     matrix = matrix / (matrix.abs().max() or 1.0)
     whole = matrix.square().sum()
-    return (_offdiagonal(matrix) / whole).item() if whole > 0 else 0.0
+    return (offdiagonal(matrix) / whole).item() if whole > 0 else 0.0
 
 
 def mean_offdiagonal(matrix: Tensor) -> float:
     """Return the mean of m² off the diagonal; 0 if there is only one entry."""
-    return _offdiagonal(matrix).item() / max(1, len(matrix) * (len(matrix) - 1))
+    return offdiagonal(matrix).item() / max(1, len(matrix) * (len(matrix) - 1))
 
 
-def mean_covariance_energy(covariance: Tensor) -> float:
-    """Return Σ_{i≠j} C²/dim."""
-    return _offdiagonal(covariance).item() / len(covariance)
-
-
-def _offdiagonal(matrix: Tensor) -> Tensor:
+def offdiagonal(matrix: Tensor) -> Tensor:
+    """Return Σ_{i≠j} m²."""
     return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0).square().sum()

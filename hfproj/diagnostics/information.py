@@ -1,8 +1,7 @@
 """Entropy and mutual information of features from the similarities of their rows, and the bounds built on them.
 
-With K the n × n matrix of cosines of rows, S_α the matrix entropy of order α and I_α the matrix mutual information
-(:mod:`hfproj.functional.distributions` has the definitions), Y a downstream label and R the target of self-supervision
-in the chain Y → x → h → z → R,
+With K the matrix of cosines of rows, S_α the matrix entropy of order α, I_α the matrix mutual information (definitions:
+:mod:`hfproj.functional.distributions`), Y a downstream label and R the target of self-supervision, Y → x → h → z → R,
 
     I(Y; h) ≥ I(h; R) − I(h; z) + I(R; Y)        (theorem 3.1)
     I(Y; h) ≤ I(Y; z) − I(h; z) + H(h)           (theorem 3.2, H(h) the Shannon entropy)
@@ -47,7 +46,6 @@ def matrix_entropy(f: Features, *, alpha: float = 2.0) -> float:
         8.0
     """
     functional.check_alpha(alpha)
-    check_features(f)
     return entropy(row_factor(f, normalize=True), alpha)
 
 

@@ -1,14 +1,11 @@
 """CLID: how well a nearest-neighbour classifier learns clusters of the features, and how many dimensions they have.
 
 Cluster learnability: k-means with √n clusters on unit features; the accuracy of a 1-NN classifier (cosine) of the
-cluster, either `prequential`, the mean over rows of being right knowing only the rows before, or on a `split`, half of
-the rows knowing the other half.
+cluster, as a mean over rows.
 
 Intrinsic dimension: TwoNN. With r1 < r2 the distances of a row to its two nearest neighbours and μ = r2/r1, in d
 dimensions P(μ ≤ x) = 1 − x^{−d}. d is the slope through 0 of −log(1 − F(μ)) against log μ, F the fraction of rows up
-to μ, without the largest tenth (`fit`), or (n − 1)/Σ log μ (`likelihood`).
-
-CLID adds both after each has been standardised over the models that are compared.
+to μ, or (n − 1)/Σ log μ. CLID adds both after each has been standardised over the models that are compared.
 
 References:
     Lu et al. 2022, Expressiveness and learnability: a unifying view for evaluating self-supervised learning, arXiv
@@ -79,13 +76,9 @@ def cluster_learnability(
     """Return the accuracy of a 1-NN classifier of k-means clusters, in [0, 1].
 
     Does not centre; rows are normalised. Features that are all parallel are one cluster and give 1. Of neighbours that
-    are equally near the first counts.
-
-    Args:
-        f: Features `[rows, dim]`.
-        clusters: Number of clusters; √rows, rounded, by default.
-        protocol: ``"prequential"``: each row is classified by those before; ``"split"``: one half by the other.
-        seed: Of the clusters' first centroids and of the order of the rows.
+    are equally near the first counts. There are `clusters` clusters (None: √rows, rounded). By the protocol
+    ``"prequential"`` each row is classified by those before, by ``"split"`` one half by the other. `seed` is that of
+    the clusters' first centroids and of the order of the rows.
 
     Raises:
         UsageError: If `f` has fewer than four rows, or rows that are not finite, or there are more clusters than rows,
@@ -183,9 +176,7 @@ def clid_scores(models: Mapping[str, Clid]) -> dict[str, float]:
 def _two_nearest(rows: Tensor) -> Tensor:
     """Return the distances `[rows, 2]` of each row to the nearest and the second nearest of the others."""
     rows = rows / (largest_entry(rows) or 1.0)
-    square = rows.square().sum(1)
-    count = len(rows)
-    parts = []
+    square, count, parts = rows.square().sum(1), len(rows), []
     for block in torch.arange(count, device=rows.device).split(max(1, _TILE // count)):
         near = square - 2 * rows[block] @ rows.T  # the squared distance but for the row's own square
         near[torch.arange(len(block), device=rows.device), block] = torch.inf

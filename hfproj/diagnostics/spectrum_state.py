@@ -1,9 +1,8 @@
 """Spectra of features that come in blocks, from a stream or over processes.
 
-The state is the number of rows, their mean and the triangular factor R [≤ dim, dim] of the rows about their mean
-(:mod:`hfproj.diagnostics._factors` has the mathematics and its source), and while it is fed up to `dim` rows that wait
-for the next factorisation. Every singular value of the features, centred or not, is in it to 1e-16 of the largest.
-Every read-out equals the function of the same name on all rows at once, to 1e-10.
+The state is the number of rows, their mean and the triangular factor R [≤ dim, dim] of the rows about their mean, and
+up to `dim` rows that wait for the next factorisation. Every singular value, centred or not, is in it to 1e-16 of the
+largest. :mod:`hfproj.diagnostics._factors` has the mathematics and its source.
 """
 
 import copy
@@ -14,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.diagnostics import spectrum as read
-from hfproj.diagnostics._factors import RowFactor, factor_of
-from hfproj.diagnostics._stream import Stream, global_rows
-from hfproj.diagnostics.covariance import correlation, mean_covariance_energy, mean_offdiagonal, offdiagonal_fraction
+from hfproj.diagnostics._factors import RowFactor, Stream, factor_of, global_rows
+from hfproj.diagnostics.covariance import correlation, mean_offdiagonal, offdiagonal, offdiagonal_fraction
 from hfproj.diagnostics.information import entropy
 from hfproj.diagnostics.spectrum import FIT_RANGE, ConditionNumber, Decay
 from hfproj.diagnostics.spread import clustering, mean_deviation, wasserstein
@@ -31,16 +29,16 @@ _TENSORS = ("origin", "offset", "factor")
 class SpectrumState(Stream):
     """Streams features and gives the measures that their mean and singular values hold.
 
-    A method has the options, range and limits of the function of the same name, but for `normalize`, which is the
-    state's. Read-outs need two rows; they cost a decomposition of a dim × dim matrix, shared until the next update.
+    A method equals the function of the same name on all rows at once, to 1e-10, and has its options, unit, range and
+    limits, but for `normalize`, which is the state's. Read-outs need two rows; they cost a decomposition of a dim × dim
+    matrix, shared until the next update.
 
     On several processes each feeds its own rows, any number of them or none, and `reduce` gives every process the state
     of all. Rows with NaN or infinity are refused: on one process at once, on several at the first read-out or, on every
     process, at `reduce`, so that none waits for another.
 
-    Args:
-        normalize: Whether every row is scaled to norm 1 first (rows of zeros stay zero), as the measures of direction
-            need: representation_std, wasserstein_uniformity, matrix_entropy, self_cluster.
+    `normalize` scales every row to norm 1 first (rows of zeros stay zero), as the measures of direction need:
+    representation_std, wasserstein_uniformity, matrix_entropy, self_cluster.
 
     Example:
         >>> state = SpectrumState()
@@ -111,9 +109,6 @@ class SpectrumState(Stream):
         self._refused = self._refused or other._refused
         return self
 
-    def __add__(self, other: "SpectrumState") -> "SpectrumState":
-        return copy.copy(self).merge(other) if isinstance(other, SpectrumState) else NotImplemented
-
     def __copy__(self) -> "SpectrumState":
         new = SpectrumState(normalize=self.normalize)
         new._rows, new._refused = self._flush(), self._refused
@@ -177,79 +172,82 @@ class SpectrumState(Stream):
         return read.eigenvalues(rows.singular_values(center=center), rows.size, len(rows.mean))
 
     def rankme(self, *, eps: float = 1e-7) -> float:
-        """Return RankMe."""
+        """Return `rankme`: 1 to min(rows, dim), 0 if all rows are 0."""
         return read.exp_entropy(self._read().entropy_singular_values(center=False), eps)
 
     def effective_rank(self, *, center: bool = False, on: str = "singular_values") -> float:
-        """Return the effective rank."""
+        """Return `effective_rank`: 1 to min(rows, dim), 0 if all rows are 0."""
         read.check_spectrum_name(on)
-        sigma = self._read().entropy_singular_values(center=center)
-        return read.exp_entropy(sigma if on == "singular_values" else read.squares(sigma))
+        rows = self._read()
+        return read.exp_entropy(
+            (rows.gram_spectrum if on == "eigenvalues" else rows.entropy_singular_values)(center=center)
+        )
 
     def stable_rank(self) -> float:
-        """Return the stable rank."""
-        return read.sum_over_largest(read.squares(self._read().entropy_singular_values(center=False)))
+        """Return `stable_rank`: 1 to the rank, 0 if all rows are 0."""
+        return read.sum_over_largest(self._read().gram_spectrum(center=False))
 
     def nesum(self) -> float:
-        """Return NESum."""
-        return read.sum_over_largest(read.squares(self._read().entropy_singular_values(center=True)))
+        """Return `nesum`: 1 to dim, 0 if all rows are equal."""
+        return read.sum_over_largest(self._read().gram_spectrum(center=True))
 
     def participation_ratio(self, *, center: bool = True) -> float:
-        """Return the participation ratio."""
-        return read.participation(read.squares(self._read().entropy_singular_values(center=center)))
+        """Return `participation_ratio`: 1 to dim, 0 if all rows are equal."""
+        return read.participation(self._read().gram_spectrum(center=center))
 
     def numerical_rank(self, *, tol: float = 1e-8, center: bool = False) -> int:
-        """Return the numerical rank."""
+        """Return `numerical_rank`: 0 to min(rows, dim)."""
         return read.count_above(self._read().singular_values(center=center), tol)
 
     def alpha_req(self, *, fit_range: tuple[int, int] = FIT_RANGE) -> Decay:
-        """Return α-ReQ."""
+        """Return `alpha_req`: the exponent α, from 0, and R², in [0, 1]."""
         return read.fit_power_law(self._read().singular_values(center=True), fit_range)
 
     def pseudo_condition_number(self) -> float:
-        """Return the pseudo-condition number."""
+        """Return `pseudo_condition_number`: 0 (rank deficient) to 1 (all singular values equal)."""
         return read.smallest_over_largest(self._read().singular_values(center=False))
 
     def covariance_condition_number(
         self, *, center: bool = True, tol: float = 1e-8, floor: float = 1e-7
     ) -> ConditionNumber:
-        """Return the condition numbers of the covariance."""
+        """Return `covariance_condition_number`: ratios of eigenvalues, from 1, and the rank of the support."""
         rows = self._read()
         sigma = rows.singular_values(center=center)
         return read.condition_number(sigma, rows.size, len(rows.mean), tol=tol, floor=floor)
 
     def covariance_offdiag_energy(self) -> float:
-        """Return the off-diagonal energy of the covariance."""
+        """Return `covariance_offdiag_energy`: 0 (uncorrelated) to 1 − 1/dim."""
         return offdiagonal_fraction(self.covariance())
 
     def correlation_offdiag_energy(self) -> float:
-        """Return the off-diagonal energy of the correlation matrix."""
+        """Return `correlation_offdiag_energy`: 0 (uncorrelated) to 1 − 1/dim."""
         return offdiagonal_fraction(correlation(self.covariance()))
 
     def whiteness(self) -> float:
-        """Return the whiteness."""
+        """Return `whiteness`: 0 (uncorrelated) to 1 (all dimensions the same)."""
         return mean_offdiagonal(correlation(self.covariance()))
 
     def vicreg_covariance(self) -> float:
-        """Return VICReg's covariance term."""
-        return mean_covariance_energy(self.covariance())
+        """Return `vicreg_covariance`: from 0, in the fourth power of the features' unit."""
+        covariance = self.covariance()
+        return offdiagonal(covariance).item() / len(covariance)
 
     def representation_std(self) -> float:
-        """Return the representation std; needs `normalize`."""
+        """Return `representation_std`: 0 (collapsed) to about 1/√dim; needs `normalize`."""
         rows = self._unit("representation_std")
         return mean_deviation(rows.factor.square().sum(0), rows.mean, rows.size)
 
     def wasserstein_uniformity(self) -> float:
-        """Return the Wasserstein uniformity; needs `normalize`."""
+        """Return `wasserstein_uniformity`: 0 (uniform) to √2 (a point); needs `normalize`."""
         return wasserstein(self._unit("wasserstein_uniformity"))
 
     def matrix_entropy(self, *, alpha: float = 2.0) -> float:
-        """Return the matrix entropy; needs `normalize`."""
+        """Return `matrix_entropy` in nats: 0 to log(min(rows, dim)); needs `normalize`."""
         check_alpha(alpha)
         return entropy(self._unit("matrix_entropy"), alpha)
 
     def self_cluster(self) -> float:
-        """Return SelfCluster; needs `normalize`."""
+        """Return `self_cluster`: about 0 (spread at random) to 1 (all rows parallel); needs `normalize`."""
         return clustering(self._unit("self_cluster"))
 
     @torch.no_grad()

@@ -1,9 +1,6 @@
 """Whether views of one input stay together, and how many directions tell inputs apart beyond that.
 
-    positive cosine   mean over samples and pairs of views a < b of cos(z_a, z_b)
-    alignment         mean over samples and pairs of views a < b of ‖ẑ_a − ẑ_b‖^α,   ẑ unit rows
-
-LiDAR: with n objects of v views, μ_i the mean of object i and μ the mean of all,
+For LiDAR, with n objects of v views, μ_i the mean of object i and μ the mean of all,
 
     Σ_b = Σ_i (μ_i − μ)(μ_i − μ)ᵀ/(n − 1),    Σ_w = Σ_ij (f_ij − μ_i)(f_ij − μ_i)ᵀ/(n(v − 1)) + δI,
     λ = eigenvalues of Σ_w^{−1/2} Σ_b Σ_w^{−1/2},    p = (λ + ε)/Σ(λ + ε),    LiDAR = exp(−Σ p log p).
@@ -24,19 +21,22 @@ Deviations:
 import functools
 import math
 import warnings
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._factors import RESOLUTION, RowFactor, factor_of, frobenius, reduce_rows
+from hfproj import distributed
+from hfproj.diagnostics._factors import RESOLUTION, RowFactor, Stream, factor_of, frobenius, global_rows, reduce_rows
 from hfproj.diagnostics.spectrum import exp_entropy
 from hfproj.errors import UsageError
-from hfproj.functional.feature_rows import check_features, double_rows
+from hfproj.functional.feature_rows import check_features, check_shape, describe_bad_rows, double_rows
 from hfproj.typing import Views
 
 _SMOOTHING = 1e-8  # ε
+_TENSORS = ("origin", "offset", "means", "within")
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def positive_cosine(z: Views) -> float:
         0.5
     """
     check_views(z)
-    pairs, cosine, _ = pair_sums(z, alpha=2.0).tolist()
+    pairs, cosine, _ = _pair_sums(z, alpha=2.0).tolist()
     return cosine / pairs
 
 
@@ -75,9 +75,9 @@ def alignment(z: Views, *, alpha: float = 2.0) -> float:
         >>> round(alignment(z), 6)  # squared distances 0 and 2
         1.0
     """
-    check_exponent(alpha)
+    _check_exponent(alpha)
     check_views(z)
-    pairs, _, distance = pair_sums(z, alpha=alpha).tolist()
+    pairs, _, distance = _pair_sums(z, alpha=alpha).tolist()
     return distance / pairs
 
 
@@ -105,7 +105,7 @@ def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> floa
         needs = "at least two objects of at least two views, [objects, views, dim]"
         raise UsageError(f"Expected {needs}, got shape {list(f.shape)}.")
     check_features(f.flatten(0, 1), what="features (rows numbered object · views + view)")
-    found = scatters_of(f)
+    found = _scatters_of(f)
     found.warn_of_counts(ridge, stacklevel=4)
     return found.lidar(ridge)
 
@@ -123,26 +123,24 @@ def lidar_of_views(z: Views, *, ridge: float = 1e-4) -> float:
     return lidar(z.transpose(0, 1), ridge=ridge)
 
 
-def check_exponent(alpha: float) -> None:
-    """Refuse an exponent that is not positive and finite."""
+def _check_exponent(alpha: float) -> None:
     if not 0 < alpha < math.inf:
         raise UsageError(f"alpha, the exponent of the distance, must be a positive number, got {alpha}.")
 
 
-def check_view_shape(z: Tensor) -> None:
-    """Refuse anything but `[views, batch, dim]` of at least two views."""
+def _check_view_shape(z: Tensor) -> None:
     if z.ndim != 3 or z.shape[0] < 2:
         raise UsageError(f"A positive pair needs two views: expected [views, batch, dim], got shape {list(z.shape)}.")
 
 
 def check_views(z: Tensor) -> None:
     """Refuse anything but `[views, batch, dim]` of at least two views and two samples with finite rows."""
-    check_view_shape(z)
+    _check_view_shape(z)
     for number, view in enumerate(z):
         check_features(view, what=f"features of view {number}")
 
 
-def pair_sums(z: Tensor, *, alpha: float) -> Float[Tensor, "3"]:
+def _pair_sums(z: Tensor, *, alpha: float) -> Float[Tensor, "3"]:
     """Return over samples and pairs of views their number and the sums of cosines and of distances to the power α."""
     views, batch, dim = z.shape
     cosine = distance = 0.0
@@ -155,30 +153,21 @@ def pair_sums(z: Tensor, *, alpha: float) -> Float[Tensor, "3"]:
     return torch.tensor([batch * views * (views - 1) // 2, cosine, distance], dtype=torch.float64)
 
 
-class Scatters(NamedTuple):
-    """Scatter between and within objects.
+class _Scatters(NamedTuple):
+    """Scatter between and within objects."""
 
-    Attributes:
-        means: Of the objects' means.
-        within: Triangular factor `[≤ dim, dim]` of all differences from the object's mean.
-        views: Views per object.
-    """
+    means: RowFactor  # the objects' means
+    within: Tensor  # triangular factor `[≤ dim, dim]` of all differences from the object's mean
+    views: int  # per object
 
-    means: RowFactor
-    within: Tensor
-    views: int
+    def to(self, device: torch.device) -> "_Scatters":
+        return _Scatters(self.means.to(device), self.within.to(device), self.views)
 
-    def to(self, device: torch.device) -> "Scatters":
-        """Return the same on a device."""
-        return Scatters(self.means.to(device), self.within.to(device), self.views)
-
-    def merge(self, other: "Scatters") -> "Scatters":
-        """Return those of the objects of both."""
+    def merge(self, other: "_Scatters") -> "_Scatters":
         within = reduce_rows(torch.cat([self.within, other.within]))
-        return Scatters(self.means.merge(other.means), within, self.views)
+        return _Scatters(self.means.merge(other.means), within, self.views)
 
     def lidar(self, ridge: float) -> float:
-        """Return LiDAR of at least two objects."""
         objects, dim = self.means.size, self.within.shape[1]
         _, sigma, vh = torch.linalg.svd(self.within, full_matrices=True)
         sigma = torch.cat([sigma, sigma.new_zeros(dim - len(sigma))])
@@ -205,17 +194,177 @@ class Scatters(NamedTuple):
             warnings.warn(f"{seen}: {hint}", stacklevel=stacklevel)
 
 
-def scatters_of(f: Tensor) -> Scatters:
+def _uncentred(factor: Tensor) -> RowFactor:
+    zero = factor.new_zeros(factor.shape[1])
+    return RowFactor(len(factor), zero, zero, factor)
+
+
+def _scatters_of(f: Tensor) -> _Scatters:
     """Return the scatters of features `[objects, views, dim]`, a block of objects at a time."""
     _, views, dim = f.shape
-    return functools.reduce(Scatters.merge, map(_scatters_of, f.split(max(2 * dim, 2**22 // (views * dim)))))
+    return functools.reduce(_Scatters.merge, map(_block_scatters, f.split(max(2 * dim, 2**22 // (views * dim)))))
 
 
-def _scatters_of(part: Tensor) -> Scatters:
+def _block_scatters(part: Tensor) -> _Scatters:
     block = double_rows(part.flatten(0, 1)).view(part.shape)
     # v − 1 orthonormal contrasts have the scatter of the v differences from the mean; equal views give exact zeros.
     contrasts = [
         math.sqrt(k / (k + 1)) * (block[:, k] - block[:, :k].mean(1) if k > 1 else block[:, 1] - block[:, 0])
         for k in range(1, block.shape[1])
     ]
-    return Scatters(factor_of(block.mean(1)).reduced(), reduce_rows(torch.cat(contrasts)), block.shape[1])
+    return _Scatters(factor_of(block.mean(1)).reduced(), reduce_rows(torch.cat(contrasts)), block.shape[1])
+
+
+class ViewState(Stream):
+    """Streams views and gives the measures of positive pairs, in memory of at most dim × dim.
+
+    It takes features as trainers hold them, `[views, batch, dim]`, the same number of views each time. A method equals
+    the function of the same name (`lidar`: `lidar_of_views`) on all samples at once, to 1e-10, and has its options,
+    unit, range and limits. Read-outs need two samples. Over processes, and for rows that are not finite, it does what
+    `SpectrumState` does.
+
+    `alpha` is the exponent of the alignment.
+
+    Example:
+        >>> z = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0))
+        >>> state = ViewState()
+        >>> for part in z.split(30, dim=1):
+        ...     _ = state.update(part)
+        >>> abs(state.alignment() - (2 - 2 * state.positive_cosine())) < 1e-12
+        True
+    """
+
+    def __init__(self, *, alpha: float = 2.0):
+        _check_exponent(alpha)
+        self.alpha = alpha
+        self._sums = torch.zeros(3, dtype=torch.float64)  # as `_pair_sums` returns them
+        self._scatters: _Scatters | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of samples so far."""
+        return self._scatters.means.size if self._scatters else 0
+
+    def __repr__(self) -> str:
+        return f"ViewState(count={self.count}, alpha={self.alpha})"
+
+    @torch.no_grad()
+    def update(self, z: Views) -> "ViewState":
+        """Take in samples, of any number; returns itself.
+
+        Raises:
+            UsageError: If the number of views or the width is another than before, or `z` holds no floating-point
+                numbers, or rows that are not finite, which are numbered over the stream. The state is then as before.
+        """
+        _check_view_shape(z)
+        check_shape(z.flatten(0, 1), minimum=0)
+        if not z.shape[1]:
+            return self
+        for number, view in enumerate(z):
+            what = f"features of view {number}"
+            if bad := describe_bad_rows(view, what=what, start=self.count, stream=" of the stream"):
+                self._refuse(bad)
+                return self
+        self._add(_pair_sums(z, alpha=self.alpha), _scatters_of(z.detach().transpose(0, 1)))
+        return self
+
+    def merge(self, other: "ViewState") -> "ViewState":
+        """Take in the samples of another state; returns itself.
+
+        Raises:
+            UsageError: If the states differ in number of views, width or exponent.
+        """
+        if other.alpha != self.alpha:
+            raise UsageError(f"States with alpha {self.alpha} and {other.alpha} can't be merged.")
+        if other._scatters is not None:
+            self._add(other._sums, other._scatters)
+        self._refused = self._refused or other._refused
+        return self
+
+    def reduce(self) -> "ViewState":
+        """Return the state of the samples of all processes, on each of them; this one stays what it is.
+
+        Every process calls it, also one without samples.
+
+        Raises:
+            UsageError: If one process refused rows, or widths, numbers of views or exponents differ; on every process.
+        """
+        self._agree(alpha=self.alpha)
+        own = self._scatters
+        found = distributed.gather_objects((self._sums.tolist(), own.views if own else 0))
+        counts = [views for _, views in found]
+        if len(set(counts) - {0}) > 1:
+            raise UsageError(f"Processes hold different numbers of views: {counts}.")
+        new = ViewState(alpha=self.alpha)
+        means = global_rows(own.means if own else None)
+        within = global_rows(_uncentred(own.within) if own else None)
+        if means is not None and within is not None:
+            sums = [sum(parts) for parts in zip(*(sums for sums, _ in found))]
+            new._add(torch.tensor(sums, dtype=torch.float64), _Scatters(means, within.factor, max(counts)))
+        return new
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state as tensors.
+
+        Raises:
+            UsageError: If rows were refused.
+        """
+        self._check_refused()
+        parts, own = [torch.empty(0, 0, dtype=torch.float64)] * 4, self._scatters
+        if own:
+            parts = [own.means.origin, own.means.offset, own.means.factor, own.within]
+        return {
+            "count": torch.tensor(self.count),
+            "views": torch.tensor(own.views if own else 0),
+            "sums": torch.tensor([self.alpha, *self._sums.tolist()], dtype=torch.float64),
+            **dict(zip(_TENSORS, parts)),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Become what `state_dict` returned.
+
+        Raises:
+            UsageError: If the entries are others, or the exponent is not that of this state.
+        """
+        if set(state) != {"count", "views", "sums", *_TENSORS}:
+            raise UsageError(f"Expected what ViewState.state_dict returned, got the entries {sorted(state)}.")
+        if (alpha := float(state["sums"][0])) != self.alpha:
+            raise UsageError(f"The saved state has alpha={alpha}, this one {self.alpha}.")
+        count = int(state["count"])
+        origin, offset, factor, within = (state[name].clone() for name in _TENSORS)
+        self._sums, self._refused = state["sums"][1:].cpu(), ""
+        means = RowFactor(count, origin, offset, factor)
+        self._scatters = _Scatters(means, within, int(state["views"])) if count else None
+
+    def positive_cosine(self) -> float:
+        """Return `positive_cosine`, in [−1, 1]."""
+        self._read()
+        return (self._sums[1] / self._sums[0]).item()
+
+    def alignment(self) -> float:
+        """Return `alignment`, in [0, 2^α]."""
+        self._read()
+        return (self._sums[2] / self._sums[0]).item()
+
+    def lidar(self, *, ridge: float = 1e-4) -> float:
+        """Return `lidar`: 1 to dim, 0 if all samples have the same mean."""
+        scatters = self._read()
+        scatters.warn_of_counts(ridge, stacklevel=3)
+        return scatters.lidar(ridge)
+
+    @torch.no_grad()
+    def _add(self, sums: Tensor, scatters: _Scatters) -> None:
+        if (own := self._scatters) is not None:
+            mine, theirs = (own.views, own.within.shape[1]), (scatters.views, scatters.within.shape[1])
+            if mine != theirs:
+                expected = f"{mine[0]} views of {mine[1]} dimensions, as this state holds"
+                raise UsageError(f"Expected {expected}, got {theirs[0]} of {theirs[1]}.")
+            scatters = own.to(scatters.within.device).merge(scatters)
+        self._scatters = scatters
+        self._sums = self._sums + sums
+
+    def _read(self) -> _Scatters:
+        self._check_refused()
+        if self._scatters is None or self.count < 2:
+            raise UsageError(f"Measures of views need at least 2 samples, this state holds {self.count}.")
+        return self._scatters

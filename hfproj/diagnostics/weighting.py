@@ -18,6 +18,7 @@ Deviations:
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -49,8 +50,8 @@ class WeightInequality(NamedTuple):
 def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tensor, " features"]:
     """Return the weight w_i = ‖E[f φ_i]‖ of each known feature in f, in float64 and the unit of f.
 
-    Centres both and divides each φ_i by its standard deviation (1/rows). A weight also holds what f shares with other
-    features that φ_i is correlated with. `phi` holds known scalar features of the same inputs, a column each.
+    Centres both and divides each φ_i by its standard deviation (1/rows). A weight also counts what f has of
+    other features that φ_i is correlated with. `phi` holds known scalar features of the same inputs, a column each.
 
     Raises:
         UsageError: If f or phi has fewer than two rows, or rows that are not finite, or their numbers of rows differ,
@@ -104,10 +105,9 @@ def layer_inequality(
 ) -> dict[str, WeightInequality]:
     """Return the inequality of the weights of each layer; growth with depth is progressive weighting.
 
-    Args:
-        layers: Name of a layer → its features of the same inputs, e.g. those of h, of the head's layers and of z.
-        phi: Known features of these inputs. Without them the weights are the singular values of the centred features
-            (`min(rows, dim)` of them, so that `effective_count` and `variation` compare layers of one width only).
+    `layers` holds features of the same inputs by name of the layer (h, the head's layers, z), `phi` known features of
+    these inputs. Without phi the weights are the min(rows, dim) singular values of the centred features, so that
+    `effective_count` and `variation` compare layers of one width only.
 
     Raises:
         UsageError: If `feature_weights` raises it.
@@ -120,7 +120,5 @@ def layer_inequality(
     """
     for name, f in layers.items():
         check_features(f, what=f"features of {name}")
-    weights = {
-        n: singular_values(f, center=True) if phi is None else feature_weights(f, phi) for n, f in layers.items()
-    }
-    return {name: weight_inequality(found) for name, found in weights.items()}
+    weigh = partial(singular_values, center=True) if phi is None else partial(feature_weights, phi=phi)
+    return {name: weight_inequality(weigh(f)) for name, f in layers.items()}

@@ -7,50 +7,26 @@ the computation, float64 by default. Functions of a head raise UsageError if Bat
 and if rows of h are not finite. This room imports ``functional`` and what lies below; its siblings it does not.
 """
 
+# fmt: off
+# isort: off
 from hfproj.geometry.constructions import (
-    Equilibrium,
-    Whitening,
-    constructed_equilibrium,
-    curvature_barrier,
-    subspace_whitening,
-    whitening_score,
+    Equilibrium, Whitening, constructed_equilibrium, curvature_barrier, subspace_whitening, whitening_score,
 )
 from hfproj.geometry.degeneracy import (
-    Overlap,
-    augmentation_tangents,
-    bottom_overlap,
-    metric_degeneracy,
-    metric_variation,
-    nullity,
+    Overlap, augmentation_tangents, bottom_overlap, metric_degeneracy, metric_variation, nullity,
 )
 from hfproj.geometry.flow import GradientFlow, gradient_flow, linear_invariant, relu_invariant
 from hfproj.geometry.hessian import (
-    CollapseReport,
-    EffectiveHessian,
-    EffectiveHessianOperator,
-    HessianOperator,
-    collapse_report,
-    count_negative,
+    CollapseReport, EffectiveHessian, EffectiveHessianOperator, HessianOperator, collapse_report, count_negative,
     effective_hessian,
 )
 from hfproj.geometry.lanczos import ExtremeEigenvalues, extreme_eigenvalues
 from hfproj.geometry.orbits import (
-    OrbitMetrics,
-    alignment_gain,
-    compression,
-    head_orbits,
-    local_curvature,
-    orbit_metrics,
-    timescale_ratio,
+    OrbitMetrics, alignment_gain, compression, head_orbits, local_curvature, orbit_metrics, timescale_ratio,
     update_ratio,
 )
 from hfproj.geometry.pullback import (
-    MetricCondition,
-    PullbackMetric,
-    jacobian,
-    layerwise_condition_number,
-    metric_condition_number,
-    metric_spectrum,
+    MetricCondition, PullbackMetric, jacobian, layerwise_condition_number, metric_condition_number, metric_spectrum,
     pullback_metric,
 )
 
@@ -62,4 +38,4 @@ __all__ = [
     "gradient_flow", "head_orbits", "jacobian", "layerwise_condition_number", "linear_invariant", "local_curvature",
     "metric_condition_number", "metric_degeneracy", "metric_spectrum", "metric_variation", "nullity", "orbit_metrics",
     "pullback_metric", "relu_invariant", "subspace_whitening", "timescale_ratio", "update_ratio", "whitening_score",
-]  # fmt: skip
+]

@@ -1,6 +1,6 @@
 """Points and heads constructed to test a theory: an equilibrium in spite of a residual, a head that whitens curvature.
 
-Equilibrium. Where z has a direction that h cannot reach (out_dim > rank J), take a unit ρ_0 ∈ ker Jᵀ at h* and the
+Where z has a direction that h cannot reach (out_dim > rank J), take a unit ρ_0 ∈ ker Jᵀ at h* and the
 target t = g(h*) − α ρ_0 of L = ½‖z − t‖². Then
 
     ∇_z L = α ρ_0 ≠ 0,    but    ∇_h L = Jᵀ α ρ_0 = 0,    H_L = I,    G_L = JᵀJ.
@@ -8,18 +8,6 @@ target t = g(h*) − α ρ_0 of L = ½‖z − t‖². Then
 Linear and ReLU heads have M = 0: with J of full column rank H_eff = JᵀJ is positive definite, and the gradient flow in
 h goes back to h* at the rate λ_min, whatever α is. For a smooth activation M grows with α and changes its sign with
 ρ_0: beyond some α, for at least one sign, λ_min(H_eff) < 0 and the flow leaves h* at the rate −λ_min.
-
-Whitening. For H_L ⪰ 0 of rank r with eigenpairs U_r, Λ_r, and a basis B `[in_dim, r]` of orthonormal columns of any
-subspace,
-
-    W = U_r Λ_r^{−1/2} Bᵀ    [out_dim, in_dim]    gives    H_eff = Wᵀ H_L W = B Bᵀ,    Bᵀ H_eff B = I_r.
-
-The score of a head compares the eigenvalues λ_1 ≥ … ≥ λ_r of its H_eff on the top-r eigenspace:
-
-    score = (Σ λ)² / (r Σ λ²) ∈ [1/r, 1],    condition number λ_1/λ_r.
-
-Curvature barrier: one W whitens at one point. Where H_L varies from point to point (NT-Xent, VICReg) it does not at
-others; for a quadratic loss H_L is constant, and it does everywhere.
 
 References:
     Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180, section 4; Thm 3.1 and Prop. 3.3 (known to us
@@ -104,10 +92,7 @@ def constructed_equilibrium(
     rho = torch.empty_like(J[:, :, 0])
     for row, rank in enumerate((sigma > tolerance).sum(1).tolist()):
         if rank == J.shape[1]:
-            J_shape = list(J.shape[1:])
-            raise UsageError(
-                f"At row {row} the Jacobian {J_shape} reaches every direction of z; take out_dim > in_dim."
-            )
+            raise UsageError(f"At row {row} the Jacobian reaches every direction of z; take out_dim > in_dim.")
         drawn = torch.randn(J.shape[1] - rank, generator=generator, dtype=torch.float64).to(J.device)
         rho[row] = left[row, :, rank:] @ (drawn / drawn.norm())
     x = as_input(h, torch.float64)
@@ -121,8 +106,8 @@ def subspace_whitening(
 ) -> Float[Tensor, "out_dim in_dim"]:
     """Return the weight W of a linear head that makes H_eff the projector on a subspace, in float64.
 
-    H_L is the Hessian of the loss in z, of the rank that `basis`, B, has columns. Columns that are not orthonormal are
-    made so.
+    H_L is the Hessian of the loss in z, positive semidefinite with eigenpairs U_r, Λ_r of the rank r that `basis`, B,
+    has columns; W = U_r Λ_r^{−1/2} Bᵀ gives H_eff = Wᵀ H_L W = B Bᵀ. Columns that are not orthonormal are made so.
 
     Raises:
         UsageError: If H_L is not symmetric and positive semidefinite, or its rank is not that of the basis, or the
@@ -148,7 +133,7 @@ def subspace_whitening(
 
 
 def whitening_score(H_eff: Float[Tensor, "in_dim in_dim"], *, rank: int | None = None) -> Whitening:
-    """Return how isotropic H_eff, of any head, is on its top eigenspace.
+    """Return how isotropic H_eff, of any head, is on its top eigenspace: score = (Σ λ)² / (r Σ λ²) ∈ [1/r, 1].
 
     `rank` is r, how many of the largest eigenvalues to compare, such as the rank of H_L; None: all positive ones.
 
@@ -175,7 +160,8 @@ def curvature_barrier(
 ) -> Float[Tensor, " points"]:
     """Return how far H_eff is from isotropic at each point, for the linear head that whitens H_L at the first.
 
-    It is ‖Bᵀ H_eff B − I_r‖_F / √r: 0 at the first point; at all others too if H_L does not vary on the range of W.
+    It is ‖Bᵀ H_eff B − I_r‖_F / √r: 0 at the first point; at all others too if H_L does not vary on the range of W. For
+    a quadratic loss it never does, for NT-Xent and VICReg it does.
 
     Raises:
         UsageError: If :func:`subspace_whitening` raises it for the first point.

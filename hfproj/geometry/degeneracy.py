@@ -1,15 +1,8 @@
 """Which directions a head forgets, and how much its metric varies from sample to sample.
 
-With G = JᵀJ the pullback metric and v a direction in the representation,
-
-    degeneracy    r(v) = (vᵀGv / ‖v‖²) / (tr G / in_dim)    (0: annihilated, 1: an average direction),
-    overlap       ‖EᵀV‖_F² / q,
-    variation     mean_{i<j} ‖G(h_i) − G(h_j)‖_F / mean_i ‖G(h_i)‖_F,
-
-E an orthonormal basis of the bottom eigenspace of G, and V one of span(v_1 … v_q). v is the tangent of an augmentation
-T_ε: v = (enc(T_ε x) − enc(x)) / ε. A head that is exactly invariant to it has vᵀGv = 0. For the Fisher information I_h
-and I_z that h and z carry, such directions bound the rank: rank I_z ≤ rank I_h − dim V_aug; for a linear head,
-rank(WA) = rank A − dim(ker W ∩ range A).
+With G = JᵀJ the pullback metric, vᵀGv = 0 says that the head annihilates the direction v. A head that is exactly
+invariant to an augmentation does so for its tangents. For the Fisher information I_h and I_z that h and z carry, such
+directions bound the rank: rank I_z ≤ rank I_h − dim V_aug; for a linear head, rank(WA) = rank A − dim(ker W ∩ range A).
 
 References:
     Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180, Prop. 5.2 and Thm 5.3 (known to us from
@@ -73,16 +66,16 @@ def augmentation_tangents(
     if h_moved.ndim not in (2, 3) or h_moved.shape[0] != h.shape[0] or h_moved.shape[-1] != h.shape[-1]:
         wanted = f"h_moved of the same rows and width as h {list(h.shape)}, {_SHAPES}"
         raise UsageError(f"Expected {wanted}, got {list(h_moved.shape)}.")
-    start = h if h_moved.ndim == 2 else h.unsqueeze(1)
-    return (h_moved.double() - start.double()) / eps
+    return (h_moved.double() - (h if h_moved.ndim == 2 else h.unsqueeze(1)).double()) / eps
 
 
 def metric_degeneracy(
     head: Map, h: Features, v: Float[Tensor, "_ *tangents _"], *, dtype: torch.dtype = torch.float64
 ) -> Float[Tensor, "rows *tangents"]:
-    """Return r(v) at each row of `h`, at least 0; NaN where v or G is 0.
+    """Return r(v) = (vᵀGv / ‖v‖²) / (tr G / in_dim) at each row of `h`: 0 annihilated, 1 average.
 
-    v holds directions at the rows, one each or several: `[rows, in_dim]` or `[rows, tangents, in_dim]`.
+    At least 0, NaN where v or G is 0. v holds directions at the rows, one each or several: `[rows, in_dim]` or
+    `[rows, tangents, in_dim]`.
 
     Raises:
         UsageError: If :func:`hfproj.geometry.jacobian` raises it, or `v` does not fit `h`.
@@ -114,7 +107,8 @@ def bottom_overlap(
 ) -> Overlap:
     """Return how far span(v_1 … v_q) lies in the bottom eigenspace of G, at each row of `h`.
 
-    v holds directions at the rows, `[rows, in_dim]` or `[rows, tangents, in_dim]`. `dim` is the dimension of the bottom
+    It is ‖EᵀV‖_F² / q, E an orthonormal basis of that space and V one of the span. v holds directions at the rows,
+    `[rows, in_dim]` or `[rows, tangents, in_dim]`. `dim` is the dimension of the bottom
     eigenspace (None: that of the span of the tangents), or the nullity of G, if larger, which `rtol` decides as for
     :func:`hfproj.geometry.metric_condition_number`.
 
@@ -146,7 +140,8 @@ def bottom_overlap(
 def metric_variation(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> float:
     """Return how much G varies over the rows of `h`, relative to its norm: 0 for a linear head; NaN where G is 0.
 
-    Memory is rows · in_dim² up to 512 MiB; with more, rows · out_dim · in_dim at a higher cost. A few dozen rows do.
+    It is mean_{i<j} ‖G(h_i) − G(h_j)‖_F / mean_i ‖G(h_i)‖_F. Memory is rows · in_dim² up to 512 MiB; with more, rows ·
+    out_dim · in_dim at a higher cost. A few dozen rows do.
 
     Raises:
         UsageError: If :func:`hfproj.geometry.jacobian` raises it, or there are fewer than two rows.

@@ -9,13 +9,6 @@ flow slides along it (Filippov), which any scheme of this kind follows by small 
 recognised by their error, which falls with dt instead of dt⁵; they are not made shorter than `kink_step`, whatever
 their error is. With few samples a ReLU head slides much of the time, and the flow is right to the order of `kink_step`.
 
-The flow conserves what SGD does not. With z = W_2 σ(W_1 h + b_1) + b_2:
-
-    linear (σ = id)   W_1 W_1ᵀ + b_1 b_1ᵀ − W_2ᵀ W_2,
-    ReLU              ‖W_1[j, :]‖² + b_1[j]² − ‖W_2[:, j]‖² for each unit j    (LeakyReLU too),
-
-without b_1 if there is none or it is frozen; b_2 never enters. SiLU and GELU have no such invariant.
-
 References:
     Dormand, Prince 1980, A family of embedded Runge-Kutta formulae. Du, Hu, Lee 2018, Algorithmic regularization in
     learning deep homogeneous models: layers are automatically balanced, arXiv 1806.00900 (the invariants).
@@ -93,8 +86,8 @@ def gradient_flow(
         time: Where to stop, in units of 1/learning rate: n steps of SGD with rate η come to n·η.
         record: Number of equal intervals to record between, or the times. 1: start and end.
         method: ``"rk45"`` with step control, or ``"rk4"`` with equal steps.
-        rtol: Relative tolerance of a step of ``"rk45"``; `atol` is the absolute one.
-        atol: See `rtol`.
+        rtol: Relative tolerance of a step of ``"rk45"``.
+        atol: The absolute one.
         kink_step: Length down to which ``"rk45"`` resolves jumps of the gradient; None: time/2000; 0: to `rtol`.
         step: First step of ``"rk45"`` (None: 1 % of the way to a change by all of θ); every step of ``"rk4"`` (at most:
             intervals are divided evenly).
@@ -117,8 +110,7 @@ def gradient_flow(
         raise UsageError(f"Expected a positive time and step and tolerances that are not both 0, got {found}.")
     if method == "rk4" and step is None:
         raise UsageError("method='rk4' needs the length of its steps: step=0.01, for example.")
-    times = _recorded(record, time)
-    field = _Field(loss_fn, params)
+    times, field = _recorded(record, time), _Field(loss_fn, params)
     flow = _Integration(field, time, step, max_steps, rtol, atol, time / 2000 if kink_step is None else kink_step)
     losses, states = [], []
     for target in times:
@@ -135,7 +127,8 @@ def linear_invariant(
 ) -> Float[Tensor, "hidden hidden"]:
     """Return W_1 W_1ᵀ + b_1 b_1ᵀ − W_2ᵀ W_2, which gradient flow of a two-layer linear head conserves.
 
-    W1 and b1 are of the first layer, b1 only where it is trained; W2 is of the second.
+    The head is z = W_2 (W_1 h + b_1) + b_2; SGD does not conserve it. Give b1 only where it is trained; b_2 never
+    enters.
 
     Example:
         >>> W = torch.eye(2)
@@ -151,7 +144,7 @@ def relu_invariant(
 ) -> Float[Tensor, " hidden"]:
     """Return ‖W_1[j, :]‖² + b_1[j]² − ‖W_2[:, j]‖² of each unit j, which gradient flow of a ReLU head conserves.
 
-    Arguments are those of :func:`linear_invariant`.
+    Of LeakyReLU too; SiLU and GELU have no invariant of this kind. Arguments are those of :func:`linear_invariant`.
 
     Example:
         >>> relu_invariant(torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0]])).tolist()
@@ -190,8 +183,7 @@ class _Integration:
             self.y = self.y + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
             self.loss, self.slope = self.field(self.y)
             if not torch.isfinite(self.slope).all():
-                where = f"after t = {self.t:.4g}"
-                raise UsageError(f"The flow left the range of numbers {where}: steps of {self.h} are too long.")
+                raise UsageError(f"The gradient is not finite after t = {self.t:.4g}: steps of {self.h} are too long.")
             self.taken += 1
 
     def controlled_steps(self, target: float) -> None:
@@ -223,8 +215,7 @@ class _Integration:
 
     def _rk45(self, dt: float) -> tuple[Tensor, float, Tensor, Tensor]:
         """Return the step of order 5, L and −∇L at its end, and its difference from the step of order 4."""
-        slopes = [self.slope]
-        loss, new = 0.0, self.y
+        slopes, loss, new = [self.slope], 0.0, self.y
         for weights in _STAGES:
             new = self.y + dt * sum(w * k for w, k in zip(weights, slopes) if w)
             loss, following = self.field(new)
@@ -248,7 +239,7 @@ class _Field:
     """−∇L as a function of one long vector, and the way back from it to the caller's form."""
 
     def __init__(self, loss_fn: Callable[..., Tensor], params: Tensors | nn.Module):
-        self._module = params if isinstance(params, nn.Module) else None
+        self._loss_fn, self._module = loss_fn, params if isinstance(params, nn.Module) else None
         if isinstance(params, nn.Module):
             check_eval(params)
             params = {name: p for name, p in params.named_parameters() if p.requires_grad}
@@ -260,7 +251,6 @@ class _Field:
         if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
             raise UsageError("Expected floating-point tensors: one, a list, a dict or a module with some; got others.")
         self._shapes = [tensor.shape for tensor in tensors]
-        self._loss_fn = loss_fn
         self.start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
     def pack(self, y: Tensor) -> Any:
@@ -282,7 +272,6 @@ class _Field:
 
 
 def _recorded(record: int | Sequence[float], time: float) -> list[float]:
-    """Return the times to record, from 0 to `time`."""
     if isinstance(record, int):
         if record < 1:
             raise UsageError(f"record, a number of intervals, must be at least 1, got {record}.")

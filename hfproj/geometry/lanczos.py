@@ -1,12 +1,10 @@
 """The smallest and the largest eigenvalue of a symmetric operator that is known by its products with vectors.
 
 Lanczos: a random unit vector q_1 gives the Krylov space span(q_1, A q_1, …, A^{m−1} q_1), with an orthonormal basis Q
-in which A is H = QᵀAQ. The extreme eigenvalues θ of H approach those of A from inside, both ends at once, and with
-
-    A Q = Q H + β q_{m+1} e_mᵀ,    ‖A y − θ y‖ = β |s_m|    for y = Q s, H s = θ s,
-
-an eigenvalue of A lies within β |s_m| of θ. Every new vector is orthogonalised against the whole basis once more, so
-that no copies of converged eigenvalues arise; where it is full it is restarted from the Ritz vectors of both ends.
+in which A is H = QᵀAQ: A Q = Q H + β q_{m+1} e_mᵀ. The extreme eigenvalues θ of H approach those of A from inside, both
+ends at once; for H s = θ s an eigenvalue of A lies within β |s_m| of θ. Every new vector is orthogonalised against the
+whole basis once more, so that no copies of converged eigenvalues arise; a full basis is restarted from the Ritz vectors
+of both ends.
 
 A residual can't tell that an eigenvalue is the extreme one: of a close pair a start vector may hold little of the outer
 one. For an eigenvector v with eigenvalue λ, g = Qᵀv solves (λ − H) g = β (q_{m+1}ᵀv) e_m, and ‖g‖ ≤ 1, hence
@@ -24,9 +22,8 @@ A − λI. It is slower and can't tell how far it got; it is here to reproduce r
 
 References:
     Wu, Simon 2000, Thick-restart Lanczos method for large symmetric eigenvalue problems. Parlett 1998, The symmetric
-    eigenvalue problem, ch. 13.
-    Chaudhry 2026, arXiv 2605.17180, and its code farischaudhry/projection-head-geometry (117231d),
-    ``get_min_eigenvalue_hvp`` (power iteration, 20 and 20 steps).
+    eigenvalue problem, ch. 13. Chaudhry 2026, arXiv 2605.17180, and its code farischaudhry/projection-head-geometry
+    (117231d), ``get_min_eigenvalue_hvp`` (power iteration, 20 and 20 steps).
 
 Deviations:
     The paper's code calls the result of its second iteration λ_min. Where the dominant eigenvalue is negative that is
@@ -176,14 +173,13 @@ def _refuse_asymmetry(mismatch: float, scale: float) -> None:
 def _lanczos(
     apply: Matvec, start: Tensor, limit: int, tol: float, stored: int, want_vectors: bool
 ) -> ExtremeEigenvalues:
-    dim = len(start)
-    eps = torch.finfo(start.dtype).eps
+    dim, eps = len(start), torch.finfo(start.dtype).eps
     Q = start.new_empty(min(stored + 1, dim), dim)
     Q[0] = start
     H = torch.zeros(stored + 1, stored + 1, dtype=torch.float64)
     size, scale, noise, unit = 0, 0.0, 0.0, 0.0
     cycles: list[_Cycle] = []
-    first = 0  # the basis vector that all others of this cycle came from
+    first = 0  # the basis vector that all others of this cycle arose from
     for step in range(1, limit + 1):
         w = apply(Q[size])
         unit = unit or float(w.abs().max()) or 1.0

@@ -1,17 +1,5 @@
 """Orbits: one image under many transforms, and what a head does to the cloud of its representations.
 
-With f `[classes, objects, transforms, dim]`, rows of unit length unless told otherwise,
-
-    spread      mean squared distance to the orbit's centroid, ‖f_t − f̄‖² summed over dimensions,
-    D_intra     mean distance between two points of an orbit,
-    D_inter     mean distance between the centroids of two classes,
-    ratio       D_inter / D_intra,
-    compression spread of h / spread of z: above 1 the head contracts orbits,
-    curvature   mean ‖r_{t+1} − 2 r_t + r_{t−1}‖ along a sweep r_t of a transform's strength (not divided by Δt²),
-    alignment gain   mean cosine to the untransformed image, in z minus in h,
-    update ratio     η ‖∇w‖ / (‖w‖ + 1e-7), the relative step of a group of parameters; the timescale ratio is the
-                     head's over the backbone's.
-
 References:
     Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180, and its code
     farischaudhry/projection-head-geometry (117231d): 5 classes × 3 images × 12 rotations; sweeps of 0 to 45° in 10.
@@ -24,7 +12,7 @@ Deviations:
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -34,6 +22,8 @@ from hfproj.errors import UsageError
 from hfproj.functional.rows import unit_rows
 from hfproj.geometry._head import Map, as_input, frozen
 
+Weights: TypeAlias = nn.Module | Iterable[Tensor]
+
 _UPDATE_EPS = 1e-7  # of the paper's code
 
 
@@ -41,9 +31,9 @@ class OrbitMetrics(NamedTuple):
     """Sizes of orbits.
 
     Attributes:
-        spread: Mean over orbits of the mean squared distance to the centroid; 0 to 1 for unit rows.
-        d_intra: Mean distance within an orbit; 0 to 2 for unit rows.
-        d_inter: Mean distance of class centroids; NaN for one class.
+        spread: Mean squared distance to the orbit's centroid, summed over dimensions; 0 to 1 for unit rows.
+        d_intra: Mean distance of two points of an orbit; 0 to 2 for unit rows.
+        d_inter: Mean distance of the centroids of two classes; NaN for one class.
         ratio: d_inter / d_intra; infinite where orbits are points, NaN where all is one point.
     """
 
@@ -101,7 +91,7 @@ def compression(
 
 @torch.no_grad()
 def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: bool = True) -> float:
-    """Return the mean length of second differences along sweeps of a transform's strength.
+    """Return the mean ‖r_{t+1} − 2 r_t + r_{t−1}‖ along sweeps r_t of a transform's strength.
 
     A sweep holds features in equal steps; the value goes with the square of their size. `normalize` scales every row to
     unit length first, as in the paper.
@@ -135,11 +125,8 @@ def alignment_gain(h: Float[Tensor, "*classes objects transforms in_dim"], z: Fl
         1.0
     """
     _check_same_orbits(h, z)
-    cosines = []
-    for f in (h, z):
-        f = _orbits(f, True)
-        cosines.append((f[:, :, 1:] * f[:, :, :1]).sum(3).mean())
-    return float(cosines[1] - cosines[0])
+    before, after = ((f[:, :, 1:] * f[:, :, :1]).sum(3).mean() for f in (_orbits(h, True), _orbits(z, True)))
+    return float(after - before)
 
 
 def head_orbits(
@@ -165,7 +152,7 @@ def head_orbits(
 
 
 @torch.no_grad()
-def update_ratio(parameters: nn.Module | Iterable[Tensor], learning_rate: float) -> float:
+def update_ratio(parameters: Weights, learning_rate: float) -> float:
     """Return η ‖∇w‖ / (‖w‖ + 1e-7) over all parameters that have a gradient: their relative step under plain SGD.
 
     η is the learning rate. Call it after ``backward``, with a module or with tensors that have their ``grad``.
@@ -189,11 +176,7 @@ def update_ratio(parameters: nn.Module | Iterable[Tensor], learning_rate: float)
 
 
 def timescale_ratio(
-    head: nn.Module | Iterable[Tensor],
-    backbone: nn.Module | Iterable[Tensor],
-    learning_rate: float,
-    *,
-    backbone_learning_rate: float | None = None,
+    head: Weights, backbone: Weights, learning_rate: float, *, backbone_learning_rate: float | None = None
 ) -> float:
     """Return the update ratio of the head over that of the backbone: above 1 the head is the faster of the two.
 
