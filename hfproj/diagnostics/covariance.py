@@ -1,7 +1,6 @@
 """Whether dimensions of the features are correlated with each other.
 
-C is the covariance and P the correlation matrix of f. All four measures are 0 iff the dimensions are uncorrelated; none
-is invariant to rotations, unlike the ranks.
+C is the covariance and P the correlation matrix of f. All are 0 iff dimensions are uncorrelated; rotations change them.
 
 References:
     Bardes et al. 2022, VICReg, arXiv 2105.04906, Eq. 3 (its covariance term). The energies and the whiteness are
@@ -55,8 +54,7 @@ def correlation_offdiag_energy(f: Features) -> float:
 def whiteness(f: Features) -> float:
     """Return the mean squared correlation of two different dimensions: 0 (uncorrelated) to 1 (all the same).
 
-    ‖P − I‖_F²/(dim(dim − 1)). Centres, and divides every dimension by its standard deviation. One dimension alone gives
-    0.
+    ‖P − I‖_F²/(dim(dim − 1)). Centres, and divides every dimension by its standard deviation. One dimension gives 0.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite.

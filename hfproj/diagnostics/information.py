@@ -59,8 +59,7 @@ def matrix_mutual_information(
     pairs and so can't be streamed. Dimensions of h and z may differ.
 
     Raises:
-        UsageError: If h or z has fewer than two rows, or rows that are not finite, or their numbers of rows differ, or
-            alpha is not positive.
+        UsageError: If h or z has fewer than two or non-finite rows, numbers of rows differ, or alpha is not positive.
 
     Example:
         >>> h = torch.eye(4)

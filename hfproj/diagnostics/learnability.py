@@ -1,11 +1,10 @@
 """CLID: how well a nearest-neighbour classifier learns clusters of the features, and how many dimensions they have.
 
-Cluster learnability: k-means with √n clusters on unit features; the accuracy of a 1-NN classifier (cosine) of the
-cluster, as a mean over rows.
+Cluster learnability: k-means with √n clusters on unit features; the accuracy of a 1-NN classifier (cosine) of these.
 
 Intrinsic dimension: TwoNN. With r1 < r2 the distances of a row to its two nearest neighbours and μ = r2/r1, in d
 dimensions P(μ ≤ x) = 1 − x^{−d}. d is the slope through 0 of −log(1 − F(μ)) against log μ, F the fraction of rows up
-to μ, or (n − 1)/Σ log μ. CLID adds both after each has been standardised over the models that are compared.
+to μ (``fit``), or (n − 1)/Σ log μ (``likelihood``). CLID adds both parts, each standardised over the models compared.
 
 References:
     Lu et al. 2022, Expressiveness and learnability: a unifying view for evaluating self-supervised learning, arXiv
@@ -25,24 +24,18 @@ import torch
 from torch import Tensor
 
 from hfproj.diagnostics._factors import largest_entry
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.assignments import spherical_kmeans
 from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Features
 
-PROTOCOLS, ESTIMATORS = ("prequential", "split"), ("fit", "likelihood")
 _TILE = 2**22  # similarities held at once: 32 MiB in float64
 _CANDIDATES = 8  # neighbours by products of rows, whose distances are then computed anew without cancellation
 _KEPT = 0.9  # fraction of the rows in the fit: Facco et al.
 
 
 class Clid(NamedTuple):
-    """The two parts of CLID.
-
-    Attributes:
-        cluster_learnability: Accuracy, in [0, 1].
-        intrinsic_dimension: From 0; infinite if every row's two nearest neighbours are equally far.
-    """
+    """The parts of CLID: `cluster_learnability`, an accuracy in [0, 1], and `intrinsic_dimension`, 0 to infinity."""
 
     cluster_learnability: float
     intrinsic_dimension: float
@@ -53,8 +46,7 @@ def clid(
 ) -> Clid:
     """Return cluster learnability and intrinsic dimension of one model; `clid_scores` compares several.
 
-    Options are those of `cluster_learnability` and `intrinsic_dimension`. The cost is rows² · dim. The same features
-    and seed give the same values.
+    Options are those of `cluster_learnability` and `intrinsic_dimension`. The cost is rows² · dim.
 
     Raises:
         UsageError: If one of the two raises it.
@@ -81,15 +73,13 @@ def cluster_learnability(
     the clusters' first centroids and of the order of the rows.
 
     Raises:
-        UsageError: If `f` has fewer than four rows, or rows that are not finite, or there are more clusters than rows,
-            or the protocol is unknown.
+        UsageError: If `f` has fewer than four or non-finite rows, more clusters than rows, or an unknown protocol.
 
     Example:
         >>> cluster_learnability(torch.eye(2).repeat(50, 1), clusters=2)  # but for the first of each kind, 1 at best
         0.98...
     """
-    if protocol not in PROTOCOLS:
-        raise unknown("protocol of cluster learnability", protocol, PROTOCOLS)
+    check_choice("protocol of cluster learnability", protocol, ("prequential", "split"))
     check_features(f, minimum=4)
     rows, prequential = len(f), protocol == "prequential"
     generator = torch.Generator().manual_seed(seed)
@@ -114,8 +104,7 @@ def intrinsic_dimension(f: Features, *, estimator: str = "fit") -> float:
     """Return the intrinsic dimension by TwoNN, from 0; invariant to rotations, offsets and scales.
 
     Rows that are equal count once; fewer than three different rows are points and give 0. Infinite if every row's two
-    nearest neighbours are equally far. The estimator is ``"fit"``, the slope of the distribution without its largest
-    tenth, or ``"likelihood"``, (n − 1)/Σ log μ.
+    nearest neighbours are equally far. The estimator is ``"fit"`` (without the largest tenth of μ) or ``"likelihood"``.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or the estimator is unknown.
@@ -125,8 +114,7 @@ def intrinsic_dimension(f: Features, *, estimator: str = "fit") -> float:
         >>> 0.8 < intrinsic_dimension(line) < 1.2
         True
     """
-    if estimator not in ESTIMATORS:
-        raise unknown("estimator of the intrinsic dimension", estimator, ESTIMATORS)
+    check_choice("estimator of the intrinsic dimension", estimator, ("fit", "likelihood"))
     check_features(f)
     distinct = torch.unique(double_rows(f), dim=0)
     count = len(distinct)

@@ -30,10 +30,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.diagnostics._factors import entropy_singular_values, gram_spectrum, singular_values_of
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.typing import Features
 
 FIT_RANGE = (6, 100)
+SPECTRA = ("singular_values", "eigenvalues")
 _FEWEST = 3  # two points lie on a line whatever they are
 
 
@@ -56,9 +57,8 @@ class ConditionNumber(NamedTuple):
 class Decay(NamedTuple):
     """A power law fitted to eigenvalues.
 
-    Attributes:
-        alpha: Exponent α; 0 for a flat spectrum, negative only by rounding.
-        r_squared: Weighted fraction of the variance of log λ that the law explains, in [0, 1]; 1 for a flat spectrum.
+    `alpha`: Exponent α; 0 for a flat spectrum, negative only by rounding. `r_squared`: Weighted fraction of the
+    variance of log λ that the law explains, in [0, 1]; 1 for a flat spectrum.
     """
 
     alpha: float
@@ -103,9 +103,8 @@ def covariance_spectrum(f: Features, *, center: bool = True, normalize: bool = T
 def rankme(f: Features, *, eps: float = 1e-7) -> float:
     """Return RankMe, between 1 (all rows on one line) and min(rows, dim); features that are all zero give 0.
 
-    exp(−Σ p log p) of p = σ/Σσ + ε, uncentred: a common offset of all rows lowers it. It also depends on the number of
-    rows (the paper uses 25,600): compare equal counts. `eps`, ε, is added to every probability; 1e-7 is the paper's for
-    float32.
+    exp(−Σ p log p) of p = σ/Σσ + ε, uncentred: a common offset of all rows lowers it. It depends on the number of rows
+    (25,600 in the paper): compare equal counts. `eps` is ε; 1e-7 is the paper's for float32.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite.
@@ -132,7 +131,7 @@ def effective_rank(f: Features, *, center: bool = False, on: str = "singular_val
         >>> round(effective_rank(f), 6), round(effective_rank(f, on="eigenvalues"), 6)
         (3.0, 3.0)
     """
-    check_spectrum_name(on)
+    check_choice("spectrum", on, SPECTRA)
     return exp_entropy((gram_spectrum if on == "eigenvalues" else entropy_singular_values)(f, center=center))
 
 
@@ -248,8 +247,7 @@ def alpha_req(f: Features, *, fit_range: tuple[int, int] = FIT_RANGE) -> Decay:
     included, counted from 1; it is clipped to the eigenvalues above rounding.
 
     Raises:
-        UsageError: If `f` has fewer than two rows, or rows that are not finite, or fewer than three eigenvalues in the
-            range.
+        UsageError: If `f` has fewer than two or non-finite rows, or fewer than three eigenvalues in the range.
 
     Example:
         >>> variances = torch.arange(1, 33).double() ** -1.5
@@ -258,12 +256,6 @@ def alpha_req(f: Features, *, fit_range: tuple[int, int] = FIT_RANGE) -> Decay:
         1.5
     """
     return fit_power_law(singular_values_of(f, center=True), fit_range)
-
-
-def check_spectrum_name(on: str) -> None:
-    """Refuse other names than those of the two spectra."""
-    if on not in ("singular_values", "eigenvalues"):
-        raise unknown("spectrum", on, ("singular_values", "eigenvalues"))
 
 
 def eigenvalues(sigma: Tensor, rows: int, dim: int) -> Tensor:

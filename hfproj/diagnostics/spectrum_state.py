@@ -18,7 +18,7 @@ from hfproj.diagnostics.covariance import correlation, mean_offdiagonal, offdiag
 from hfproj.diagnostics.information import entropy
 from hfproj.diagnostics.spectrum import FIT_RANGE, ConditionNumber, Decay
 from hfproj.diagnostics.spread import clustering, mean_deviation, wasserstein
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.distributions import check_alpha
 from hfproj.functional.feature_rows import blocks, check_shape, describe_bad_rows
 from hfproj.typing import Features
@@ -30,8 +30,7 @@ class SpectrumState(Stream):
     """Streams features and gives the measures that their mean and singular values hold.
 
     A method equals the function of the same name on all rows at once, to 1e-10, and has its options, unit, range and
-    limits, but for `normalize`, which is the state's. Read-outs need two rows; they cost a decomposition of a dim × dim
-    matrix, shared until the next update.
+    limits, but for `normalize`, which is the state's. Read-outs need two rows and decompose a dim × dim matrix, once.
 
     On several processes each feeds its own rows, any number of them or none, and `reduce` gives every process the state
     of all. Rows with NaN or infinity are refused: on one process at once, on several at the first read-out or, on every
@@ -177,11 +176,10 @@ class SpectrumState(Stream):
 
     def effective_rank(self, *, center: bool = False, on: str = "singular_values") -> float:
         """Return `effective_rank`: 1 to min(rows, dim), 0 if all rows are 0."""
-        read.check_spectrum_name(on)
+        check_choice("spectrum", on, read.SPECTRA)
         rows = self._read()
-        return read.exp_entropy(
-            (rows.gram_spectrum if on == "eigenvalues" else rows.entropy_singular_values)(center=center)
-        )
+        sigma = rows.gram_spectrum if on == "eigenvalues" else rows.entropy_singular_values
+        return read.exp_entropy(sigma(center=center))
 
     def stable_rank(self) -> float:
         """Return `stable_rank`: 1 to the rank, 0 if all rows are 0."""

@@ -1,15 +1,13 @@
 """Whether rows spread over the sphere or crowd together: as points, by pairs, as a Gaussian, by single rows.
 
 Uniformity is not invariant to duplicated rows and can fall (look better) under dimensional collapse: the 8 axes of a
-cross-polytope in 8 dimensions give −4.07, 2 of them −4.40. The Wasserstein uniformity, W2, sees that: rows isotropic in
-r of D dimensions give √(2 − 2√(r/D)).
+cross-polytope in 8 dimensions give −4.07, 2 of them −4.40. W2 sees that: for r of D axes it is √(2 − 2√(r/D)).
 
 References:
-    Representation std: Chaudhry 2026, arXiv 2605.17180, and SimSiam (Chen & He 2021, arXiv 2011.10566, Fig. 2).
-    Wang & Isola 2020, arXiv 2005.10242, Eq. 3. Fang et al. 2024, arXiv 2403.00642; statsle/WassersteinSSL
-    ``code/BarlowTwins/metric.py``, which reports −W2 as "uniformity". Tsitsulin et al. 2023, Unsupervised Embedding
-    Quality Evaluation, arXiv 2305.16562, as google-research/google-research ``graph_embedding/metrics/metrics.py`` has
-    it (SelfCluster, coherence).
+    Representation std: Chaudhry 2026, arXiv 2605.17180, and SimSiam (Chen & He 2021, arXiv 2011.10566, Fig. 2). Wang &
+    Isola 2020, arXiv 2005.10242, Eq. 3. Fang et al. 2024, arXiv 2403.00642; statsle/WassersteinSSL
+    ``code/BarlowTwins/metric.py``, which reports −W2 as "uniformity". Tsitsulin et al. 2023, arXiv 2305.16562,
+    google-research/google-research ``graph_embedding/metrics/metrics.py`` (SelfCluster, coherence).
 
 Deviations:
     The std has 1/(rows − 1), as `torch.std`. W2 is the distance, with its own sign, not −W2. It is written as a sum of
@@ -60,8 +58,7 @@ def uniformity(f: Features, *, kernel_scale: float = 2.0) -> float:
 
     It is log mean_{i<j} exp(−t ‖f̂_i − f̂_j‖²) of unit rows f̂; lower is more uniform. `kernel_scale` is t (2: Wang &
     Isola). Does not centre. A row of zeros stays zero. The cost is rows² · dim: take some thousand rows. It compares
-    all pairs and so can't be streamed. It may improve while dimensions collapse; read it with `wasserstein_uniformity`
-    or a rank.
+    all pairs and so can't be streamed. It may improve while dimensions collapse: see also `wasserstein_uniformity`.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or kernel_scale is not positive.
@@ -117,8 +114,7 @@ def coherence(f: Features, *, tol: float = 1e-8) -> float:
     """Return the coherence, between rank/dim (all rows matter alike) and rows/dim (one row has a direction to itself).
 
     max_i ‖U_i‖² · rows/dim, U_i the rows of f's left singular vectors. Features that are all zero give 0. Does not
-    centre. Singular values above `tol` times the largest are the support. Needs the features twice and so can't be
-    streamed.
+    centre. Singular values above `tol` times the largest are the support. It can't be streamed.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or tol lies outside [0, 1).

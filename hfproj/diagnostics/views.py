@@ -43,8 +43,7 @@ _TENSORS = ("origin", "offset", "means", "within")
 def positive_cosine(z: Views) -> float:
     """Return the mean cosine of two views of the same sample, over samples and pairs of views; in [−1, 1].
 
-    Takes `[views, batch, dim]`; does not centre. High values say little alone: at collapse it is 1. A row of zeros has
-    a cosine of 0 with every other.
+    Takes `[views, batch, dim]`; does not centre. At collapse it is 1. Rows of zeros have a cosine of 0 with all.
 
     Raises:
         UsageError: If there are fewer than two views or two samples, or rows that are not finite.
@@ -67,8 +66,7 @@ def alignment(z: Views, *, alpha: float = 2.0) -> float:
     Isola. Low is aligned; at collapse it is 0, so read it with `uniformity` or a rank.
 
     Raises:
-        UsageError: If there are fewer than two views or two samples, rows that are not finite, or alpha is not
-            positive.
+        UsageError: If there are fewer than two views or samples, or non-finite rows, or alpha is not positive.
 
     Example:
         >>> z = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [1.0, 0.0]]])
@@ -86,20 +84,15 @@ def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> floa
     """Return LiDAR, between 1 and dim; 0 if all objects have the same mean.
 
     The first axis counts objects: rows that belong together lie next to each other. For what trainers hold,
-    `[views, batch, dim]`, there is `lidar_of_views`. `ridge` is δ, 1e-4 in stable-pretraining. A warning is given for
-    fewer objects than views, and for objects·(views − 1) < dim: Σ_w is then singular without its ridge, which decides
-    the value.
+    `[views, batch, dim]`, there is `lidar_of_views`. `ridge` is δ, 1e-4 in stable-pretraining. It warns of fewer
+    objects than views, and of objects·(views − 1) < dim: the ridge then decides the value.
 
     Raises:
-        UsageError: If there are fewer than two objects or views, or rows that are not finite, or the ridge is negative,
-            or 0 with a singular Σ_w.
+        UsageError: If there are fewer than two objects or views, non-finite rows, a ridge below 0, or a singular Σ_w.
 
     Example:
-        >>> objects = torch.randn(200, 1, 6, generator=torch.Generator().manual_seed(0))
-        >>> noise = torch.randn(200, 8, 6, generator=torch.Generator().manual_seed(1))
-        >>> objects[:, :, 3:] = 0  # three dimensions tell objects apart
-        >>> 2.9 < lidar(10 * objects + noise) < 3
-        True
+        >>> round(lidar(torch.eye(4)[:, None].expand(4, 4, 4)), 3)  # four points span three dimensions
+        3.0
     """
     if f.ndim != 3 or f.shape[0] < 2 or f.shape[1] < 2:
         needs = "at least two objects of at least two views, [objects, views, dim]"
@@ -116,9 +109,8 @@ def lidar_of_views(z: Views, *, ridge: float = 1e-4) -> float:
     Range, ridge, warnings and errors are those of `lidar`.
 
     Example:
-        >>> z = torch.randn(4, 50, 3, generator=torch.Generator().manual_seed(0))
-        >>> lidar_of_views(z) == lidar(z.transpose(0, 1))
-        True
+        >>> round(lidar_of_views(torch.eye(4).expand(4, 4, 4)), 3)
+        3.0
     """
     return lidar(z.transpose(0, 1), ridge=ridge)
 
@@ -220,8 +212,7 @@ class ViewState(Stream):
 
     It takes features as trainers hold them, `[views, batch, dim]`, the same number of views each time. A method equals
     the function of the same name (`lidar`: `lidar_of_views`) on all samples at once, to 1e-10, and has its options,
-    unit, range and limits. Read-outs need two samples. Over processes, and for rows that are not finite, it does what
-    `SpectrumState` does.
+    unit, range and limits. Read-outs need two samples. Processes and non-finite rows: as `SpectrumState`.
 
     `alpha` is the exponent of the alignment.
 

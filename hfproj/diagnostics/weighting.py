@@ -12,8 +12,7 @@ References:
     Xue et al. 2024, Investigating the Benefits of Projection Head for Representation Learning, arXiv 2403.11391.
 
 Deviations:
-    The paper has the theory; the estimator for arbitrary networks and the three numbers for inequality are definitions
-    of this library.
+    The paper has the theory; the estimator for any network and the three numbers for inequality are our definitions.
 """
 
 import math
@@ -35,10 +34,8 @@ from hfproj.typing import Features
 class WeightInequality(NamedTuple):
     """How unequal weights are; all scale-free.
 
-    Attributes:
-        max_over_min: From 1 (all equal); infinite if a weight is 0.
-        variation: Standard deviation (1/count) over mean, from 0 (all equal) to √(count − 1).
-        effective_count: exp of the entropy of w/Σw, from 1 (one weight alone) to count (all equal); 0 if all are 0.
+    `max_over_min`: from 1; infinite if a weight is 0. `variation`: standard deviation (1/count) over mean, from 0 to
+    √(count − 1). `effective_count`: exp of the entropy of w/Σw, from 1 (one weight) to count; 0 if all are 0.
     """
 
     max_over_min: float
@@ -54,8 +51,7 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
     other features that φ_i is correlated with. `phi` holds known scalar features of the same inputs, a column each.
 
     Raises:
-        UsageError: If f or phi has fewer than two rows, or rows that are not finite, or their numbers of rows differ,
-            or a column of phi is constant.
+        UsageError: If f or phi has fewer than two or non-finite rows, the numbers differ, or a phi is constant.
 
     Example:
         >>> phi = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])

@@ -96,8 +96,7 @@ def read_chain(head: object, dtype: torch.dtype, device: torch.device) -> Chain 
     """Return the head as a chain, or None if it is anything else.
 
     Known are ``nn.Sequential`` and modules with the parts of our MLP and linear heads; every leaf must be known, and
-    none may have hooks or a parametrisation. Another class may have the same parts and a forward of its own: compare
-    values of the chain with those of the head.
+    none may have hooks or a parametrisation. A class with the same parts may have another forward: compare values.
     """
     modules = _flatten(head, "") if isinstance(head, nn.Module) else None
     known = modules is not None and any(isinstance(module, nn.Linear) for _, module in modules)

@@ -10,8 +10,7 @@ h goes back to h* at the rate λ_min, whatever α is. For a smooth activation M 
 ρ_0: beyond some α, for at least one sign, λ_min(H_eff) < 0 and the flow leaves h* at the rate −λ_min.
 
 References:
-    Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180, section 4; Thm 3.1 and Prop. 3.3 (known to us
-    from secondary sources).
+    Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180, Thm 3.1, Prop. 3.3 (from secondary sources).
 
 Deviations:
     The equilibrium is our construction: it makes the claim of the paper's abstract checkable. So is the score.
@@ -54,10 +53,7 @@ class Equilibrium(NamedTuple):
 class Whitening(NamedTuple):
     """How isotropic H_eff is on its top eigenspace.
 
-    Attributes:
-        score: 1/rank (one direction takes all) to 1 (isotropic).
-        condition_number: λ_1/λ_r; infinite where λ_r is 0 or negative.
-        rank: r.
+    `score`: 1/rank (one direction) to 1 (isotropic). `condition_number`: λ_1/λ_r; infinite for λ_r ≤ 0. `rank`: r.
     """
 
     score: float
@@ -79,8 +75,7 @@ def constructed_equilibrium(
     Example:
         >>> head = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 6))
         >>> found = constructed_equilibrium(head, torch.randn(1, 3), alpha=2.0)
-        >>> gradient = found.J.mT @ found.rho.unsqueeze(2)
-        >>> round(found.rho.norm().item(), 6), bool(gradient.norm() < 1e-12)
+        >>> round(found.rho.norm().item(), 6), bool((found.J.mT @ found.rho.unsqueeze(2)).norm() < 1e-12)
         (2.0, True)
     """
     if not alpha or not abs(alpha) < float("inf"):
@@ -92,7 +87,8 @@ def constructed_equilibrium(
     rho = torch.empty_like(J[:, :, 0])
     for row, rank in enumerate((sigma > tolerance).sum(1).tolist()):
         if rank == J.shape[1]:
-            raise UsageError(f"At row {row} the Jacobian reaches every direction of z; take out_dim > in_dim.")
+            shape = list(J.shape[1:])
+            raise UsageError(f"At row {row} the Jacobian {shape} reaches every direction of z; take out_dim > in_dim.")
         drawn = torch.randn(J.shape[1] - rank, generator=generator, dtype=torch.float64).to(J.device)
         rho[row] = left[row, :, rank:] @ (drawn / drawn.norm())
     x = as_input(h, torch.float64)
@@ -110,8 +106,7 @@ def subspace_whitening(
     has columns; W = U_r Λ_r^{−1/2} Bᵀ gives H_eff = Wᵀ H_L W = B Bᵀ. Columns that are not orthonormal are made so.
 
     Raises:
-        UsageError: If H_L is not symmetric and positive semidefinite, or its rank is not that of the basis, or the
-            columns of the basis are linearly dependent.
+        UsageError: If H_L is not symmetric positive semidefinite of the basis' rank, or its columns are dependent.
 
     Example:
         >>> W = subspace_whitening(torch.diag(torch.tensor([4.0, 1.0, 0.0])), torch.eye(5)[:, :2])

@@ -5,8 +5,7 @@ invariant to an augmentation does so for its tangents. For the Fisher informatio
 directions bound the rank: rank I_z ≤ rank I_h − dim V_aug; for a linear head, rank(WA) = rank A − dim(ker W ∩ range A).
 
 References:
-    Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180, Prop. 5.2 and Thm 5.3 (known to us from
-    secondary sources).
+    Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180, Prop. 5.2, Thm 5.3 (from secondary sources).
 
 Deviations:
     r, the overlap and the variation are our definitions. The bottom eigenspace has at least as many dimensions as the
@@ -34,8 +33,7 @@ class Overlap(NamedTuple):
 
     Attributes:
         overlap: Mean squared cosine of the principal angles, 0 to 1; NaN where all tangents are 0.
-        dim: Dimension of the bottom eigenspace.
-        chance: ``dim / in_dim``, the overlap of random directions.
+        dim, chance: Dimension of the bottom eigenspace; ``dim / in_dim``, the overlap of random directions.
         cosines: Cosines of the principal angles, sorted descending; 0 beyond the dimension of the span.
     """
 
@@ -74,8 +72,7 @@ def metric_degeneracy(
 ) -> Float[Tensor, "rows *tangents"]:
     """Return r(v) = (vᵀGv / ‖v‖²) / (tr G / in_dim) at each row of `h`: 0 annihilated, 1 average.
 
-    At least 0, NaN where v or G is 0. v holds directions at the rows, one each or several: `[rows, in_dim]` or
-    `[rows, tangents, in_dim]`.
+    At least 0, NaN where v or G is 0. v holds directions at the rows, `[rows, in_dim]` or `[rows, tangents, in_dim]`.
 
     Raises:
         UsageError: If :func:`hfproj.geometry.jacobian` raises it, or `v` does not fit `h`.
@@ -108,13 +105,11 @@ def bottom_overlap(
     """Return how far span(v_1 … v_q) lies in the bottom eigenspace of G, at each row of `h`.
 
     It is ‖EᵀV‖_F² / q, E an orthonormal basis of that space and V one of the span. v holds directions at the rows,
-    `[rows, in_dim]` or `[rows, tangents, in_dim]`. `dim` is the dimension of the bottom
-    eigenspace (None: that of the span of the tangents), or the nullity of G, if larger, which `rtol` decides as for
-    :func:`hfproj.geometry.metric_condition_number`.
+    `[rows, in_dim]` or `[rows, tangents, in_dim]`. `dim` is the dimension of the bottom eigenspace (None: that of the
+    span of the tangents), or the nullity of G, if larger, with the `rtol` of `metric_condition_number`.
 
     Raises:
-        UsageError: If :func:`hfproj.geometry.jacobian` raises it, or `v` does not fit `h`, or `dim` is not in
-            1…in_dim, or `rtol` is outside [0, 1).
+        UsageError: If `jacobian` raises it, `v` does not fit `h`, `dim` is not in 1…in_dim, or `rtol` not in [0, 1).
 
     Example:
         >>> h, v = torch.randn(1, 3), torch.tensor([[0.0, 1.0, 1.0]])

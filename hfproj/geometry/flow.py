@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.geometry._head import check_eval, check_loss
 
 # Dormand and Prince, table 2: RK5(4)7M. The last stage is the first of the next step.
@@ -38,7 +38,6 @@ _STAGES = (
 _FOURTH = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
 _KINK_ORDER, _KINK_STEPS, _KINK_MOST = 2.5, 10, 0.01
-_METHODS = ("rk45", "rk4")
 
 Tensors: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -51,8 +50,7 @@ class GradientFlow(NamedTuple):
         times: The recorded times, the first 0 and the last `time`.
         losses: L at them.
         trajectory: The parameters at them, in the same form, with a first dimension for the times.
-        steps: Accepted steps.
-        rejected: Steps that were too long and were repeated.
+        steps, rejected: Accepted steps, and those that were too long and were repeated.
     """
 
     params: Any  # what the caller gave: its type is the caller's
@@ -89,8 +87,7 @@ def gradient_flow(
         rtol: Relative tolerance of a step of ``"rk45"``.
         atol: The absolute one.
         kink_step: Length down to which ``"rk45"`` resolves jumps of the gradient; None: time/2000; 0: to `rtol`.
-        step: First step of ``"rk45"`` (None: 1 % of the way to a change by all of θ); every step of ``"rk4"`` (at most:
-            intervals are divided evenly).
+        step: First step of ``"rk45"`` (None: 1 % of the way to a change by all of θ); every step of ``"rk4"`` at most.
         max_steps: Give up after so many.
 
     Raises:
@@ -103,8 +100,7 @@ def gradient_flow(
         >>> abs(flow.params.item() - 2 * 0.36787944117144233) < 1e-8  # 2/e
         True
     """
-    if method not in _METHODS:
-        raise unknown("method", method, _METHODS)
+    check_choice("method", method, ("rk45", "rk4"))
     if not 0 < time < float("inf") or rtol < 0 or atol < 0 or rtol + atol == 0 or (step is not None and step <= 0):
         found = f"time={time}, step={step}, rtol={rtol}, atol={atol}"
         raise UsageError(f"Expected a positive time and step and tolerances that are not both 0, got {found}.")
@@ -127,8 +123,7 @@ def linear_invariant(
 ) -> Float[Tensor, "hidden hidden"]:
     """Return W_1 W_1ᵀ + b_1 b_1ᵀ − W_2ᵀ W_2, which gradient flow of a two-layer linear head conserves.
 
-    The head is z = W_2 (W_1 h + b_1) + b_2; SGD does not conserve it. Give b1 only where it is trained; b_2 never
-    enters.
+    The head is z = W_2 (W_1 h + b_1) + b_2; SGD does not conserve it. Give b1 only where it is trained.
 
     Example:
         >>> W = torch.eye(2)
@@ -154,20 +149,54 @@ def relu_invariant(
     return invariant if b1 is None else invariant + b1.square()
 
 
+class _Field:
+    """−∇L as a function of one long vector, and the way back from it to the caller's form."""
+
+    def __init__(self, loss_fn: Callable[..., Tensor], params: Tensors | nn.Module):
+        self._loss_fn, self._module = loss_fn, params if isinstance(params, nn.Module) else None
+        if isinstance(params, nn.Module):
+            check_eval(params)
+            params = {name: p for name, p in params.named_parameters() if p.requires_grad}
+        self._keys = list(params) if isinstance(params, Mapping) else None
+        self._single = isinstance(params, Tensor)
+        if isinstance(params, Tensor):
+            params = [params]
+        tensors = list(params.values() if isinstance(params, Mapping) else params)
+        if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
+            raise UsageError("Expected floating-point tensors: one, a list, a dict or a module with some; got others.")
+        self._shapes = [tensor.shape for tensor in tensors]
+        self.start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+    def pack(self, y: Tensor) -> Any:
+        """Return the caller's form of a vector, or of one for each time."""
+        parts = y.split([shape.numel() for shape in self._shapes], dim=-1)
+        tensors = [part.reshape(*y.shape[:-1], *shape) for part, shape in zip(parts, self._shapes)]
+        if self._keys is not None:
+            return dict(zip(self._keys, tensors))
+        return tensors[0] if self._single else tensors
+
+    def __call__(self, y: Tensor) -> tuple[float, Tensor]:
+        """Return (L, −∇L)."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = y.detach().clone().requires_grad_()
+            params, module = self.pack(leaf), self._module
+            loss = self._loss_fn(params if module is None else lambda *a, **k: functional_call(module, params, a, k))
+            (gradient,) = torch.autograd.grad(check_loss(loss, "the parameters"), leaf)
+        return float(loss.detach()), -gradient
+
+
 class _Integration:
     """A point of the flow, and the steps that move it on."""
 
-    def __init__(
-        self, field: "_Field", time: float, step: float | None, max_steps: int, rtol: float, atol: float, kink: float
-    ):
-        self.field, self.time, self.max_steps = field, time, max_steps
+    def __init__(self, field: _Field, time: float, h: float | None, most: int, rtol: float, atol: float, kink: float):
+        self.field, self.time, self.max_steps = field, time, most
         self.rtol, self.atol, self.kink_step = rtol, atol, kink
         self.t, self.taken, self.rejected = 0.0, 0, 0
         self.y = field.start
         self.loss, self.slope = field(self.y)
         if not (self.loss == self.loss and torch.isfinite(self.slope).all()):
             raise UsageError("Loss or gradient are NaN or infinite at the start of the flow.")
-        self.h = step or 0.01 * float((self.y.norm() + atol) / (self.slope.norm() + 1e-300))  # the next step's length
+        self.h = h or 0.01 * float((self.y.norm() + atol) / (self.slope.norm() + 1e-300))  # the next step's length
         self.tried: tuple[float, float] | None = None  # the last rejected step from here, and its error
         self.jumps = 0  # for how many steps more an error is taken for that of a jump
 
@@ -233,42 +262,6 @@ class _Integration:
 def _rms(x: Tensor) -> float:
     value = float(x.square().mean().sqrt())
     return value if value == value else math.inf
-
-
-class _Field:
-    """−∇L as a function of one long vector, and the way back from it to the caller's form."""
-
-    def __init__(self, loss_fn: Callable[..., Tensor], params: Tensors | nn.Module):
-        self._loss_fn, self._module = loss_fn, params if isinstance(params, nn.Module) else None
-        if isinstance(params, nn.Module):
-            check_eval(params)
-            params = {name: p for name, p in params.named_parameters() if p.requires_grad}
-        self._keys = list(params) if isinstance(params, Mapping) else None
-        self._single = isinstance(params, Tensor)
-        if isinstance(params, Tensor):
-            params = [params]
-        tensors = list(params.values() if isinstance(params, Mapping) else params)
-        if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
-            raise UsageError("Expected floating-point tensors: one, a list, a dict or a module with some; got others.")
-        self._shapes = [tensor.shape for tensor in tensors]
-        self.start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-
-    def pack(self, y: Tensor) -> Any:
-        """Return the caller's form of a vector, or of one for each time."""
-        parts = y.split([shape.numel() for shape in self._shapes], dim=-1)
-        tensors = [part.reshape(*y.shape[:-1], *shape) for part, shape in zip(parts, self._shapes)]
-        if self._keys is not None:
-            return dict(zip(self._keys, tensors))
-        return tensors[0] if self._single else tensors
-
-    def __call__(self, y: Tensor) -> tuple[float, Tensor]:
-        """Return (L, −∇L)."""
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = y.detach().clone().requires_grad_()
-            params, module = self.pack(leaf), self._module
-            loss = self._loss_fn(params if module is None else lambda *a, **k: functional_call(module, params, a, k))
-            (gradient,) = torch.autograd.grad(check_loss(loss, "the parameters"), leaf)
-        return float(loss.detach()), -gradient
 
 
 def _recorded(record: int | Sequence[float], time: float) -> list[float]:

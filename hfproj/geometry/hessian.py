@@ -47,8 +47,7 @@ class EffectiveHessian(NamedTuple):
         H_eff: G_L + M.
         G_L: Jᵀ H_L J, what the loss' own curvature gives.
         M: Σ ρ_i ∇²z_i, what the head's curvature gives.
-        H_L: Hessian of the loss in z.
-        rho: Gradient of the loss in z.
+        H_L, rho: Hessian and gradient of the loss in z.
         J: Jacobian of the head.
     """
 
@@ -188,15 +187,9 @@ class _Operator:
 class HessianOperator(_Operator):
     """The Hessian of a loss in given tensors, such as the parameters of a head or of a PEFT model.
 
-    Args:
-        closure: () → the loss, one number, from the tensors; twice differentiable. Attention inside it runs by its
-            plain formula, since the fused kernels have no second derivative.
-        parameters: A module, for its trainable parameters; or the tensors.
-
-    Attributes:
-        dim: Number of entries of all tensors.
-        loss: The loss.
-        gradient: Its gradient `[dim]`.
+    `closure` () returns the loss, one number, twice differentiable. Attention inside it runs by its plain formula,
+    since the fused kernels have no second derivative. `parameters` is a module, for its trainable parameters, or the
+    tensors. `dim`: Number of entries of all tensors. `loss`: The loss. `gradient`: Its gradient `[dim]`.
 
     Raises:
         UsageError: If no parameter requires a gradient, a module has BatchNorm or Dropout in training mode, or the loss
@@ -240,10 +233,7 @@ class EffectiveHessianOperator(_Operator):
     `loss_fn` takes z `[rows, out_dim]` to one number, the loss of all rows; or to the losses `[rows]`, whose sum is
     taken, so that H_eff is block-diagonal with the rows' own.
 
-    Attributes:
-        dim: ``rows · in_dim``. Vectors are `h` flattened.
-        loss: The loss.
-        gradient: ∇_h L = Jᵀρ, flattened.
+    `dim`: ``rows · in_dim``. Vectors are `h` flattened. `loss`: The loss. `gradient`: ∇_h L = Jᵀρ, flattened.
 
     Raises:
         UsageError: If :func:`effective_hessian` raises it.
@@ -334,10 +324,8 @@ def _product(outputs: Sequence[Tensor], inputs: Sequence[Tensor], v: Tensor, dim
     if not parts:  # constants: a loss or a head that is linear
         return v.new_zeros(sum(tensor.numel() for tensor in inputs))
     try:
-        found = torch.autograd.grad(
-            [output for output, _ in parts], inputs, [part for _, part in parts],
-            retain_graph=True, materialize_grads=True,
-        )  # fmt: skip
+        curved, weights = zip(*parts)
+        found = torch.autograd.grad(curved, inputs, weights, retain_graph=True, materialize_grads=True)
     except RuntimeError as error:
         if "derivative" in str(error) and "not implemented" in str(error):
             hint = "Use plain formulas in place of fused kernels (attention: attn_implementation='eager')."

@@ -3,8 +3,7 @@
 Lanczos: a random unit vector q_1 gives the Krylov space span(q_1, A q_1, …, A^{m−1} q_1), with an orthonormal basis Q
 in which A is H = QᵀAQ: A Q = Q H + β q_{m+1} e_mᵀ. The extreme eigenvalues θ of H approach those of A from inside, both
 ends at once; for H s = θ s an eigenvalue of A lies within β |s_m| of θ. Every new vector is orthogonalised against the
-whole basis once more, so that no copies of converged eigenvalues arise; a full basis is restarted from the Ritz vectors
-of both ends.
+whole basis once more, against copies of converged eigenvalues; a full basis restarts from Ritz vectors of both ends.
 
 A residual can't tell that an eigenvalue is the extreme one: of a close pair a start vector may hold little of the outer
 one. For an eigenvector v with eigenvalue λ, g = Qᵀv solves (λ − H) g = β (q_{m+1}ᵀv) e_m, and ‖g‖ ≤ 1, hence
@@ -17,17 +16,15 @@ with confidence 1 − p where the right side is below that; `bounds` are the dis
 Why not scipy's eigsh: it certifies neither end, runs on the CPU, and took 173 and 89 products with the Hessians of two
 heads where this takes 106 and 77, both ends right to 1e-3 (``recipes/benchmarks/results/geometry.md``).
 
-Power iteration, the estimator of paper code, finds the eigenvalue of largest magnitude, and then the other end from
-A − λI. It is slower and can't tell how far it got; it is here to reproduce results.
-
 References:
     Wu, Simon 2000, Thick-restart Lanczos method for large symmetric eigenvalue problems. Parlett 1998, The symmetric
     eigenvalue problem, ch. 13. Chaudhry 2026, arXiv 2605.17180, and its code farischaudhry/projection-head-geometry
     (117231d), ``get_min_eigenvalue_hvp`` (power iteration, 20 and 20 steps).
 
 Deviations:
-    The paper's code calls the result of its second iteration λ_min. Where the dominant eigenvalue is negative that is
-    λ_max; ``method="power"`` returns both ends in order. Small negative tails it still misses.
+    The paper's code iterates to the eigenvalue λ of largest magnitude, then from A − λI to the other end, and calls
+    that λ_min even where λ is negative. ``method="power"``, here to reproduce results, returns both ends in order. It
+    is slower, misses small negative tails and can't tell how far it got.
 """
 
 import itertools
@@ -39,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.geometry._head import describe
 
 Matvec = Callable[[Tensor], Tensor]
@@ -52,12 +49,10 @@ _RISK = 0.01
 _STEPS = {"lanczos": 256, "power": 20}
 
 
-class _Cycle(NamedTuple):
-    """What is kept of H between restarts: eigenvalues, eigenvectors' entries for the first and the last vector, β."""
-
-    theta: Tensor
-    first: Tensor
-    last: Tensor
+class _Cycle(NamedTuple):  # what is kept of H between restarts
+    theta: Tensor  # eigenvalues
+    first: Tensor  # entries of the eigenvectors for the first vector of the basis
+    last: Tensor  # and for the last
     beta: float
 
 
@@ -65,8 +60,7 @@ class ExtremeEigenvalues(NamedTuple):
     """Both ends of a spectrum.
 
     Attributes:
-        min: Smallest eigenvalue found; never below the true one by more than rounding.
-        max: Largest eigenvalue found; never above the true one by more than rounding.
+        min, max: Smallest and largest eigenvalue found; never outside the true ones by more than rounding.
         residuals: ‖A y − θ y‖ for both, with rounding: an eigenvalue of A lies within it.
         bounds: The extreme eigenvalues lie within it, each with a confidence of 99 % over start vectors; infinite where
             too few steps were made to tell, and for power iteration. `min` < 0 means an indefinite or negative A,
@@ -101,8 +95,7 @@ def extreme_eigenvalues(
     """Return both extreme eigenvalues of a symmetric operator.
 
     Args:
-        matvec: v → A v for vectors `[dim]` of `dtype` on `device`, for example the ``matvec`` of an operator of
-            :mod:`hfproj.geometry.hessian`.
+        matvec: v → A v for vectors `[dim]` of `dtype` on `device`, such as the ``matvec`` of a Hessian operator.
         dim: Width of A.
         steps: At most so many products with A; for ``"power"``, so many for each end. None: 256 (20).
         tol: Stop when both residuals are below `tol` times the spectral radius. Errors are far smaller as a rule; the
@@ -123,8 +116,7 @@ def extreme_eigenvalues(
         >>> round(found.min, 9), round(found.max, 9)
         (-0.001, 1.0)
     """
-    if method not in _STEPS:
-        raise unknown("method", method, _STEPS)
+    check_choice("method", method, _STEPS)
     limit = _STEPS[method] if steps is None else steps
     for name, value in (("dim", dim), ("steps", limit)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -286,8 +278,7 @@ def _power(apply: Matvec, draw: Callable[[], Tensor], steps: int, tol: float, wa
     (_, _, u, Au), (_, _, v, Av) = found
     scale = max(float(Au.norm()), float(Av.norm()))
     _refuse_asymmetry(abs(float(u @ Av - v @ Au)), scale)
-    low, high = sorted(found, key=lambda end: end[0])
-    residuals = low[1], high[1]
-    converged = max(residuals) <= tol * max(abs(low[0]), abs(high[0]))
-    vectors = torch.stack([low[2], high[2]]) if want_vectors else None
-    return ExtremeEigenvalues(low[0], high[0], residuals, (math.inf, math.inf), taken, converged, vectors)
+    (low, low_residual, u, _), (high, high_residual, v, _) = sorted(found, key=lambda end: end[0])
+    converged = max(low_residual, high_residual) <= tol * max(abs(low), abs(high))
+    residuals, vectors = (low_residual, high_residual), torch.stack([u, v]) if want_vectors else None
+    return ExtremeEigenvalues(low, high, residuals, (math.inf, math.inf), taken, converged, vectors)

@@ -47,8 +47,7 @@ class OrbitMetrics(NamedTuple):
 def orbit_metrics(f: Float[Tensor, "*classes objects transforms dim"], *, normalize: bool = True) -> OrbitMetrics:
     """Return the sizes of orbits of h or z: features of each object under each transform, by class.
 
-    Without the first dimension every object is a class. `normalize` scales every row to unit length first, as in the
-    paper.
+    Without the first dimension every object is a class. `normalize` scales rows to unit length first, as in the paper.
 
     Raises:
         UsageError: If the shape is another, or there are fewer than two transforms, or rows that are not finite.
@@ -93,8 +92,7 @@ def compression(
 def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: bool = True) -> float:
     """Return the mean ‖r_{t+1} − 2 r_t + r_{t−1}‖ along sweeps r_t of a transform's strength.
 
-    A sweep holds features in equal steps; the value goes with the square of their size. `normalize` scales every row to
-    unit length first, as in the paper.
+    A sweep holds features in equal steps; the value goes with their square. `normalize` scales rows to unit length.
 
     Raises:
         UsageError: If there are fewer than three steps, or rows that are not finite.
@@ -134,8 +132,7 @@ def head_orbits(
 ) -> Float[Tensor, "*orbits out_dim"]:
     """Return z of orbits or sweeps of h, representations of any leading shape, in float64, without gradient.
 
-    `normalize_input` scales h to unit length first, as the paper's script does (see the module for what is wrong with
-    it).
+    `normalize_input` scales h to unit length first, as the paper's script does (see the module).
 
     Raises:
         UsageError: If a BatchNorm or Dropout is in training mode, or rows are not finite.
@@ -180,8 +177,7 @@ def timescale_ratio(
 ) -> float:
     """Return the update ratio of the head over that of the backbone: above 1 the head is the faster of the two.
 
-    Head and backbone are modules or their parameters; those without a gradient do not count. Both have the same η
-    unless `backbone_learning_rate` says otherwise.
+    Parameters without a gradient do not count. Both have the same η unless `backbone_learning_rate` says otherwise.
 
     Raises:
         UsageError: If :func:`update_ratio` raises it.

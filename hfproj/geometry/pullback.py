@@ -7,14 +7,12 @@ eigenvalues are the squared singular values of J and zeros. A linear head has G 
 piecewise constant G.
 
 The Jacobian is the derivative that training uses. Of a head with a straight-through gradient (``quantized``) that is
-the surrogate's; the function itself is piecewise constant and has derivative 0 almost everywhere. Of a ``topk`` head
-it is exact but where units tie.
+the surrogate's, not the 0 of the function itself. Of a ``topk`` head it is exact but where units tie.
 
 References:
     Chaudhry 2026, The Geometry of Projection Heads, arXiv 2605.17180 (its z is our h, its h(z) our z).
 
-MLP heads are computed by matrix products (:mod:`hfproj.geometry._chain`), which took half the time of ``torch.func``
-(``recipes/benchmarks/results/geometry.md``), others by the latter.
+MLP heads are computed by matrix products (:mod:`hfproj.geometry._chain` says why), others by ``torch.func``.
 """
 
 import warnings
@@ -36,11 +34,7 @@ _BLOCK_ELEMENTS = 2**22
 
 
 class PullbackMetric:
-    """J at each sample, and G, which is computed when it is first asked for.
-
-    Attributes:
-        J: The Jacobians `[rows, out_dim, in_dim]`.
-    """
+    """`J`, the Jacobian at each sample `[rows, out_dim, in_dim]`, and `G`, computed when it is first asked for."""
 
     def __init__(self, J: Float[Tensor, "rows out_dim in_dim"]):
         self.J = J
@@ -54,10 +48,8 @@ class PullbackMetric:
 class MetricCondition(NamedTuple):
     """Conditioning of G at each sample; over all of h it is infinite where the nullity is not 0.
 
-    Attributes:
-        condition_number: Largest over smallest eigenvalue of G on its numerical rank; NaN where G is 0.
-        rank: Numerical rank of J.
-        nullity: ``in_dim − rank``, at least ``in_dim − out_dim``.
+    `condition_number`: Largest over smallest eigenvalue of G on its numerical rank; NaN where G is 0. `rank`: Numerical
+    rank of J. `nullity`: ``in_dim − rank``, at least ``in_dim − out_dim``.
     """
 
     condition_number: Float[Tensor, " rows"]
@@ -69,13 +61,11 @@ def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> F
     """Return J = ∂z/∂h at each row of `h`, without gradient, in `dtype`.
 
     Raises:
-        UsageError: If a BatchNorm or Dropout is in training mode, or the head couples rows or is random, or rows of h
-            are not finite.
+        UsageError: If BatchNorm or Dropout is in training mode, the head couples rows or is random, or h is not finite.
 
     Example:
         >>> head = nn.Linear(3, 2)
-        >>> J = jacobian(head, torch.randn(5, 3))
-        >>> bool((J == head.weight.double()).all())
+        >>> bool((jacobian(head, torch.randn(5, 3)) == head.weight.double()).all())
         True
     """
     J = list(jacobian_blocks(head, h, dtype=dtype))
@@ -85,18 +75,14 @@ def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> F
 def pullback_metric(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> PullbackMetric:
     """Return J and, when asked for, G = JᵀJ at each row of `h`, without gradient, in `dtype`.
 
-    Memory is rows · out_dim · in_dim for J and rows · in_dim² for G. For the spectrum alone, :func:`metric_spectrum`
-    and :func:`metric_condition_number` need neither.
+    Memory is rows · out_dim · in_dim for J and rows · in_dim² for G; :func:`metric_spectrum` needs neither.
 
     Raises:
         UsageError: If :func:`jacobian` raises it.
 
     Example:
-        >>> head = nn.Linear(3, 2)
-        >>> metric = pullback_metric(head, torch.randn(5, 3))
-        >>> W = head.weight.double()
-        >>> torch.allclose(metric.G, W.T @ W)
-        True
+        >>> pullback_metric(lambda h: h * torch.tensor([3.0, 1.0]), torch.randn(1, 2)).G.tolist()
+        [[[9.0, 0.0], [0.0, 1.0]]]
     """
     return PullbackMetric(jacobian(head, h, dtype=dtype))
 
@@ -112,8 +98,7 @@ def metric_spectrum(head: Map, h: Features, *, dtype: torch.dtype = torch.float6
         UsageError: If :func:`jacobian` raises it.
 
     Example:
-        >>> head = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
-        >>> _ = head[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+        >>> head = lambda h: torch.relu(h * torch.tensor([3.0, 1.0]))
         >>> metric_spectrum(head, torch.tensor([[1.0, 1.0], [1.0, -1.0]])).tolist()  # the second unit is off
         [[9.0, 1.0], [9.0, 0.0]]
     """
@@ -132,8 +117,7 @@ def metric_condition_number(
         UsageError: If :func:`jacobian` raises it, or `rtol` is outside [0, 1).
 
     Example:
-        >>> head = nn.Linear(3, 2)
-        >>> _ = head.weight.data.copy_(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        >>> head = lambda h: h[:, :2] * torch.tensor([2.0, 1.0])
         >>> [round(values.item(), 9) for values in metric_condition_number(head, torch.randn(1, 3))]
         [4.0, 2, 1]
     """
@@ -146,12 +130,9 @@ def layerwise_condition_number(
 ) -> dict[str, MetricCondition]:
     """Return the conditioning of the metric after each layer of an MLP head, at each row of `h`.
 
+    It is that of JᵀJ, J the Jacobian of the layer's output by h, by name of the module; the last is that of the head.
     The head is an ``nn.Sequential``, or one of our MLP and linear heads: linear layers, norms and entrywise
     activations. Options are those of :func:`metric_condition_number`.
-
-    Returns:
-        Name of the module → conditioning of JᵀJ with J the Jacobian of its output by h, in the order of the forward
-        pass. The last is that of the head.
 
     Raises:
         UsageError: If :func:`metric_condition_number` raises it, or the head is another network than such a chain.

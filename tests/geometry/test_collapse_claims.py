@@ -173,7 +173,7 @@ def test_negative_cosine_is_indefinite_in_z(s):
 
 @pytest.mark.parametrize("loss", ["nt_xent", "variance"])
 def test_joint_losses_repel_at_collapse_with_a_linear_head(loss):
-    """Zero gradient and a negative eigenvalue in the joint batch: an instability of the loss, not of the head."""
+    """Zero gradient and a negative eigenvalue in the global batch: an instability of the loss, not of the head."""
     n, k = 6, 3
     head, h = nn.Linear(4, k, bias=False).double(), double(1, 4).expand(n, 4).contiguous()
     loss_fn = {
