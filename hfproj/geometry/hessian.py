@@ -285,8 +285,9 @@ def _total_loss(loss_fn: Loss, z: Tensor) -> tuple[Tensor, bool]:
     """Return the loss as one number, and whether it is one loss of all rows."""
     loss = loss_fn(z)
     if not isinstance(loss, Tensor) or loss.shape not in (torch.Size([]), torch.Size([len(z)])):
-        raise UsageError(f"Expected loss_fn(z) to be one number, or one a row ({len(z)}), got {describe(loss)}.")
-    _check_finite(loss)
+        raise UsageError(f"Expected one number of loss_fn, or one for each of the {len(z)} rows, got {describe(loss)}.")
+    if not torch.isfinite(loss).all():
+        raise UsageError("The loss is NaN or infinite at this z.")
     if loss.ndim == 0:
         return loss, True
     # Losses of rows are apart if a weight of a row's loss is a weight of the row's gradient.
@@ -301,7 +302,7 @@ def _total_loss(loss_fn: Loss, z: Tensor) -> tuple[Tensor, bool]:
 
 def _check_finite(loss: Tensor) -> Tensor:
     if not torch.isfinite(loss.detach()).all():
-        raise UsageError(f"The loss is {loss.detach().tolist()} at this point; expected finite numbers.")
+        raise UsageError(f"The loss is {float(loss.detach())} at this point; expected a finite number.")
     return loss
 
 
