@@ -47,14 +47,9 @@ class Conversion:
 
 
 def convert(
-    checkpoint: str | os.PathLike | Mapping[str, Any],
-    method: str,
-    *,
-    backbone: str | nn.Module | None = None,
-    network: str | None = None,
-    num_heads: int | None = None,
-    **options: Any,
-) -> PeftModel:
+    checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
+    network: str | None = None, num_heads: int | None = None, **options: Any,
+) -> PeftModel:  # fmt: skip
     """Return an official checkpoint as a backbone with a projection head.
 
     Args:
@@ -99,14 +94,9 @@ def list_converters() -> dict[str, str]:
 
 
 def conversion(
-    checkpoint: str | os.PathLike | Mapping[str, Any],
-    method: str,
-    *,
-    backbone: str | nn.Module | None = None,
-    network: str | None = None,
-    num_heads: int | None = None,
-    **options: Any,
-) -> Conversion:
+    checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
+    network: str | None = None, num_heads: int | None = None, **options: Any,
+) -> Conversion:  # fmt: skip
     """Convert as :func:`convert` does, with its arguments and errors, and return what became of the tensors as well."""
     if method not in FAMILIES:
         raise unknown("method", method, FAMILIES)

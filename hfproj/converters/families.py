@@ -69,8 +69,7 @@ Google's TensorFlow files; its ``resnet.py`` as copied in kaipak/SimCLRv2-PyTorc
     classifier ``fc``. tonylins/simclr-converter (59bee34) ``convert.py`` keeps no head, so there is nothing to
     convert.
 
-SimSiam (Chen, He 2020, arXiv 2011.10566; facebookresearch/simsiam 39ac33e ``simsiam/builder.py``,
-``main_simsiam.py``):
+SimSiam (Chen, He 2020, arXiv 2011.10566; facebookresearch/simsiam 39ac33e ``simsiam/builder.py``, ``main_simsiam.py``):
     ``{"state_dict": {"module.encoder.*", "module.encoder.fc.*", "module.predictor.*"}}``. The last linear layer of the
     projector has a bias that the official code freezes, since the BatchNorm behind it (without scale and shift)
     cancels it. It is kept: in eval mode the running mean holds it.

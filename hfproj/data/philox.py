@@ -34,12 +34,7 @@ def philox4x32(counter: UInt64[np.ndarray, "*shape 4"], key: tuple[int, int]) ->
 
 
 def uniforms(
-    count: int,
-    *,
-    seed: int,
-    epoch: Integer[np.ndarray, " batch"],
-    index: Integer[np.ndarray, " batch"],
-    view: int,
+    count: int, *, seed: int, epoch: Integer[np.ndarray, " batch"], index: Integer[np.ndarray, " batch"], view: int
 ) -> Float64[np.ndarray, "batch {count}"]:
     """Return `count` uniform numbers in the open interval (0, 1) for each sample.
 

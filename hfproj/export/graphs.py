@@ -25,14 +25,9 @@ _METADATA = "hfproj.json"  # in a .pt2 archive
 
 
 def export_onnx(
-    model: nn.Module,
-    path: str | os.PathLike,
-    *,
-    part: str = "model",
-    example: Tensor | None = None,
-    opset: int | None = None,
-    check: bool = True,
-) -> Path:
+    model: nn.Module, path: str | os.PathLike, *, part: str = "model", example: Tensor | None = None,
+    opset: int | None = None, check: bool = True,
+) -> Path:  # fmt: skip
     """Write the head, or backbone and head, as an ONNX graph in float32, of any batch size; return its path.
 
     Inputs and outputs have names: ``h`` → ``z`` for the head alone; ``pixel_values`` (images), ``input_ids`` and
@@ -89,12 +84,7 @@ def export_onnx(
 
 
 def export_program(
-    model: nn.Module,
-    path: str | os.PathLike,
-    *,
-    part: str = "model",
-    example: Tensor | None = None,
-    check: bool = True,
+    model: nn.Module, path: str | os.PathLike, *, part: str = "model", example: Tensor | None = None, check: bool = True
 ) -> Path:
     """Write the head, or backbone and head, as a program of ``torch.export``, likewise; return its path.
 

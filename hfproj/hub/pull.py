@@ -37,17 +37,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def from_pretrained(
-    repo: str | Path,
-    *,
-    adapter: str = "default",
-    backbone: nn.Module | None = None,
-    adapter_name: str | None = None,
-    is_trainable: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    low_cpu_mem_usage: bool = False,
-) -> PeftModel:
+    repo: str | Path, *, adapter: str = "default", backbone: nn.Module | None = None, adapter_name: str | None = None,
+    is_trainable: bool = False, revision: str | None = None, token: str | bool | None = None,
+    cache_dir: str | Path | None = None, low_cpu_mem_usage: bool = False,
+) -> PeftModel:  # fmt: skip
     """Load an adapter together with the backbone it was trained on.
 
     Args:
@@ -98,13 +91,9 @@ def from_pretrained(
 
 
 def load_head(
-    repo: str | Path,
-    *,
-    adapter: str = "default",
-    revision: str | None = None,
-    token: str | bool | None = None,
+    repo: str | Path, *, adapter: str = "default", revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None,
-) -> nn.Module:
+) -> nn.Module:  # fmt: skip
     """Load the head of a saved adapter without any backbone: ``z = head(h)``, in eval mode.
 
     Args:
@@ -127,12 +116,9 @@ def load_head(
 
 
 def list_adapters(
-    repo: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
+    repo: str | Path, *, revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None,
-) -> dict[str, ProjectionHeadConfig]:
+) -> dict[str, ProjectionHeadConfig]:  # fmt: skip
     """Return the adapters with a projection head in a folder or repository, by the name that `adapter=` takes.
 
     One whose configuration can't be read is left out with a warning that says why; adapters of other PEFT methods are
@@ -218,13 +204,9 @@ class SavedAdapter:
 
 
 def open_adapter(
-    repo: str | Path,
-    *,
-    adapter: str = "default",
-    revision: str | None = None,
-    token: str | bool | None = None,
+    repo: str | Path, *, adapter: str = "default", revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None,
-) -> SavedAdapter:
+) -> SavedAdapter:  # fmt: skip
     """Return a saved adapter, downloaded if it is on the Hub, and checked.
 
     Arguments and errors are those of `hfproj.load_head`. Further files are downloaded by `SavedAdapter.file`.

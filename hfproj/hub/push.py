@@ -34,22 +34,11 @@ _STALE = (
 
 
 def push_to_hub(
-    model: nn.Module,
-    repo_id: str,
-    *,
-    results: Results | None = None,
-    adapters: Sequence[str] | None = None,
-    objective: nn.Module | None = None,
-    ema: SavesItself | None = None,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    eval_results: bool = False,
-    license: str | None = None,
-) -> CommitInfo:
+    model: nn.Module, repo_id: str, *, results: Results | None = None, adapters: Sequence[str] | None = None,
+    objective: nn.Module | None = None, ema: SavesItself | None = None, commit_message: str | None = None,
+    commit_description: str | None = None, private: bool | None = None, token: str | bool | None = None,
+    revision: str | None = None, create_pr: bool = False, eval_results: bool = False, license: str | None = None,
+) -> CommitInfo:  # fmt: skip
     """Push adapters of a model to the Hub, in one commit, with their card and what it says.
 
     Everything is checked first, and nothing is sent that is no file of an adapter or holds a token, a path or a user

@@ -17,14 +17,14 @@ from hfproj.regularizers.base import Weighted
 __all__ = ["REGULARIZERS", "Weighted", "create_regularizer", "list_regularizers", "register_regularizer"]
 
 _ENTRIES = {
-    "bottleneck": ("bottleneck:Bottleneck", "matrix mutual information of h and z"),
-    "koleo": ("koleo:KoLeo", "pushes each row from its nearest neighbour (DINOv2)"),
-    "orthogonality": ("orthogonality:Orthogonality", "‖WWᵀ − I‖² of the last layer: singular values of 1"),
-    "sigreg": ("sigreg:SIGReg", "pulls features to N(0, I) along random directions (LeJEPA)"),
-    "sparse_head": ("sparse_head:SparseHead", "L2,1 norm that switches whole input features of the head off"),
-    "vicreg_terms": ("vicreg_terms:VICRegTerms", "variance and covariance terms of VICReg, on z or h"),
-    "wasserstein": ("wasserstein:Wasserstein", "Wasserstein distance of unit rows from uniform on the sphere"),
-    "werank": ("werank:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
+    "bottleneck": ("on_features:Bottleneck", "matrix mutual information of h and z"),
+    "koleo": ("on_features:KoLeo", "pushes each row from its nearest neighbour (DINOv2)"),
+    "orthogonality": ("on_weights:Orthogonality", "‖WWᵀ − I‖² of the last layer: singular values of 1"),
+    "sigreg": ("on_features:SIGReg", "pulls features to N(0, I) along random directions (LeJEPA)"),
+    "sparse_head": ("on_weights:SparseHead", "L2,1 norm that switches whole input features of the head off"),
+    "vicreg_terms": ("on_features:VICRegTerms", "variance and covariance terms of VICReg, on z or h"),
+    "wasserstein": ("on_features:Wasserstein", "Wasserstein distance of unit rows from uniform on the sphere"),
+    "werank": ("on_weights:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
 }
 REGULARIZERS: Registry[nn.Module] = Registry(
     "regularizer",

@@ -3,6 +3,7 @@
 Its texts are as the results have them; the templates escape.
 """
 
+import inspect
 import itertools
 import re
 import sys
@@ -239,13 +240,14 @@ def _sources(results: Results) -> Iterator[dict[str, str]]:
 
 
 def reference(registry: Registry, name: str) -> tuple[str, str] | None:
-    """Return the first reference in the docstring of a registered method's module, and its arXiv number or "".
+    """Return the first reference in the docstring of a registered class, or of its module, and its arXiv number or "".
 
     Example:
         >>> reference(OBJECTIVES, "barlow_twins")
         ('Zbontar et al. 2021,', '2103.03230')
     """
-    text = sys.modules[registry.get(name).__module__].__doc__ or ""
+    cls = registry.get(name)
+    text = f"{inspect.getdoc(cls)}\n\n{sys.modules[cls.__module__].__doc__}"
     found = re.search(r"^References:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     first = " ".join(found[1].split()).split("; ")[0] if found else ""
     if number := _ARXIV.search(first):
