@@ -94,12 +94,8 @@ def _view_flags(views: dict[str, Any]) -> dict[str, Any]:
     from hfproj.data.augment import Augmentation
 
     views, default = dict(views), Augmentation()
-    named = {
-        "color_jitter": "color_jitter_strength",
-        "grayscale": "grayscale_probability",
-        "rotation": "rotation_degrees",
-    }
-    flags = {flag: views.pop(option, getattr(default, option)) for flag, option in named.items()}
+    named = ("color_jitter_strength", "grayscale_probability", "rotation_degrees")
+    flags = {name.rpartition("_")[0]: views.pop(name, getattr(default, name)) for name in named}
     scale = views.get("scale", default.scale)
     if scale is not None and scale[1] == 1:  # else it stays among the views, whose options come first
         views.pop("scale", None)

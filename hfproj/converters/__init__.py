@@ -114,13 +114,9 @@ def conversion(
     if parts.problems:
         raise refusal(parts, family, _hint(content, parts, family))
     alone = isinstance(backbone, FeatureBackbone) or (given and backbones.equal(backbone, matched))
-    config = ProjectionHeadConfig(
-        trainable="head" if alone else "full",
-        keep_original=given,  # a timm model made for this has nothing but random weights to return to
-        pooling="mean" if choices.get("head") == "ibot_head" else None,
-        in_dim=in_dim,
-        **parts.config(),
-    )
+    trained, pooling = "head" if alone else "full", "mean" if choices.get("head") == "ibot_head" else None
+    kept = {"keep_original": given}  # a timm model made for this has nothing but random weights to return to
+    config = ProjectionHeadConfig(trainable=trained, pooling=pooling, in_dim=in_dim, **kept, **parts.config())
     model = get_peft_model(backbone, config)
     with torch.no_grad():
         inner = model.get_base_model()
@@ -131,15 +127,8 @@ def conversion(
     ignored: dict[str, list[str]] = {}
     for key, why in sorted(parts.ignored.items()):
         ignored.setdefault(why, []).append(key)
-    return Conversion(
-        model=model.eval(),
-        method=method,
-        source=family.source,
-        network=choices["network"],
-        own_backbone=not alone,
-        read={"backbone": len(matched.tensors), **Counter(name.split(".")[0] for name in parts.state())},
-        ignored=ignored,
-    )
+    read = {"backbone": len(matched.tensors), **Counter(name.split(".")[0] for name in parts.state())}
+    return Conversion(model.eval(), method, family.source, choices["network"], not alone, read, ignored)
 
 
 def _backbone(name: str | None, content: Content, parts: Parts, family: Family, num_heads: int | None) -> nn.Module:
@@ -159,11 +148,8 @@ def _backbone(name: str | None, content: Content, parts: Parts, family: Family, 
 
 def _hint(content: Content, parts: Parts, family: Family) -> str:
     """Return what the file seems to be instead, as the end of a message."""
-    others = [
-        name
-        for name, other in FAMILIES.items()
-        if other is not family and not sort(content, other, settle(other, None, {})).problems
-    ]
+    families = {name: other for name, other in FAMILIES.items() if other is not family}
+    others = [name for name, f in families.items() if not sort(content, f, settle(f, None, {})).problems]
     if others:
         return f" Its keys are those of method={' or '.join(map(repr, others))}."
     keys = [str(key).removeprefix("module.") for key in content.content]

@@ -29,13 +29,10 @@ from hfproj.errors import AdapterFileError, UsageError
 # (block has three convolutions, blocks per stage) → timm's name, with torchvision's preprocessing
 _OF_18, _OF_50 = (2, 2, 2, 2), (3, 4, 6, 3)
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
-    (False, _OF_18): "resnet18.tv_in1k",
-    (False, _OF_50): "resnet34.tv_in1k",
-    (True, _OF_50): "resnet50.tv_in1k",
-    (True, (3, 4, 23, 3)): "resnet101.tv_in1k",
-    (True, (3, 8, 36, 3)): "resnet152.tv_in1k",
+    (False, _OF_18): "resnet18.tv_in1k", (False, _OF_50): "resnet34.tv_in1k", (True, _OF_50): "resnet50.tv_in1k",
+    (True, (3, 4, 23, 3)): "resnet101.tv_in1k", (True, (3, 8, 36, 3)): "resnet152.tv_in1k",
     (True, (3, 24, 36, 3)): "resnet200",
-}
+}  # fmt: skip
 _CHANNELS = (64, 128, 256, 512)
 # timm's name → (width, depth, heads, patch, image size), all with ImageNet's mean and std
 _VITS = {
@@ -146,11 +143,7 @@ def _hidden(tensors: Mapping[str, Tensor], width: int) -> tuple[int, int] | None
 
 
 def check_heads(backbone: nn.Module, family: Family, num_heads: int | None) -> None:
-    """Refuse a ViT with another number of attention heads than the official one: its tensors fit, its h does not.
-
-    Raises:
-        UsageError: If it has.
-    """
+    """Refuse, by a `UsageError`, a ViT with other attention heads than the official one: tensors fit, h does not."""
     timm_part = timm_part_of(backbone)
     attention = next((m for m in (timm_part[1].modules() if timm_part else ()) if hasattr(m, "num_heads")), None)
     config = getattr(backbone, "config", None)
@@ -230,12 +223,9 @@ def _translated(backbone: nn.Module, parts: Parts) -> dict[str, tuple[str, Tenso
 
 def _registers(tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, tuple[str, Tensor]]:
     """Give the position of the class token to it: timm's ViTs with registers have positions of patches alone."""
-    (key, token), (at, positions) = tensors["cls_token"], tensors["pos_embed"]
-    return {
-        "cls_token": (key, token + positions[:, :1]),
-        "pos_embed": (at, positions[:, 1:]),
-        "reg_token": tensors["register_tokens"],
-    }
+    (key, token), (at, positions), registers = (tensors[n] for n in ("cls_token", "pos_embed", "register_tokens"))
+    of_class, of_patches = (key, token + positions[:, :1]), (at, positions[:, 1:])
+    return {"cls_token": of_class, "pos_embed": of_patches, "reg_token": registers}
 
 
 _COMMON = (
@@ -248,11 +238,9 @@ _COMMON = (
 _BLOCKS = {
     "vit": (("blocks.", "layers."), (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after.")),
     "dinov2": (
-        ("blocks.", "encoder.layer."),
-        (".ls1.gamma", ".layer_scale1.lambda1"),
-        (".ls2.gamma", ".layer_scale2.lambda1"),
+        ("blocks.", "encoder.layer."), (".ls1.gamma", ".layer_scale1.lambda1"), (".ls2.gamma", ".layer_scale2.lambda1"),
     ),
-}
+}  # fmt: skip
 
 
 def _transformers_name(name: str, kind: str) -> str:

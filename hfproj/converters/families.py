@@ -106,15 +106,11 @@ _CHILDREN = ((r"^0\.", "conv1."), (r"^1\.", "bn1."), *((rf"^{i + 3}\.", f"layer{
 _RESNET_V2 = (
     (r"^net\.0\.0\.", "conv1."),
     (r"^net\.0\.1\.0\.", "bn1."),
-    (r"^net\.(\d+)\.blocks\.(\d+)\.net\.0\.", r"layer\1.\2.conv1."),
-    (r"^net\.(\d+)\.blocks\.(\d+)\.net\.1\.0\.", r"layer\1.\2.bn1."),
-    (r"^net\.(\d+)\.blocks\.(\d+)\.net\.2\.", r"layer\1.\2.conv2."),
-    (r"^net\.(\d+)\.blocks\.(\d+)\.net\.3\.0\.", r"layer\1.\2.bn2."),
-    (r"^net\.(\d+)\.blocks\.(\d+)\.net\.4\.", r"layer\1.\2.conv3."),
-    (r"^net\.(\d+)\.blocks\.(\d+)\.net\.5\.0\.", r"layer\1.\2.bn3."),
-    (r"^net\.(\d+)\.blocks\.(\d+)\.projection\.shortcut\.", r"layer\1.\2.downsample.0."),
-    (r"^net\.(\d+)\.blocks\.(\d+)\.projection\.bn\.0\.", r"layer\1.\2.downsample.1."),
-)
+    *((rf"^net\.(\d+)\.blocks\.(\d+)\.{theirs}\.", rf"layer\1.\2.{ours}.") for theirs, ours in (
+        (r"net\.0", "conv1"), (r"net\.1\.0", "bn1"), (r"net\.2", "conv2"), (r"net\.3\.0", "bn2"), (r"net\.4", "conv3"),
+        (r"net\.5\.0", "bn3"), (r"projection\.shortcut", "downsample.0"), (r"projection\.bn\.0", "downsample.1"),
+    )),
+)  # fmt: skip
 _VIT_V2 = (
     (r"^blocks\.\d+\.(\d+\..*)mlp\.w12\.", r"blocks.\1mlp.fc1."),
     (r"^blocks\.\d+\.(\d+\..*)mlp\.w3\.", r"blocks.\1mlp.fc2."),

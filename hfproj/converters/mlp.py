@@ -152,14 +152,9 @@ class MLP:
             norm = {"norm": "batch"} if self.last_norm else {}
             found.head, found.options = "linear", {"out_dim": out_dim, "bias": self.last_bias, **norm}
             return
-        options: dict[str, Any] = {
-            "depth": depth,
-            "hidden_dim": hidden[0] if len(set(hidden)) == 1 else hidden,
-            "out_dim": out_dim,
-            "norm": "batch" if self.norm else None,
-            "bias": self.bias,
-            "last_bias": self.last_bias,
-        }
+        widths = {"hidden_dim": hidden[0] if len(set(hidden)) == 1 else hidden, "out_dim": out_dim}
+        layers = {"norm": "batch" if self.norm else None, "bias": self.bias, "last_bias": self.last_bias}
+        options: dict[str, Any] = {"depth": depth, **widths, **layers}
         if self.activation != "relu":
             options["activation"] = self.activation
         if self.last_norm:

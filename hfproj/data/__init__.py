@@ -16,18 +16,9 @@ if TYPE_CHECKING:
     from hfproj.data.text import EvalText, TextViews
 
 __all__ = [
-    "Augmentation",
-    "EpochSampler",
-    "EvalImages",
-    "EvalText",
-    "ImageViews",
-    "IndexedDataset",
-    "StreamDataset",
-    "TextViews",
-    "load_image_dataset",
-    "split_off",
-    "to_rgb_tensor",
-]
+    "Augmentation", "EpochSampler", "EvalImages", "EvalText", "ImageViews", "IndexedDataset", "StreamDataset",
+    "TextViews", "load_image_dataset", "split_off", "to_rgb_tensor",
+]  # fmt: skip
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(

@@ -4,8 +4,8 @@ Order: random resized crop, flip, rotation and shift, colour jitter, greyscale, 
 distributions are torchvision's (``RandomResizedCrop``, ``ColorJitter``, …); SimCLR's strengths are the defaults.
 
 References:
-    Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, appendix A.
-    Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, appendix B (solarization).
+    Chen et al. 2020, "SimCLR", arXiv 2002.05709, appendix A; Grill et al. 2020, "BYOL", arXiv 2006.07733, appendix B
+    (solarization).
 
 Deviations:
     The crop is resized bilinearly with antialiasing (SimCLR's TensorFlow code: bicubic); images stay in floating point
@@ -37,12 +37,7 @@ _FLIP, _JITTER, _GRAY, _BLUR, _SIGMA, _SOLARIZE, _ROTATION, _SHIFT_X, _SHIFT_Y =
 _FACTORS, _ORDER, _CROP = slice(9, 13), slice(13, 17), slice(20, 60)
 _DRAWS = 60
 _CHUNK = 64  # images at a time: their intermediate results stay in the cache at 32 pixels; results do not depend on it
-_JITTERS = {  # in the order of their factors' columns
-    "brightness": ops.adjust_brightness,
-    "contrast": ops.adjust_contrast,
-    "saturation": ops.adjust_saturation,
-    "hue": ops.adjust_hue,
-}
+_JITTERS = ("brightness", "contrast", "saturation", "hue")  # in the order of their factors' columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +190,13 @@ class Augmentation:
         chosen = u[:, _JITTER] < (self.color_jitter_probability or 0)
         order = np.argsort(u[:, _ORDER], axis=1)
         for turn in range(4):
-            for number, (name, jitter) in enumerate(_JITTERS.items()):
+            for number, name in enumerate(_JITTERS):
                 strength = (getattr(self, name) or 0) * (self.color_jitter_strength or 0)
                 if not strength:
                     continue
                 low, high = (-strength, strength) if name == "hue" else (max(0, 1 - strength), 1 + strength)
                 factor = _between(u[:, _FACTORS][:, number], low, high)
-                adjust = functools.partial(_adjust, jitter, factor)
+                adjust = functools.partial(_adjust, getattr(ops, f"adjust_{name}"), factor)
                 _apply(x, chosen & (order[:, turn] == number), adjust)
 
 
@@ -212,14 +207,9 @@ def crop_boxes(
     """Return the rectangles of a random resized crop, rows (top, left, height, width).
 
     Ten tries of area ~ U(scale) · height · width and log aspect ~ U(log ratio); the first that fits is placed
-    uniformly. If none fits, the largest central rectangle with an aspect in `ratio` is taken, as in torchvision.
-
-    Args:
-        u: Uniform numbers: 10 each for area, aspect, top and left.
-        heights: Of the images.
-        widths: Of the images.
-        scale: (low, high) fraction of the area.
-        ratio: (low, high) of width / height.
+    uniformly. If none fits, the largest central rectangle with an aspect in `ratio` is taken, as in torchvision. `u`
+    has 10 uniform numbers each for area, aspect, top and left; `scale` is (low, high) of the fraction of the area,
+    `ratio` of width / height.
 
     Example:
         >>> crop_boxes(np.full((1, 40), 0.5), np.array([8]), np.array([8]), scale=(1, 1), ratio=(1, 1)).tolist()

@@ -1,15 +1,12 @@
 """Image operations on a batch in which each image has its own parameters; the semantics are torchvision's.
 
-All take float images in [0, 1]. torchvision's own functions have one set of parameters for the whole batch; image by
-image they take nine times as long (:mod:`hfproj.data.augment`).
-
-An image's result must not depend on the other images of its batch or on the number of threads, to the last bit. Hence
-only operations that IEEE 754 rounds exactly are used (no fused multiply-add such as ``add(alpha=…)`` or ``lerp``, no
-matrix products), sums run in a fixed order, and choices between algorithms look at one image only.
+All take float images in [0, 1]; :mod:`hfproj.data.augment` says why they are not torchvision's own. An image's result
+must not depend on the other images of its batch or on the number of threads, to the last bit. Hence only operations
+that IEEE 754 rounds exactly are used (no fused multiply-add such as ``add(alpha=…)`` or ``lerp``, no matrix products),
+sums run in a fixed order, and choices between algorithms look at one image only.
 
 References:
-    torchvision 0.29, ``transforms.v2.functional`` (which the tests compare with); Chen et al., "A Simple Framework for
-    Contrastive Learning of Visual Representations", ICML 2020, appendix A (which operations).
+    torchvision 0.29, ``transforms.v2.functional`` (which the tests compare with).
 
 Deviations:
     The hue shift computes the same map from fewer operations, as chroma and sextant; results agree to rounding.
@@ -161,9 +158,8 @@ def rotate_translate(x: Images, degrees: PerImage, shift_x: PerImage, shift_y: P
     """Rotate about the centre (counter-clockwise), then shift (in pixels, right and down); bilinear, outside is 0."""
     height, width = x.shape[-2:]
     angle = torch.deg2rad(degrees.double())[:, None, None]
-    down, across = (
-        torch.arange(size, dtype=torch.float64, device=degrees.device) - (size - 1) / 2 for size in (height, width)
-    )
+    sides = (torch.arange(n, dtype=torch.float64, device=degrees.device) - (n - 1) / 2 for n in (height, width))
+    down, across = sides
     rows = down[None, :, None] - shift_y.double()[:, None, None]
     columns = across[None, None] - shift_x.double()[:, None, None]
     grid = x.new_empty(len(x), height, width, 2)

@@ -22,12 +22,10 @@ from hfproj.errors import UsageError, check_choice, unknown
 def to_rgb_tensor(image: Any, column: str = "image") -> UInt8[Tensor, "3 height width"]:
     """Return any image as uint8 RGB.
 
-    Transparency is laid over white. 16-bit grey is divided by 257. Arrays are [height, width] or
-    [height, width, 1, 3 or 4], also channels first; floating-point values lie in [0, 1], integers in 0 to 255.
-
     Args:
         image: A PIL image of any mode, a numpy array, a tensor, or a ``{"bytes", "path"}`` dict as `datasets` stores
-            images.
+            images. Transparency is laid over white. 16-bit grey is divided by 257. Arrays are [height, width] or
+            [height, width, 1, 3 or 4], also channels first; floating-point values in [0, 1], integers in 0 to 255.
         column: Name of the item's entry, for messages.
 
     Raises:
@@ -63,10 +61,8 @@ def _decode(stored: dict) -> Image.Image:
         image.load()
         return ImageOps.exif_transpose(image)  # datasets.Image turns photographs upright as well
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(
-            f"The image {path or ''} cannot be decoded ({type(error).__name__}: {error}). "
-            "Repair the file or drop the row."
-        ) from error
+        what = f"The image {path or ''} cannot be decoded ({type(error).__name__}: {error})"
+        raise UsageError(f"{what}. Repair the file or drop the row.") from error
 
 
 def _pil_to_array(image: Image.Image, column: str) -> np.ndarray:
@@ -100,10 +96,8 @@ def _array_to_uint8(array: np.ndarray, column: str) -> np.ndarray:
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or not array.size:
-        raise UsageError(
-            f"Column {column!r} holds an array of shape {array.shape}; an image is [height, width] or "
-            "[height, width, 1, 3 or 4 channels]."
-        )
+        shapes = "[height, width] or [height, width, 1, 3 or 4 channels]"
+        raise UsageError(f"Column {column!r} holds an array of shape {array.shape}; an image is {shapes}.")
     if array.dtype == bool:
         array = array * np.uint8(255)
     elif array.dtype == np.uint16:
@@ -145,9 +139,6 @@ class _Images:
                 where = f" (item {item['index']} of the data set)" if "index" in item else ""
                 raise UsageError(f"{error}{where}") from error
         return images
-
-    def _normalize(self, x: Tensor) -> Tensor:
-        return x.sub_(self.mean).div_(self.std)
 
 
 def _settings(model: nn.Module, options: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -267,17 +258,16 @@ class ImageViews(_Images):
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         """Return the batch of `items`, dicts of `hfproj.IndexedDataset` or `hfproj.data.StreamDataset`."""
         if not all("index" in item for item in items):
-            raise UsageError(
-                "The items have no 'index', which decides their views. Wrap the data set: "
-                "hfproj.IndexedDataset(dataset) (a stream: hfproj.data.StreamDataset)."
-            )
+            wrap = "Wrap the data set: hfproj.IndexedDataset(dataset) (a stream: hfproj.data.StreamDataset)."
+            raise UsageError(f"The items have no 'index', which decides their views. {wrap}")
         images = self._read(items)
         index = [operator.index(item["index"]) for item in items]
         epoch = [operator.index(item.get("epoch", 0)) for item in items]
         views = [
-            self._normalize(augment(images, size=size, seed=self.seed, epoch=epoch, index=index, view=view))
+            augment(images, size=size, seed=self.seed, epoch=epoch, index=index, view=view)
             for view, (augment, size) in enumerate(zip(self.augmentations, self.sizes))
         ]
+        views = [view.sub_(self.mean).div_(self.std) for view in views]
         return {"views": views, **index_and_labels(items, self.label_column)}
 
 
@@ -325,8 +315,8 @@ class EvalImages(_Images):
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         """Return the batch of `items`."""
-        x = torch.stack([self._fit(image) for image in self._read(items)]).div_(255)
-        return {"pixel_values": self._normalize(x), **index_and_labels(items, self.label_column)}
+        x = torch.stack([self._fit(image) for image in self._read(items)]).div_(255).sub_(self.mean).div_(self.std)
+        return {"pixel_values": x, **index_and_labels(items, self.label_column)}
 
     def _fit(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 size size"]:
         size, sides = self.size, image.shape[1:]

@@ -25,13 +25,10 @@ Key = SupportsIndex | tuple[SupportsIndex, SupportsIndex]  # an index (epoch 0),
 
 
 def as_item(value: Any) -> dict[str, Any]:
-    """Return an item of a data set as a dict.
+    """Return an item of a data set as a dict; `UsageError` if it is a tuple but no pair.
 
     Args:
         value: A dict (copied), an ``(image, label)`` pair as torchvision gives, or a bare image.
-
-    Raises:
-        UsageError: If it is a tuple but no pair.
 
     Example:
         >>> as_item(("an image", 3)) == {"image": "an image", "label": 3}
@@ -50,11 +47,7 @@ def as_item(value: Any) -> dict[str, Any]:
 
 
 def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[str, Int[Tensor, " batch"]]:
-    """Return ``index`` and ``labels`` of a batch, int64, each if all items have it.
-
-    Args:
-        items: The items.
-        label_column: Entry that holds the class number; None for no labels.
+    """Return ``index`` and, but for `label_column` None, ``labels`` of a batch, int64, each if all items have it.
 
     Raises:
         UsageError: If a label is no integer.

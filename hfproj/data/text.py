@@ -18,18 +18,12 @@ Made = TypeVar("Made", bound="_Sentences")
 
 
 class _Sentences:
-    """What both collators share."""
-
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_column: str | None):
         self.tokenizer, self.max_length, self.label_column = tokenizer, max_length, label_column
 
     @classmethod
     def for_model(cls: type[Made], model: nn.Module, **options: Any) -> Made:
-        """Return a collator with the tokenizer of the model's backbone; `options` go to the class.
-
-        Raises:
-            UsageError: If it is not known where the backbone's files are, or they have no tokenizer.
-        """
+        """Return a collator with the model's tokenizer, or raise as `tokenizer_of`; `options` go to the class."""
         return cls(tokenizer_of(model), **options)
 
     def _tokens(self, items: Sequence[dict], columns: Sequence[str]) -> Any:
@@ -118,7 +112,7 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
     source = source_of(backbone)
     hint = "pass one: hfproj.TextViews(tokenizer, …)"
     if source is None:
-        raise UsageError(f"It is not known where {type(backbone).__name__} came from, hence not its tokenizer; {hint}.")
+        raise UsageError(f"The origin of {type(backbone).__name__} is unknown, and with it its tokenizer; {hint}.")
     try:
         return AutoTokenizer.from_pretrained(source["id"])
     except (OSError, ValueError, KeyError) as error:

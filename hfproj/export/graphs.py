@@ -65,14 +65,8 @@ def export_onnx(
     named = {name: {axis: dims[d] for axis, d in enumerate(axes)} for name, axes in graph.axes.items()}
     try:
         with _quiet():
-            exported: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                output_names=list(graph.outputs),
-                opset_version=opset,
-                dynamic_shapes=named,
-            )
+            names: dict[str, Any] = {"output_names": list(graph.outputs), "dynamic_shapes": named}
+            exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset, **names)
     except Exception as error:
         raise _refused(graph, "ONNX", error) from error
     _describe(exported.model, graph.metadata)

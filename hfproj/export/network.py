@@ -258,13 +258,11 @@ def _of_head(model: Any) -> Traceable:
     else:
         found = attached(model)
         head, about = detach(model, found.name), _about(found)
-    return Traceable(
-        module=_Head(head),
-        batch=lambda rows: {"h": torch.randn(rows, head.in_dim, generator=torch.Generator().manual_seed(rows))},
-        axes={"h": ("batch",)},
-        outputs=("z",),
-        metadata={**_about_head(head), **about},
-    )
+
+    def batch(rows: int) -> Batch:
+        return {"h": torch.randn(rows, head.in_dim, generator=torch.Generator().manual_seed(rows))}
+
+    return Traceable(_Head(head), batch, {"h": ("batch",)}, ("z",), {**_about_head(head), **about})
 
 
 def _of_model(found: Attached, example: Tensor | None) -> Traceable:
@@ -333,13 +331,9 @@ def _padded_texts(vocabulary: int, rows: int) -> Batch:
 def _about_head(head: Any) -> dict[str, str]:
     created = getattr(head, "created", {})
     options = {name: value for name, value in created.items() if name not in ("name", "in_dim", "out_dim")}
-    return {
-        "hfproj_version": installed_versions().get("hfproj", "unknown"),
-        "head": created.get("name", type(head).__name__),
-        "head_options": json.dumps(portable(options)),
-        "in_dim": str(head.in_dim),
-        "out_dim": str(head.out_dim),
-    }
+    said = {"head": created.get("name", type(head).__name__), "head_options": json.dumps(portable(options))}
+    version = installed_versions().get("hfproj", "unknown")
+    return {"hfproj_version": version, **said, "in_dim": str(head.in_dim), "out_dim": str(head.out_dim)}
 
 
 def _about(found: Attached) -> dict[str, str]:

@@ -67,10 +67,8 @@ class MLPHead(nn.Module):
         check_choice("init", init, ("default", "trunc_normal"))
         hidden_dim = in_dim if hidden_dim is None else hidden_dim
         widths = [in_dim, *_hidden_widths(hidden_dim, check_positive("depth", depth))]
-        (
-            create_activation(activation),
-            create_norm(norm, 1),
-        )  # a misspelt name is refused even where depth=1 uses neither
+        create_activation(activation)  # a misspelt name is refused even where depth=1 uses neither
+        create_norm(norm, 1)
 
         def block(width_in: int, width: int, bias: bool | None, norm: str | None, affine: bool | str) -> OrderedDict:
             linear = nn.Linear(width_in, width, bias=norm != "batch" if bias is None else bias)

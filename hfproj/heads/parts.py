@@ -20,11 +20,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def create_activation(name: str) -> nn.Module:
-    """Make an activation by its name, one of `ACTIVATIONS`.
-
-    Raises:
-        UsageError: If no activation has this name.
-    """
+    """Make an activation by its name, one of `ACTIVATIONS`; `UsageError` if no activation has this name."""
     check_choice("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()
 

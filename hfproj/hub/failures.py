@@ -70,11 +70,8 @@ def is_transient(error: BaseException) -> bool:
 
 def origin(error: BaseException) -> BaseException:
     """Return the failure behind huggingface_hub's "not in the cache" and "error while uploading"."""
-    return (
-        error.__cause__
-        if isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and error.__cause__
-        else error
-    )
+    wraps = isinstance(error, errors.LocalEntryNotFoundError | RuntimeError)
+    return error.__cause__ if wraps and error.__cause__ else error
 
 
 def _response(error: BaseException) -> Any:
@@ -88,12 +85,7 @@ def _retry_after(error: BaseException) -> float:
 
 
 def explain(error: BaseException, repo_id: str) -> str:
-    """Return one clause, without a full stop, on why the Hub did not do what was asked and what helps.
-
-    Args:
-        error: What huggingface_hub raised.
-        repo_id: The repository that was asked for.
-    """
+    """Return one clause, without a full stop, on why the Hub did not do what was asked of `repo_id` and what helps."""
     chain, hub, owner = list(_chain(error)), constants.ENDPOINT, repo_id.split("/")[0]
     if type(error) is ValueError:  # of huggingface_hub itself, about what it was given
         return one_line(error, 300)

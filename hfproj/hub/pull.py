@@ -122,13 +122,7 @@ def list_adapters(
     """Return the adapters with a projection head in a folder or repository, by the name that `adapter=` takes.
 
     One whose configuration can't be read is left out with a warning that says why; adapters of other PEFT methods are
-    left out silently. No tensors are downloaded.
-
-    Args:
-        repo: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
-        revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository.
-        token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``.
-        cache_dir: Where downloads are kept; None is huggingface_hub's cache.
+    left out silently. No tensors are downloaded. Arguments are those of `load_head`.
 
     Raises:
         AdapterFileError: If there is no such folder or repository.
@@ -231,10 +225,9 @@ def open_adapter(
         low, high = validation.plausible_size(expected, config)
         if size < low or (high is not None and size > high):
             limits = f"at least {low:,}" if size < low else f"at most {high:,}"
-            raise AdapterFileError(
-                f"{where}: {ADAPTER_WEIGHTS} is damaged or cut short, or belongs to another config: it has {size:,} "
-                f"bytes, {ADAPTER_CONFIG} asks for {limits}; download or save it again."
-            )
+            what = f"it has {size:,} bytes, {ADAPTER_CONFIG} asks for {limits}; download or save it again"
+            where = f"{where}: {ADAPTER_WEIGHTS}"
+            raise AdapterFileError(f"{where} is damaged or cut short, or belongs to another config: {what}.")
         if size >= HEADER_FIRST:
             check_tensors(source.tensors(prefix + ADAPTER_WEIGHTS, size), expected, config, where)
     weights = source.get(prefix + ADAPTER_WEIGHTS, size)
@@ -267,10 +260,8 @@ def _no_config(source: Folder | Remote, where: str, adapter: str) -> str:
 def _no_weights(source: Folder | Remote, where: str, folder: str) -> str:
     pickles = [n for n in source.listing(folder)[0] if n == WEIGHTS_NAME or n.lower().endswith(_PICKLES)]
     if pickles:
-        return (
-            f"{where} has its tensors as a pickle only ({short(pickles[0])[1:-1]}), which can run code when it is "
-            f"loaded and is never opened; ask for {ADAPTER_WEIGHTS} instead."
-        )
+        what = f"which can run code when it is loaded and is never opened; ask for {ADAPTER_WEIGHTS} instead"
+        return f"{where} has its tensors as a pickle only ({short(pickles[0])[1:-1]}), {what}."
     return _absent(source, where, ADAPTER_WEIGHTS)
 
 

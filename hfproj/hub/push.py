@@ -72,16 +72,9 @@ def push_to_hub(
     target = Target(repo_id, token=token, revision=revision, create_pr=create_pr, private=private)
     with tempfile.TemporaryDirectory(prefix="hfproj-") as folder:
         staged = stage(
-            model,
-            Path(folder),
-            repo_id,
-            results=results,
-            adapters=adapters,
-            objective=objective,
-            ema=ema,
-            license=license,
-            eval_results=eval_results,
-        )
+            model, Path(folder), repo_id, results=results, adapters=adapters, objective=objective, ema=ema,
+            license=license, eval_results=eval_results,
+        )  # fmt: skip
         return send(staged, target, commit_message=commit_message, commit_description=commit_description)
 
 
@@ -153,15 +146,10 @@ class _Push:
         try:
             self._open()
             operations = self._operations()
+            words = {"commit_message": message, "commit_description": description}
+            where: dict[str, Any] = {"revision": self.revision, "create_pr": self.target.create_pr}
             return retry(
-                lambda: self.api.create_commit(
-                    self.repo_id,
-                    operations,
-                    commit_message=message,
-                    commit_description=description,
-                    revision=self.revision,
-                    create_pr=self.target.create_pr,
-                ),
+                lambda: self.api.create_commit(self.repo_id, operations, **words, **where),
                 lost=lambda: self._arrived(operations, message, description),
             )
         except BaseException as error:
@@ -246,14 +234,11 @@ class _Push:
                 head = self.api.model_info(self.repo_id, revision=revision)
                 if head.sha not in (None, self.before) and self._same(sent, revision):
                     url = f"{self.api.endpoint}/{self.repo_id}"
+                    discussion = f"{url}/discussions/{pull.rpartition('/')[2]}" if pull else None
                     return CommitInfo(
-                        commit_url=f"{url}/commit/{head.sha}",
-                        commit_message=message,
-                        commit_description=description or "",
-                        oid=head.sha,
-                        pr_url=f"{url}/discussions/{pull.rpartition('/')[2]}" if pull else None,
-                        _endpoint=self.api.endpoint,
-                    )
+                        commit_url=f"{url}/commit/{head.sha}", commit_message=message, oid=head.sha, pr_url=discussion,
+                        commit_description=description or "", _endpoint=self.api.endpoint,
+                    )  # fmt: skip
         return None
 
     def _undo(self) -> str:

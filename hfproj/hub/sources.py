@@ -179,14 +179,9 @@ def open_source(
     except UnreachableError as error:
         folder = _cached(name, revision=revision, cache_dir=cache_dir)
         if folder is None:
-            cache, of_it = (
-                cache_dir or constants.HF_HUB_CACHE,
-                f"revision {short(revision)} of it" if revision else "it",
-            )
-            raise UnreachableError(
-                f"{name} is no folder and can't be loaded: {error}, and the cache {cache} does not have {of_it}. Check "
-                "the name, or load it once while the Hub can be reached."
-            ) from error
+            cache, part = cache_dir or constants.HF_HUB_CACHE, f"revision {short(revision)} of " * bool(revision)
+            what = f"{name} is no folder and can't be loaded: {error}, and the cache {cache} does not have {part}it"
+            raise UnreachableError(f"{what}. Check the name, or load it once while the Hub can be reached.") from error
         if not constants.is_offline_mode():
             warnings.warn(f"{error}; {name} comes from the cache, at commit {folder.name[:8]}.", stacklevel=4)
         return Folder(folder, name, cached=True)

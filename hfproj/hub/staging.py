@@ -116,21 +116,11 @@ def hub_base(config: Any, adapter: str = ROOT) -> str | None:
 
 
 def stage(
-    model: nn.Module,
-    folder: Path,
-    repo_id: str,
-    *,
-    results: Any = None,  # of users, who are told here what was expected
-    adapters: Sequence[str] | None = None,
-    objective: Any = None,
-    ema: SavesItself | None = None,
-    license: str | None = None,
-    eval_results: bool = False,
-    unmeasured: Results | None = None,
-    preprocessing: ImagePreprocessing | None = None,
-    before: Position = START,
+    model: nn.Module, folder: Path, repo_id: str, *, results: Any = None, adapters: Sequence[str] | None = None,
+    objective: Any = None, ema: SavesItself | None = None, license: str | None = None, eval_results: bool = False,
+    unmeasured: Results | None = None, preprocessing: ImagePreprocessing | None = None, before: Position = START,
     saved: Path | None = None,
-) -> Staged:
+) -> Staged:  # fmt: skip
     """Write everything that a push sends into an empty `folder`; arguments and errors are those of `push_to_hub`.
 
     Where there are no `results`, `unmeasured` says for the card what is known of the run. `preprocessing` is how images
@@ -149,15 +139,11 @@ def stage(
         ema.save(place)
     shown = without_tokens(results or unmeasured or described(model, subject))
     for name in names:
+        own, keep = (shown, results is not None) if name == subject else (described(model, name), False)
         write_card(
-            shown if name == subject else described(model, name),
-            folder_of(folder, name),
-            repo_id=repo_id,
-            license=license,
-            adapters=names,
-            adapter=name,
-            keep_results=results is not None and name == subject,
-        )
+            own, folder_of(folder, name), repo_id=repo_id, license=license, adapters=names, adapter=name,
+            keep_results=keep,
+        )  # fmt: skip
     if ROOT not in names:  # the page of a repository is its root: without a "default" there, it shows this adapter
         files = [file for file in (filenames.PREPROCESSING,) if (place / file).is_file()]
         for file in files:
@@ -225,10 +211,8 @@ def without_tokens(results: Results) -> Results:
         >>> without_tokens(Results(command="python train.py --hub_token hf_" + 34 * "a")).command
         'python train.py --hub_token $HF_TOKEN'
     """
-    return dataclasses.replace(
-        results,
-        **{name: _replaced(getattr(results, name)) for name in ("config", "command", "log", "notes", "geometry")},
-    )
+    told = ("config", "command", "log", "notes", "geometry")
+    return dataclasses.replace(results, **{name: _replaced(getattr(results, name)) for name in told})
 
 
 def _replaced(value: Any) -> Any:
@@ -242,15 +226,9 @@ def _replaced(value: Any) -> Any:
 def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: str, texts: dict[str, str]) -> None:
     """Refuse to send a folder in which there is anything but an adapter's files, or anything private.
 
-    Args:
-        folder: What is about to be sent.
-        adapters: Names of its adapters; each but "default" has a folder.
-        owner: User or organisation that it is sent to, whose name may occur.
-        token: The token in use.
-        texts: What is sent beside the files, by name, such as the commit's message, which may name people.
-
-    Raises:
-        UsageError: If there is; it says in which file, and what to change.
+    Each adapter but "default" has a folder. The name of `owner`, the user or organisation that it is sent to, may
+    occur. `texts` is what is sent beside the files, by name, such as the commit's message, which may name people. The
+    `UsageError` says in which file what was found, and what to change.
     """
     folders, secrets = set(adapters) - {"default"}, _secrets(token)
     typed = [*secrets, (_PATH, "a path of this machine")]
@@ -260,10 +238,8 @@ def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: 
     for path in sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not _allowed(name, folders):
-            raise UsageError(
-                f"{name} is no file of an adapter, so it is not sent; take it out: an adapter has "
-                f"{', '.join(sorted(_FILES))} and pictures as .png."
-            )
+            known = f"{', '.join(sorted(_FILES))} and pictures as .png"
+            raise UsageError(f"{name} is no file of an adapter, and is not sent; take it out: an adapter has {known}.")
         if path.suffix == ".png":
             _check(name, path.read_bytes().decode("latin-1"), secrets)
             continue

@@ -80,10 +80,8 @@ def regular_file(path: Path, root: Path, where: str) -> Path:
     Links inside `root` are followed, and those of a Hub cache, whose snapshots are links to its blobs.
     """
     if not path.resolve().is_relative_to(root.resolve()) and not _links_to_blob(path):
-        raise AdapterFileError(
-            f"{where}: {path.name} is a link, or lies behind one, that leads out of the folder; give the folder it "
-            "leads to, or copy the file."
-        )
+        what = "is a link, or lies behind one, that leads out of the folder"
+        raise AdapterFileError(f"{where}: {path.name} {what}; give the folder it leads to, or copy the file.")
     if not stat.S_ISREG(path.stat().st_mode):
         raise AdapterFileError(f"{where}: {path.name} is no regular file.")
     return path

@@ -161,10 +161,8 @@ def _check_backbone_fields(values: dict[str, Any], where: str) -> None:
     library = str(mapping.get("parent_library") or "").split(".")[0]
     foreign = library not in ("", "hfproj", *_LIBRARIES) if source.get("id") else library in sys.stdlib_module_names
     if foreign:
-        raise AdapterFileError(
-            f"{where}: {ADAPTER_CONFIG} names code to import (auto_mapping={short(mapping)}), which is no backbone of "
-            f"{' or '.join(_LIBRARIES)}."
-        )
+        what = f"{ADAPTER_CONFIG} names code to import (auto_mapping={short(mapping)})"
+        raise AdapterFileError(f"{where}: {what}, which is no backbone of {' or '.join(_LIBRARIES)}.")
 
 
 _MODULE_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
@@ -280,10 +278,8 @@ def backbone_source(config: ProjectionHeadConfig, where: str, *, local: bool) ->
     source = config.backbone or {}
     name, library, revision = source.get("id"), source.get("library"), source.get("revision")
     if not name:
-        raise UsageError(
-            f"{where} does not say which backbone it was trained on; load that backbone and pass it as "
-            "from_pretrained(…, backbone=backbone)."
-        )
+        todo = "load that backbone and pass it as from_pretrained(…, backbone=backbone)"
+        raise UsageError(f"{where} does not say which backbone it was trained on; {todo}.")
 
     def refusal(what: str) -> AdapterFileError:
         return AdapterFileError(f"{where}: {what}; load the backbone yourself and pass it as backbone=.")

@@ -2,11 +2,9 @@
 
 A preset is data: its parts are the names and options that `hfproj.create_head`, `hfproj.create_objective` and
 `hfproj.create_regularizer` take, so that each can be replaced. Most of the settings train a backbone from scratch:
-``preset.config(trainable="full")`` does, without it the head alone is trained. This room imports `tuner`, `objectives`
-and what lies below them; the rows of the papers, on the top floor, are reached by name.
-
-:mod:`hfproj.presets.published` has each objective as it was published, and solo-learn's settings for CIFAR; the rows of
-the tables in five papers on projection heads are in ``hfproj/studies/paper_presets.py``.
+``preset.config(trainable="full")`` does, without it the head alone is trained. :mod:`hfproj.presets.published` has each
+objective as it was published, and solo-learn's settings for CIFAR. This room imports `tuner`, `objectives` and what
+lies below them; the rows of the papers, on the top floor, are reached by name.
 """
 
 import importlib
@@ -14,8 +12,8 @@ from collections.abc import Mapping
 from functools import cache
 
 from hfproj.errors import unknown
-from hfproj.presets.base import Preset
 from hfproj.presets.published import CIFAR, PUBLISHED
+from hfproj.presets.settings import Preset
 
 __all__ = ["Preset", "all_presets", "get_preset", "list_presets"]
 

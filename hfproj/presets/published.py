@@ -17,7 +17,6 @@ Deviations:
 from typing import Any
 
 from hfproj.objectives.sigmoid import SigmoidContrastive
-from hfproj.presets.base import Preset
 from hfproj.presets.settings import (
     BYOL_VIEWS,
     BYOL_VIEWS_NOTE,
@@ -31,6 +30,7 @@ from hfproj.presets.settings import (
     SOLO_VIEWS,
     SOLO_WEAK_VIEWS,
     ZERO_CL_LARS,
+    Preset,
     Settings,
     multi_crop,
     training,

@@ -14,7 +14,6 @@ References:
 
 from typing import Any
 
-from hfproj.presets.base import Preset
 from hfproj.presets.published import PUBLISHED
 from hfproj.presets.settings import (
     BYOL_VIEWS,
@@ -25,6 +24,7 @@ from hfproj.presets.settings import (
     SOLO_ASYMMETRIC_VIEWS,
     SOLO_LARS,
     SOLO_VIEWS,
+    Preset,
     only_crops,
     training,
 )
