@@ -64,9 +64,7 @@ class Matched(Problems):
 def source(parts: Parts, family: Family, num_heads: int | None) -> tuple[str, dict[str, Any]]:
     """Return timm's name and the options of a model without weights for the backbone.
 
-    Raises:
-        AdapterFileError: If no such model is known.
-        UsageError: If the number of attention heads is not known.
+    `AdapterFileError` if no such model is known, `UsageError` if the number of attention heads is not.
     """
     tensors = {name: tensor for name, (_, tensor) in parts.backbone.items()}
     of_resnet, of_vit = (any(n.startswith(first) for n in tensors) for first in ("layer1.", "blocks.0."))

@@ -134,10 +134,8 @@ class Augmentation:
         """
         for image in images:
             if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
-                raise UsageError(
-                    f"Expected images [3, height, width], uint8 or float in [0, 1], got {list(image.shape)} of "
-                    f"{image.dtype}; hfproj.data.to_rgb_tensor makes one of any image."
-                )
+                given = f"got {list(image.shape)} of {image.dtype}; hfproj.data.to_rgb_tensor makes one of any image"
+                raise UsageError(f"Expected images [3, height, width], uint8 or float in [0, 1], {given}.")
         indices = np.asarray(index, dtype=np.int64)
         epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape)
         draws = uniforms(_DRAWS, seed=seed, epoch=epochs, index=indices, view=view)

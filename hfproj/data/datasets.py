@@ -97,10 +97,8 @@ def read_idx(path: str | Path) -> np.ndarray:
     shape = struct.unpack(f">{data[3]}I", data[4:start])
     expected = start + int(np.prod(shape, dtype=object))
     if len(data) != expected:
-        raise UsageError(
-            f"{path} announces {' × '.join(map(str, shape))} values, {expected} bytes in all, got {len(data)}. "
-            "Download the file again."
-        )
+        what = f"{path} announces {' × '.join(map(str, shape))} values, {expected} bytes in all, got {len(data)}"
+        raise UsageError(f"{what}. Download the file again.")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
 
 
@@ -197,10 +195,8 @@ def _columns(
     if not (encoded or isinstance(kind, datasets.Image)):
         wrong = "has no column of images" if image is None else f"holds no images in column {image!r}"
         columns = ", ".join(f"{n} ({getattr(f, 'dtype', type(f).__name__)})" for n, f in features.items())
-        raise UsageError(
-            f"{name!r} {wrong}; its columns are {columns}. Name the right one (image_column, --image_column), or cast "
-            "it: dataset.cast_column(…, datasets.Image())."
-        )
+        hint = "Name the right one (image_column, --image_column), or cast it: dataset.cast_column(…, datasets.Image())"
+        raise UsageError(f"{name!r} {wrong}; its columns are {columns}. {hint}.")
     if encoded:
         dataset = dataset.cast_column(image, datasets.Image())
     renamed = {image: "image"} if label is None else {image: "image", label: "label"}

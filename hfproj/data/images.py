@@ -83,10 +83,8 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _check_range(array: np.ndarray, high: int, column: str) -> None:
     if array.size and not (array.min() >= 0 and array.max() <= high):  # so written, NaN fails too
-        raise UsageError(
-            f"Column {column!r} holds {array.dtype} values from {array.min()} to {array.max()}; an image of this type "
-            f"has values from 0 to {high}. Rescale them, or store uint8."
-        )
+        what = f"Column {column!r} holds {array.dtype} values from {array.min()} to {array.max()}"
+        raise UsageError(f"{what}; an image of this type has values from 0 to {high}. Rescale them, or store uint8.")
 
 
 def _array_to_uint8(array: np.ndarray, column: str) -> np.ndarray:
@@ -118,10 +116,8 @@ class _Images:
         self, size: int, mean: Sequence[Number], std: Sequence[Number], image_column: str, label_column: str | None
     ):
         if size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise UsageError(
-                f"Expected size ≥ 1 and three values each of mean and std (std > 0), got size={size}, mean={mean}, "
-                f"std={std}."
-            )
+            what = "Expected size ≥ 1 and three values each of mean and std (std > 0)"
+            raise UsageError(f"{what}, got size={size}, mean={mean}, std={std}.")
         self.size, self.image_column, self.label_column = size, image_column, label_column
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32)[:, None, None] for x in (mean, std))
 
@@ -129,10 +125,8 @@ class _Images:
         images = []
         for item in items:
             if self.image_column not in item:
-                raise UsageError(
-                    f"The items have no column {self.image_column!r}; they have {', '.join(map(repr, item))}. "
-                    "Name the one with the images: image_column=… (--image_column)."
-                )
+                what = f"The items have no column {self.image_column!r}; they have {', '.join(map(repr, item))}"
+                raise UsageError(f"{what}. Name the one with the images: image_column=… (--image_column).")
             try:
                 images.append(to_rgb_tensor(item[self.image_column], self.image_column))
             except UsageError as error:
@@ -229,10 +223,8 @@ class ImageViews(_Images):
         if augmentation is not None and options:
             raise UsageError(f"Give either augmentation=… or its options ({', '.join(options)}), not both.")
         if (local_views, local_size) != (0, None) and (local_size is None or min(local_views, local_size) < 1):
-            raise UsageError(
-                "Local views need a number and a size, such as local_views=6, local_size=96 (0 and None for none), got "
-                f"local_views={local_views} and local_size={local_size}."
-            )
+            what = "Local views need a number and a size, such as local_views=6 and local_size=96 (0 and None for none)"
+            raise UsageError(f"{what}, got local_views={local_views} and local_size={local_size}.")
         self.num_views, self.local_views, self.local_size, self.seed = num_views, local_views, local_size, seed
         augmentation = Augmentation(**options) if augmentation is None else augmentation
         self.augmentations = _for_each_view(augmentation, "num_views", num_views)

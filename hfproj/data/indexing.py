@@ -39,10 +39,8 @@ def as_item(value: Any) -> dict[str, Any]:
     if not isinstance(value, tuple):
         return {"image": value}
     if len(value) != 2:
-        raise UsageError(
-            f"Expected items that are dicts, (image, label) pairs or images, got a tuple of {len(value)}. "
-            "Return a dict from the data set, for example {'image': …, 'label': …}."
-        )
+        what = f"Expected items that are dicts, (image, label) pairs or images, got a tuple of {len(value)}"
+        raise UsageError(f"{what}. Return a dict from the data set, for example {{'image': …, 'label': …}}.")
     return {"image": value[0], "label": value[1]}
 
 
@@ -95,10 +93,8 @@ class IndexedDataset(Dataset):
 
     def __init__(self, dataset: Any):
         if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
-            raise UsageError(
-                f"IndexedDataset wraps data sets with a length and indices, got a {type(dataset).__name__}. "
-                "Wrap a stream in hfproj.data.StreamDataset instead."
-            )
+            what = f"IndexedDataset wraps data sets with a length and indices, got a {type(dataset).__name__}"
+            raise UsageError(f"{what}. Wrap a stream in hfproj.data.StreamDataset instead.")
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -109,10 +105,8 @@ class IndexedDataset(Dataset):
         try:
             value = self.dataset[index]
         except _UNREADABLE as error:
-            raise UsageError(
-                f"Item {index} of the data set cannot be read ({type(error).__name__}: {error}). "
-                "Repair the file, or drop the row, for example with dataset.select()."
-            ) from error
+            what = f"Item {index} of the data set cannot be read ({type(error).__name__}: {error})"
+            raise UsageError(f"{what}. Repair the file, or drop the row, for example with dataset.select().") from error
         return {**as_item(value), "index": index, "epoch": epoch}
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
@@ -214,10 +208,8 @@ class StreamDataset(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
-            raise UsageError(
-                f"Expected one worker for a stream, since positions decide views, got {worker.num_workers}. "
-                "Set dataloader_num_workers to 0 or 1."
-            )
+            what = f"Expected one worker for a stream, since positions decide views, got {worker.num_workers}"
+            raise UsageError(f"{what}. Set dataloader_num_workers to 0 or 1.")
         epoch = int(self._epoch)
         for position, value in enumerate(self.iterable):
             yield {**as_item(value), "index": position, "epoch": epoch}

@@ -66,10 +66,8 @@ class TextViews(_Sentences):
         super().__init__(tokenizer, max_length, label_column)
         self.columns = [columns] * num_views if isinstance(columns, str) else list(columns)
         if not self.columns or max_length < 1:
-            raise UsageError(
-                f"TextViews needs at least one view and one token, got columns={columns!r}, num_views={num_views}, "
-                f"max_length={max_length}."
-            )
+            given = f"got columns={columns!r}, num_views={num_views}, max_length={max_length}"
+            raise UsageError(f"TextViews needs at least one view and one token, {given}.")
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         """Return the batch of `items`, dicts of an `hfproj.IndexedDataset`."""

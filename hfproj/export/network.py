@@ -53,7 +53,7 @@ class Attached:
 
     @property
     def source(self) -> dict[str, Any]:
-        """Where the backbone came from, ``{"library", "id", "kwargs"}``; empty where that is unknown."""
+        """Where the backbone was loaded from, ``{"library", "id", "kwargs"}``; empty where that is unknown."""
         return self.config.backbone or {}
 
     @property

@@ -48,10 +48,8 @@ def _check_quantizer(levels: object, variant: object) -> None:
     """Raise `UsageError` for options that `quantize` has no use for."""
     check_choice("variant", variant, ("tan", "atanh"))
     if not 2 <= check_positive("levels", levels) <= _MOST_LEVELS:
-        raise UsageError(
-            f"levels must be 2 to {_MOST_LEVELS} (the paper has 30 for SimCLR, 3 for Barlow Twins), got {levels}; to "
-            "leave z as it is use the inner head itself."
-        )
+        what = f"levels must be 2 to {_MOST_LEVELS} (the paper has 30 for SimCLR, 3 for Barlow Twins), got {levels}"
+        raise UsageError(f"{what}; to leave z as it is use the inner head itself.")
 
 
 class QuantizedHead(ShowsOptions, nn.Module):
@@ -173,10 +171,8 @@ class TopKHead(ShowsOptions, nn.Module):
         self.width = 32 * self.out_dim if width is None else check_positive("width", width)
         self.top_k = max(1, self.width // 100) if top_k is None else check_positive("top_k", top_k)
         if self.top_k > self.width:
-            raise UsageError(
-                f"top_k={self.top_k} of width={self.width} units can't be kept: choose top_k from 1 to {self.width} (a "
-                "hundredth of the width is usual), or a larger width."
-            )
+            hint = f"choose top_k from 1 to {self.width} (a hundredth of the width is usual), or a larger width"
+            raise UsageError(f"top_k={self.top_k} of width={self.width} units can't be kept: {hint}.")
         self.pre_bias = nn.Parameter(torch.zeros(self.out_dim))
         self.encoder = nn.Linear(self.out_dim, self.width)
         self.decoder = nn.Linear(self.width, self.out_dim)

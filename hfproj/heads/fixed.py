@@ -114,10 +114,8 @@ class SubvectorHead(ShowsOptions, nn.Module):
         super().__init__()
         d0 = out_dim if d0 is None else d0
         if d0 is None or out_dim not in (None, d0):
-            raise UsageError(
-                f"The subvector head needs the number of entries to keep, as d0 or as out_dim; got d0={d0}, "
-                f"out_dim={out_dim}. The paper keeps 360 of 2048."
-            )
+            what = "The subvector head needs the number of entries to keep, as d0 or as out_dim"
+            raise UsageError(f"{what}; got d0={d0}, out_dim={out_dim}. The paper keeps 360 of 2048.")
         self.d0, self.in_dim = _check_d0(d0, in_dim)
         self.out_dim = self.d0
 
@@ -183,8 +181,6 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
 def _check_d0(d0: object, in_dim: object) -> tuple[int, int]:
     kept, width = check_positive("d0", d0), check_positive("in_dim", in_dim)
     if kept > width:
-        raise UsageError(
-            f"d0={kept} entries can't be taken from a representation of {width}: choose d0 from 1 to {width} "
-            "(DirectCLR keeps 360 of 2048)."
-        )
+        what = f"d0={kept} entries can't be taken from a representation of {width}"
+        raise UsageError(f"{what}: choose d0 from 1 to {width} (DirectCLR keeps 360 of 2048).")
     return kept, width

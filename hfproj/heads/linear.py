@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.heads.norm import create_norm
-from hfproj.heads.parts import check_input, check_kept_width, check_positive
+from hfproj.heads.parts import check_input, check_kept_width, check_positive, create_norm
 
 
 class IdentityHead(nn.Module):

@@ -71,10 +71,8 @@ def from_pretrained(
         'student'
     """
     if backbone is not None and (isinstance(backbone, PeftModel) or hasattr(backbone, CHILD)):
-        raise UsageError(
-            "This backbone carries an adapter already. To put a second head beside it use model.load_adapter(repo, "
-            "name); to start from the bare backbone use model.unload()."
-        )
+        hint = "use model.load_adapter(repo, name) to put a second head beside it, model.unload() to start from it bare"
+        raise UsageError(f"This backbone carries an adapter already; {hint}.")
     saved = open_adapter(repo, adapter=adapter, revision=revision, token=token, cache_dir=cache_dir)
     if backbone is None:
         backbone = _load_backbone(saved)
@@ -158,15 +156,10 @@ class SavedAdapter:
         return isinstance(self.source, Folder) and not self.source.cached
 
     def file(self, name: str) -> Path | None:
-        """Return another file of the adapter, checked, or None if it has none.
+        """Return another file of the adapter, checked, or None if it has none; errors are those of `load_head`.
 
-        Args:
-            name: `RESULTS`, `PREPROCESSING`, `OBJECTIVE` or `EMA` of `hfproj.filenames`. For an adapter in a folder
-                of its own it may lie in the root, too, where that has no adapter (a checkpoint); preprocessing always.
-
-        Raises:
-            AdapterFileError: If the file is damaged or hostile.
-            HubError: If the Hub does not give it.
+        `name` is `RESULTS`, `PREPROCESSING`, `OBJECTIVE` or `EMA` of `hfproj.filenames`. For an adapter in a folder of
+        its own it may lie in the root, too, where that has no adapter (a checkpoint); preprocessing always.
         """
         file = self.prefix + name
         size = self.source.size(file)
@@ -206,10 +199,8 @@ def open_adapter(
     Arguments and errors are those of `hfproj.load_head`. Further files are downloaded by `SavedAdapter.file`.
     """
     if not is_folder_name(adapter):
-        raise UsageError(
-            f"adapter={short(adapter)}: expected the name of an adapter, which is that of one folder inside the "
-            "repository, without slashes; 'default' is the one in its root."
-        )
+        hint = "which is that of one folder inside the repository, without slashes; 'default' is the one in its root"
+        raise UsageError(f"adapter={short(adapter)}: expected the name of an adapter, {hint}.")
     folder = "" if adapter == "default" else adapter
     source = open_source(repo, revision=revision, token=token, cache_dir=cache_dir)
     where, prefix = (f"{repo} (adapter {adapter!r})", f"{folder}/") if folder else (str(repo), "")
@@ -278,10 +269,8 @@ def _load_backbone(saved: SavedAdapter) -> nn.Module:
     except HfprojError:
         raise
     except Exception as error:  # whatever the files of another third party do to transformers or timm
-        raise AdapterFileError(
-            f"{saved.where}: its backbone {short(source['name'])} can't be loaded ({one_line(error)}); load it "
-            "yourself and pass it as backbone=."
-        ) from error
+        what = f"{saved.where}: its backbone {short(source['name'])} can't be loaded ({one_line(error)})"
+        raise AdapterFileError(f"{what}; load it yourself and pass it as backbone=.") from error
 
 
 def _attach(
@@ -307,10 +296,9 @@ def _attach(
     except HfprojError:
         raise
     except Exception as error:
-        raise AdapterFileError(
-            f"{saved.where} can't be attached to {type(backbone).__name__} ({one_line(error)}); it belongs to another "
-            "backbone, or its backbone_adapter does not work."
-        ) from error
+        what = f"{saved.where} can't be attached to {type(backbone).__name__} ({one_line(error)})"
+        hint = "it belongs to another backbone, or its backbone_adapter does not work"
+        raise AdapterFileError(f"{what}; {hint}.") from error
     return model
 
 

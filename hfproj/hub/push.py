@@ -103,10 +103,8 @@ def usable_token(token: str | bool | None) -> str:
         raise UsageError("HF_HUB_OFFLINE=1 keeps this process from reaching the Hub; unset it to push.")
     found = token if isinstance(token, str) else None if token is False else get_token()
     if not found:
-        raise UsageError(
-            "There is no access token: log in with `hf auth login`, set HF_TOKEN, or pass token=…; it needs the right "
-            "to write (https://huggingface.co/settings/tokens)."
-        )
+        what = "There is no access token: log in with `hf auth login`, set HF_TOKEN, or pass token=…"
+        raise UsageError(f"{what}; it needs the right to write (https://huggingface.co/settings/tokens).")
     return found
 
 
@@ -146,12 +144,13 @@ class _Push:
         try:
             self._open()
             operations = self._operations()
-            words = {"commit_message": message, "commit_description": description}
-            where: dict[str, Any] = {"revision": self.revision, "create_pr": self.target.create_pr}
             return retry(
-                lambda: self.api.create_commit(self.repo_id, operations, **words, **where),
+                lambda: self.api.create_commit(
+                    self.repo_id, operations, commit_message=message, commit_description=description,
+                    revision=self.revision, create_pr=self.target.create_pr,
+                ),
                 lost=lambda: self._arrived(operations, message, description),
-            )
+            )  # fmt: skip
         except BaseException as error:
             state = self._undo()
             if isinstance(error, HfprojError) or not isinstance(error, FAILURES):

@@ -104,7 +104,7 @@ class Remote:
         """Return what a safetensors file of `size` bytes holds by its header, of which alone it is downloaded."""
         read = self._api.parse_safetensors_file_metadata
         known = "timeout" in inspect.signature(read).parameters  # not in huggingface_hub 1
-        wait = {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT} if known else {}
+        wait: dict[str, Any] = {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT} if known else {}
         try:
             found = self._ask(lambda: read(self.repo_id, file, **wait, **self._at), file)
             tensors = {name: TensorInfo(info.dtype, tuple(info.shape)) for name, info in found.tensors.items()}

@@ -222,7 +222,7 @@ _TYPICAL_NAME = 60  # characters of a module's name
 
 
 def pattern_cost(pattern: str) -> float:
-    r"""Return a bound on the steps that matching a module's name may take; infinite where there is none to give.
+    r"""Return a bound on the steps that matching a module's name may take; infinite where no bound is known.
 
     Only single characters and classes may be repeated: no repeated groups, no look around, no back references. Names of
     modules need no more, and what remains can't take exponential time unnoticed.

@@ -84,9 +84,7 @@ def weighted(name: str, value: object) -> Weighted:
     own: dict[str, Any] = {k: options.pop(k) for k in ("weight", "schedule", "end_weight") if k in options}
     for key in own.keys() - {"schedule"}:
         if not isinstance(own[key], Real):
-            raise UsageError(
-                f"The {key} of the regularizer {name!r} must be a number, got {own[key]!r}; options go into a dict: "
-                f"{{{name!r}: {{'weight': 0.1, 'option': value}}}}."
-            )
+            what = f"The {key} of the regularizer {name!r} must be a number, got {own[key]!r}"
+            raise UsageError(f"{what}; options go into a dict: {{{name!r}: {{'weight': 0.1, 'option': value}}}}.")
         own[key] = float(own[key])
     return Weighted(create_regularizer(name, **options), **own)

@@ -91,7 +91,7 @@ def test_what_is_refused(tmp_path):
         views([{"text": ["a", "cat"]}])
     with pytest.raises(UsageError, match=r"at least one view and one token, got .*num_views=0"):
         hfproj.TextViews(tokenizer(), num_views=0)
-    with pytest.raises(UsageError, match="not known where BertModel came from"):
+    with pytest.raises(UsageError, match="origin of BertModel is unknown"):
         hfproj.TextViews.for_model(bert())
     model = bert()
     model.get_base_model().config._name_or_path = str(tmp_path)
