@@ -115,9 +115,9 @@ def conversion(
         raise refusal(parts, family, _hint(content, parts, family))
     alone = isinstance(backbone, FeatureBackbone) or (given and backbones.equal(backbone, matched))
     trained, pooling = "head" if alone else "full", "mean" if choices.get("head") == "ibot_head" else None
-    own: dict[str, Any] = {"trainable": trained, "pooling": pooling, "in_dim": in_dim, **parts.config()}
+    settings: dict[str, Any] = {"trainable": trained, "pooling": pooling, "in_dim": in_dim, **parts.config()}
     # a timm model made for this has nothing but random weights to return to: no keep_original
-    config = ProjectionHeadConfig(keep_original=given, **own)
+    config = ProjectionHeadConfig(keep_original=given, **settings)
     model = get_peft_model(backbone, config)
     with torch.no_grad():
         inner = model.get_base_model()
