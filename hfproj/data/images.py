@@ -223,7 +223,7 @@ class ImageViews(_Images):
         if augmentation is not None and options:
             raise UsageError(f"Give either augmentation=… or its options ({', '.join(options)}), not both.")
         if (local_views, local_size) != (0, None) and (local_size is None or min(local_views, local_size) < 1):
-            what = "Local views need a number and a size, such as local_views=6 and local_size=96 (0 and None for none)"
+            what = "Local views need a number and a size, such as local_views=6, local_size=96 (0 and None for none)"
             raise UsageError(f"{what}, got local_views={local_views} and local_size={local_size}.")
         self.num_views, self.local_views, self.local_size, self.seed = num_views, local_views, local_size, seed
         augmentation = Augmentation(**options) if augmentation is None else augmentation
