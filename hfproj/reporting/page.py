@@ -18,6 +18,8 @@ from hfproj.reporting.pictures import pictures_of
 from hfproj.reporting.rendering import render
 from hfproj.results import HISTORY_FILE, Results, read_history, verdicts
 
+PAGE = "report.html"
+
 
 def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = None) -> Path:
     """Write `report.html` into the folder of a run, and return where it lies.
@@ -44,7 +46,7 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
     results = Results.load(folder / "results.json")
     if not results.history and (folder / HISTORY_FILE).is_file():
         results.history = read_history(folder / HISTORY_FILE)
-    path = folder / "report.html" if path is None else Path(path)
+    path = folder / PAGE if path is None else Path(path)
     write_atomic(path, render_report(results).encode())
     return path
 
