@@ -49,11 +49,7 @@ class FeatureBackbone(nn.Module):
         return cls(config.in_dim, pooling=config.pooling, layer=config.layer, source=config.backbone)
 
     def check(self, pooling: str | None, layer: int) -> None:
-        """Refuse another pooling or layer than that of the features.
-
-        Raises:
-            UsageError: If `pooling` or `layer` is another.
-        """
+        """Raise UsageError if `pooling` or `layer` is another than that of the features."""
         if pooling not in (None, self.pooling) or layer != self.layer:
             raise UsageError(
                 f"The cached features are those of pooling={self.pooling!r}, layer={self.layer}; pass these to "

@@ -1,4 +1,4 @@
-"""Loading a backbone by name, and where a backbone came from."""
+"""Loading a backbone by name, and the source of a backbone."""
 
 import difflib
 import inspect
@@ -9,7 +9,7 @@ from typing import Any, cast
 from safetensors import SafetensorError
 from torch import nn
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice, one_line, unknown
 
 EMBEDDED = "vit_nano"
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -42,14 +42,10 @@ def embedded_folder() -> Path:
 
 
 def load_backbone(
-    name: str,
-    *,
-    library: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
+    name: str, *, library: str | None = None, revision: str | None = None, token: str | bool | None = None,
     **kwargs: Any,
-) -> nn.Module:
-    """Load a pretrained backbone and note on it where it came from, so that an adapter can be loaded with it again.
+) -> nn.Module:  # fmt: skip
+    """Load a pretrained backbone and note its source on it, so that an adapter can be loaded with it again.
 
     Args:
         name: ``"vit_nano"`` (ships with the package), a Hub id, a folder with a `transformers` model, or a timm model
@@ -63,12 +59,11 @@ def load_backbone(
     Raises:
         UsageError: If nothing can be loaded under this name.
     """
-    if library not in (None, "transformers", "timm"):
-        raise unknown("backbone library", library, ("transformers", "timm"))
-    if "trust_remote_code" in kwargs:
-        raise UsageError("trust_remote_code is not supported: code from a repository is never run.")
     if library is None:
         library = "timm" if name.startswith(("timm/", "hf-hub:timm/")) else "transformers"
+    check_choice("backbone library", library, ("transformers", "timm"))
+    if "trust_remote_code" in kwargs:
+        raise UsageError("trust_remote_code is not supported: code from a repository is never run.")
     if library == "timm":
         backbone = _load_timm(name, revision, kwargs)
     else:
@@ -99,16 +94,11 @@ def _load_transformers(name: str, revision: str | None, token: str | bool | None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"No backbone could be loaded from {name!r}; expected 'vit_nano', the id of a Hub model with safetensors, "
-            "a folder with config.json and model.safetensors, or a timm name such as 'timm/resnet18.a1_in1k'. "
-            f"({_reason(error)})"
+            f"a folder with config.json and model.safetensors, or 'timm/resnet18.a1_in1k'. ({one_line(error)})"
         ) from error
     if embedded:
         backbone.name_or_path = backbone.config._name_or_path = ""  # a path of this installation says nothing elsewhere
     return backbone
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _refuse_kernels(config: Any, name: str) -> None:
@@ -136,8 +126,8 @@ def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Mo
             near = difflib.get_close_matches(bare, known, n=5, cutoff=0.4) or ["see timm.list_models()"]
             raise unknown("timm backbone", wanted, near) from error
         raise UsageError(
-            f"The weights of timm model {name!r} could not be loaded; check the name and the connection, or "
-            f"use a folder or 'vit_nano'. ({_reason(error)})"
+            f"The weights of timm model {name!r} could not be loaded; check the name and the connection, or use a "
+            f"folder or 'vit_nano'. ({one_line(error)})"
         ) from error
 
 
@@ -151,8 +141,7 @@ def source_of(backbone: nn.Module) -> dict[str, Any] | None:
         return {"library": library, "id": model.name_or_path, "kwargs": no_pooler}
     config = getattr(model, "pretrained_cfg", None) or {}
     if library == "timm" and config.get("architecture"):
-        tag = f".{config['tag']}" if config.get("tag") else ""
-        name = f"timm/{config['architecture']}{tag}"
+        name = f"timm/{config['architecture']}" + (f".{config['tag']}" if config.get("tag") else "")
         return {"library": library, "id": name, "kwargs": {"num_classes": model.num_classes}}
     return None
 

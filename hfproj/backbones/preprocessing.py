@@ -41,8 +41,7 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     """
     backbone = bare_backbone(model)
     kind = type(backbone).__name__
-    timm_part = timm_part_of(backbone)
-    if timm_part:
+    if timm_part := timm_part_of(backbone):
         from timm.data import resolve_model_data_config
 
         data = resolve_model_data_config(timm_part[1])
@@ -55,24 +54,14 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     if found:
         return settings_of(found, f"The preprocessing of {kind}", size=size)
     if not size:
-        raise UsageError(
-            f"The image size of {kind} is unknown; pass size=, mean= and std= to the collator instead of for_model."
-        )
-    warnings.warn(
-        f"{kind} has no preprocessor_config.json: images are normalised with mean = std = 0.5; pass mean= and std= if "
-        "it was trained with others.",
-        stacklevel=2,
-    )
+        raise UsageError(f"The image size of {kind} is unknown; pass size=, mean= and std= to the collator.")
+    cause = f"{kind} has no preprocessor_config.json: images are normalised with mean = std = 0.5"
+    warnings.warn(f"{cause}; pass mean= and std= if it was trained with others.", stacklevel=2)
     return ImagePreprocessing(int(size), _HALF, _HALF)
 
 
 def preprocessor_config(settings: ImagePreprocessing) -> dict[str, Any]:
-    """Return what ``AutoImageProcessor`` reads: shorter side resized, centre cropped, normalised, as `EvalImages` does.
-
-    Example:
-        >>> preprocessor_config(ImagePreprocessing(32, (0.5,) * 3, (0.25,) * 3))["crop_size"]
-        {'height': 32, 'width': 32}
-    """
+    """Return what ``AutoImageProcessor`` reads: shorter side resized, centre cropped, normalised, as `EvalImages`."""
     return {
         "crop_size": {"height": settings.size, "width": settings.size},
         **dict.fromkeys(("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
@@ -86,16 +75,7 @@ def preprocessor_config(settings: ImagePreprocessing) -> dict[str, Any]:
 
 
 def settings_of(found: dict[str, Any], where: str, *, size: int | None = None) -> ImagePreprocessing:
-    """Return the settings in a ``preprocessor_config.json``.
-
-    Args:
-        found: Its content.
-        where: What it is, for messages.
-        size: Side of images where the file names none.
-
-    Raises:
-        UsageError: If a value in it is impossible.
-    """
+    """Return the settings in a ``preprocessor_config.json`` (`where` in messages); `size` is for one without."""
     wanted = found.get("crop_size") if found.get("do_center_crop", False) else found.get("size")
     if isinstance(wanted, dict):
         wanted = wanted.get("height") or wanted.get("shortest_edge")
@@ -105,8 +85,7 @@ def settings_of(found: dict[str, Any], where: str, *, size: int | None = None) -
     mean, std = found.get("image_mean") or _HALF, found.get("image_std") or _HALF
     for name, values, low in (("image_mean", mean, -math.inf), ("image_std", std, 0)):
         channels = isinstance(values, list | tuple) and 1 <= len(values) <= _MOST_CHANNELS
-        numbers = channels and all(isinstance(v, int | float) and low < v < math.inf for v in values)
-        if not numbers:
+        if not channels or not all(isinstance(v, int | float) and low < v < math.inf for v in values):
             raise UsageError(f"{where} has {name}={values!r:.60}; expected a number per channel.")
     resample = found.get("resample")
     interpolation = _RESAMPLE.get(resample, "bicubic") if isinstance(resample, int) else "bicubic"

@@ -14,30 +14,21 @@ from torch import Tensor, nn
 
 from hfproj.backbones.features import FeatureBackbone
 from hfproj.backbones.loading import files_of, library_of, timm_part_of
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 
 POOLINGS = ("cls", "mean", "cls_mean", "max", "pooler")
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadPoint:
-    """Where the representation leaves a backbone and how it is pooled.
+    """Where the representation leaves a backbone and how it is pooled."""
 
-    Args:
-        pooling: One of `POOLINGS`.
-        module: Name of the submodule to read; None reads the backbone's own output.
-        side: Whether that submodule's ``"output"`` or its first ``"input"`` is read.
-        prefix_tokens: Number of tokens before the patches (class token, registers).
-        text: Whether the tokens are those of a text, so that means respect ``attention_mask``.
-        in_dim: Width of the representation.
-    """
-
-    pooling: str
-    module: str | None
-    side: str
-    prefix_tokens: int
-    text: bool
-    in_dim: int
+    pooling: str  # one of `POOLINGS`
+    module: str | None  # name of the submodule to read; None reads the backbone's own output
+    side: str  # whether that submodule's "output" or its first "input" is read
+    prefix_tokens: int  # number of tokens before the patches (class token, registers)
+    text: bool  # whether the tokens are those of a text, so that means respect attention_mask
+    in_dim: int  # width of the representation
 
 
 def blocks_of(backbone: nn.Module) -> list[str]:
@@ -49,8 +40,7 @@ def blocks_of(backbone: nn.Module) -> list[str]:
     Raises:
         UsageError: If no such container exists.
     """
-    timm_part = timm_part_of(backbone)
-    prefix, root = timm_part or ("", backbone)
+    prefix, root = timm_part_of(backbone) or ("", backbone)
     numbered = [n for n, _ in root.named_children() if n.startswith("layer") and n[5:].isdigit()]
     if len(numbered) >= 2:
         return [prefix + n for n in numbered]
@@ -89,12 +79,10 @@ def _width(backbone: Any) -> int | None:
     if getattr(config, "hidden_size", None):
         return int(config.hidden_size)
     for attribute in ("hidden_sizes", "depths_width", "embed_dims"):
-        if getattr(config, attribute, None):
-            return int(getattr(config, attribute)[-1])
-    for attribute in ("num_features", "embed_dim", "hidden_size", "out_features", "out_dim"):
-        if isinstance(getattr(backbone, attribute, None), int):
-            return int(getattr(backbone, attribute))
-    return None
+        if found := getattr(config, attribute, None):
+            return int(found[-1])
+    names = ("num_features", "embed_dim", "hidden_size", "out_features", "out_dim")
+    return next((n for n in (getattr(backbone, name, None) for name in names) if isinstance(n, int)), None)
 
 
 def _timm_read_module(model: nn.Module) -> tuple[str, str] | None:
@@ -112,9 +100,7 @@ def _checkpoint_lacks(backbone: nn.Module, part: str) -> bool:
     source = files_of(backbone)
     if source is None:
         return False
-    quiet = dict.fromkeys(
-        (f"_raise_exceptions_for_{e}" for e in ("missing_entries", "gated_repo", "connection_errors")), False
-    )
+    quiet = {f"_raise_exceptions_for_{e}": False for e in ("missing_entries", "gated_repo", "connection_errors")}
     try:
         index = cached_file(source, "model.safetensors.index.json", local_files_only=True, **quiet)
         if index:
@@ -144,23 +130,19 @@ def resolve_read_point(
     if isinstance(backbone, FeatureBackbone):
         backbone.check(pooling, layer)
         return ReadPoint(backbone.pooling, None, "output", prefix_tokens=0, text=False, in_dim=backbone.in_dim)
-    if pooling is not None and pooling not in POOLINGS:
-        raise unknown("pooling", pooling, POOLINGS)
-    kind = type(backbone).__name__
+    if pooling is not None:
+        check_choice("pooling", pooling, POOLINGS)
+    kind, width, side = type(backbone).__name__, _width(backbone), "output"
+    module: str | None = None
     text = getattr(backbone, "main_input_name", None) == "input_ids"
     prefix, has_cls = _prefix_tokens(backbone)
     has_cls = has_cls or text
-    width = _width(backbone)
-    module: str | None = None
-    side = "output"
     timm_prefix, timm_model = timm_part_of(backbone) or ("", None)
     pooling = pooling or ("cls" if has_cls else "mean")
     if pooling == "pooler":
         if layer != -1:
-            raise UsageError(
-                f"pooling='pooler' reads the backbone's own pooled output, so layer={layer} can't be used "
-                "with it; use pooling='cls' or 'mean', or layer=-1."
-            )
+            hint = "use pooling='cls' or 'mean', or layer=-1"
+            raise UsageError(f"pooling='pooler' is the backbone's own; layer={layer} can't be used with it; {hint}.")
         _check_pooler(backbone)
         width = int(getattr(timm_model, "head_hidden_size", None) or 0) or width
     elif layer != -1:
@@ -168,10 +150,8 @@ def resolve_read_point(
     elif timm_model is not None:
         found = _timm_read_module(timm_model)
         if found is None:
-            raise UsageError(
-                f"{kind} shows neither a token norm nor a pooling layer; use pooling='pooler' with a model "
-                "made by timm.create_model(…, num_classes=0)."
-            )
+            hint = "use pooling='pooler' with a model made by timm.create_model(…, num_classes=0)"
+            raise UsageError(f"{kind} shows neither a token norm nor a pooling layer; {hint}.")
         module, side = timm_prefix + found[0], found[1]
     if pooling in ("cls", "cls_mean") and not has_cls:
         raise UsageError(f"pooling={pooling!r} needs a class token and {kind} has none; use pooling='mean' or 'max'.")
@@ -206,7 +186,7 @@ def _check_pooler(backbone: Any) -> None:
     if timm_part := timm_part_of(backbone):
         if getattr(timm_part[1], "num_classes", 0):
             raise UsageError(
-                f"pooling='pooler' of {kind} would read class scores; make the backbone with num_classes=0, or {hint}."
+                f"pooling='pooler' of {kind} would read class scores; make it with num_classes=0, or {hint}."
             )
     elif library_of(backbone) == "transformers":
         if getattr(backbone, "pooler", ...) is None:
@@ -214,10 +194,8 @@ def _check_pooler(backbone: Any) -> None:
         parts = {n: getattr(backbone, n, None) for n in ("pooler", "head")}
         learned = [n for n, m in parts.items() if isinstance(m, nn.Module) and any(True for _ in m.parameters())]
         if learned and _checkpoint_lacks(backbone, learned[0]):
-            raise UsageError(
-                f"pooling='pooler': the checkpoint {backbone.name_or_path!r} has no pooler, so {kind} made one with "
-                f"random weights; {hint}."
-            )
+            made = f"so {kind} made one with random weights; {hint}"
+            raise UsageError(f"pooling='pooler': the checkpoint {backbone.name_or_path!r} has no pooler, {made}.")
 
 
 def bare_tensors(backbone: nn.Module) -> dict[str, Tensor]:
@@ -248,16 +226,12 @@ def feeds_representation(backbone: nn.Module, point: ReadPoint) -> list[str]:
     read (blocks after `layer`, final norms, classifiers).
     """
     names = list(bare_tensors(backbone))
-    drop = {"mask_token"}
+    drop, kind = {"mask_token"}, type(backbone).__name__
     if point.pooling != "pooler":
-        drop |= {"pooler"}
-        if "Siglip" in type(backbone).__name__:
-            drop |= {"head"}
-        if type(backbone).__name__.startswith("CLIP"):
-            drop |= {"post_layernorm"}
-    else:
-        timm_part = timm_part_of(backbone)
-        classifier = timm_part and (getattr(timm_part[1], "pretrained_cfg", None) or {}).get("classifier")
+        drop |= {"pooler"} | ({"head"} if "Siglip" in kind else set())
+        drop |= {"post_layernorm"} if kind.startswith("CLIP") else set()
+    elif timm_part := timm_part_of(backbone):
+        classifier = (getattr(timm_part[1], "pretrained_cfg", None) or {}).get("classifier")
         drop |= {classifier} if isinstance(classifier, str) else set()
     names = [n for n in names if not drop & set(n.split("."))]
     if point.module is None:
@@ -277,38 +251,27 @@ def last_blocks(backbone: nn.Module, point: ReadPoint, count: int) -> list[str]:
     names = feeds_representation(backbone, point)
     blocks = [b for b in blocks_of(backbone) if any(n.startswith(b + ".") for n in names)]
     if not 1 <= count <= len(blocks):
-        raise UsageError(
-            f"trainable={count}: expected 1 to {len(blocks)} blocks of {type(backbone).__name__}; to train "
-            "all of the backbone use trainable='full'."
-        )
+        blocks_there = f"1 to {len(blocks)} blocks of {type(backbone).__name__}"
+        raise UsageError(f"trainable={count}: expected {blocks_there}; to train all of it use trainable='full'.")
     first = next(i for i, n in enumerate(names) if n.startswith(blocks[-count] + "."))
     return names[first:]
 
 
 def _tokens(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    for attribute in ("last_hidden_state", "pooler_output"):
-        value = getattr(output, attribute, None)
-        if isinstance(value, Tensor):
-            return value
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise UsageError(
-        f"The backbone returned {type(output).__name__}; expected a tensor, a tuple of tensors or an output "
-        "with last_hidden_state."
-    )
+    first = output[0] if isinstance(output, tuple | list) and output else None
+    named = (getattr(output, name, None) for name in ("last_hidden_state", "pooler_output"))
+    found = next((value for value in (output, *named, first) if isinstance(value, Tensor)), None)
+    if found is None:
+        expected = "a tensor, a tuple of tensors or an output with last_hidden_state"
+        raise UsageError(f"The backbone returned {type(output).__name__}; expected {expected}.")
+    return found
 
 
 def _pooled(output: Any) -> Tensor:
-    if isinstance(output, tuple) and len(output) > 1:  # return_dict=False
-        pooled = output[1]
-    else:
-        pooled = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    named = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    pooled = output[1] if isinstance(output, tuple) and len(output) > 1 else named  # a tuple: return_dict=False
     if not isinstance(pooled, Tensor) or pooled.ndim < 2 or pooled.shape[2:].numel() != 1:
-        raise UsageError(
-            "pooling='pooler': the backbone returned no pooled vector per sample; use pooling='cls' or 'mean'."
-        )
+        raise UsageError("pooling='pooler': the backbone returned no pooled vector per sample; use 'cls' or 'mean'.")
     return pooled.flatten(1)
 
 
@@ -322,11 +285,9 @@ def pool(output: Any, point: ReadPoint, attention_mask: Tensor | None = None) ->
         h = _pooled(output)
     else:
         f = _tokens(output)
+        prefix = 0 if f.ndim == 4 else point.prefix_tokens
         if f.ndim == 4:  # feature map; timm's Swin family keeps channels last
             f = f.flatten(1, 2) if f.shape[-1] == point.in_dim and f.shape[1] != point.in_dim else f.flatten(2).mT
-            prefix = 0
-        else:
-            prefix = point.prefix_tokens
         h = f if f.ndim == 2 else _pool_tokens(f, point, prefix, attention_mask)
     if h.shape[-1] != point.in_dim:
         raise UsageError(
@@ -355,8 +316,7 @@ def fit_image_size(backbone: nn.Module, size: tuple[int, int]) -> bool:
     Raises:
         UsageError: If a `timm` model that takes images of one size only would get another.
     """
-    timm_part = timm_part_of(backbone)
-    if timm_part:
+    if timm_part := timm_part_of(backbone):
         embed = getattr(timm_part[1], "patch_embed", None)
         wanted = getattr(embed, "img_size", None)
         if getattr(embed, "strict_img_size", False) and wanted is not None and tuple(wanted) != size:

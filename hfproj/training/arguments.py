@@ -70,35 +70,30 @@ class ProjectionTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
         self.check_hub()
-        knn, temperature, trust = self.eval_knn_k, self.eval_knn_temperature, self.lars_trust_coefficient
+        momentum = "a number in [0, 1], for example 0.996"
         limits = {
             "patch_dropout": (0 <= self.patch_dropout < 1, "a fraction in [0, 1), for example 0.5"),
             "head_learning_rate": ((self.head_learning_rate or 0) >= 0, "0 or more, or None"),
-            "ema_momentum": (0 <= (self.ema_momentum or 0) <= 1, "a number in [0, 1], for example 0.996"),
-            "ema_momentum_end": (0 <= (self.ema_momentum_end or 0) <= 1, "a number in [0, 1], for example 0.996"),
-            "lars_trust_coefficient": (trust > 0, "a number above 0"),
-            "eval_knn_k": (knn >= 1, "at least 1 neighbour"),
-            "eval_knn_temperature": (temperature > 0, "a temperature above 0"),
+            "ema_momentum": (0 <= (self.ema_momentum or 0) <= 1, momentum),
+            "ema_momentum_end": (0 <= (self.ema_momentum_end or 0) <= 1, momentum),
+            "lars_trust_coefficient": (self.lars_trust_coefficient > 0, "a number above 0"),
+            "eval_knn_k": (self.eval_knn_k >= 1, "at least 1 neighbour"),
+            "eval_knn_temperature": (self.eval_knn_temperature > 0, "a temperature above 0"),
         }
         for name, (fits, expected) in limits.items():
             if not fits:
                 raise UsageError(f"{name}={getattr(self, name)}: expected {expected}.")
         if self.remove_unused_columns:
             raise UsageError(
-                "remove_unused_columns=True would drop the images before the collator sees them; leave it False."
+                "remove_unused_columns=True would drop the images before they are collated; leave it False."
             )
 
     def check_hub(self) -> None:
-        """Refuse a `hub_strategy` that pushes whole checkpoints.
-
-        Raises:
-            UsageError: If `hub_strategy` is "checkpoint" or "all_checkpoints".
-        """
+        """Raise UsageError if `hub_strategy` is "checkpoint" or "all_checkpoints", which push whole checkpoints."""
         if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise UsageError(
-                f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would push the states of the optimizer and of "
-                "the random generators, which are pickled, and nothing pickled is pushed. Use 'every_save': each save "
-                "becomes a commit, and continue_from= goes on from any of them."
+                f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would push the pickled states of optimizer and "
+                "random generators, and nothing pickled is pushed. Use 'every_save': continue_from= takes any commit."
             )
 
     def chosen(self) -> dict[str, object]:

@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import filenames
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.heads import HEADS
 from hfproj.hub.pull import open_adapter
 from hfproj.objectives.buffers import START, Position, load_buffers, read_position
@@ -61,29 +61,23 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
 
 
 def checkpoint_to_resume(wanted: str | Path | bool, folder: str | Path) -> str:
-    """Return the checkpoint that `wanted` names; True means the newest complete one in `folder`.
-
-    Raises:
-        UsageError: If it is missing or not complete.
-    """
-    if wanted is not True:
-        if not is_complete(Path(str(wanted))):
-            raise UsageError(
-                f"{wanted} is no complete checkpoint: it has no readable {TRAINER_STATE_NAME}. Resume from another "
-                "one, or with resume_from_checkpoint=True from the last complete one."
-            )
-        return str(wanted)
-    last = last_complete_checkpoint(folder)
-    if last is None:
+    """Return the checkpoint that `wanted` names, if it is complete; True means the newest complete one in `folder`."""
+    found = last_complete_checkpoint(folder) if wanted is True else str(wanted)
+    if found is None:
         raise UsageError(f"{folder} holds no complete checkpoint to resume from; start without resume_from_checkpoint.")
-    return last
+    if not is_complete(Path(found)):
+        raise UsageError(
+            f"{wanted} is no complete checkpoint: it has no readable {TRAINER_STATE_NAME}. Resume from another one, or "
+            "with resume_from_checkpoint=True from the last complete one."
+        )
+    return found
 
 
 @contextmanager
 def replacing(folder: str | Path) -> Iterator[Path]:
     """Give an empty folder; the files written there move into `folder` once all of them are complete.
 
-    An interrupted save thus leaves the files of the save before. Files that the new save does not write stay.
+    An interrupted save leaves the files of the save before; files that the new save does not write stay.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,22 +93,16 @@ def replacing(folder: str | Path) -> Iterator[Path]:
 
 
 class Continued:
-    """The adapter that a run continues from; its tensors are loaded into the active adapter of `model`.
+    """The adapter that a run continues from, whose tensors are loaded into the active adapter of `model`.
 
-    Args:
-        model: A model whose active adapter has the same parts. It gets the saved one's objective where it has none yet.
-        source: A folder or repository, or a dict of "repo" and "adapter", "revision", "token" or "cache_dir".
-
-    Raises:
-        UsageError: If the adapter has other parts, or `source` names no adapter.
-        AdapterFileError: If the adapter is missing or damaged.
+    `source` is a folder or repository, or a dict of "repo" and "adapter", "revision", "token" or "cache_dir". Both
+    adapters must have the same parts; that of `model` gets the saved one's objective where it has none yet.
     """
 
     def __init__(self, model: PeftModel, source: Source):
         options = dict(source) if isinstance(source, Mapping) else {"repo": source}
         for name in options:
-            if name not in _PLACE:
-                raise unknown("entry of continue_from:", name, _PLACE)
+            check_choice("entry of continue_from:", name, _PLACE)
         if not isinstance(options.get("repo"), str | os.PathLike):
             raise UsageError(f"continue_from={source!r}: expected a folder, a Hub repository, or a dict with 'repo'.")
         saved, own = open_adapter(**options), active_config(model)
@@ -132,11 +120,7 @@ class Continued:
         self.same_objective = True  # as far as that is known
 
     def restore_objective(self, objective: nn.Module, *, log: bool) -> Position:
-        """Give the objective its buffers and return where training stood; `log` what continues and what starts fresh.
-
-        Raises:
-            AdapterFileError: If the buffers are those of another objective, or damaged.
-        """
+        """Give the objective its buffers and return where training stood; `log` what continues and what is fresh."""
         before = (self.saved.config.objective or {}).get("name")
         now = (getattr(objective, "created", None) or {}).get("name")
         self.same_objective = before is None or now is None or before == now
@@ -159,11 +143,7 @@ class Continued:
         return position
 
     def load_ema(self, ema: EMA) -> None:
-        """Give the EMA teacher the saved one's values, if there is one.
-
-        Raises:
-            AdapterFileError: If it is that of another adapter, or damaged.
-        """
+        """Give the EMA teacher the saved one's values, if there is one."""
         folder = self._folder(filenames.EMA)
         if folder is not None:
             ema.load(folder, hint="remove that file to start with a copy of the model")
@@ -172,18 +152,11 @@ class Continued:
         """Return the folder of a file that lies beside the adapter itself, if this run has a use for it."""
         if not self.same_objective or self.saved.source.size(self.saved.prefix + name) is None:
             return None
-        found = self.saved.file(name)
-        return None if found is None else found.parent
+        return None if (found := self.saved.file(name)) is None else found.parent
 
 
 def differences(saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> Iterator[str]:
-    """Yield in words each part in which two adapters differ so that their tensors, or what they compute, do not agree.
-
-    Example:
-        >>> narrow, wide = (ProjectionHeadConfig(out_dim=n, head_options=o) for n, o in ((8, {}), (16, {"depth": 2})))
-        >>> list(differences(narrow, wide))  # two layers are the default of an mlp
-        ['out_dim is 8 there and 16 here']
-    """
+    """Yield in words each part in which two adapters differ, so that their tensors or what they compute disagree."""
     parts = [_parts(config) for config in (saved, own)]
     for name in sorted(parts[0].keys() | parts[1].keys()):
         there, here = (part.get(name) for part in parts)

@@ -9,7 +9,6 @@ BatchNorm statistics are the teacher's own, from its own forward passes. What is
 
 References:
     He et al. 2020, arXiv 1911.05722, eq. 2; Grill et al. 2020, arXiv 2006.07733, section 3.2; facebookresearch/dino.
-
 Deviations:
     MoCo v3 updates at the start of the next forward pass: the same up to one step of the schedule.
 """
@@ -35,15 +34,7 @@ from hfproj.tuner.layer import CHILD
 
 
 class EMA:
-    """A copy of a model with a head that follows it.
-
-    Args:
-        model: A ``PeftModel``; its frozen parameters are shared with the copy.
-        momentum: m of the first and of the last step, in [0, 1].
-
-    Raises:
-        UsageError: If a momentum is outside of [0, 1].
-    """
+    """A copy of a ``PeftModel`` that follows it; `momentum` is m of the first and of the last step, in [0, 1]."""
 
     def __init__(self, model: nn.Module, momentum: Sequence[float]):
         start, end = momentum
@@ -64,10 +55,9 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, progress: float) -> None:
         """Move the copy towards `model`."""
-        m = self.momentum(progress)
         for copied, parameter in zip(self.module.parameters(), model.parameters(), strict=True):
             if copied is not parameter:
-                copied.lerp_(parameter.to(copied.dtype), 1 - m)
+                copied.lerp_(parameter.to(copied.dtype), 1 - self.momentum(progress))
 
     @torch.no_grad()
     def targets(self, views: Sequence[Any], output: str, count: int | None) -> Any:
@@ -86,20 +76,15 @@ class EMA:
         save_file(tensors, folder / filenames.EMA, metadata={"format": "pt"})
 
     def load(self, folder: Path, *, hint: str) -> None:
-        """Read the copy from `folder`, where its adapter may have had another name; `hint` ends the message of errors.
-
-        Raises:
-            AdapterFileError: If the file is missing, damaged, or that of another adapter.
-        """
+        """Read the copy from `folder`, where its adapter may have had another name; `hint` ends messages of errors."""
         try:
             saved, own = load_file(folder / filenames.EMA), self._own()
             names = self._names_in(saved)
             if any(names[n] not in saved or saved[names[n]].shape != t.shape for n, t in own.items()):
                 raise ValueError("its tensors are those of another adapter")
         except (OSError, ValueError, SafetensorError) as error:
-            raise AdapterFileError(
-                f"{folder} holds no EMA teacher of this model in {filenames.EMA} ({error}); {hint}."
-            ) from error
+            said = f"{folder} holds no EMA teacher of this model in {filenames.EMA} ({error}); {hint}."
+            raise AdapterFileError(said) from error
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved[names[name]])

@@ -26,9 +26,8 @@ from hfproj.training.views import describe_rows
 def probe(trainer: Any, dataset: Any) -> dict[str, float]:
     """Return ``knn_*`` (with labels), ``rankme_*`` and ``std_*`` of h and z; the bank is the trainer's."""
     args = trainer.args
-    test = features(trainer, dataset)
+    test, metrics = features(trainer, dataset), {}
     bank = features(trainer, trainer.bank_dataset) if trainer.bank_dataset is not None else None
-    metrics: dict[str, float] = {}
     for layer in ("h", "z"):
         f = getattr(test, layer)
         if test.labels is not None:
@@ -64,8 +63,8 @@ def evaluate_views(trainer: Any, dataset: Any) -> dict[str, float]:
             # Private to transformers, without a public form: to the device, and under DeepSpeed to its precision.
             inputs = trainer._prepare_inputs(batch)
             loss, out = trainer.compute_loss(trainer.model, inputs, return_outputs=True)
-            found = {"loss": loss.item(), **describe_rows({"h": out.h, "z": out.z}, spread=False)}
-            for name, value in found.items():
+            described = describe_rows({"h": out.h, "z": out.z}, spread=False)
+            for name, value in ({"loss": loss.item()} | described).items():
                 sums.setdefault(name, []).append(value)
     return {n: sum(v) / len(v) for n, v in sums.items()}
 
@@ -77,13 +76,11 @@ def _batches_of_views(trainer: Any, dataset: Any) -> Any:
     if size * world < 2:
         return ()
     starts = range(rank * size, len(dataset) - (world - rank) * size + 1, world * size)
+    # With a generator of its own: the loader would advance the global one, and measuring would change the run.
     return DataLoader(
-        IndexedDataset(dataset),
-        batch_sampler=[list(range(start, start + size)) for start in starts],
-        collate_fn=trainer.data_collator,
-        num_workers=args.dataloader_num_workers,
-        generator=torch.Generator(),  # else the loader advances the global one, and measuring would change the run
-    )
+        IndexedDataset(dataset), batch_sampler=[list(range(start, start + size)) for start in starts],
+        collate_fn=trainer.data_collator, num_workers=args.dataloader_num_workers, generator=torch.Generator(),
+    )  # fmt: skip
 
 
 class MeasuringTrainer(Trainer):
@@ -97,10 +94,7 @@ class MeasuringTrainer(Trainer):
     _terms: dict[str, list[Tensor]]
 
     def record(self, values: Mapping[str, float]) -> None:
-        """Write what was measured of the model into `history`, and log it as ``probe_<name>``.
-
-        Numbers that are not finite become None.
-        """
+        """Write what was measured into `history`, where numbers that are not finite are None; log ``probe_<name>``."""
         self._history_row().update({n: float(v) if math.isfinite(v) else None for n, v in values.items()})
         should_log = self.control.should_log  # of the step's own line, which logging takes for written
         self.log({f"probe_{n}": float(v) for n, v in values.items()})
@@ -123,17 +117,14 @@ class MeasuringTrainer(Trainer):
             for name, regularizer in self.regularizers.items():
                 report: Any = getattr(regularizer.module, "report", None)
                 if report is not None:
-                    found = report(self.bare_model())
-                    logs |= {f"{name}_{key}": float(value) for key, value in found.items()}
+                    logs |= {f"{name}_{key}": float(value) for key, value in report(self.bare_model()).items()}
             self._terms = {}
         super().log(logs, start_time)
 
     def evaluate(
-        self,
-        eval_dataset: setup.Data | dict[str, setup.Data] | str | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
+        self, eval_dataset: setup.Data | dict[str, setup.Data] | str | None = None,
+        ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:  # fmt: skip
         """Return ``knn_*`` (with labels), ``rankme_*``, ``std_*``, ``loss`` and ``positive_cosine_*`` of h and z.
 
         Names begin with `metric_key_prefix`. The k-NN searches `bank_dataset`, or each image among the others of
@@ -153,8 +144,7 @@ class MeasuringTrainer(Trainer):
         if dataset is None:
             raise UsageError("There is no eval_dataset; pass one to ProjectionTrainer or to evaluate().")
         setup.check_eval_dataset(dataset)
-        start = time.time()
-        found = {**probe(self, dataset), **evaluate_views(self, dataset)}
+        start, found = time.time(), {**probe(self, dataset), **evaluate_views(self, dataset)}
         metrics = {f"{metric_key_prefix}_{n}": v for n, v in found.items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - start, 4)
         self.log(dict(metrics))
@@ -162,9 +152,5 @@ class MeasuringTrainer(Trainer):
         return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: a head predicts no labels; features come from `hfproj.extract_features`.
-
-        Raises:
-            UsageError: If it is called.
-        """
+        """Raise UsageError: a head predicts no labels; features come from `hfproj.extract_features`."""
         raise UsageError("A head predicts no labels; hfproj.extract_features(model, dataset) returns h and z.")

@@ -43,8 +43,7 @@ class HubTrainer(MeasuringTrainer):
         """Check that pushing can work, and set ``hub_model_id``; the repository is made by the first push.
 
         Raises:
-            UsageError: If the process is offline, there is no token, the token may only read or is somebody else's, or
-                the model can't be pushed.
+            UsageError: If the process is offline, no token allows to write there, or the model can't be pushed.
             HubError: If the Hub refuses or can't be reached.
         """
         found: str | HfprojError | None = None
@@ -71,10 +70,8 @@ class HubTrainer(MeasuringTrainer):
         role = who.get("auth", {}).get("accessToken", {}).get("role")
         owners = {who["name"], *(org["name"] for org in who.get("orgs", ()))}
         if role == "read":
-            raise UsageError(
-                f"The access token of {who['name']} may only read; make one with the right to write "
-                "(https://huggingface.co/settings/tokens)."
-            )
+            where = "https://huggingface.co/settings/tokens"
+            raise UsageError(f"The access token of {who['name']} may only read; make one that may write ({where}).")
         owner = name.split("/")[0]
         if role == "write" and owner not in owners:  # the Hub does not list all rights of fine-grained tokens here
             raise UsageError(
@@ -109,21 +106,11 @@ class HubTrainer(MeasuringTrainer):
         )  # fmt: skip
 
     def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        *,
-        results: Results | None = None,
-        license: str | None = None,
-        commit_description: str | None = None,
-        create_pr: bool = False,
-        eval_results: bool = False,
-        state: bool = True,
-        **unsupported: Any,
-    ) -> CommitInfo | Future | None:
+        self, commit_message: str | None = "End of training", blocking: bool = True, token: str | None = None,
+        revision: str | None = None, private: bool | None = None, *,
+        results: Results | None = None, license: str | None = None, commit_description: str | None = None,
+        create_pr: bool = False, eval_results: bool = False, state: bool = True, **unsupported: Any,
+    ) -> CommitInfo | Future | None:  # fmt: skip
         """Save the adapter with its card in ``output_dir`` and push it; every process has to call it.
 
         Args:
@@ -183,8 +170,7 @@ class HubTrainer(MeasuringTrainer):
         try:
             push = self._staged(Path(checkpoint_folder), target, f"Training in progress, {where}", None)
         except HfprojError as error:
-            LOG.warning("Training goes on without its push at %s. %s", where, error)
-            return
+            return LOG.warning("Training goes on without its push at %s. %s", where, error)
 
         def quietly() -> None:
             try:
@@ -201,15 +187,9 @@ class HubTrainer(MeasuringTrainer):
         self._pushes = ()
 
     def _staged(
-        self,
-        saved: Path,
-        target: Target,
-        message: str | None,
-        description: str | None,
-        *,
-        state: bool = True,
-        **kwargs: Any,
-    ) -> Callable[[], CommitInfo]:
+        self, saved: Path, target: Target, message: str | None, description: str | None, *,
+        state: bool = True, **kwargs: Any,
+    ) -> Callable[[], CommitInfo]:  # fmt: skip
         """Stage what is sent, from a folder in which the adapters are saved; return the call that sends it."""
         folder = tempfile.TemporaryDirectory(prefix="hfproj-")
         try:
@@ -236,23 +216,19 @@ class HubTrainer(MeasuringTrainer):
 
     def _unmeasured(self) -> Results:
         """Return what is known of the run without a measurement."""
-        model = self.bare_model()
-        results = described(model, active_name(model))
+        results = described(self.bare_model(), active_name(self.bare_model()))
         results.config["training"] = self.args.chosen()
-        results.seeds = [self.args.seed]
-        results.history = self.history
+        results.seeds, results.history = [self.args.seed], self.history
         return results
 
     def _preprocessing(self) -> ImagePreprocessing | None:
         """Return how the images of this run were prepared: size, mean and std are the collator's."""
-        model = self.bare_model()
-        known = known_preprocessing(model, active_name(model))
+        known = known_preprocessing(self.bare_model(), active_name(self.bare_model()))
         collator = self.data_collator
         if not all(hasattr(collator, name) for name in ("size", "mean", "std")):
             return known
         mean, std = (tuple(round(v, 6) for v in getattr(collator, n).flatten().tolist()) for n in ("mean", "std"))
-        interpolation = known.interpolation if known is not None else "bicubic"
-        return ImagePreprocessing(collator.size, mean, std, interpolation)
+        return ImagePreprocessing(collator.size, mean, std, "bicubic" if known is None else known.interpolation)
 
 
 def _refuse(method: str, unsupported: dict[str, Any]) -> None:

@@ -20,22 +20,13 @@ _NO_DECAY = ("lora_magnitude_vector", "ia3_l", "cls_token", "mask_token", "reg_t
 
 
 def parameter_groups(
-    model: nn.Module,
-    *,
-    weight_decay: float,
-    head_learning_rate: float | None = None,
+    model: nn.Module, *, weight_decay: float, head_learning_rate: float | None = None,
     fixed_predictor_rate: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]]:  # fmt: skip
     """Return the trainable parameters of `model` in up to six groups: backbone, head and predictor, with and without.
 
-    Args:
-        model: A model with a projection head.
-        weight_decay: Of matrices; biases, norms, scales and tokens have none.
-        head_learning_rate: Of the head's groups; None leaves it to the optimizer.
-        fixed_predictor_rate: Whether the schedule leaves the predictor's learning rate alone.
-
-    Raises:
-        UsageError: If nothing is trainable.
+    Only matrices have a `weight_decay`; biases, norms, scales and tokens have none. The options are those of
+    `ProjectionTrainingArguments`.
     """
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -81,11 +72,9 @@ def make_optimizer(trainer: ProjectionTrainer, model: nn.Module) -> torch.optim.
     """Return the optimizer that the arguments name on our groups; None for one that has to make its own groups."""
     args = trainer.args
     groups = parameter_groups(
-        model,
-        weight_decay=args.weight_decay,
-        head_learning_rate=args.head_learning_rate,
+        model, weight_decay=args.weight_decay, head_learning_rate=args.head_learning_rate,
         fixed_predictor_rate=args.fixed_predictor_rate,
-    )
+    )  # fmt: skip
     if args.lars:
         return lars(groups, args.learning_rate, args.lars_trust_coefficient, clip=args.lars_clip)
     cls, kwargs = trainer.optimizer_cls_and_kwargs or trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
@@ -106,10 +95,7 @@ class AroundSteps(TrainerCallback):
         self.trainer.epoch = (0 if stream else int(state.epoch or 0)) - 1
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the epoch before its iterator is made.
-
-        accelerate forwards it neither to a sharded sampler nor, after a resume in mid-epoch, to anything.
-        """
+        """Set the epoch before its iterator is made: accelerate does not reach sharded samplers or resumed epochs."""
         trainer = self.trainer
         trainer.epoch += 1
         trainer.set_epoch(trainer.epoch)

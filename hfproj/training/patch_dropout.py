@@ -27,22 +27,15 @@ _GRID = ("rope", "rotary", "relativeposition", "window")
 class PatchDropout:
     """Drops patches behind a ViT's embeddings, in forward passes inside `using`, between `attach` and `remove`.
 
-    Args:
-        backbone: A `transformers` or timm ViT with absolute positions.
-        rate: Fraction of the patches that is dropped.
-        prefix_tokens: Tokens before the patches, which stay.
-        seed: Seed of the choice.
-
-    Raises:
-        UsageError: If the backbone is no such ViT.
+    `rate` is the fraction of the patches that is dropped; the `prefix_tokens` before them stay. A backbone that is no
+    `transformers` or timm ViT with absolute positions is a UsageError.
     """
 
     def __init__(self, backbone: nn.Module, *, rate: float, prefix_tokens: int, seed: int = 0):
         self.rate, self.prefix_tokens, self.seed = rate, prefix_tokens, seed
         self._images: tuple[np.ndarray, np.ndarray] | None = None
-        self._view = 0
+        self._view, self._name = 0, type(backbone).__name__
         self._handle: Any = None
-        self._name = type(backbone).__name__
         model = getattr(backbone, "timm_model", backbone)
         target = getattr(model, "patch_drop", None) or getattr(model, "embeddings", None)
         if not isinstance(target, nn.Module) or getattr(backbone, "main_input_name", "pixel_values") == "input_ids":
@@ -67,7 +60,7 @@ class PatchDropout:
         """Disconnect from the backbone."""
         if self._handle is not None:
             self._handle.remove()
-            self._handle = None
+        self._handle = None
 
     @contextmanager
     def using(self, index: Tensor, epoch: int) -> Iterator[None]:

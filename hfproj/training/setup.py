@@ -4,9 +4,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers.training_args import ParallelMode
 
@@ -91,17 +90,13 @@ def check_options(model: Any, args: Any, others: Mapping[str, Any]) -> None:
 
 def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None:
     """Refuse a data set that is smaller than a batch, and a stream that several workers would read."""
-    if dataset is None:
-        return
-    if is_stream(dataset):
-        if args.dataloader_num_workers > 1:
-            raise UsageError(
-                f"train_dataset is a stream, and {args.dataloader_num_workers} workers would each count its images "
-                "from 0; set dataloader_num_workers to 0 or 1."
-            )
-        return
-    batch = args.train_batch_size * args.world_size
-    if len(dataset) < batch and args.dataloader_drop_last:
+    batch, stream = args.train_batch_size * args.world_size, dataset is not None and is_stream(dataset)
+    if stream and args.dataloader_num_workers > 1:
+        raise UsageError(
+            f"train_dataset is a stream, and {args.dataloader_num_workers} workers would each count its images from 0; "
+            "set dataloader_num_workers to 0 or 1."
+        )
+    if dataset is not None and not stream and len(dataset) < batch and args.dataloader_drop_last:
         raise UsageError(
             f"train_dataset has {len(dataset)} images, fewer than one batch of {batch} ({args.train_batch_size} on "
             f"each of {args.world_size} processes); lower per_device_train_batch_size."
@@ -125,8 +120,7 @@ def active_name(model: PeftModel) -> str:
 
 def active_modules(model: PeftModel) -> HeadModules:
     """Return the active adapter's head with its predictor, prototypes and scales."""
-    layer = getattr(model.get_base_model(), CHILD)
-    return layer.projection_head_modules[layer.active_name]
+    return getattr(model.get_base_model(), CHILD).projection_head_modules[active_name(model)]
 
 
 def active_config(model: PeftModel) -> ProjectionHeadConfig:
@@ -134,19 +128,8 @@ def active_config(model: PeftModel) -> ProjectionHeadConfig:
     return model.peft_config[active_name(model)]
 
 
-@torch.no_grad()
-def prototype_vectors(model: PeftModel) -> Tensor | None:
-    """Return what unit z are multiplied with to give prototype logits, ``[K, dim]``; None without prototypes."""
-    prototypes = active_modules(model).prototypes
-    return None if prototypes is None else prototypes.vectors()
-
-
 def make_objective(given: Objective, model: PeftModel, dataset: Any) -> nn.Module:
-    """Return the objective that `given` describes, with the options that the model and the data set decide.
-
-    Raises:
-        UsageError: If `given` describes no objective, no objective has this name, or it has no such option.
-    """
+    """Return the objective that `given` describes, with the options that the model and the data set decide."""
     if isinstance(given, nn.Module):
         return given
     if not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and "name" not in given):
@@ -155,8 +138,7 @@ def make_objective(given: Objective, model: PeftModel, dataset: Any) -> nn.Modul
             "dict {'name': 'nt_xent', 'temperature': 0.2}."
         )
     options: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
-    name = options.pop("name")
-    modules = active_modules(model)
+    name, modules = options.pop("name"), active_modules(model)
     known: dict[str, Any] = {"out_dim": modules.head.out_dim}
     if modules.prototypes is not None:
         known["prototypes"] = len(modules.prototypes.weight)
@@ -172,19 +154,14 @@ def make_objective(given: Objective, model: PeftModel, dataset: Any) -> nn.Modul
 def prepare_objective(
     model: PeftModel, objective: Objective | None, regularizers: Regularizers | None, dataset: Any
 ) -> tuple[nn.Module, dict[str, Weighted]]:
-    """Return the objective and the regularizers that are asked for, with the model made ready for them.
-
-    Raises:
-        UsageError: If a name or an option is unknown, or the adapter lacks what the objective needs.
-    """
+    """Return the objective and the regularizers that are asked for, with the model made ready for them."""
     config = active_config(model)
     if objective is None:
         objective = config.objective or "nt_xent"
         regularizers = config.regularizers if regularizers is None else regularizers
     if not isinstance(regularizers, Mapping | None):
-        raise UsageError(
-            f"regularizers={regularizers!r}: expected a dict, name → weight or → {{'weight': 0.1, **options}}."
-        )
+        expected = "a dict, name → weight or → {'weight': 0.1, **options}"
+        raise UsageError(f"regularizers={regularizers!r}: expected {expected}.")
     made = make_objective(objective, model, dataset)
     added = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
     _prepare_model(model, made)

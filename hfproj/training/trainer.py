@@ -134,8 +134,7 @@ class ProjectionTrainer(HubTrainer):
         rate = self.args.patch_dropout
         self._patch_dropout = PatchDropout.for_model(model, rate=rate, seed=self.args.seed) if rate else None
         self.add_callback(AroundSteps(self))
-        for callback in list(self.callback_handler.callbacks):
-            self._bind(callback)
+        self._bind(list(self.callback_handler.callbacks))
 
     # --- data ---
 
@@ -225,16 +224,12 @@ class ProjectionTrainer(HubTrainer):
                 stack.enter_context(self._patch_dropout.using(inputs["index"], self.epoch))
             out = forward_views(model, views)
         step = self.step()
+        prototypes = setup.active_modules(self.bare_model()).prototypes
         given = {
-            "labels": inputs.get("labels"),
-            "index": inputs.get("index"),
-            "prediction": out.prediction,
-            "scores": out.scores,
-            "prototypes": setup.prototype_vectors(self.bare_model()),
-            "scales": out.scales,
-            "target": self.targets(views),
-            "step": step,
-        }
+            "labels": inputs.get("labels"), "index": inputs.get("index"), "prediction": out.prediction,
+            "scores": out.scores, "prototypes": None if prototypes is None else prototypes.vectors().detach(),
+            "scales": out.scales, "target": self.targets(views), "step": step,
+        }  # fmt: skip
         check_needs(self.objective, given)
         loss, terms = self.objective(out.z, **given)
         terms = dict(terms)
@@ -280,7 +275,7 @@ class ProjectionTrainer(HubTrainer):
                     "DeepSpeed: they split the model's parameters. Train with DDP (accelerate launch)."
                 )
             chosen = (self.args.ema_momentum, self.args.ema_momentum_end)
-            momentum = [c if c is not None else own for c, own in zip(chosen, self.objective.ema_momentum)]
+            momentum = [own if c is None else c for c, own in zip(chosen, self.objective.ema_momentum)]
             self.ema = EMA(self.bare_model(), momentum)
             if self._continued is not None:
                 self._continued.load_ema(self.ema)
@@ -328,11 +323,12 @@ class ProjectionTrainer(HubTrainer):
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Add a callback, see ``transformers.Trainer.add_callback``; one that watches gets this trainer."""
         super().add_callback(callback)
-        self._bind(self.callback_handler.callbacks[-1])
+        self._bind(self.callback_handler.callbacks[-1:])
 
-    def _bind(self, callback: TrainerCallback) -> None:
-        if hasattr(callback, "bind"):
-            callback.bind(self)
+    def _bind(self, callbacks: Sequence[TrainerCallback]) -> None:
+        for callback in callbacks:
+            if hasattr(callback, "bind"):
+                callback.bind(self)
 
     # --- checkpoints ---
 
@@ -356,11 +352,7 @@ class ProjectionTrainer(HubTrainer):
                 (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """Give the model, the objective and the EMA teacher the values of a checkpoint.
-
-        Raises:
-            AdapterFileError: If it is damaged, or of another adapter or objective.
-        """
+        """Give model, objective and EMA teacher the values of a checkpoint; AdapterFileError if they do not fit."""
         self._load_from_checkpoint(checkpoint)
 
     # Private: transformers tells no callback when it loads a checkpoint, whose buffers and EMA teacher belong to it.

@@ -1,8 +1,4 @@
-"""Several views of a batch through a model, and what the log says of their h and z.
-
-Neighbouring views of one size share a forward pass. RankMe, spread and positive-pair cosine are those of the global
-batch.
-"""
+"""Several views of a batch through a model, and what the log says of their h and z in the global batch."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -15,9 +11,8 @@ from hfproj import distributed
 from hfproj.diagnostics import positive_cosine, rankme, representation_std
 from hfproj.errors import UsageError
 
-Rows: TypeAlias = (
-    Tensor | list[Tensor]
-)  # ``[views, batch, dim]``, or ``[batch, dim]`` of each view where batches differ
+# ``[views, batch, dim]``, or ``[batch, dim]`` of each view where batches differ
+Rows: TypeAlias = Tensor | list[Tensor]
 
 
 class ViewOutputs(NamedTuple):
@@ -37,12 +32,8 @@ def _shapes(view: Any) -> tuple:
 def forward_views(model: nn.Module, views: Sequence[Any]) -> ViewOutputs:
     """Return h, z (and p, prototype logits) of all views; neighbouring views of one size share a forward pass.
 
-    Args:
-        model: A model with an active projection head.
-        views: Tensors ``[batch, …]`` or dicts of such tensors, as a collator's ``"views"``.
-
-    Raises:
-        UsageError: If the model has no active head.
+    `views` are tensors ``[batch, …]`` or dicts of tensors, as a collator's ``"views"``; without an active head it is a
+    UsageError.
     """
     names = {"h": "representation", "z": "projection", "prediction": "prediction", "scores": "scores"}
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -81,6 +72,6 @@ def describe_rows(layers: Mapping[str, Rows], *, spread: bool = True) -> dict[st
     whole = {name: rows for name, rows in gathered.items() if rows is not None}
     found: dict[str, float] = {}
     for name, rows in whole.items() if spread else ():
-        found[f"rankme_{name}"] = rankme(rows.flatten(0, 1))
-        found[f"std_{name}"] = representation_std(rows.flatten(0, 1))
+        flat = rows.flatten(0, 1)
+        found |= {f"rankme_{name}": rankme(flat), f"std_{name}": representation_std(flat)}
     return found | {f"positive_cosine_{n}": positive_cosine(rows) for n, rows in whole.items() if rows.shape[0] > 1}

@@ -11,18 +11,12 @@ from hfproj.backbones import bare_tensors
 
 
 class BackboneTensors:
-    """Which backbone tensors each adapter trains, and their values while it is not in use.
-
-    Attributes:
-        names: adapter → names (as in `hfproj.backbones.bare_tensors`) of the tensors that are its own.
-        originals: The values before any adapter was trained.
-        in_use: Adapter whose values are in the backbone; None for the originals.
-    """
+    """Which backbone tensors each adapter trains, and their values while it is not in use."""
 
     def __init__(self) -> None:
-        self.names: dict[str, list[str]] = {}
-        self.originals: dict[str, Tensor] = {}
-        self.in_use: str | None = None
+        self.names: dict[str, list[str]] = {}  # adapter → its own tensors, named as by `hfproj.backbones.bare_tensors`
+        self.originals: dict[str, Tensor] = {}  # the values before any adapter was trained
+        self.in_use: str | None = None  # the adapter whose values are in the backbone; None for the originals
         self._waiting: dict[str, dict[str, Tensor]] = {}
 
     def add(self, backbone: nn.Module, adapter: str, names: list[str], *, keep_original: bool) -> None:
@@ -43,12 +37,9 @@ class BackboneTensors:
         if self.in_use is not None:
             leaving = self.names[self.in_use]
             self._waiting[self.in_use] = _on_cpu({n: tensors[n] for n in leaving})
-            for name in leaving:
-                if name in self.originals:
-                    tensors[name].copy_(self.originals[name])
+            _copy({n: self.originals[n] for n in leaving if n in self.originals}, tensors)
         if adapter is not None:
-            for name, value in self._waiting.pop(adapter, {}).items():
-                tensors[name].copy_(value)
+            _copy(self._waiting.pop(adapter, {}), tensors)
         self.in_use = adapter
 
     def values(self, backbone: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -61,12 +52,10 @@ class BackboneTensors:
     @torch.no_grad()
     def load(self, backbone: nn.Module, adapter: str, values: dict[str, Tensor]) -> None:
         """Set the values of the tensors of `adapter`."""
-        if self.in_use != adapter:
-            self._waiting |= {adapter: _on_cpu(values)} if values else {}
-            return
-        tensors = bare_tensors(backbone)
-        for name, value in values.items():
-            tensors[name].copy_(value)
+        if self.in_use == adapter:
+            _copy(values, bare_tensors(backbone))
+        elif values:
+            self._waiting[adapter] = _on_cpu(values)
 
     def forget(self, adapter: str) -> None:
         """Drop an adapter that is not in use, and the originals that no other adapter needs."""
@@ -74,6 +63,11 @@ class BackboneTensors:
         self._waiting.pop(adapter, None)
         needed = {name for names in self.names.values() for name in names}
         self.originals = {name: value for name, value in self.originals.items() if name in needed}
+
+
+def _copy(values: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        tensors[name].copy_(value)
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.objectives import OBJECTIVES, create_objective
 
 WIDEST = 1 << 20  # of a representation, a layer, a projection; 65,536 prototypes are the most that a paper has
@@ -71,7 +71,7 @@ class ProjectionHeadConfig(PeftConfig):
             class token, else ``"mean"``.
         layer: -1 for the backbone's final output, or the index of the block whose raw output is the representation.
         in_dim: Width of the representation; inferred unless the backbone is an unknown module.
-        backbone: Where the backbone came from, ``{"library", "id", "kwargs"}``; filled in when known.
+        backbone: Source of the backbone, ``{"library", "id", "kwargs"}``; filled in when known.
         keep_original: Keep the original of every trained backbone tensor on the CPU, so that disabling and unloading
             restore the backbone bit for bit.
 
@@ -106,10 +106,8 @@ class ProjectionHeadConfig(PeftConfig):
         if isinstance(self.predictor, str):
             self.predictor = {"head": self.predictor}
         if self.predictor is not None and "head" not in self.predictor:
-            raise UsageError(
-                f"predictor={self.predictor!r}: expected {{'head': name, **options}}, for example {{'head': 'mlp', "
-                "'hidden_dim': 512}."
-            )
+            expected = "{'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}"
+            raise UsageError(f"predictor={self.predictor!r}: expected {expected}.")
         self._check_prototypes()
         self._check_sizes()
         if isinstance(self.backbone_adapter, PeftConfig):
@@ -117,12 +115,12 @@ class ProjectionHeadConfig(PeftConfig):
         if self.backbone_adapter is not None:
             self._check_backbone_adapter(self.backbone_adapter)
         number = isinstance(self.trainable, int) and not isinstance(self.trainable, bool)
-        if not number and self.trainable not in ("head", "adapter", "full"):
-            raise unknown("value of trainable", self.trainable, ("head", "adapter", "full", "a number of blocks"))
+        if not number:
+            check_choice("value of trainable", self.trainable, ("head", "adapter", "full", "a number of blocks"))
         if self.trains_backbone and self.backbone_adapter is not None:
             raise UsageError(
-                f"trainable={self.trainable!r} trains the backbone's own weights, so backbone_adapter has nothing to "
-                "add; drop one of the two."
+                f"trainable={self.trainable!r} trains the backbone itself, and backbone_adapter needs it frozen; drop "
+                "one of the two."
             )
 
     @classmethod
@@ -173,10 +171,8 @@ class ProjectionHeadConfig(PeftConfig):
         options = self.prototypes if isinstance(self.prototypes, dict) else {"count": self.prototypes}
         count = options.get("count")
         if not isinstance(count, int) or count < 2 or set(options) - {"count", "learn_norm"}:
-            raise UsageError(
-                f"prototypes={self.prototypes!r}: expected None, a number of at least 2, or "
-                "{'count': number, 'learn_norm': bool}."
-            )
+            expected = "None, a number of at least 2, or {'count': number, 'learn_norm': bool}"
+            raise UsageError(f"prototypes={self.prototypes!r}: expected {expected}.")
 
     @property
     def trains_backbone(self) -> bool:
@@ -185,7 +181,7 @@ class ProjectionHeadConfig(PeftConfig):
 
     @property
     def backbone_options(self) -> dict[str, Any]:
-        """`backbone_adapter` as plain values, which is how it is kept; empty where there is none."""
+        """`backbone_adapter` as plain values, which is how it is kept; an empty dict for None."""
         return cast(dict[str, Any], self.backbone_adapter or {})
 
     def inner_config(self) -> PeftConfig | None:
@@ -199,10 +195,9 @@ class ProjectionHeadConfig(PeftConfig):
 
         kind = getattr(adapter.get("peft_type"), "value", adapter.get("peft_type"))
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
-        if not isinstance(tuner, type) or not issubclass(tuner, BaseTuner):
-            tuner = None
+        known = isinstance(tuner, type) and issubclass(tuner, BaseTuner)
         if (
-            tuner is None
+            not known
             or kind in ("PROJECTION_HEAD", *_NEEDS_MORE)
             or tuner.uses_shared_state
             # A method with keys of its own would be saved under names that a head's adapter can't translate back.
@@ -220,9 +215,7 @@ class ProjectionHeadConfig(PeftConfig):
                     f"the bare backbone could not be restored; use {hint}."
                 )
         if adapter.get("megatron_config") is not None:  # makes PEFT import the module megatron_core
-            raise UsageError(
-                "backbone_adapter with megatron_config is not supported: it would import a module named in a file."
-            )
+            raise UsageError("backbone_adapter with megatron_config is not supported: it would import a module.")
         init = adapter.get("init_lora_weights")
         if isinstance(init, str) and init.split("_niter")[0] in _REWRITES_BACKBONE:
             raise UsageError(

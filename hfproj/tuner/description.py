@@ -40,8 +40,8 @@ def describe_adapter(model: nn.Module, adapter: str | None = None) -> dict[str, 
             owner[key] = base
     found: dict[str, Any] = {"base_model": None if starts_random(backbone) else base}
     bare = bare_backbone(model)
-    modality = {"input_ids": "text", "pixel_values": "image"}.get(getattr(bare, "main_input_name", ""))
-    if modality := "image" if timm_part_of(bare) else modality:
+    takes = "pixel_values" if timm_part_of(bare) else getattr(bare, "main_input_name", "")
+    if modality := {"input_ids": "text", "pixel_values": "image"}.get(takes):
         found["modality"] = modality
     return portable(found | {"adapter": {key: value for key, value in values.items() if value is not None}})
 
@@ -52,12 +52,7 @@ def starts_random(backbone: Mapping[str, Any] | None) -> bool:
 
 
 def known_preprocessing(model: nn.Module, adapter: str) -> ImagePreprocessing | None:
-    """Return how images are prepared for `model`'s backbone; None where it takes none, or where that is not known.
-
-    Args:
-        model: A ``PeftModel`` with a projection head.
-        adapter: Name of the adapter.
-    """
+    """Return how images are prepared for `model`'s backbone; None where it takes none, or where that is not known."""
     if getattr(bare_backbone(model), CHILD).points[adapter].text:
         return None
     with warnings.catch_warnings():
@@ -70,7 +65,6 @@ def known_preprocessing(model: nn.Module, adapter: str) -> ImagePreprocessing | 
 
 def _portable_id(base: Any) -> str | None:
     """Return a Hub id unchanged, and a folder as `./name`."""
-    if not base:
-        return None
-    base = os.fspath(base)
-    return f"./{os.path.basename(os.path.normpath(base))}" if os.path.isabs(base) or os.path.exists(base) else base
+    base = os.fspath(base or "")
+    local = os.path.isabs(base) or os.path.exists(base)
+    return f"./{os.path.basename(os.path.normpath(base))}" if local else base or None

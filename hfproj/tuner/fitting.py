@@ -15,12 +15,10 @@ from hfproj.tuner.layer import CHILD, ProjectionLayer
 
 def refuse_foreign(model: nn.Module) -> None:
     """Refuse a backbone whose place for the head is taken, or that carries another PEFT adapter."""
-    if hasattr(model, CHILD):
-        if not isinstance(getattr(model, CHILD), ProjectionLayer):
-            raise UsageError(
-                f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it."
-            )
-    elif any(isinstance(m, BaseTunerLayer) for m in model.modules()):
+    taken = hasattr(model, CHILD)
+    if taken and not isinstance(getattr(model, CHILD), ProjectionLayer):
+        raise UsageError(f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it.")
+    if not taken and any(isinstance(m, BaseTunerLayer) for m in model.modules()):
         raise UsageError(
             "This backbone carries another PEFT adapter already. Attach the head to the bare backbone and pass "
             "that method as ProjectionHeadConfig(backbone_adapter=LoraConfig(…)), or merge it first."
@@ -72,10 +70,8 @@ def resolved_inner(model: nn.Module, config: ProjectionHeadConfig, point: ReadPo
             targets = [n for n, m in modules.items() if type(m) is nn.Linear]
             targets = targets or [n for n, m in modules.items() if type(m) is nn.Conv2d and m.groups == 1]
         if not targets:
-            raise UsageError(
-                f"{type(model).__name__} has no layer that {inner.peft_type.value} can adapt; give the "
-                "backbone_adapter target_modules."
-            )
+            kind, method = type(model).__name__, inner.peft_type.value
+            raise UsageError(f"{kind} has no layer that {method} can adapt; give the backbone_adapter target_modules.")
         targets.sort()
         # PEFT takes a name for a suffix: 'norm' would match 'blocks.0.attn.norm', too. A pattern matches in full.
         ambiguous = any(n.endswith(f".{t}") for t in targets for n in bare if n not in targets)
@@ -83,6 +79,5 @@ def resolved_inner(model: nn.Module, config: ProjectionHeadConfig, point: ReadPo
         inner.target_modules = config.backbone_options["target_modules"] = chosen
         if inner.peft_type == "IA3" and inner.feedforward_modules is None:
             inner.feedforward_modules = []
-    inner.inference_mode = config.inference_mode
-    inner.base_model_name_or_path = None
+    inner.inference_mode, inner.base_model_name_or_path = config.inference_mode, None
     return inner

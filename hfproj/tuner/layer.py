@@ -117,24 +117,14 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self) -> Tensor:
-        """PEFT asks every tuner layer for the weight of the layer that it wraps; a head wraps none."""
-        raise AttributeError("a projection head wraps no layer, so it has no base weight")
+        """PEFT asks every tuner layer for weight and bias of the layer that it wraps; a head wraps none."""
+        raise AttributeError("a projection head wraps no layer, so it has neither its weight nor its bias")
 
-    @property
-    def bias(self) -> Tensor:
-        """See `weight`."""
-        raise AttributeError("a projection head wraps no layer, so it has no base bias")
+    bias = weight
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: a head has no weights to be merged into.
-
-        Raises:
-            UsageError: If it is called.
-        """
-        raise UsageError(
-            "A projection head can't be merged into a backbone: it comes after it. To get the bare backbone back use "
-            "model.unload()."
-        )
+        """Raise UsageError: a head has no weights to be merged into."""
+        raise UsageError("A projection head can't be merged into a backbone, which it follows; use model.unload().")
 
     def unmerge(self) -> None:
         """Do nothing: nothing is ever merged."""
@@ -150,11 +140,7 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
             self.projection_head_modules[adapter_name].to(device or self.device, self.dtype)
 
     def add(self, name: str, config: ProjectionHeadConfig, point: ReadPoint, like: Tensor) -> None:
-        """Make the head of adapter `name`, on the device of the backbone's tensor `like` and in float32 or better.
-
-        Raises:
-            UsageError: If memory does not suffice.
-        """
+        """Make the head of adapter `name`, on the device of the backbone's tensor `like` and in float32 or better."""
         self.device, self.dtype = like.device, torch.promote_types(like.dtype, torch.float32)
         try:
             modules = HeadModules(config, point.in_dim)
@@ -185,11 +171,8 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
     def project(self, backbone: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Return a `ProjectionOutput` around the backbone's `output`, or that output itself while disabled."""
         name = self.active_name
-        captured = {
-            m: backbone.get_submodule(m).__dict__.pop(_FEATURE, None)
-            for m in {point.module for point in self.points.values()}
-            if m is not None
-        }
+        read = {point.module for point in self.points.values() if point.module is not None}
+        captured = {m: backbone.get_submodule(m).__dict__.pop(_FEATURE, None) for m in read}
         if name is None:
             return output
         point = self.points[name]
@@ -202,10 +185,8 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         h = rows = pool(source, point, _attention_mask(backbone, args, kwargs) if point.text else None)
         if self.num_views != 1:
             if self.num_views < 1 or h.shape[0] % self.num_views:
-                raise UsageError(
-                    f"num_views={self.num_views}: expected a divisor of the number of rows, got a batch of "
-                    f"{h.shape[0]} rows."
-                )
+                found = f"got a batch of {h.shape[0]} rows"
+                raise UsageError(f"num_views={self.num_views}: expected a divisor of the number of rows, {found}.")
             rows = h.reshape(self.num_views, -1, h.shape[-1])
         modules: Any = self.projection_head_modules[name]
         scales = dict(modules.scales) or None

@@ -51,19 +51,10 @@ class ProjectionHeadModel(BaseTuner):
         self._frozen = False  # whether the active adapter was asked for without gradients
 
     def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Attach the head of adapter `adapter_name`, and its PEFT method for the backbone, to `model`.
-
-        Raises:
-            UsageError: If the config does not fit the backbone.
-            AdapterFileError: If the config is that of a head for a representation of another width.
-        """
+        self, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False, state_dict: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Attach the head of adapter `adapter_name`, and its PEFT method for the backbone, to `model`."""
         # What the backbone decides is filled into a copy: the caller's config may serve for another backbone too.
         config: ProjectionHeadConfig = copy.deepcopy(self.peft_config[adapter_name])
         fitting.refuse_foreign(model)
@@ -74,7 +65,6 @@ class ProjectionHeadModel(BaseTuner):
         layer = ProjectionLayer() if first else getattr(model, CHILD)
         disabled = layer.disable_adapters
         trainability = {p: p.requires_grad for p in model.parameters()}
-
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             layer.add(adapter_name, config, point, like)
@@ -101,11 +91,8 @@ class ProjectionHeadModel(BaseTuner):
         install_hooks(model, layer)
         self.backbone_tensors.add(model, adapter_name, names, keep_original=config.keep_original)
         if names and not config.keep_original and not starts_random(config.backbone):
-            warnings.warn(
-                "keep_original=False: the originals of the trained backbone tensors are given up, so that disabling or "
-                "unloading this adapter leaves the trained backbone in place.",
-                stacklevel=4,
-            )
+            said = "keep_original=False: disabling or unloading this adapter leaves the trained backbone in place."
+            warnings.warn(said, stacklevel=4)
         self._mark_only_adapters_as_trainable(model)
         if disabled:  # the new PEFT layers start enabled
             super()._enable_adapter_layers(False)
@@ -117,9 +104,8 @@ class ProjectionHeadModel(BaseTuner):
         others = [c for n, c in self.peft_config.items() if n != adapter_name and c.backbone_adapter]
         kinds = {c.backbone_adapter["peft_type"] for c in others} - {inner.peft_type.value}
         if kinds:
-            raise ValueError(
-                f"its {inner.peft_type.value} would wrap the layers that another head's {kinds.pop()} wraps already"
-            )
+            kind = inner.peft_type.value
+            raise ValueError(f"its {kind} would wrap the layers that another head's {kinds.pop()} wraps already")
         # Out of sight meanwhile: the other heads, whose layers a target name such as 'linear' would match; the capture
         # hooks, which LN tuning would copy with the norm; and peft_config, into which the inner tuner would write.
         layer: Any = model._modules.pop(CHILD, None)
@@ -180,8 +166,7 @@ class ProjectionHeadModel(BaseTuner):
         for name, module in self.model.named_modules():
             if not isinstance(module, BaseTunerLayer):
                 continue
-            idle = module is not layer and (head_only or name not in reached)
-            if self._frozen or idle:
+            if self._frozen or (module is not layer and (head_only or name not in reached)):
                 module.set_requires_grad(active, False)
 
     def _set_batch_norm_modes(self) -> None:
@@ -197,11 +182,7 @@ class ProjectionHeadModel(BaseTuner):
     # --- PEFT's verbs ---
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Use the head (and the backbone tensors, and the backbone's PEFT layers) of one adapter.
-
-        Raises:
-            UsageError: If more than one adapter is named: one representation goes through one head.
-        """
+        """Use the head (and the backbone tensors, and the backbone's PEFT layers) of one adapter, no more."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if len(names) > 1:
             raise UsageError(f"Only one head can be active at a time, got {names}; call the model once per head.")
@@ -223,20 +204,15 @@ class ProjectionHeadModel(BaseTuner):
             self._update()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; the backbone tensors it trained return to their originals.
-
-        Raises:
-            UsageError: If there is no such adapter.
-        """
+        """Delete an adapter; the backbone tensors it trained return to their originals."""
         if adapter_name not in self.peft_config:
             raise UsageError(f"There is no adapter {adapter_name!r}; there are: {', '.join(self.peft_config)}.")
         if adapter_name in self.active_adapters:
             # Chosen here: PEFT's layers would each choose by themselves, and a LoRA layer does not know all adapters.
             others = sorted(set(self.peft_config) - {adapter_name})
             if others:
-                warnings.warn(
-                    f"Adapter {adapter_name} was active and is deleted; {others[0]} is active now.", stacklevel=3
-                )
+                said = f"Adapter {adapter_name} was active and is deleted; {others[0]} is active now."
+                warnings.warn(said, stacklevel=3)
             self.set_adapter(others[:1], inference_mode=self._frozen)
         super().delete_adapter(adapter_name)
         self.backbone_tensors.forget(adapter_name)
@@ -251,15 +227,11 @@ class ProjectionHeadModel(BaseTuner):
         return backbone.train(backbone.training)  # BatchNorm that was held in eval mode is free again
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Refuse, see `merge_adapter`."""
+        """Raise UsageError, see `merge_adapter`."""
         return getattr(self.model, CHILD).merge()
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse, before the backbone's PEFT layers are merged: a head has no weights to be merged into.
-
-        Raises:
-            UsageError: If it is called.
-        """
+        """Raise UsageError before the backbone's PEFT layers are merged: a head has no weights to be merged into."""
         getattr(self.model, CHILD).merge()
 
     def train(self, mode: bool = True) -> "ProjectionHeadModel":
@@ -275,13 +247,9 @@ class ProjectionHeadModel(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls,
-        model: Any,
-        config: ProjectionHeadConfig,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
+        cls, model: Any, config: ProjectionHeadConfig, adapter_name: str, state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor]:  # fmt: skip
         inner, tuner = config.inner_config(), model.base_model
         # PEFT drops tensors with another adapter's name in their path: with an adapter "mlp", those of all MLPs.
         own = {f"{_MODEL}.{n}": t.detach() for n, t in tuner._own_tensors(adapter_name).items()}

@@ -22,17 +22,13 @@ def network_of(
     """Return a copy of the backbone of `model` with what its adapter learned merged in, every tensor of it trainable.
 
     Its output's `representation` is h. Tensors that h does not depend on stay frozen. Half precision becomes float32.
-
-    Raises:
-        UsageError: If pooling, layer or in_dim are given beside those of a head, the adapter can't be merged, or the
-            width of h can't be inferred.
     """
     backbone = bare_backbone(model)
     head = getattr(backbone, CHILD, None)
     if isinstance(head, ProjectionLayer) and head.active_name is not None:
         if (pooling, layer, in_dim) != (None, -1, None):
             raise UsageError(
-                "pooling, layer and in_dim are those of the projection head; leave them out, or pass the backbone."
+                "pooling, layer and in_dim are those of the projection head; pass the backbone, or none of them."
             )
         configs: Any = model.peft_config
         config = configs[head.active_name]

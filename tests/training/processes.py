@@ -29,7 +29,7 @@ class Double:
 
 
 def train(folder, *, dataset=None, resume=None, objective=None, config=None, collator=None, extra=None, **options):
-    """Train in float64 on joint batches of 8, two of them a step, 2 steps an epoch; return all that can differ."""
+    """Train in float64 on global batches of 8, two of them a step, 2 steps an epoch; return all that can differ."""
     world = distributed.world_size()
     run = trainer(
         folder,
@@ -72,7 +72,7 @@ def train(folder, *, dataset=None, resume=None, objective=None, config=None, col
 
 def cases(folder):
     """Return name → result of every run."""
-    results = {"joint batch": train(folder / "whole", save_strategy="steps", save_steps=3)}
+    results = {"global batch": train(folder / "whole", save_strategy="steps", save_steps=3)}
     distributed.barrier()
     # Step 3 of 4 is the first of epoch 2.
     results["resumed"] = train(folder / "resumed", resume=folder / "whole/checkpoint-3")

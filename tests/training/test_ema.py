@@ -1,4 +1,4 @@
-"""The moving-average copy follows by its formula, shares what is frozen, and survives a checkpoint."""
+"""The EMA teacher follows by its formula, shares what is frozen, and survives a checkpoint."""
 
 import pytest
 import torch

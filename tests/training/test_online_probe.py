@@ -269,7 +269,7 @@ def test_another_trainer_is_refused():
 
 
 def joint(folder):
-    """Train in float64 on joint batches of 8, from the start and from a checkpoint; return what can differ."""
+    """Train in float64 on global batches of 8, from the start and from a checkpoint; return what can differ."""
     found = {}
     for name, resume in (("whole", None), ("resumed", folder / "run" / "checkpoint-2")):
         watch = OnlineProbeCallback(every=1, images=5, bank=20, k=3)

@@ -1,4 +1,4 @@
-"""Two processes under ``accelerate launch`` give what one process with the joint batch gives, through the trainer."""
+"""Two processes under ``accelerate launch`` give what one process with the global batch gives, through the trainer."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ import torch
 from small import differs
 
 SCRIPT = Path(__file__).with_name("processes.py")
-NAMES = ["joint batch", "resumed", "workers", "watched", "watched h", "stream", "multi-crop", "multi-crop resumed",
+NAMES = ["global batch", "resumed", "workers", "watched", "watched h", "stream", "multi-crop", "multi-crop resumed",
          "multi-crop continued"]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_processes_share_the_images_and_views_of_one(one, two, name):
     for start in range(0, len(ours[0]), size):
         joint += ours[0][start : start + size] + ours[1][start : start + size]
     assert joint == one[name]["seen"]
-    if name == "joint batch":
+    if name == "global batch":
         epochs = [{(i, pixels) for epoch, i, pixels in joint if epoch == e} for e in (0, 1)]
         assert not epochs[0] & epochs[1]
         assert [len(e) for e in epochs] == [32, 32]
@@ -67,19 +67,19 @@ def test_processes_share_the_images_and_views_of_one(one, two, name):
 def test_resumed_and_loaded_by_workers_is_the_same_run(one, two):
     for results in (one, *two):
         for name in ("resumed", "workers", "watched", "watched h"):
-            for key, expected in results["joint batch"]["weights"].items():
+            for key, expected in results["global batch"]["weights"].items():
                 assert torch.equal(results[name]["weights"][key], expected)
         for key, expected in results["multi-crop"]["weights"].items():
             assert torch.equal(results["multi-crop resumed"]["weights"][key], expected)
-        assert results["resumed"]["seen"] == results["joint batch"]["seen"][-len(results["resumed"]["seen"]) :]
+        assert results["resumed"]["seen"] == results["global batch"]["seen"][-len(results["resumed"]["seen"]) :]
 
 
 def test_metrics_and_log_are_those_of_one_process(one, two):
-    expected = one["joint batch"]["log"]
+    expected = one["global batch"]["log"]
     assert any("eval_knn_h" in entry for entry in expected)
     assert any("rankme_z" in entry for entry in expected)
     for rank in range(2):
-        log = two[rank]["joint batch"]["log"]
+        log = two[rank]["global batch"]["log"]
         assert [entry.keys() for entry in log] == [entry.keys() for entry in expected]
         for entry, other in zip(log, expected):
             assert entry == pytest.approx(other, rel=1e-5)

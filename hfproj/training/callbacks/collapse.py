@@ -4,7 +4,7 @@ Likely causes, in the order in which they are looked for, in the objective, the 
 
 1. Learning rate: the optimizer moved head or backbone by more than `FAST` of their norm in one step.
 2. Stop-gradient: an objective of predictions passes a gradient to the projections that it should hold still.
-3. Predictor: an objective that is as low at collapse as anywhere rests on a predictor, and there is none that learns.
+3. Predictor: an objective that is as low at collapse as anywhere rests on a predictor, and no predictor learns.
 4. Temperature: collapsed rows cost hardly more than rows spread evenly, since similarities hardly count.
 5. BatchNorm: an objective that is as low at collapse as anywhere, and neither head nor predictor has a norm.
 6. Objective: nothing in it, and no regularizer, keeps rows apart.
@@ -45,19 +45,12 @@ def likely_causes(trainer: ProjectionTrainer) -> list[Cause]:
     watch = next((c for c in trainer.callback_handler.callbacks if isinstance(c, ProbeWatch)), ProbeWatch())
     watch.bind(trainer)
     causes = [*_learning_rate(trainer), *_objective(trainer, HeadLoss(trainer, watch.views))]
-    unknown = Cause(
-        "unknown",
-        "Weights move slowly, and the objective keeps rows apart. Lower learning_rate, or add a regularizer such as "
-        "vicreg_terms.",
-    )
-    return causes or [unknown]
+    why = "Weights move slowly, and the objective keeps rows apart. Lower learning_rate, or add vicreg_terms."
+    return causes or [Cause("unknown", why)]
 
 
 def flat_loss(trainer: ProjectionTrainer) -> float | None:
-    """Return the objective's value for a batch of equal rows of z, if rows spread evenly hardly cost less than that.
-
-    None where the objective tells the two apart well, or not at all, or is no function of z alone.
-    """
+    """Return the objective's value for equal rows of z if rows spread evenly cost hardly, but measurably, less."""
     objective = copy.deepcopy(trainer.objective).double().eval()
     last = trainer.last_batch.get("z")
     if set(getattr(objective, "needs", ())) & {"prediction", "target", "scores"} or not isinstance(last, Tensor):
@@ -76,18 +69,14 @@ def flat_loss(trainer: ProjectionTrainer) -> float | None:
 
 
 def _learning_rate(trainer: ProjectionTrainer) -> list[Cause]:
-    ratios = {
-        part: max((row.get(f"update_ratio_{part}") or 0.0 for row in trainer.history), default=0.0)
-        for part in ("head", "backbone")
-    }
-    part = max(ratios, key=lambda p: ratios[p])
-    rate = trainer.args.learning_rate
-    fast = Cause(
-        "learning rate",
-        f"The {part} moved by {ratios[part]:.0%} of its norm in one step (update_ratio_{part}); lower learning_rate, "
-        f"{rate:g} at its peak, to {rate / 10:g} or less, or raise warmup_steps.",
+    rows, rate = trainer.history, trainer.args.learning_rate
+    found = ((max((r.get(f"update_ratio_{p}") or 0.0 for r in rows), default=0.0), p) for p in ("head", "backbone"))
+    ratio, part = max(found, key=lambda pair: pair[0])
+    why = (
+        f"The {part} moved by {ratio:.0%} of its norm in one step (update_ratio_{part}); lower learning_rate, {rate:g} "
+        f"at its peak, to {rate / 10:g} or less, or raise warmup_steps."
     )
-    return [fast] if ratios[part] > FAST else []
+    return [Cause("learning rate", why)] if ratio > FAST else []
 
 
 def _objective(trainer: ProjectionTrainer, loss: HeadLoss) -> list[Cause]:
@@ -97,10 +86,9 @@ def _objective(trainer: ProjectionTrainer, loss: HeadLoss) -> list[Cause]:
     if "prediction" in needs and _gradient_of_projections(loss) > 0:
         why = f"{name} passes a gradient to the projections that the predictions are compared with; detach them."
         causes.append(Cause("stop-gradient", why))
-    views, images, _ = loss.h.shape
-    dim = loss.modules.head.out_dim
-    collapsed = _value(loss, loss.h.new_ones(views, images, dim))
-    spread = _value(loss, _directions(views, images, dim, loss.h))
+    (views, images, _), dim = loss.h.shape, loss.modules.head.out_dim
+    rows = (loss.h.new_ones(views, images, dim), _directions(views, images, dim, loss.h))
+    collapsed, spread = (_value(loss, z) for z in rows)
     if collapsed is None or spread is None:
         return causes
     saved = collapsed - spread
@@ -134,21 +122,18 @@ def _gradient_of_projections(loss: HeadLoss) -> float:
     with torch.no_grad():
         z = loss.modules.head(loss.h)
         prediction = z if loss.modules.predictor is None else loss.modules.predictor(z)
-    prediction = prediction.clone().requires_grad_()  # an identity returns z itself
+    prediction = prediction.clone().requires_grad_()  # before z gets a gradient: an identity returns z itself
     value = loss.of_projections(z.requires_grad_(), prediction)
-    (gradient,) = torch.autograd.grad(value, z, allow_unused=True)
-    own = z.new_zeros(()) if gradient is None else gradient.norm()
-    return float(mean_over_processes(own))
+    (gradient,) = torch.autograd.grad(value, z, allow_unused=True, materialize_grads=True)
+    return float(mean_over_processes(gradient.norm()))
 
 
 def _value(loss: HeadLoss, z: Tensor) -> float | None:
     """Return the loss where predictions and targets are the projections; None where it is not defined."""
-    copies = loss.given["target"]
+    copies, target = loss.given["target"], None
     try:
         with torch.no_grad():
-            # Targets of another width are prototype logits.
-            target = None
-            if copies is not None:
+            if copies is not None:  # targets of another width are prototype logits
                 rows = z[: len(copies)]
                 target = rows if copies.shape[-1] == z.shape[-1] else loss.modules.prototypes(rows)
             return float(loss.of_projections(z, z, target))
@@ -184,31 +169,21 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a `CollapseCallback` saw.
+    """What a `CollapseCallback` saw."""
 
-    Attributes:
-        step: After which it was seen.
-        metric: Name of the number in the history that is out of its limits.
-        value: Its value; None where it was not finite.
-        limit: The limit, in words.
-        causes: Likely causes, the likeliest first.
-        restored: The checkpoint that training went back to, or None.
-    """
-
-    step: int
-    metric: str
-    value: float | None
-    limit: str
-    causes: list[Cause]
-    restored: str | None = None
+    step: int  # after which it was seen
+    metric: str  # name of the number in the history that is out of its limits
+    value: float | None  # None where it was not finite
+    limit: str  # in words
+    causes: list[Cause]  # the likeliest first
+    restored: str | None = None  # the checkpoint that training went back to
 
     @property
     def message(self) -> str:
         """What happened and what to do, in words."""
         value = "not finite" if self.value is None else f"{self.value:.4g}"
         lines = [f"Collapse at step {self.step}: {self.metric} is {value}, {self.limit}."]
-        lines += [f"Likely cause: {cause.name}. {cause.why}" for cause in self.causes[:1]]
-        lines += [f"Or: {cause.name}. {cause.why}" for cause in self.causes[1:]]
+        lines += [f"{'Or' if i else 'Likely cause'}: {c.name}. {c.why}" for i, c in enumerate(self.causes)]
         if self.restored is not None:
             lines.append(f"The adapter is that of {self.restored} again.")
         return " ".join(lines)
@@ -257,14 +232,9 @@ class CollapseCallback(TrainerCallback):
     trainer: ProjectionTrainer
 
     def __init__(
-        self,
-        *,
-        limits: Limits | None = None,
-        patience: int = 2,
-        action: str = "warn",
-        warmup: int = 20,
+        self, *, limits: Limits | None = None, patience: int = 2, action: str = "warn", warmup: int = 20,
         every: int | None = None,
-    ):
+    ):  # fmt: skip
         if action not in ACTIONS:
             raise UsageError(f"action={action!r}: expected one of {', '.join(ACTIONS)}.")
         if patience < 1 or warmup < 0:
@@ -272,6 +242,7 @@ class CollapseCallback(TrainerCallback):
         self.given = {name: None if v is None else _as_limit(name, v) for name, v in (limits or {}).items()}
         self.patience, self.action, self.warmup, self.every = patience, action, warmup, every
         self.alarm: Alarm | None = None
+        self._flat_loss: float | None = None
         self._judged = -1
 
     def bind(self, trainer: ProjectionTrainer) -> None:
@@ -292,8 +263,7 @@ class CollapseCallback(TrainerCallback):
         check_bound(self)
         self.alarm, self._judged = None, -1
         self._learned_from = max(self.warmup, args.get_warmup_steps(state.max_steps))
-        self._flat_loss: float | None = None
-        self._asked = False
+        self._flat_loss, self._asked = None, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge what was measured since the last time."""
@@ -348,13 +318,11 @@ class CollapseCallback(TrainerCallback):
         return None
 
     def _restore(self, before: int) -> str | None:
-        checkpoints = complete_checkpoints(self.trainer.args.output_dir)
-        good = [step for step in checkpoints if step < before]
+        good = {n: path for n, path in complete_checkpoints(self.trainer.args.output_dir).items() if n < before}
         if not good:
             return None
-        checkpoint = checkpoints[max(good)]
-        self.trainer.load_checkpoint(checkpoint)
-        return Path(checkpoint).name
+        self.trainer.load_checkpoint(good[max(good)])
+        return Path(good[max(good)]).name
 
 
 def _as_limit(name: str, limit: Any) -> Limit:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hfproj import distributed
-from hfproj.errors import unknown
+from hfproj.errors import check_choice
 from hfproj.features.views import FixedViews
 from hfproj.functional.modes import evaluating
 from hfproj.geometry.lanczos import extreme_eigenvalues
@@ -32,12 +32,8 @@ class HeadLoss:
     """Loss of a probe batch as a function of the head alone: h is held still, head and objective are copies.
 
     On several processes each holds its images; the value is that of the global batch, and gradients follow the
-    convention of :mod:`hfproj.distributed` (their mean over processes is the gradient of the global batch).
-
-    Args:
-        trainer: The `ProjectionTrainer`.
-        views: Its probe batch.
-        dtype: Precision of everything. Second derivatives of small size need float64.
+    convention of :mod:`hfproj.distributed` (their mean over processes is the gradient of the global batch). Second
+    derivatives of small size need the default `dtype`.
     """
 
     def __init__(self, trainer: ProjectionTrainer, views: FixedViews, dtype: torch.dtype = torch.float64):
@@ -50,9 +46,8 @@ class HeadLoss:
             if hasattr(module, "tile_rows"):
                 module.tile_rows = None  # in tiles NT-Xent has first derivatives only
         self.modules.requires_grad_(True)
-        self.given: dict[str, Any] = {name: views.own(name) for name in ("labels", "index")}
-        self.given = {n: None if t is None else t.to(device) for n, t in self.given.items()}
-        target = _targets(trainer, views)
+        own, target = {name: views.own(name) for name in ("labels", "index")}, _targets(trainer, views)
+        self.given: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in own.items()}
         self.given["target"] = None if target is None else target.to(dtype)
         self._at = (trainer.args.seed, trainer.state.global_step, float(trainer.state.epoch or 0), device)
         self._step = type(trainer.step()).at
@@ -66,15 +61,11 @@ class HeadLoss:
         """Return the loss at projections `z` and, where the objective needs them, predictions and targets."""
         prototypes = self.modules.prototypes
         given = {
-            **self.given,
-            "prediction": prediction,
-            "scores": None if prototypes is None else prototypes(z),
+            **self.given, "prediction": prediction, "scores": None if prototypes is None else prototypes(z),
             "prototypes": None if prototypes is None else prototypes.vectors().detach(),
             "scales": dict(self.modules.scales) or None,
             "step": self._step(*self._at),  # the same random choices at each call
-        }
-        if target is not None:
-            given["target"] = target
+        } | ({} if target is None else {"target": target})  # fmt: skip
         return self.objective(z, **given)[0]
 
     @property
@@ -116,17 +107,11 @@ class CurvatureCallback(ProbeWatch):
     PASSES = 120  # products with the Hessian cost as much as the forward pass
 
     def __init__(
-        self,
-        *,
-        of: str = "head",
-        steps: int = 64,
-        every: int | None = None,
-        images: int = 64,
+        self, *, of: str = "head", steps: int = 64, every: int | None = None, images: int = 64,
         dataset: Data | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
-        if of not in OF:
-            raise unknown("Hessian", of, OF)
+        check_choice("Hessian", of, OF)
         self.of, self.steps = of, steps
 
     def measure(self) -> dict[str, float]:
@@ -139,19 +124,18 @@ class CurvatureCallback(ProbeWatch):
 
 def _hessian(loss: HeadLoss, of: str) -> tuple[Callable[[Tensor], Tensor], int]:
     """Return the product v → H v of the global batch's Hessian, the same on all processes, and its width."""
-    world, ranks = distributed.world_size(), []
+    world, rank, ranks = distributed.world_size(), distributed.rank(), []
     with torch.enable_grad():  # the graph of the gradient is made once, and run backwards in each product
         variables = list(loss.parameters) if of == "head" else [loss.h.requires_grad_()]
         gradients = torch.autograd.grad(loss(), variables, create_graph=True, allow_unused=True, materialize_grads=True)
         gradient = torch.cat([g.flatten() for g in gradients])
     if of == "h":
         ranks = distributed.row_counts(len(gradient), gradient.device)
-    own = slice(sum(ranks[: distributed.rank()]), sum(ranks[: distributed.rank() + 1])) if ranks else slice(None)
+    own = slice(sum(ranks[:rank]), sum(ranks[: rank + 1])) if ranks else slice(None)
 
     def product(v: Tensor) -> Tensor:
-        parts = torch.autograd.grad(
-            gradient, variables, v[own], retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        options = {"allow_unused": True, "materialize_grads": True}
+        parts = torch.autograd.grad(gradient, variables, v[own], retain_graph=True, **options)
         flat = torch.cat([p.flatten() for p in parts])
         # Collectives sum in the backward pass: the result is that of `world` times the loss.
         return distributed.gather_rows(flat / world, counts=ranks) if of == "h" else mean_over_processes(flat)

@@ -39,6 +39,7 @@ from hfproj.training.setup import Data
 
 STATE_FILE = "online_probe.safetensors"
 LAYERS = ("h", "z")
+_STATE = ("weight", "velocity")  # of a classifier, as a checkpoint names them
 _MOST_CLASSES = 2**20  # a larger label is no class number
 
 
@@ -46,17 +47,7 @@ class OnlineClassifier:
     """A linear classifier that takes one step of SGD with momentum for every batch; the same on all processes.
 
     The gradient is that of the mean cross-entropy over the rows of all processes. A class gets weights of zero when its
-    first label comes.
-
-    Args:
-        learning_rate: Of SGD.
-        momentum: Of SGD.
-
-    Example:
-        >>> classifier = OnlineClassifier(learning_rate=1.0)
-        >>> f, y = torch.eye(2), torch.tensor([0, 1])
-        >>> classifier.learn(f, y), classifier.learn(f, y)
-        ((1.0, 2.0), (2.0, 2.0))
+    first label is seen.
     """
 
     def __init__(self, *, learning_rate: float = 0.1, momentum: float = 0.9):
@@ -66,17 +57,11 @@ class OnlineClassifier:
 
     @torch.no_grad()
     def learn(self, f: Float[Tensor, "rows dim"], y: Int[Tensor, " rows"]) -> tuple[float, float]:
-        """Take a step; return how many rows of all processes were right before it, and how many there were.
-
-        Raises:
-            UsageError: If a label on any process is negative or no class number.
-        """
+        """Take a step; return how many rows of all processes were right before it, and how many there were."""
         largest, negative = distributed.all_reduce_max(torch.stack([y.max(), -y.min()])).tolist()
         if negative > 0 or largest >= _MOST_CLASSES:
-            raise UsageError(
-                f"OnlineProbeCallback needs class numbers from 0, got labels from {-negative} to {largest}. Encode "
-                "them: dataset.class_encode_column(…)."
-            )
+            found = f"labels from {-negative} to {largest}. Encode them: dataset.class_encode_column(…)"
+            raise UsageError(f"OnlineProbeCallback needs class numbers from 0, got {found}.")
         weight, velocity = self._grown(largest + 1, f)
         rows = torch.cat([f, f.new_ones(len(f), 1)], 1)
         logits = rows @ weight.mT
@@ -124,10 +109,9 @@ class OnlineProbeCallback(ImageWatch):
         k: Neighbours that vote; 0 leaves the k-NN out.
         temperature: Of the k-NN.
         bank: Training rows that the k-NN searches, of the first view of each image.
-        every: Steps between two measurements; None: so rarely that the passes over the held-out images take less than a
-            hundredth of the time.
+        every: Steps between two measurements; None: so many that these take less than 1 % of the time.
         images: Number of held-out images, evenly spaced.
-        dataset: Where they come from; None: the trainer's `eval_dataset` (the first, of several), if there is one.
+        dataset: Their source; None: the trainer's `eval_dataset` (the first, of several), if it has one.
 
     Raises:
         UsageError: As `Watch`; if an option is out of its range; on training, if batches have no labels, or the
@@ -140,32 +124,19 @@ class OnlineProbeCallback(ImageWatch):
     """
 
     def __init__(
-        self,
-        *,
-        learning_rate: float = 0.1,
-        momentum: float = 0.9,
-        scale: float | None = 4.0,
-        k: int = 20,
-        temperature: float = 0.07,
-        bank: int = 4096,
-        every: int | None = None,
-        images: int = 512,
+        self, *, learning_rate: float = 0.1, momentum: float = 0.9, scale: float | None = 4.0, k: int = 20,
+        temperature: float = 0.07, bank: int = 4096, every: int | None = None, images: int = 512,
         dataset: Data | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
         if not learning_rate > 0 or not 0 <= momentum < 1 or (scale is not None and not scale > 0):
-            raise UsageError(
-                "Expected learning_rate > 0, 0 ≤ momentum < 1 and scale > 0, got "
-                f"{learning_rate}, {momentum} and {scale}."
-            )
+            wanted = "learning_rate > 0, 0 ≤ momentum < 1 and scale > 0"
+            raise UsageError(f"Expected {wanted}, got {learning_rate}, {momentum} and {scale}.")
         if k < 0 or bank < 1 or images < 1 or not temperature > 0:
-            raise UsageError(
-                f"Expected k ≥ 0, bank ≥ 1, images ≥ 1 and temperature > 0, got {k}, {bank}, {images}, {temperature}."
-            )
+            wanted = "k ≥ 0, bank ≥ 1, images ≥ 1 and temperature > 0"
+            raise UsageError(f"Expected {wanted}, got {k}, {bank}, {images} and {temperature}.")
         self.learning_rate, self.momentum, self.scale = learning_rate, momentum, scale
         self.k, self.temperature, self.bank = k, temperature, bank
-
-    # --- when ---
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start with classifiers of zero, or where a training that is resumed has left them."""
@@ -173,8 +144,7 @@ class OnlineProbeCallback(ImageWatch):
         self._measured_at = state.global_step
         options = {"learning_rate": self.learning_rate, "momentum": self.momentum}
         self.classifiers = {layer: OnlineClassifier(**options) for layer in LAYERS}
-        self._right = dict.fromkeys(LAYERS, 0.0)
-        self._seen = 0.0
+        self._right, self._seen = dict.fromkeys(LAYERS, 0.0), 0.0
         self._bank: dict[str, Tensor] = {}  # rows of all processes, as far as they were gathered
         batches = math.ceil(self.bank / (args.train_batch_size * args.world_size))
         self._recent: deque[dict[str, Tensor]] = deque(maxlen=batches)  # of this process
@@ -189,23 +159,17 @@ class OnlineProbeCallback(ImageWatch):
         self._learn()
 
     def check_batch(self, inputs: Mapping[str, Any]) -> None:
-        """Refuse a batch without labels; the trainer calls it before the batch is learned from.
-
-        Raises:
-            UsageError: If there are no "labels" in `inputs`.
-        """
+        """Refuse a batch without labels; the trainer calls it before the batch is learned from."""
         if inputs.get("labels") is None:
             raise UsageError(
-                "OnlineProbeCallback learns from labels, but the batches have none: give the collator the name "
-                "of their column (label_column=…), or leave the callback out."
+                "OnlineProbeCallback learns from labels, but the batches have none: give the collator the name of "
+                "their column (label_column=…), or leave the callback out."
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Learn from the batch, and measure when it is due."""
         self._learn()
         super().on_step_end(args, state, control, **kwargs)
-
-    # --- what ---
 
     @torch.no_grad()
     def _learn(self) -> None:
@@ -249,8 +213,7 @@ class OnlineProbeCallback(ImageWatch):
         return distributed.broadcast_object(values)  # the same on all processes, to the last bit
 
     def _knn(self, layer: str, f: Tensor, y: Tensor) -> float:
-        probe = KNNProbe(k=self.k, temperature=self.temperature)
-        bank = self._bank[layer]
+        bank, probe = self._bank[layer], KNNProbe(k=self.k, temperature=self.temperature)
         return probe.fit(bank, self._bank["labels"]).score(f.to(bank.device), y)
 
     def _gather(self) -> None:
@@ -261,8 +224,6 @@ class OnlineProbeCallback(ImageWatch):
                 self._bank[name] = torch.cat([*there, distributed.gather_rows(rows)])[-self.bank :]
         self._recent.clear()
 
-    # --- checkpoints ---
-
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write classifiers and bank beside the checkpoint that was written."""
         self._gather()  # on all processes
@@ -270,27 +231,21 @@ class OnlineProbeCallback(ImageWatch):
         if not args.should_save or not folder.is_dir() or self.classifiers["h"].weight is None:
             return
         tensors = {f"bank.{name}": rows for name, rows in self._bank.items()}
-        for layer, classifier in self.classifiers.items():
-            for name in ("weight", "velocity"):
-                tensors[f"{layer}.{name}"] = getattr(classifier, name)
-        counts = torch.tensor([self._seen, *self._right.values()], dtype=torch.float64)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in {**tensors, "counts": counts}.items()}
+        tensors |= {f"{n}.{what}": getattr(c, what) for n, c in self.classifiers.items() for what in _STATE}
+        tensors["counts"] = torch.tensor([self._seen, *self._right.values()], dtype=torch.float64)
         part = folder / f".{STATE_FILE}.part"
-        save_file(tensors, part, metadata={"format": "pt"})
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, part, metadata={"format": "pt"})
         part.replace(folder / STATE_FILE)
 
     def _load(self, folder: Path) -> None:
         try:
             tensors = {n: t.to(self.trainer.args.device) for n, t in load_file(folder / STATE_FILE).items()}
             for layer, classifier in self.classifiers.items():
-                classifier.weight, classifier.velocity = tensors[f"{layer}.weight"], tensors[f"{layer}.velocity"]
+                classifier.weight, classifier.velocity = (tensors[f"{layer}.{what}"] for what in _STATE)
             self._seen, *right = tensors["counts"].tolist()
         except (OSError, KeyError, SafetensorError) as error:
-            warnings.warn(
-                f"The online probe starts anew: {folder} holds no {STATE_FILE} ({type(error).__name__}). It is found "
-                "where training resumes in the output_dir that it was stopped in.",
-                stacklevel=2,
-            )
+            cause = f"{folder} holds no {STATE_FILE} ({type(error).__name__})"
+            warnings.warn(f"The online probe starts anew: {cause}; resume in the same output_dir.", stacklevel=2)
             return
         self._right = dict(zip(LAYERS, right))
         self._bank = {name.removeprefix("bank."): t for name, t in tensors.items() if name.startswith("bank.")}

@@ -23,22 +23,20 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hfproj import diagnostics, distributed
-from hfproj.errors import UsageError, unknown
+from hfproj.errors import UsageError, check_choice
 from hfproj.features.views import FixedViews
 from hfproj.training.optimizer import PART
 from hfproj.training.setup import Data, ProjectionTrainer, first_of, is_stream
 
 IMAGES = 256  # of the probe batch
+_EPS = 1e-7
 
 
 class Watch(TrainerCallback):
-    """Measures at the start, every so many steps and at the end of a training, and records it in `trainer.history`.
+    """Measures at the start, after `every` optimizer steps and at the end of a training, into `trainer.history`.
 
     A subclass gives `measure`. `ProjectionTrainer` calls `bind` with itself, and `check_batch`, if a subclass has it,
     with each training batch; what it keeps of the last one is `trainer.last_batch`.
-
-    Args:
-        every: Optimizer steps between two measurements.
 
     Raises:
         UsageError: If `every` is no positive number; on training, in another trainer than `ProjectionTrainer`.
@@ -93,13 +91,9 @@ class Watch(TrainerCallback):
 
 
 class ImageWatch(Watch):
-    """A `Watch` of a few images of a data set, evenly spaced.
+    """A `Watch` of a few evenly spaced images of `dataset`, by default the trainer's `eval_dataset` (the first).
 
-    Args:
-        every: Optimizer steps between two measurements. None: as many as `PASSES` passes over the images take, so that
-            the measurements take less than a hundredth of the training: ⌈PASSES · images / global batch⌉.
-        images: Number of images.
-        dataset: Where they come from; None: the trainer's `eval_dataset` (the first, of several).
+    Where `every` is None, ⌈PASSES · images / global batch⌉ steps: measuring takes less than a hundredth of the time.
     """
 
     PASSES = 60  # a forward pass is a third of a step
@@ -109,11 +103,7 @@ class ImageWatch(Watch):
         self.images, self.dataset = images, dataset
 
     def find_dataset(self, default: Any = None) -> Any:
-        """Return the data set whose images are watched, the trainer's `eval_dataset` before `default`.
-
-        Raises:
-            UsageError: If it is a stream.
-        """
+        """Return the data set whose images are watched, the trainer's `eval_dataset` before `default`; no stream."""
         candidates = (self.dataset, first_of(self.trainer.eval_dataset), default)
         dataset = next((found for found in candidates if found is not None), None)
         if dataset is not None and is_stream(dataset):
@@ -137,11 +127,9 @@ class ProbeWatch(ImageWatch):
     """A `Watch` of fixed views of a few images, in eval mode.
 
     Args:
-        every: Optimizer steps between two measurements; None: so rarely that they take less than a hundredth of the
-            time.
+        every: Optimizer steps between two measurements; None: so many that these take less than 1 % of the time.
         images: Number of images of the probe batch, evenly spaced over the data set.
-        dataset: Where they come from; None: the trainer's `eval_dataset` (the first, of several), else its
-            `train_dataset`. Labels are not used.
+        dataset: Their source; None: the trainer's (first) `eval_dataset`, else `train_dataset`. Labels are not used.
 
     Raises:
         UsageError: As `Watch`; if there are fewer than two images; on training, if the data set is a stream.
@@ -165,33 +153,29 @@ class ProbeWatch(ImageWatch):
 
 
 def check_bound(callback: TrainerCallback) -> None:
-    """Refuse to watch another trainer.
-
-    Raises:
-        UsageError: If the callback was not given to a `ProjectionTrainer`.
-    """
+    """Refuse a callback that was not given to a `ProjectionTrainer`."""
     if getattr(callback, "trainer", None) is None:
         raise UsageError(f"{type(callback).__name__} works in hfproj.ProjectionTrainer(callbacks=[…]) only.")
 
 
-# Name → function of the rows of all views [rows, dim], and of views [views, images, dim].
-_ROWS: dict[str, Callable[[Tensor], float]] = {
-    name: getattr(diagnostics, name)
-    for name in ("rankme", "effective_rank", "stable_rank", "participation_ratio", "nesum", "uniformity",
-                 "wasserstein_uniformity", "whiteness", "matrix_entropy", "self_cluster")
-}  # fmt: skip
-_ROWS |= {
-    "std": diagnostics.representation_std,
-    "alpha_req": lambda f: diagnostics.alpha_req(f).alpha,
-    "condition_number": lambda f: diagnostics.covariance_condition_number(f).on_support,
-    "offdiag_energy": diagnostics.covariance_offdiag_energy,
-}
+# Name → function of views [views, images, dim]; METRICS has those of the rows of all views [rows, dim], too.
 _VIEWS: dict[str, Callable[[Tensor], float]] = {
     "positive_cosine": diagnostics.positive_cosine,
     "alignment": diagnostics.alignment,
     "lidar": diagnostics.lidar_of_views,
 }
-METRICS: dict[str, Callable[[Tensor], float]] = {**_ROWS, **_VIEWS}
+METRICS: dict[str, Callable[[Tensor], float]] = {
+    name: getattr(diagnostics, name)
+    for name in ("rankme", "effective_rank", "stable_rank", "participation_ratio", "nesum", "uniformity",
+                 "wasserstein_uniformity", "whiteness", "matrix_entropy", "self_cluster")
+}  # fmt: skip
+METRICS |= {
+    "std": diagnostics.representation_std,
+    "alpha_req": lambda f: diagnostics.alpha_req(f).alpha,
+    "condition_number": lambda f: diagnostics.covariance_condition_number(f).on_support,
+    "offdiag_energy": diagnostics.covariance_offdiag_energy,
+    **_VIEWS,
+}
 DEFAULT = ("rankme", "std", "positive_cosine")
 
 
@@ -220,17 +204,12 @@ class SpectrumCallback(ProbeWatch):
     """
 
     def __init__(
-        self,
-        *,
-        metrics: Sequence[str] = DEFAULT,
-        every: int | None = None,
-        images: int = IMAGES,
+        self, *, metrics: Sequence[str] = DEFAULT, every: int | None = None, images: int = IMAGES,
         dataset: Data | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
         for name in metrics:
-            if name not in METRICS:
-                raise unknown("metric", name, METRICS)
+            check_choice("metric", name, METRICS)
         self.metrics = tuple(metrics)
 
     def measure(self) -> dict[str, float]:
@@ -239,22 +218,18 @@ class SpectrumCallback(ProbeWatch):
             h, z = self.views.features(self.trainer.model, self.trainer.args.device)
         values: dict[str, float] = {}
         if distributed.rank() == 0:
+            names = [name for name in self.metrics if name not in _VIEWS or h.shape[0] > 1]
             for layer, f in (("h", h), ("z", z)):
-                names = [name for name in self.metrics if name not in _VIEWS or f.shape[0] > 1]
                 values |= {f"{name}_{layer}": _value(name, f) for name in names}
         return distributed.broadcast_object(values)  # the same on all processes, to the last bit
 
 
 def _value(name: str, f: Tensor) -> float:
-    if not torch.isfinite(f).all():
-        return float("nan")
     try:
-        return _VIEWS[name](f) if name in _VIEWS else _ROWS[name](f.flatten(0, 1))
+        finite = bool(torch.isfinite(f).all())
+        return METRICS[name](f if name in _VIEWS else f.flatten(0, 1)) if finite else math.nan
     except UsageError:  # too few dimensions for α, for example: no reason to end a training
-        return float("nan")
-
-
-_EPS = 1e-7
+        return math.nan
 
 
 class UpdateRatioCallback(Watch):
@@ -277,9 +252,7 @@ class UpdateRatioCallback(Watch):
     def bind(self, trainer: ProjectionTrainer) -> None:
         """Join `trainer`."""
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise UsageError(
-                "UpdateRatioCallback needs whole parameters, which FSDP and DeepSpeed split; leave it out."
-            )
+            raise UsageError("UpdateRatioCallback needs whole parameters: FSDP and DeepSpeed split them; leave it out.")
         super().bind(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
