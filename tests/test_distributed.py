@@ -10,13 +10,16 @@ from hfproj import distributed
 OF_THEIR_OWN = {"plumbing", "nt_xent, local negatives"} | {name for name in CASES if "in all" in name}
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+processes = pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.long)])
+
+
+@processes
 @pytest.mark.parametrize("name", [name for name in CASES if name not in OF_THEIR_OWN])
 def test_equals_one_process(name, world_size):
     assert_equal_to_one(name, world_size)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@processes
 def test_ranks_counts_and_objects(world_size):
     ranks = list(range(world_size))
     for rank, result in enumerate(on_processes(world_size)["plumbing"]):
@@ -26,13 +29,13 @@ def test_ranks_counts_and_objects(world_size):
         assert result["objects"].tolist() == ranks
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@processes
 @pytest.mark.parametrize("name", [name for name in CASES if "in all" in name])
 def test_one_row_over_all_processes_is_refused_on_every_rank(name, world_size):
     assert [result["refused"].item() for result in on_processes(world_size)[name]] == [1] * world_size
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@processes
 def test_local_negatives_stay_local(world_size):
     from hfproj.objectives.nt_xent import nt_xent_loss
 

@@ -137,6 +137,7 @@ def test_last_blocks_without_lora(tmp_path):
     assert not any("lora" in name for name in names)
 
 
+@pytest.mark.long
 def test_a_preset_and_other_methods(tmp_path):
     run("simclr_vit", *SMALL, "--output_dir", tmp_path, "--preset", "werank_last_layer", "--max_steps", 1)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
