@@ -105,7 +105,7 @@ def wrong(tmp_path_factory):
         ("--backbone no/such", "No backbone could be loaded from 'no/such'"),
         ("--dataset no/such/place", "no file or folder 'no/such/place'"),
         ("--head mpl", "Unknown head 'mpl'. Did you mean 'mlp'?"),
-        ("--dataset WRONG --image_column text --holdout 1", "Column 'text'"),
+        ("--dataset WRONG --image_column text --holdout 1", "column 'text'"),
         ("--push_to_hub", "HF_HUB_OFFLINE=1 keeps this process from reaching the Hub"),
         ("--push_to_hub me/mine", "HF_HUB_OFFLINE=1 keeps this process from reaching the Hub"),
         ("--hub_strategy all_checkpoints", "nothing pickled is pushed"),
@@ -115,7 +115,7 @@ def wrong(tmp_path_factory):
         ("--regularizers werank=0.1,koleo", "'koleo': expected name=value pairs"),
         ("--preset simclr_cifa", "Did you mean 'simclr_cifar'?"),
         ("--no_such_flag 3", "Unknown arguments: --no_such_flag 3"),
-        ("--trainable 2", "backbone_adapter has nothing to add"),
+        ("--trainable 2", "trains the backbone itself"),
         ("--train_limit 8", "fewer than one batch"),
     ],
 )
