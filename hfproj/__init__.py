@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         distributed as distributed, errors as errors, export as export, features as features,
         functional as functional, geometry as geometry, heads as heads, hub as hub, objectives as objectives,
         plots as plots, presets as presets, probes as probes, regularizers as regularizers, reporting as reporting,
-        results as results, studies as studies, training as training, tuner as tuner,
+        results as results, studies as studies, training as training, tuner as tuner, typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
@@ -88,7 +88,7 @@ if not TYPE_CHECKING:
         [
             "backbones", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export", "features",
             "functional", "geometry", "heads", "hub", "objectives", "plots", "presets", "probes", "regularizers",
-            "reporting", "results", "studies", "training", "tuner",
+            "reporting", "results", "studies", "training", "tuner", "typing",
         ],
     )
 # fmt: on

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -41,6 +42,8 @@ class Registry(Generic[Made]):
         Raises:
             UsageError: If the name is taken, or the class lacks what the library needs of it.
         """
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+            raise UsageError(f"Expected a name of letters, digits, '_', '-' and '.' for a {self.kind}, got {name!r}.")
         if name in self._entries:
             raise UsageError(f"A {self.kind} named {name!r} exists already; choose another name.")
         self.check(cls)

@@ -163,3 +163,9 @@ def test_listing_imports_no_entry():
     assert registry.list() == {"absent": "never imported"}
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         registry.get("absent")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "q/6"])  # of other types the tests' own type checker speaks first
+def test_names_that_no_list_could_hold(name):
+    with pytest.raises(UsageError, match=f"got {name!r}"):
+        Registry("probe", {}).register(name, dict)

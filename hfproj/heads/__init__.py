@@ -19,18 +19,18 @@ _ENTRIES = {
     "identity": ("linear:IdentityHead", "z = h: the objective acts on the representation itself"),
     "linear": ("linear:LinearHead", "one linear layer, optionally followed by a norm"),
     "mlp": ("mlp:MLPHead", "linear layers with norms and activations between them (SimCLR and most)"),
-    "reweight": ("fixed:ReweightHead", "fixed: entry i of h times kappa^-i, nothing to train"),
+    "reweight": ("reweight:ReweightHead", "fixed: entry i of h times kappa^-i, nothing to train"),
     "symmetric_relu": (
-        "linear:SymmetricReLUHead",
+        "symmetric_relu:SymmetricReLUHead",
         "two linear layers around a symmetric ReLU, the identity map at first",
     ),
-    "subvector": ("fixed:SubvectorHead", "DirectCLR: the first d0 entries of h"),
+    "subvector": ("subvector:SubvectorHead", "DirectCLR: the first d0 entries of h"),
     "constant_subvector": (
-        "fixed:ConstantSubvectorHead",
+        "subvector:ConstantSubvectorHead",
         "the first d0 entries of h, and a constant in place of the others",
     ),
-    "quantized": ("bottleneck:QuantizedHead", "another head, its output rounded to a few levels"),
-    "topk": ("bottleneck:TopKHead", "sparse autoencoder that keeps the largest units, without a loss of its own"),
+    "quantized": ("quantized:QuantizedHead", "another head, its output rounded to a few levels"),
+    "topk": ("topk:TopKHead", "sparse autoencoder that keeps the largest units, without a loss of its own"),
 }
 HEADS: Registry[nn.Module] = Registry(
     "head",

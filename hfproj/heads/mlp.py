@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import unit_rows
-from hfproj.heads.parts import check_input, check_positive, create_activation, create_norm
+from hfproj.heads.norm import create_norm
+from hfproj.heads.parts import check_input, check_positive, create_activation
 
 
 class MLPHead(nn.Module):
@@ -41,7 +42,7 @@ class MLPHead(nn.Module):
         init: Of the linear layers: ``"default"`` is torch's; ``"trunc_normal"`` draws weights from a normal
             distribution with standard deviation 0.02, cut off at ±2, and sets biases to 0.
         l2_normalise: Whether rows of z have unit length; they are then float32 or better, under autocast too.
-        batch_statistics: ``"per_view"`` or ``"joint"``, see :class:`hfproj.heads.parts.BatchNorm`.
+        batch_statistics: ``"per_view"`` or ``"joint"``, see :class:`hfproj.heads.norm.BatchNorm`.
 
     Raises:
         UsageError: If a name is unknown, a width or the depth is below 1, or `hidden_dim` lists another number of
@@ -66,8 +67,10 @@ class MLPHead(nn.Module):
         check_choice("init", init, ("default", "trunc_normal"))
         hidden_dim = in_dim if hidden_dim is None else hidden_dim
         widths = [in_dim, *_hidden_widths(hidden_dim, check_positive("depth", depth))]
-        create_activation(activation)  # a misspelt name is refused even where depth=1 uses neither
-        create_norm(norm, 1)
+        (
+            create_activation(activation),
+            create_norm(norm, 1),
+        )  # a misspelt name is refused even where depth=1 uses neither
 
         def block(width_in: int, width: int, bias: bool | None, norm: str | None, affine: bool | str) -> OrderedDict:
             linear = nn.Linear(width_in, width, bias=norm != "batch" if bias is None else bias)

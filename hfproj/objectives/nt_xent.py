@@ -4,6 +4,9 @@ With unit rows ẑ and n = V·N of them (V views of N images), S = ẐẐᵀ/τ 
 
     L = mean_i mean_{p ∈ pos(i)} [ −S_ip + log Σ_{j≠i} exp S_ij ].
 
+Over processes `tiled_nt_xent` (`hfproj/functional/contrastive.py`) gathers rows and log-sums and makes the gradient of
+its own rows in the forward; with ``tile_rows=None`` `gather_views` gathers, and its backward sums over processes.
+
 References:
     Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", arXiv 2002.05709, eq. 1;
     vturrisi/solo-learn (9187ea3) ``losses/simclr.py``, lightly-ai/lightly (e8d317fc) ``loss/ntx_ent_loss.py``.

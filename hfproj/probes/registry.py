@@ -70,6 +70,8 @@ def make_probe(given: Any) -> Any:
         >>> make_probe({"name": "knn", "k": 10}).k
         10
     """
+    if isinstance(given, type):
+        raise UsageError(f"Expected a probe, got the class {given.__name__}; write {given.__name__}().")
     if isinstance(given, Mapping) and "name" in given:
         return create_probe(**given)
     if isinstance(given, str):

@@ -17,14 +17,14 @@ from hfproj.regularizers.base import Weighted
 __all__ = ["REGULARIZERS", "Weighted", "create_regularizer", "list_regularizers", "register_regularizer"]
 
 _ENTRIES = {
-    "bottleneck": ("on_features:Bottleneck", "matrix mutual information of h and z"),
-    "koleo": ("on_features:KoLeo", "pushes each row from its nearest neighbour (DINOv2)"),
-    "orthogonality": ("on_weights:Orthogonality", "‖WWᵀ − I‖² of the last layer: singular values of 1"),
-    "sigreg": ("on_features:SIGReg", "pulls features to N(0, I) along random directions (LeJEPA)"),
-    "sparse_head": ("on_weights:SparseHead", "L2,1 norm that switches whole input features of the head off"),
-    "vicreg_terms": ("on_features:VICRegTerms", "variance and covariance terms of VICReg, on z or h"),
-    "wasserstein": ("on_features:Wasserstein", "Wasserstein distance of unit rows from uniform on the sphere"),
-    "werank": ("on_weights:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
+    "bottleneck": ("bottleneck:Bottleneck", "matrix mutual information of h and z"),
+    "koleo": ("koleo:KoLeo", "pushes each row from its nearest neighbour (DINOv2)"),
+    "orthogonality": ("orthogonality:Orthogonality", "‖WWᵀ − I‖² of the last layer: singular values of 1"),
+    "sigreg": ("sigreg:SIGReg", "pulls features to N(0, I) along random directions (LeJEPA)"),
+    "sparse_head": ("sparse_head:SparseHead", "L2,1 norm that switches whole input features of the head off"),
+    "vicreg_terms": ("vicreg_terms:VICRegTerms", "variance and covariance terms of VICReg, on z or h"),
+    "wasserstein": ("wasserstein:Wasserstein", "Wasserstein distance of unit rows from uniform on the sphere"),
+    "werank": ("werank:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
 }
 REGULARIZERS: Registry[nn.Module] = Registry(
     "regularizer",
@@ -84,7 +84,9 @@ def weighted(name: str, value: object) -> Weighted:
     own: dict[str, Any] = {k: options.pop(k) for k in ("weight", "schedule", "end_weight") if k in options}
     for key in own.keys() - {"schedule"}:
         if not isinstance(own[key], Real):
-            what = f"The {key} of the regularizer {name!r} must be a number, got {own[key]!r}"
-            raise UsageError(f"{what}; options go into a dict: {{{name!r}: {{'weight': 0.1, 'option': value}}}}.")
+            raise UsageError(
+                f"The {key} of the regularizer {name!r} must be a number, got {own[key]!r}; options go into a dict: "
+                f"{{{name!r}: {{'weight': 0.1, 'option': value}}}}."
+            )
         own[key] = float(own[key])
     return Weighted(create_regularizer(name, **options), **own)

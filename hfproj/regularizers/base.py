@@ -92,6 +92,8 @@ def check_views(name: str, x: Any) -> Views:
     """Return `x`, or raise `UsageError` if it is not ``[views, batch, dim]`` in floating-point numbers."""
     if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
         given = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        what = f"A regularizer takes floating-point {name} of shape [views, batch, dim], got {given}"
-        raise UsageError(f"{what}. Stack the views: torch.stack([{name}_a, {name}_b]).")
+        raise UsageError(
+            f"A regularizer takes floating-point {name} of shape [views, batch, dim], got {given}. Stack the views: "
+            f"torch.stack([{name}_a, {name}_b])."
+        )
     return x

@@ -61,14 +61,18 @@ def layers_of(model: nn.Module, part: str) -> dict[str, Any]:
     if backbone is None and part == "all":
         part = "head"
     if not in_head and part in ("first", "head"):
-        hint = "use a head that has (head='mlp'), or regularize the encoder (layers='encoder')"
-        raise UsageError(f"The head, {type(head).__name__}, has no linear layer; {hint}.")
+        raise UsageError(
+            f"The head, {type(head).__name__}, has no linear layer; use a head that has (head='mlp'), or regularize "
+            "the encoder (layers='encoder')."
+        )
     if part in ("first", "head") or (part == "last" and in_head):
         names = list(in_head)
         return {name: in_head[name] for name in {"first": names[:1], "head": names, "last": names[-1:]}[part]}
     if backbone is None:
-        hint = "pass the PeftModel that holds it, or regularize the head only (layers='head')"
-        raise UsageError(f"The encoder is asked for, but {type(head).__name__} is a bare head: {hint}.")
+        raise UsageError(
+            f"The encoder is asked for, but {type(head).__name__} is a bare head: pass the PeftModel that holds it, or "
+            "regularize the head only (layers='head')."
+        )
     in_encoder = {name: layer for name, layer in _layers(backbone, "encoder", set()) if _is_trained(layer)}
     if not in_encoder:
         raise UsageError(
@@ -123,8 +127,10 @@ def _parts_of(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
     heads: Any = getattr(backbone, _CHILD, None)
     if heads is None:
         if peft_model:
-            hint = "attach one with get_peft_model(backbone, ProjectionHeadConfig(…))"
-            raise UsageError(f"This {type(model).__name__} has no projection head; {hint}.")
+            raise UsageError(
+                f"This {type(model).__name__} has no projection head; attach one with get_peft_model(backbone, "
+                "ProjectionHeadConfig(…))."
+            )
         return None, model
     if heads.active_name is None:
         raise UsageError("No head is active: all adapters are disabled; call model.enable_adapters() first.")
@@ -150,8 +156,10 @@ def _is_trained(layer: nn.Module) -> bool:
 
 def _matrix(weight: Tensor) -> Tensor:
     if not weight.is_floating_point():
-        hint = "load the backbone without quantization, or regularize the head only (layers='head')"
-        raise UsageError(f"A weight of type {weight.dtype} is quantized and can't be regularized; {hint}.")
+        raise UsageError(
+            f"A weight of type {weight.dtype} is quantized and can't be regularized; load the backbone without "
+            "quantization, or regularize the head only (layers='head')."
+        )
     return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
 
 

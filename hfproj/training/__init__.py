@@ -3,6 +3,7 @@
 It imports every room below it: `hub` for pushing while it trains, `probes` and `features` for measuring.
 """
 
+from hfproj.training import callbacks as callbacks
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.training.callbacks import (
     CollapseCallback,

@@ -15,7 +15,7 @@ from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.functional.moments import covariance_penalty, off_diagonal_energy
 from hfproj.heads.mlp import MLPHead
-from hfproj.heads.parts import BatchNorm
+from hfproj.heads.norm import BatchNorm
 from hfproj.objectives.nt_xent import NTXent
 
 

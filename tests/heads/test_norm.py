@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hfproj.errors import UsageError
-from hfproj.heads.parts import BatchNorm, create_norm, joint_moments
+from hfproj.heads.norm import BatchNorm, create_norm, joint_moments
 
 
 def pair(**options):

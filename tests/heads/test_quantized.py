@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfproj.heads import create_head
-from hfproj.heads.bottleneck import quantize
+from hfproj.heads.quantized import quantize
 
 LEVELS = [2, 3, 4, 5, 8, 30, 999, 1000]
 both_variants = pytest.mark.parametrize("variant", ["tan", "atanh"])

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hfproj.heads import create_head
-from hfproj.heads.linear import symmetric_relu
+from hfproj.heads.symmetric_relu import symmetric_relu
 
 
 def test_starts_as_the_identity_and_learns_its_threshold():

@@ -5,7 +5,7 @@ import torch
 
 from hfproj import distributed
 from hfproj.heads import create_head
-from hfproj.heads.bottleneck import keep_largest
+from hfproj.heads.topk import keep_largest
 
 WIDTH = 20
 

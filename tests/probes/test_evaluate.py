@@ -159,3 +159,12 @@ def test_features_are_computed_once_where_they_are_kept(model, data, tmp_path, m
     first = evaluate(model, **data, cache_dir=tmp_path)
     monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("ran again"))
     assert evaluate(model, **data, cache_dir=tmp_path) == first
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [(Fake(protocol=None), "'fake' as a dict with 'protocol'"), (KNNProbe, r"the class KNNProbe; write KNNProbe\(\)")],
+)
+def test_probes_that_can_not_be_reported(model, data, probe, message):
+    with pytest.raises(UsageError, match=message):
+        evaluate(model, probes=probe, **data)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hfproj.errors import UsageError
 from hfproj.regularizers import create_regularizer
-from hfproj.regularizers.on_features import koleo_loss
+from hfproj.regularizers.koleo import koleo_loss
 
 
 def official(f, eps=1e-8):

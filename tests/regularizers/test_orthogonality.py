@@ -9,7 +9,7 @@ from hfproj.errors import UsageError
 from hfproj.functional import matrices
 from hfproj.functional.matrices import orthogonality_gap
 from hfproj.regularizers import create_regularizer
-from hfproj.regularizers.on_weights import orthogonality_penalty
+from hfproj.regularizers.orthogonality import orthogonality_penalty
 
 SHAPES = [(3, 5), (5, 3), (4, 4), (1, 6)]
 

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from hfproj.errors import UsageError
 from hfproj.heads import create_head
 from hfproj.regularizers import create_regularizer
-from hfproj.regularizers.on_weights import group_norms, shrink_groups, sparsity
+from hfproj.regularizers.sparse_head import group_norms, shrink_groups, sparsity
 
 
 def mlp(**options):

@@ -9,8 +9,8 @@ from torch import nn
 
 from hfproj.errors import UsageError
 from hfproj.regularizers import create_regularizer
-from hfproj.regularizers.on_weights import werank_penalty
 from hfproj.regularizers.weights import weights_of
+from hfproj.regularizers.werank import werank_penalty
 
 
 def by_definition(weights, side="WtW", power=1):
