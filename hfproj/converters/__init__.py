@@ -35,15 +35,25 @@ __all__ = ["Conversion", "conversion", "convert", "list_converters"]
 
 @dataclass
 class Conversion:
-    """A converted model, and what became of the file's tensors."""
+    """A converted model, and what became of the file's tensors.
 
-    model: PeftModel  # the backbone with its adapter, in eval mode
+    Attributes:
+        model: The backbone with its adapter, in eval mode.
+        method: Name of the family.
+        source: The official repositories.
+        network: Which of the file's networks was read.
+        own_backbone: Whether the adapter holds the backbone's tensors; else the backbone had them already.
+        read: "backbone", "head", "predictor", "prototypes" → number of tensors.
+        ignored: Why tensors were left out → their keys, sorted.
+    """
+
+    model: PeftModel
     method: str
-    source: str  # the official repositories
-    network: str  # which of the file's networks was read
-    own_backbone: bool  # whether the adapter holds the backbone's tensors; else the backbone had them already
-    read: dict[str, int] = field(default_factory=dict)  # "backbone", "head", "predictor", "prototypes" → tensors
-    ignored: dict[str, list[str]] = field(default_factory=dict)  # why tensors were left out → their keys, sorted
+    source: str
+    network: str
+    own_backbone: bool
+    read: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, list[str]] = field(default_factory=dict)
 
 
 def convert(

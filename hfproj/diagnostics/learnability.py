@@ -49,7 +49,7 @@ def clid(
     Options are those of `cluster_learnability` and `intrinsic_dimension`. The cost is rows² · dim.
 
     Raises:
-        UsageError: If one of the two raises it.
+        UsageError: If `cluster_learnability` or `intrinsic_dimension` refuses the features or an option.
 
     Example:
         >>> f = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))

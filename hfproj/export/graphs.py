@@ -80,7 +80,7 @@ def export_onnx(
 def export_program(
     model: nn.Module, path: str | os.PathLike, *, part: str = "model", example: Tensor | None = None, check: bool = True
 ) -> Path:
-    """Write the head, or backbone and head, as a program of ``torch.export``, likewise; return its path.
+    """Write the head, or backbone and head, as a program of ``torch.export``; return its path.
 
     It is loaded without this package by ``torch.export.load(path).module()``, which takes the inputs of `export_onnx`
     by name and returns a dict of its outputs. PyTorch runs what a ``.pt2`` file holds: load only those you trust.

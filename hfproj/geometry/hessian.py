@@ -85,9 +85,10 @@ class CollapseReport(NamedTuple):
 def effective_hessian(head: Map, loss_fn: Loss, h: Features) -> EffectiveHessian:
     """Return H_eff and its parts exactly, for heads that are small enough for in_dim² numbers a row.
 
-    `loss_fn` takes z `[rows, out_dim]` (float64) to the losses `[rows]`, one for each row from this row alone, or to
-    one number, the loss of all rows together; it is twice differentiable. The cost is out_dim + in_dim backward passes.
-    For large heads see :class:`EffectiveHessianOperator`.
+    `head` is any module or function that treats rows one by one; it runs in eval mode and is left as it was. `loss_fn`
+    takes z `[rows, out_dim]` (float64) to the losses `[rows]`, one for each row from this row alone, or to one number,
+    the loss of all rows together; it is twice differentiable. The cost is out_dim + in_dim backward passes. For large
+    heads see :class:`EffectiveHessianOperator`.
 
     Raises:
         UsageError: If head or h is refused (see the package), or the loss is not finite, has another shape or no second

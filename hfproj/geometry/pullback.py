@@ -60,6 +60,8 @@ class MetricCondition(NamedTuple):
 def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "rows out_dim in_dim"]:
     """Return J = ∂z/∂h at each row of `h`, without gradient, in `dtype`.
 
+    `head` is any module or function that treats rows one by one; it runs in eval mode and is left as it was.
+
     Raises:
         UsageError: If BatchNorm or Dropout is in training mode, the head couples rows or is random, or h is not finite.
 
@@ -78,7 +80,7 @@ def pullback_metric(head: Map, h: Features, *, dtype: torch.dtype = torch.float6
     Memory is rows · out_dim · in_dim for J and rows · in_dim² for G; :func:`metric_spectrum` needs neither.
 
     Raises:
-        UsageError: If :func:`jacobian` raises it.
+        UsageError: If :func:`jacobian` refuses the head or h.
 
     Example:
         >>> pullback_metric(lambda h: h * torch.tensor([3.0, 1.0]), torch.randn(1, 2)).G.tolist()

@@ -35,7 +35,14 @@ def dino_loss(
     scores: Float[Tensor, "views batch prototypes"], target: Float[Tensor, "target_views batch prototypes"],
     center: Float[Tensor, " prototypes"], *, student_temperature: float = 0.1, teacher_temperature: float = 0.04,
 ) -> Scalar:  # fmt: skip
-    """Return DINO's loss of one batch, from logits s of all views and t̄ of the first ones, which get no gradient.
+    """Return DINO's loss of one batch; the class is `DINO`. Computed in float32 or better.
+
+    Args:
+        scores: Prototype logits s of all views.
+        target: The teacher's, t̄, of the first views; it gets no gradient.
+        center: c, subtracted from t̄.
+        student_temperature: τ_s.
+        teacher_temperature: τ_t.
 
     Example:
         >>> round(dino_loss(torch.zeros(4, 8, 16), torch.zeros(2, 8, 16), torch.zeros(16)).exp().item(), 4)

@@ -60,7 +60,7 @@ def wrong(model: PeftModel, dataset: torch.utils.data.Dataset, x: torch.Tensor) 
     hfproj.ProjectionTrainingArguments(output_dir="out", head_learning_rat=0.1)  # wrong
     hfproj.ProjectionTrainer(model, objectiv="nt_xent")  # wrong
     hfproj.ProjectionTrainer(model, objective=3)  # wrong
-    hfproj.ProjectionTrainer(model, objective="nt_xent", regularizers="werank:0.1", train_dataset=7)  # wrong
+    hfproj.ProjectionTrainer(model, objective="nt_xent", regularizers="werank:0.1")  # wrong
     hfproj.create_head("mlp")  # wrong
     hfproj.create_head("mlp", in_dim="384")  # wrong
     hfproj.create_objective(temperature=0.2)  # wrong
