@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import QUERY
 from peft import PeftModel
 from safetensors.torch import load_file
 from saved import make, surface
@@ -23,6 +24,11 @@ pytestmark = [
 ]
 
 
+newer_names = pytest.mark.skipif(
+    QUERY != "q_proj", reason="they bear the names that transformers' ViT has for its layers since 5.x"
+)
+
+
 def assert_close(found, expected):
     assert found.keys() == expected.keys()
     off = {name: (found[name].float() - expected[name].float()).abs().max().item() for name in expected}
@@ -37,6 +43,7 @@ def bare_backbone(name):
     return hfproj.load_backbone(config["id"], **config["kwargs"])
 
 
+@newer_names
 @pytest.mark.parametrize("door", ["hfproj", "PeftModel"])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter(name, door):
@@ -57,6 +64,7 @@ def test_an_adapter(name, door):
     assert_close({"z": z}, {"z": expected["z"]})
 
 
+@newer_names
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_adapter_saved_again_has_the_same_tensors_and_options(name, tmp_path):
     folder = FOLDER / "adapters" / name
@@ -69,6 +77,7 @@ def test_an_adapter_saved_again_has_the_same_tensors_and_options(name, tmp_path)
     assert {k: after[k] for k in before if k not in by_peft} == {k: v for k, v in before.items() if k not in by_peft}
 
 
+@newer_names
 def test_a_checkpoint_goes_on_to_the_same_weights(tmp_path):
     shutil.copytree(FOLDER / "checkpoint-4", tmp_path / "checkpoint-4")
     trainer = make.moco_trainer(FOLDER, tmp_path)
@@ -101,6 +110,7 @@ def test_results_are_saved_as_they_were(tmp_path):
     )
 
 
+@newer_names
 @pytest.mark.parametrize("name", make.STORES)
 def test_cached_features_are_read_and_not_computed_again(name, tmp_path, monkeypatch):
     shutil.copytree(FOLDER / "features" / name, tmp_path / name)
