@@ -85,7 +85,8 @@ class FineTuneProbe(Named):
         UsageError: If an option is out of its range.
 
     Example (a plain module as the backbone; the first number tells the class):
-        >>> x, y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(64, 12), torch.arange(64) % 2
         >>> x[:, 0] = 3 * y
         >>> data = [{"x": row, "label": int(label)} for row, label in zip(x, y)]
         >>> collate = lambda items: {"pixel_values": torch.stack([item["x"] for item in items])}
