@@ -32,8 +32,17 @@ def pytest_addoption(parser):
     parser.addoption("--record", metavar="FILE", help="write what passed, on which versions, as JSON")
 
 
+class Seed:
+    """One seed for each test; as a plugin, for the examples in the package's docstrings, too."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self):
+        torch.manual_seed(0)
+
+
 def pytest_configure(config):
     config.started = time.time()
+    config.pluginmanager.register(Seed())
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -53,11 +62,6 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_collection_finish():
     gc.freeze()  # else each full collection, and a trainer asks for some, goes through a million objects of pytest's
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 @pytest.fixture
