@@ -82,6 +82,7 @@ BACKBONES = {
 _VIT_NAMES = {n.rpartition(".")[2] for n, _ in BACKBONES["vit"]().named_modules()}
 # Renamed within transformers 5:
 QUERY, VALUE = ("q_proj", "v_proj") if "q_proj" in _VIT_NAMES else ("query", "value")
+FC1 = "fc1" if "fc1" in _VIT_NAMES else "intermediate.dense"
 ATTENTION, BLOCKS = ("attention", "layers") if "layers" in _VIT_NAMES else ("attention.attention", "encoder.layer")
 RELOADED = {
     **{n: BACKBONES[n] for n in ("timm_vit", "timm_cnn", "vit", "vit_nano", "dinov2", "plain")},

@@ -135,9 +135,11 @@ def test_recipes_use_public_modules_only():
 
 def test_import_registers_the_method_and_loads_no_trainer_or_plots():
     code = (
-        "import hfproj, sys; from peft import PeftType; from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m;"
+        "import sys; from peft import PeftType; from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as m;"
+        "before = set(sys.modules); import hfproj;"
         "assert PeftType('PROJECTION_HEAD') in m;"
-        "print([n for n in ('matplotlib', 'sklearn', 'datasets', 'timm', 'hfproj.training') if n in sys.modules])"
+        "new = sys.modules.keys() - before;"
+        "print([n for n in ('matplotlib', 'sklearn', 'datasets', 'timm', 'hfproj.training') if n in new])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

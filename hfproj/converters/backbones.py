@@ -205,7 +205,9 @@ def _translated(backbone: nn.Module, parts: Parts) -> dict[str, tuple[str, Tenso
     if kind not in _BLOCKS:
         return tensors
     apart: dict[str, tuple[str, ...]] = {".qkv.": (".q_proj.", ".k_proj.", ".v_proj.")}  # one matrix in the file
-    if getattr(config, "use_swiglu_ffn", False):
+    older = any(".attention.attention.query." in name for name in bare_tensors(backbone))
+    swiglu = getattr(config, "use_swiglu_ffn", False)
+    if swiglu and not older:
         apart |= {".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj."), ".mlp.fc2.": (".mlp.down_proj.",)}
     renamed: dict[str, tuple[str, Tensor]] = {}
     for name, (key, tensor) in tensors.items():
@@ -216,7 +218,7 @@ def _translated(backbone: nn.Module, parts: Parts) -> dict[str, tuple[str, Tenso
             renamed[new.replace(str(whole), part)] = key, rows
         if not parts_of:
             renamed[new] = key, tensor
-    return renamed
+    return {_older_name(name, kind, swiglu): value for name, value in renamed.items()} if older else renamed
 
 
 def _registers(tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, tuple[str, Tensor]]:
@@ -239,6 +241,23 @@ _BLOCKS = {
         ("blocks.", "encoder.layer."), (".ls1.gamma", ".layer_scale1.lambda1"), (".ls2.gamma", ".layer_scale2.lambda1"),
     ),
 }  # fmt: skip
+
+
+# What early versions of transformers 5 call the parts of a block.
+_OLDER_BLOCK = (
+    (".attention.q_proj.", ".attention.attention.query."),
+    (".attention.k_proj.", ".attention.attention.key."),
+    (".attention.v_proj.", ".attention.attention.value."),
+    (".attention.o_proj.", ".attention.output.dense."),
+)
+_OLDER_MLP = {"vit": (".intermediate.dense.", ".output.dense."), "swiglu": (".mlp.weights_in.", ".mlp.weights_out.")}
+
+
+def _older_name(name: str, kind: str, swiglu: bool) -> str:
+    first, second = _OLDER_MLP.get("swiglu" if swiglu else kind, (".mlp.fc1.", ".mlp.fc2."))
+    for new, old in (*_OLDER_BLOCK, (".mlp.fc1.", first), (".mlp.fc2.", second)):
+        name = name.replace(new, old)
+    return re.sub(r"^layers\.", "encoder.layer.", name)
 
 
 def _transformers_name(name: str, kind: str) -> str:

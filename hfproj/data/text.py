@@ -113,5 +113,5 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
         raise UsageError(f"The origin of {type(backbone).__name__} is unknown, and with it its tokenizer; {hint}.")
     try:
         return AutoTokenizer.from_pretrained(source["id"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise UsageError(f"{source['id']} has no tokenizer that transformers can load ({error}); {hint}.") from error

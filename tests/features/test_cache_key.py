@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from cases import make_backbone
+from cases import BLOCKS, make_backbone
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tokenizers import Tokenizer, models
@@ -97,7 +97,7 @@ def test_weights_trained_in_place_by_an_adapter_count_while_it_is_active():
         bare = key(model)
     expected = key(model)
     with torch.no_grad():
-        model.get_base_model().layers[0].layernorm_before.weight.add_(1)
+        model.get_base_model().get_submodule(f"{BLOCKS}.0.layernorm_before").weight.add_(1)
     assert key(model) != expected
     with model.disable_adapter():
         assert key(model) == bare

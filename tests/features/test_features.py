@@ -3,7 +3,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from cases import BACKBONES, TEXT, WIDTHS, make_backbone
+from cases import BACKBONES, BLOCKS, TEXT, WIDTHS, make_backbone
 from peft import get_peft_model
 from torch import nn
 
@@ -249,7 +249,7 @@ def test_precision_of_the_model_and_of_what_is_kept():
         kept = extract_features(backbone, pixels(), dtype=dtype, **options)
         assert kept.h.equal(exact.h.to(dtype))
         assert kept.tokens.equal(exact.tokens.to(dtype))
-        assert kept.layers["layers.2"].equal(exact.layers["layers.2"].to(dtype))
+        assert kept.layers[f"{BLOCKS}.2"].equal(exact.layers[f"{BLOCKS}.2"].to(dtype))
     mixed = extract_features(backbone, pixels(), autocast=torch.bfloat16, **options)
     with torch.autocast("cpu", torch.bfloat16):
         outside = extract_features(backbone, pixels(), **options)
@@ -265,7 +265,7 @@ def test_precision_of_the_model_and_of_what_is_kept():
 
 def test_what_cannot_be_read_is_refused():
     data, options = pixels(), {"collator": Collator()}
-    with pytest.raises(UsageError, match=r"Unknown layer 'layer.2'. Did you mean 'layers.2'"):
+    with pytest.raises(UsageError, match=rf"Unknown layer 'layer.2'. Did you mean '{BLOCKS}.2'"):
         extract_features(make_backbone("vit"), data, layers=["layer.2"], **options)
     with pytest.raises(UsageError, match=r"layers=\['layers.2'\]"):
         extract_features(make_backbone("vit"), data, layers="layers.2", **options)
@@ -287,7 +287,7 @@ def test_tokens_of_different_lengths_are_refused():
 
 def test_all_blocks():
     f = extract_features(make_backbone("vit"), pixels(), collator=Collator(), layers="all")
-    assert list(f.layers) == ["layers.0", "layers.1", "layers.2"]
+    assert list(f.layers) == [f"{BLOCKS}.{n}" for n in range(3)]
 
 
 def test_evaluate_is_its_parts():

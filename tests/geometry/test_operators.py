@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import BACKBONES
+from cases import BACKBONES, QUERY, VALUE
 from geometry_cases import ACTIVATIONS, double, two_layers
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -70,7 +70,7 @@ def test_all_parameters_of_a_peft_model():
     backbone = BACKBONES["vit"]()  # with fused attention, which has no second derivative
     config = hfproj.ProjectionHeadConfig(
         head="mlp", head_options={"hidden_dim": 12, "norm": None, "activation": "gelu"}, out_dim=6,
-        backbone_adapter=LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        backbone_adapter=LoraConfig(r=2, target_modules=[QUERY, VALUE], init_lora_weights=False),
     )  # fmt: skip
     model = get_peft_model(backbone, config).double().eval()
     x = double(4, 3, 32, 32)

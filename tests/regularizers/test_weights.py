@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from cases import FC1
 from peft import IA3Config, LNTuningConfig, LoHaConfig, LoKrConfig, PeftModel, get_peft_model
 from regularizers.models import IMAGES, ConvNet, head_model, lora, vit
 from torch import nn
@@ -70,7 +71,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(method):
 
 
 def test_gradient_of_dora_is_exact():
-    model = head_model(backbone_adapter=lora(use_dora=True, target_modules=["fc1"])).double()
+    model = head_model(backbone_adapter=lora(use_dora=True, target_modules=[FC1])).double()
     (layer, *_) = layers_of(model, "encoder").values()
     parameters = [layer.lora_A.default.weight, layer.lora_B.default.weight, layer.lora_magnitude_vector.default.weight]
     assert torch.autograd.gradcheck(lambda *_: effective_weight(layer), parameters)
@@ -196,7 +197,7 @@ def test_evaluation_without_gradients_reaches_the_same():
         (lambda: head_model(head="identity"), "last", "No linear layer of the encoder is trained"),
         (lambda: head_model(backbone_adapter=LNTuningConfig()), "encoder", "No linear layer of the encoder"),
         (
-            lambda: head_model(backbone_adapter=IA3Config(target_modules=["fc1"], feedforward_modules=[])),
+            lambda: head_model(backbone_adapter=IA3Config(target_modules=[FC1], feedforward_modules=[])),
             "encoder",
             "ia3.* is not known here; use LoRA",
         ),
@@ -209,7 +210,7 @@ def test_refused(model, part, message):
 
 def test_no_head_to_reach():
     with pytest.raises(UsageError, match="has no projection head"):
-        layers_of(get_peft_model(vit(), lora(target_modules=["fc1"])), "head")
+        layers_of(get_peft_model(vit(), lora(target_modules=[FC1])), "head")
     model: PeftModel = head_model()
     with model.disable_adapter(), pytest.raises(UsageError, match="all adapters are disabled"):
         layers_of(model, "head")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from objectives.objective_cases import CASES
 from small import adapter, assert_equal, head_model, images, plain, trainer, views
+from transformers import TrainerCallback
 
 import hfproj
 from hfproj import diagnostics
@@ -188,24 +189,25 @@ def test_a_collator_without_views_is_refused():
 def test_update_ratios_are_those_of_the_step(tmp_path):
     before, after, rate = {}, {}, {}
 
-    class Look(hfproj.ProjectionTrainer):
-        def _get_grad_norm(self, model, grad_norm=None):
-            if self.state.global_step == 2:
-                before.update({n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad})
-                rate["gradient"] = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.requires_grad}
-                rate["lr"] = self.optimizer.param_groups[0]["lr"]
-            if self.state.global_step == 3:
-                after.update({n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad})
-            return super()._get_grad_norm(model, grad_norm)
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **_):
+            if state.global_step == 2:
+                trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+                before.update({n: p.detach().clone() for n, p in trained.items()})
+                rate["gradient"] = {n: p.grad.clone() for n, p in trained.items()}
+                rate["lr"] = optimizer.param_groups[0]["lr"]
+
+        def on_optimizer_step(self, args, state, control, model=None, **_):
+            if state.global_step == 2:
+                after.update({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
 
     made = trainer(
         tmp_path,
         None,
         images(24),
-        cls=Look,
         max_steps=4,
         max_grad_norm=1e9,
-        extra={"callbacks": [hfproj.UpdateRatioCallback(every=3)]},
+        extra={"callbacks": [hfproj.UpdateRatioCallback(every=3), Look()]},
     )
     made.train()
     (row,) = (row for row in made.history if "update_ratio_head" in row)

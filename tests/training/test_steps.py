@@ -54,13 +54,11 @@ def test_the_rate_of_the_predictor_is_fixed_where_asked_for(tmp_path):
         head_learning_rate=0.4, fixed_predictor_rate=True, extra={"objective": Frozen(frozenset())},
     )  # fmt: skip
     seen = []
-    step = run.create_optimizer().step
 
-    def record(*args, **kwargs):
-        seen.append({group["part"]: group["lr"] for group in run.optimizer.param_groups})
-        return step(*args, **kwargs)
+    def record(optimizer, *_):
+        seen.append({group["part"]: group["lr"] for group in optimizer.param_groups})
 
-    run.optimizer.step = record
+    run.create_optimizer().register_step_pre_hook(record)
     run.train()
     assert [rates["predictor"] for rates in seen] == [0.4] * 3
     assert [rates["backbone"] for rates in seen] == pytest.approx([0.5, 0.5 * 2 / 3, 0.5 / 3])

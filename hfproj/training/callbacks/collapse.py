@@ -125,7 +125,7 @@ def _gradient_of_projections(loss: HeadLoss) -> float:
     prediction = prediction.clone().requires_grad_()  # before z gets a gradient: an identity returns z itself
     value = loss.of_projections(z.requires_grad_(), prediction)
     (gradient,) = torch.autograd.grad(value, z, allow_unused=True, materialize_grads=True)
-    return float(mean_over_processes(gradient.norm()))
+    return float(mean_over_processes(gradient.detach().norm()))
 
 
 def _value(loss: HeadLoss, z: Tensor) -> float | None:
