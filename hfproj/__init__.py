@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from hfproj import (
         backbones as backbones, cli as cli, converters as converters, data as data, diagnostics as diagnostics,
         distributed as distributed, errors as errors, export as export, features as features,
-        functional as functional, geometry as geometry, heads as heads, hub as hub, objectives as objectives,
-        plots as plots, presets as presets, probes as probes, regularizers as regularizers, reporting as reporting,
-        results as results, studies as studies, training as training, tuner as tuner, typing as typing,
+        filenames as filenames, files as files, functional as functional, geometry as geometry, heads as heads,
+        hub as hub, lazy as lazy, objectives as objectives, plots as plots, presets as presets, probes as probes,
+        registry as registry, regularizers as regularizers, reporting as reporting, results as results,
+        studies as studies, training as training, tuner as tuner, typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
@@ -87,8 +88,8 @@ if not TYPE_CHECKING:
         },
         [
             "backbones", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export", "features",
-            "functional", "geometry", "heads", "hub", "objectives", "plots", "presets", "probes", "regularizers",
-            "reporting", "results", "studies", "training", "tuner", "typing",
+            "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots", "presets",
+            "probes", "registry", "regularizers", "reporting", "results", "studies", "training", "tuner", "typing",
         ],
     )
 # fmt: on

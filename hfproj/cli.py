@@ -137,7 +137,7 @@ def options(text: str | None) -> dict[str, Any]:
     for pair in re.split(r",(?![^\[]*\])", text) if text else []:  # no comma inside a list
         name, equals, value = pair.partition("=")
         if not equals or not name.strip():
-            raise UsageError(f"{pair!r}: expected name=value pairs with commas between them, or JSON in braces.")
+            raise UsageError(f"Expected name=value pairs with commas between them, or JSON in braces, got {pair!r}.")
         *path, last = name.strip().split(".")
         place = found
         for part in path:

@@ -1,6 +1,7 @@
 """Errors that a user can act on: each message says what was expected, what was given and what to do."""
 
 import difflib
+import os
 from collections.abc import Collection, Iterable
 
 
@@ -52,6 +53,27 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """
     if value not in choices:
         raise unknown(name, value, map(str, choices))
+
+
+def check_type(what: str, value: object, kind: type | tuple[type, ...], hint: str) -> None:
+    """Refuse a value that is of another type.
+
+    Raises:
+        UsageError: If it is; the message ends in the hint.
+
+    Example:
+        >>> check_type("features", [[1.0, 2.0]], dict, "name each layer")
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected features as dict, got list; name each layer.
+    """
+    if not isinstance(value, kind):
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UsageError(f"Expected {what} as {kinds}, got {type(value).__name__}; {hint}.")
+
+
+def check_path(what: str, value: object) -> None:
+    """Refuse anything but a path, as `check_type` does."""
+    check_type(what, value, (str, os.PathLike), "give the path as a string or a pathlib.Path")
 
 
 def one_line(error: BaseException, length: int = 200) -> str:

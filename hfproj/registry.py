@@ -31,6 +31,7 @@ class Registry(Generic[Made]):
         self, kind: str, entries: dict[str, tuple[str, str] | tuple[str, str, dict[str, Any]]], *,
         base: type[Made] | None = None, needs: Sequence[str] = (), options: Sequence[str] = (),
     ):  # fmt: skip
+        self._a_kind = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         self.kind, self._base, self._needs, self._options = kind, base or object, needs, options
         self._entries: dict[str, tuple[str | type, str, dict[str, Any]]] = {
             name: (entry[0], entry[1], entry[2] if len(entry) > 2 else {}) for name, entry in entries.items()
@@ -43,9 +44,11 @@ class Registry(Generic[Made]):
             UsageError: If the name is taken, or the class lacks what the library needs of it.
         """
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-            raise UsageError(f"Expected a name of letters, digits, '_', '-' and '.' for a {self.kind}, got {name!r}.")
+            raise UsageError(f"Expected a name of letters, digits, '_', '-' and '.' for {self._a_kind}, got {name!r}.")
         if name in self._entries:
-            raise UsageError(f"A {self.kind} named {name!r} exists already; choose another name.")
+            raise UsageError(
+                f"Expected a new name for {self._a_kind}, got {name!r}, which exists; choose another name."
+            )
         self.check(cls)
         self._entries[name] = (cls, line or next(iter((cls.__doc__ or "").strip().splitlines()), ""), {})
 
@@ -62,7 +65,7 @@ class Registry(Generic[Made]):
         """
         if not (isinstance(cls, type) and issubclass(cls, self._base)):
             wanted = "a class" if self._base is object else f"a subclass of {self._base.__name__}"
-            raise UsageError(f"Expected {wanted} as a {self.kind}, got {cls!r}; pass the class, not an instance.")
+            raise UsageError(f"Expected {wanted} as {self._a_kind}, got {cls!r}; pass the class, not an instance.")
         missing = [n for n in self._needs if getattr(cls, n, None) is getattr(self._base, n, None)]
         taken = inspect.signature(cls).parameters if self._options else {}
         if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
@@ -70,7 +73,7 @@ class Registry(Generic[Made]):
         if missing:
             wanted = " and ".join([*self._needs, *(f"__init__({n}=…)" for n in self._options)])
             raise UsageError(
-                f"Expected a {self.kind} with {wanted}, got {cls.__name__} without {', '.join(missing)}; define "
+                f"Expected {self._a_kind} with {wanted}, got {cls.__name__} without {', '.join(missing)}; define "
                 f"{'it' if len(missing) == 1 else 'them'}."
             )
 
@@ -180,7 +183,7 @@ def _check_types(who: str, cls: type, options: Mapping[str, Any]) -> None:
         if not any(_is(value, kind) for kind in kinds):
             words = [_WORDS.get(get_origin(kind) or kind, str(kind)) for kind in kinds]
             wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-            raise UsageError(f"{name} of {who} must be {wanted}, got {value!r} of type {type(value).__name__}.")
+            raise UsageError(f"Expected {name} of {who} to be {wanted}, got {value!r} of type {type(value).__name__}.")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

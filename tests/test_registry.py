@@ -48,7 +48,7 @@ def test_a_class_of_ones_own(registry):
     registry.register("doubling", Doubling)
     assert registry.list() == {"doubling": "z = 2h.", "linear": "a linear layer"}
     assert registry.create("doubling", in_dim=3, factor=4.0).factor == 4.0
-    with pytest.raises(UsageError, match="'doubling' exists already"):
+    with pytest.raises(UsageError, match="'doubling', which exists"):
         registry.register("doubling", Doubling)
 
 
@@ -60,7 +60,7 @@ def test_registering_is_the_same_for_every_kind(kind):
     for name in registry.list():
         registry.check(registry.get(name))  # what is asked of a class of the user's own holds for ours
     taken = next(iter(registry.list()))
-    with pytest.raises(UsageError, match=f"A {kind} named '{taken}' exists already"):
+    with pytest.raises(UsageError, match=f"Expected a new name for an? {kind}, got '{taken}'"):
         register(taken, registry.get(taken))
     for other, message in [(Empty, r"^Expected a"), (Empty(), r"got <.*pass the class, not an instance\.$")]:
         with pytest.raises(UsageError, match=message):
@@ -143,7 +143,7 @@ def test_values_have_the_type_of_their_option(registry, option, right, wrong, wo
     for value in right:
         registry.create("typed", **{option: value})
     for value in wrong:
-        with pytest.raises(UsageError, match=rf"^{option} of head 'typed' must be {words}, got .* of type \w+\.$"):
+        with pytest.raises(UsageError, match=rf"^Expected {option} of head 'typed' to be {words}, got .* of type \w+\.$"):
             registry.create("typed", **{option: value})
 
 

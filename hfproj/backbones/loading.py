@@ -9,7 +9,7 @@ from typing import Any, cast
 from safetensors import SafetensorError
 from torch import nn
 
-from hfproj.errors import UsageError, check_choice, one_line, unknown
+from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
 
 EMBEDDED = "vit_nano"
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -59,6 +59,7 @@ def load_backbone(
     Raises:
         UsageError: If nothing can be loaded under this name.
     """
+    check_type("the backbone's name", name, str, "give a Hub id, a folder or a timm model; a module needs no loading")
     if library is None:
         library = "timm" if name.startswith(("timm/", "hf-hub:timm/")) else "transformers"
     check_choice("backbone library", library, ("transformers", "timm"))

@@ -96,7 +96,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         def require(holds: bool, name: str, wanted: str, value: object) -> None:
             if not holds:
-                raise UsageError(f"{name} must be {wanted}, got {value}.")
+                raise UsageError(f"Expected {name} to be {wanted}, got {value}.")
 
         for part in ("flip", "color_jitter", "grayscale", "blur", "solarize"):
             value = getattr(self, name := f"{part}_probability")

@@ -48,7 +48,7 @@ def load_image_dataset(
         (597, (8, 8), 10)
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1 (None for all rows), got {limit}.")
+        raise UsageError(f"Expected limit to be at least 1 (None for all rows), got {limit}.")
     dataset = _columns(_load(name, split), name, image_column, label_column)
     if limit is not None and limit < len(dataset):
         dataset = dataset.select(np.sort(_shuffled(len(dataset), seed)[:limit]))

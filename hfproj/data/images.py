@@ -216,7 +216,7 @@ class ImageViews(_Images):
     ):  # fmt: skip
         super().__init__(size, mean, std, image_column, label_column)
         if num_views < 1:
-            raise UsageError(f"num_views must be at least 1, got {num_views}.")
+            raise UsageError(f"Expected num_views to be at least 1, got {num_views}.")
         for option in options:
             if option not in Augmentation.__dataclass_fields__:
                 raise unknown("option of ImageViews:", option, Augmentation.__dataclass_fields__)
@@ -291,7 +291,7 @@ class EvalImages(_Images):
         super().__init__(size, mean, std, image_column, label_column)
         check_choice("interpolation", interpolation, ("bicubic", "bilinear"))
         if resize is not None and resize < size:
-            raise UsageError(f"resize must be at least size, which is cropped from it, got {resize} < {size}.")
+            raise UsageError(f"Expected resize to be at least size, which is cropped from it, got {resize} < {size}.")
         self.resize, self.interpolation = resize or size, interpolation
 
     @classmethod

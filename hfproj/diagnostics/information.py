@@ -116,7 +116,7 @@ def information_bounds(
         (4.0, 0.0)
     """
     if not 0 < temperature < math.inf:
-        raise UsageError(f"temperature must be a positive number, got {temperature}.")
+        raise UsageError(f"Expected temperature to be a positive number, got {temperature}.")
     check_views(h)
     if h.shape[:2] != z.shape[:2]:
         raise UsageError(f"h and z must hold the same views and samples, got {list(h.shape)} and {list(z.shape)}.")

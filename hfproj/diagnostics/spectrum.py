@@ -286,7 +286,7 @@ def participation(values: Tensor) -> float:
 def count_above(sigma: Tensor, tol: float) -> int:
     """Return the number of σ above tol·σ_1."""
     if not 0 <= tol < 1:
-        raise UsageError(f"tol must be a fraction of the largest singular value, from 0 to below 1, got {tol}.")
+        raise UsageError(f"Expected tol to be a fraction of the largest singular value, from 0 to below 1, got {tol}.")
     return int((sigma > tol * sigma[0]).sum())
 
 

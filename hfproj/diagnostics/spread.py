@@ -68,7 +68,7 @@ def uniformity(f: Features, *, kernel_scale: float = 2.0) -> float:
         -4.0
     """
     if not 0 < kernel_scale < math.inf:
-        raise UsageError(f"kernel_scale must be a positive number, got {kernel_scale}.")
+        raise UsageError(f"Expected kernel_scale to be a positive number, got {kernel_scale}.")
     check_features(f)
     unit = double_rows(f, normalize=True)
     return pairwise_uniformity(unit, kernel_scale=kernel_scale, block_rows=max(1, _TILE // len(f))).item()

@@ -31,7 +31,7 @@ from torch import Tensor
 from hfproj import distributed
 from hfproj.diagnostics._factors import RESOLUTION, RowFactor, Stream, factor_of, frobenius, global_rows, reduce_rows
 from hfproj.diagnostics.spectrum import exp_entropy
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, check_type
 from hfproj.functional.feature_rows import check_features, check_shape, describe_bad_rows, double_rows
 from hfproj.typing import Views
 
@@ -94,6 +94,7 @@ def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> floa
         >>> round(lidar(torch.eye(4)[:, None].expand(4, 4, 4)), 3)  # four points span three dimensions
         3.0
     """
+    check_type("features", f, Tensor, "stack them: torch.stack(…)")
     if f.ndim != 3 or f.shape[0] < 2 or f.shape[1] < 2:
         needs = "at least two objects of at least two views, [objects, views, dim]"
         raise UsageError(f"Expected {needs}, got shape {list(f.shape)}.")
@@ -117,12 +118,15 @@ def lidar_of_views(z: Views, *, ridge: float = 1e-4) -> float:
 
 def _check_exponent(alpha: float) -> None:
     if not 0 < alpha < math.inf:
-        raise UsageError(f"alpha, the exponent of the distance, must be a positive number, got {alpha}.")
+        raise UsageError(f"Expected alpha, the exponent of the distance, to be a positive number, got {alpha}.")
 
 
 def _check_view_shape(z: Tensor) -> None:
+    check_type("views", z, Tensor, "stack them: torch.stack([z_a, z_b])")
     if z.ndim != 3 or z.shape[0] < 2:
-        raise UsageError(f"A positive pair needs two views: expected [views, batch, dim], got shape {list(z.shape)}.")
+        raise UsageError(
+            f"Expected at least two views [views, batch, dim] for positive pairs, got shape {list(z.shape)}."
+        )
 
 
 def check_views(z: Tensor) -> None:
@@ -166,7 +170,9 @@ class _Scatters(NamedTuple):
         sigma = sigma.masked_fill(sigma <= RESOLUTION * frobenius(self.within), 0.0)
         variance = sigma.square() / (objects * (self.views - 1)) + ridge
         if not ridge >= 0 or not (variance > 0).all():
-            raise UsageError(f"The scatter within objects is singular here: expected a positive ridge, got {ridge}.")
+            raise UsageError(
+                f"Expected a positive ridge, since the scatter within objects is singular here, got {ridge}."
+            )
         between = self.means.factor
         if frobenius(between) <= RESOLUTION * self.means.norm():
             return 0.0

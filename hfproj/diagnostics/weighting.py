@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hfproj.diagnostics._factors import RESOLUTION, minus
 from hfproj.diagnostics.spectrum import exp_entropy, singular_values
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, check_type
 from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Features
 
@@ -82,8 +82,9 @@ def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
         >>> weight_inequality(torch.ones(4))
         WeightInequality(max_over_min=1.0, variation=0.0, effective_count=4.0)
     """
+    check_type("weights", weights, Tensor, "make a tensor of them: torch.tensor(…)")
     if not len(weights) or not (torch.isfinite(weights) & (weights >= 0)).all():
-        raise UsageError(f"Weights must be finite numbers of at least 0, got {weights.tolist()}.")
+        raise UsageError(f"Expected weights as finite numbers of at least 0, got {weights.tolist()}.")
     weights = double_rows(weights)
     largest, smallest = weights.max().item(), weights.min().item()
     if largest == 0:
@@ -114,6 +115,7 @@ def layer_inequality(
         >>> round(found["h"].max_over_min, 6), round(found["z"].max_over_min, 6)
         (1.0, 4.0)
     """
+    check_type("layers", layers, Mapping, "give each layer's features a name")
     for name, f in layers.items():
         check_features(f, what=f"features of {name}")
     weigh = partial(singular_values, center=True) if phi is None else partial(feature_weights, phi=phi)

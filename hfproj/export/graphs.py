@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfproj.errors import HfprojError, UsageError, one_line
+from hfproj.errors import HfprojError, UsageError, check_path, one_line
 from hfproj.export.network import Batch, Traceable, staged, traceable
 
 TOLERANCE = 1e-5  # of the largest value: float32 has 6e-8, and a deep network adds up a few hundred of these
@@ -57,7 +57,7 @@ def export_onnx(
 
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and opset not in range(18, newest + 1):
-        raise UsageError(f"opset must be None or a whole number from 18 to {newest}, got {opset!r}.")
+        raise UsageError(f"Expected opset as None or a whole number from 18 to {newest}, got {opset!r}.")
     graph = traceable(model, part, example)
     program = _traced(graph)
     # One object for one name: exporters tell axes of equal size apart by it.
@@ -110,9 +110,10 @@ def export_program(
 
 
 def _checked_path(path: str | os.PathLike, suffix: str) -> Path:
+    check_path("path", path)
     path = Path(path)
     if path.suffix != suffix or path.is_dir():
-        raise UsageError(f"path={str(path)!r}: expected the name of a file that ends with {suffix}.")
+        raise UsageError(f"Expected path as the name of a file that ends with {suffix}, got {str(path)!r}.")
     return path
 
 

@@ -245,7 +245,7 @@ class _Plain(_Network):
 def traceable(model: nn.Module, part: str, example: Tensor | None) -> Traceable:
     """Return what `export_onnx` and `export_program` trace; a wrong part or example is a `UsageError`."""
     if part not in ("head", "model"):
-        raise UsageError(f"part={part!r}: expected 'head' (h → z) or 'model' (x → h, z).")
+        raise UsageError(f"Expected part to be 'head' (h → z) or 'model' (x → h, z), got {part!r}.")
     if part == "head" and example is not None:
         raise UsageError("example is a batch for the backbone; the head alone (part='head') takes none.")
     return _of_head(model) if part == "head" else _of_model(attached(model), example)
@@ -287,7 +287,7 @@ def _of_model(found: Attached, example: Tensor | None) -> Traceable:
     example = _images(found) if example is None else example
     if example.ndim != 4:
         shape = list(example.shape)
-        raise UsageError(f"example: expected images [batch, channels, height, width], got a tensor of shape {shape}.")
+        raise UsageError(f"Expected example as images [batch, channels, height, width], got a tensor of shape {shape}.")
     size = (example.shape[-2], example.shape[-1])
     about["image_size"] = json.dumps(size)
     known = known_preprocessing(found.model, found.name)
@@ -315,7 +315,9 @@ def _images(found: Attached) -> Tensor:
 def _rows_of(example: Tensor, name: str) -> Callable[[int], Batch]:
     """Return a maker of batches from the rows of `example`, again and again."""
     if example.ndim < 1 or not len(example):
-        raise UsageError(f"example: expected a batch of at least one row, got a tensor of shape {list(example.shape)}.")
+        raise UsageError(
+            f"Expected example as a batch of at least one row, got a tensor of shape {list(example.shape)}."
+        )
     example = example.detach().cpu()
     example = example.float() if example.is_floating_point() else example
     return lambda rows: {name: example[torch.arange(rows) % len(example)].contiguous()}

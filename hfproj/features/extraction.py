@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from hfproj.data.images import EvalImages
 from hfproj.distributed import gather_objects, gather_rows, rank, world_size
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, check_type
 from hfproj.features import cache_key
 from hfproj.features.reader import Reader, view_batches
 from hfproj.features.store import FeatureStore
@@ -118,9 +118,11 @@ def extract_features(
             a collator of this library; another one needs the text here or as its attribute `cache_key`.
 
     Raises:
-        UsageError: an empty data set, a stream, a batch without inputs or with other rows than items, an output without
-            a representation, an unknown layer, values beyond float16, or a cache without a key.
+        UsageError: If the model is no module, the data set is empty or a stream, a batch has no inputs or other rows
+            than items, an output has no representation, a layer is unknown, values are beyond float16, or a cache has
+            no key.
     """
+    check_type("the model", model, nn.Module, "load it, e.g. by hfproj.load_backbone or hfproj.from_pretrained")
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         hint = "of a stream, take the items that are wanted into a list first"
         raise UsageError(f"Expected a data set with a length and indices, got a {type(dataset).__name__}; {hint}.")

@@ -175,7 +175,7 @@ class FeatureViews:
 
     def __init__(self, num_views: int = 2, *, seed: int = 0):
         if num_views < 1:
-            raise UsageError(f"num_views must be at least 1, got {num_views}.")
+            raise UsageError(f"Expected num_views to be at least 1, got {num_views}.")
         self.num_views, self.seed = num_views, seed
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, check_type
 
 _BLOCK_ELEMENTS = 2**22  # 32 MiB of float64
 
@@ -29,6 +29,7 @@ def check_features(f: Tensor, *, minimum: int = 2, what: str = "features") -> No
 
 def check_shape(f: Tensor, *, minimum: int = 2, what: str = "features") -> None:
     """Do what `check_features` does without reading the numbers."""
+    check_type(what, f, Tensor, "make a tensor of them: torch.tensor(…)")
     if f.ndim != 2 or not f.is_floating_point():
         raise UsageError(
             f"Expected {what} as floating-point numbers of shape [rows, dim], got {f.dtype} of shape {list(f.shape)}; "

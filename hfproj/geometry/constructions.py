@@ -79,7 +79,9 @@ def constructed_equilibrium(
         (2.0, True)
     """
     if not alpha or not abs(alpha) < float("inf"):
-        raise UsageError(f"alpha, the length of the residual, must be a finite number other than 0, got {alpha}.")
+        raise UsageError(
+            f"Expected alpha, the length of the residual, to be a finite number other than 0, got {alpha}."
+        )
     J = jacobian(head, h)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     left, sigma, _ = torch.linalg.svd(J, full_matrices=True)
@@ -143,7 +145,7 @@ def whitening_score(H_eff: Float[Tensor, "in_dim in_dim"], *, rank: int | None =
     if rank is None:
         rank = max(1, int((values > _RANK_TOLERANCE * values.abs().max()).sum()))
     if not 1 <= rank <= len(values):
-        raise UsageError(f"rank must be from 1 to in_dim={len(values)}, got {rank}.")
+        raise UsageError(f"Expected rank to be from 1 to in_dim={len(values)}, got {rank}.")
     top = values[:rank]
     square = float(rank * top.square().sum())
     score = float(top.sum()) ** 2 / square if square else 0.0

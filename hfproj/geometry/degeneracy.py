@@ -60,7 +60,7 @@ def augmentation_tangents(
         [1.0, 0.0, 0.0]
     """
     if not eps or not abs(eps) < float("inf"):
-        raise UsageError(f"eps, the strength of the transform, must be a finite number other than 0, got {eps}.")
+        raise UsageError(f"Expected eps, the strength of the transform, to be a finite number other than 0, got {eps}.")
     if h_moved.ndim not in (2, 3) or h_moved.shape[0] != h.shape[0] or h_moved.shape[-1] != h.shape[-1]:
         wanted = f"h_moved of the same rows and width as h {list(h.shape)}, {_SHAPES}"
         raise UsageError(f"Expected {wanted}, got {list(h_moved.shape)}.")
@@ -121,7 +121,7 @@ def bottom_overlap(
     v, _ = _tangents(h, v)
     in_dim = h.shape[1]
     if dim is not None and not 1 <= dim <= in_dim:
-        raise UsageError(f"dim, of the bottom eigenspace, must be from 1 to in_dim={in_dim}, got {dim}.")
+        raise UsageError(f"Expected dim, of the bottom eigenspace, to be from 1 to in_dim={in_dim}, got {dim}.")
     rows, start = [], 0
     for block in jacobian_blocks(head, h, dtype=dtype):
         for J, directions in zip(block.double(), v[start : start + len(block)].to(block.device)):

@@ -267,7 +267,7 @@ def _rms(x: Tensor) -> float:
 def _recorded(record: int | Sequence[float], time: float) -> list[float]:
     if isinstance(record, int):
         if record < 1:
-            raise UsageError(f"record, a number of intervals, must be at least 1, got {record}.")
+            raise UsageError(f"Expected record, a number of intervals, to be at least 1, got {record}.")
         return [time * i / record for i in range(record)] + [time]
     times = sorted({0.0, float(time), *(float(t) for t in record)})
     if times[0] < 0 or times[-1] > time:

@@ -120,12 +120,12 @@ def extreme_eigenvalues(
     limit = _STEPS[method] if steps is None else steps
     for name, value in (("dim", dim), ("steps", limit)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            raise UsageError(f"Expected {name} to be a whole number of at least 1, got {value!r}.")
     if not 0 <= tol < 1:
-        raise UsageError(f"tol, a fraction of the spectral radius, must be in [0, 1), got {tol}.")
+        raise UsageError(f"Expected tol, a fraction of the spectral radius, to be in [0, 1), got {tol}.")
     stored = max(_SMALLEST_BASIS, _STORED_ELEMENTS // dim) if basis is None else basis
     if stored < 4 and stored < min(dim, limit):
-        raise UsageError(f"basis must be at least 4, two vectors for each end, got {basis}.")
+        raise UsageError(f"Expected basis to be at least 4, two vectors for each end, got {basis}.")
     apply = _checked(matvec, dim)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
 

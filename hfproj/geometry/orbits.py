@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, check_type
 from hfproj.functional.rows import unit_rows
 from hfproj.geometry._head import Map, as_input, frozen
 
@@ -101,6 +101,7 @@ def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: boo
         >>> local_curvature(torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), normalize=False) ** 2  # a corner
         2.0000000000000004
     """
+    check_type("sweeps", sweep, Tensor, "make a tensor of them: torch.stack(…)")
     if sweep.ndim < 2 or sweep.shape[-2] < 3:
         raise UsageError(f"Expected sweeps of at least 3 steps, [sweeps, steps, dim], got {list(sweep.shape)}.")
     r = _rows(sweep, normalize)
@@ -195,6 +196,7 @@ def timescale_ratio(
 
 def _orbits(f: Tensor, normalize: bool) -> Tensor:
     """Return `[classes, objects, transforms, dim]` in float64."""
+    check_type("orbits", f, Tensor, "make a tensor of them: torch.stack(…)")
     if f.ndim not in (3, 4) or f.shape[-2] < 2:
         wanted = "[classes, objects, transforms, dim] or [objects, transforms, dim], with at least 2 transforms"
         raise UsageError(f"Expected orbits as {wanted}, got {list(f.shape)}.")
@@ -208,6 +210,8 @@ def _rows(f: Tensor, normalize: bool) -> Tensor:
 
 
 def _check_same_orbits(h: Tensor, z: Tensor) -> None:
+    for name, f in (("h", h), ("z", z)):
+        check_type(name, f, Tensor, "make a tensor of it: torch.tensor(…)")
     if h.shape[:-1] != z.shape[:-1]:
         raise UsageError(f"Expected the same orbits in h and z, got {list(h.shape)} and {list(z.shape)}.")
 

@@ -240,4 +240,4 @@ def _joined(blocks: Iterable[MetricCondition]) -> MetricCondition:
 def check_rtol(rtol: float | None) -> None:
     """Refuse a relative tolerance outside [0, 1)."""
     if rtol is not None and not 0 <= rtol < 1:
-        raise UsageError(f"rtol, a fraction of the largest singular value, must be in [0, 1), got {rtol}.")
+        raise UsageError(f"Expected rtol, a fraction of the largest singular value, to be in [0, 1), got {rtol}.")

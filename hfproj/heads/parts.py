@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hfproj.errors import UsageError, check_choice
+from hfproj.errors import UsageError, check_choice, check_type
 from hfproj.heads import create_head
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -47,7 +47,7 @@ def create_inner(name: str, *, in_dim: int, options: dict[str, Any] | None, out_
 def check_positive(name: str, value: object) -> int:
     """Return `value`, or raise `UsageError` if it is no integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        raise UsageError(f"Expected {name} as a whole number of at least 1, got {value!r}.")
     return value
 
 
@@ -56,21 +56,22 @@ def check_kept_width(who: str, in_dim: object, out_dim: object) -> int:
     width = check_positive("in_dim", in_dim)
     if out_dim not in (None, width):
         raise UsageError(
-            f"{who} keeps the width: out_dim must be in_dim={width}, got {out_dim}. "
-            "Leave out_dim away, or use the head 'linear' to change the width."
+            f"Expected out_dim={width}, which is in_dim, got out_dim={out_dim}: {who} keeps the width; leave out_dim "
+            "away, or use the head 'linear' to change the width."
         )
     return width
 
 
 def check_input(head: nn.Module, h: Tensor, width: int) -> None:
     """Raise `UsageError` if `h` is neither ``[batch, width]`` nor ``[views, batch, width]``."""
+    check_type("h", h, Tensor, "make a tensor of it: torch.tensor(…)")
     if h.ndim not in (2, 3) or h.shape[-1] != width:
         raise UsageError(
-            f"{type(head).__name__} expects h of shape [batch, {width}] or [views, batch, {width}], got "
-            f"{list(h.shape)}. "
+            f"Expected h of shape [batch, {width}] or [views, batch, {width}] for {type(head).__name__}, got "
+            f"{list(h.shape)}; "
             + (
-                f"Make it with in_dim={h.shape[-1]}, or give it features of width {width}."
+                f"make it with in_dim={h.shape[-1]}, or give it features of width {width}."
                 if h.ndim in (2, 3)
-                else "Pool tokens or feature maps to one vector per image first."
+                else "pool tokens or feature maps to one vector per image first."
             )
         )

@@ -62,8 +62,8 @@ def _check_quantizer(levels: object, variant: object) -> None:
     check_choice("variant", variant, ("tan", "atanh"))
     if not 2 <= check_positive("levels", levels) <= _MOST_LEVELS:
         raise UsageError(
-            f"levels must be 2 to {_MOST_LEVELS} (the paper has 30 for SimCLR, 3 for Barlow Twins), got {levels}; to "
-            "leave z as it is use the inner head itself."
+            f"Expected levels to be 2 to {_MOST_LEVELS} (the paper has 30 for SimCLR, 3 for Barlow Twins), got {levels}"
+            "; to leave z as it is use the inner head itself."
         )
 
 

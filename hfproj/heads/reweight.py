@@ -64,8 +64,8 @@ class ReweightHead(ShowsOptions, nn.Module):
         self.in_dim = self.out_dim = check_kept_width("The reweight head", in_dim, out_dim)
         if not 1 <= kappa < math.inf:
             raise UsageError(
-                f"kappa must be a number of at least 1 (1.01 to 1.5 is usual), got {kappa}; below 1 the weights would "
-                "grow without bound, and which entry comes first is arbitrary anyway: take 1/kappa."
+                f"Expected kappa to be a number of at least 1 (1.01 to 1.5 is usual), got {kappa}; below 1 the weights "
+                "would grow without bound, and which entry comes first is arbitrary anyway: take 1/kappa."
             )
         self.kappa = kappa
         self.register_buffer("weights", decay_weights(in_dim, kappa), persistent=False)  # kappa says it all

@@ -97,7 +97,7 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
                 raise unknown("constant:", constant, ("inverse_sqrt", "a number"))
             constant = 1 / math.sqrt(in_dim)
         if not math.isfinite(constant):
-            raise UsageError(f"constant must be a finite number or 'inverse_sqrt' (1/√in_dim), got {constant}.")
+            raise UsageError(f"Expected constant to be a finite number or 'inverse_sqrt' (1/√in_dim), got {constant}.")
         self.constant, self.evaluate = float(constant), evaluate
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:

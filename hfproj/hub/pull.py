@@ -186,7 +186,7 @@ class SavedAdapter:
             if name == EMA:  # a queue may begin with infinity, weights may not
                 check_finite(path, self.where)
         else:
-            raise UsageError(f"name={name!r}: expected {RESULTS}, {PREPROCESSING}, {OBJECTIVE} or {EMA}.")
+            raise UsageError(f"Expected name to be {RESULTS}, {PREPROCESSING}, {OBJECTIVE} or {EMA}, got {name!r}.")
         return path
 
 
@@ -200,7 +200,7 @@ def open_adapter(
     """
     if not is_folder_name(adapter):
         hint = "which is that of one folder inside the repository, without slashes; 'default' is the one in its root"
-        raise UsageError(f"adapter={short(adapter)}: expected the name of an adapter, {hint}.")
+        raise UsageError(f"Expected adapter to be the name of an adapter, {hint}, got {short(adapter)}.")
     folder = "" if adapter == "default" else adapter
     source = open_source(repo, revision=revision, token=token, cache_dir=cache_dir)
     where, prefix = (f"{repo} (adapter {adapter!r})", f"{folder}/") if folder else (str(repo), "")

@@ -111,7 +111,7 @@ def usable_token(token: str | bool | None) -> str:
 def check_repo_id(repo_id: Any) -> None:
     """Refuse what is no ``owner/name``, by a `UsageError`."""
     if not isinstance(repo_id, str) or repo_id.count("/") != 1 or not is_repo_id(repo_id):
-        raise UsageError(f"repo_id={repo_id!r}: expected 'user/name', of letters, digits, '-', '_' and '.'.")
+        raise UsageError(f"Expected repo_id to be 'user/name', of letters, digits, '-', '_' and '.', got {repo_id!r}.")
 
 
 def send(

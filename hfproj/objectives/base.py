@@ -200,10 +200,10 @@ def check_positive(name: str, value: float, *, usual: str) -> float:
     Example:
         >>> check_positive("temperature", -1.0, usual="0.05 to 1")
         Traceback (most recent call last):
-        hfproj.errors.UsageError: temperature must be a positive number (0.05 to 1 is usual), got -1.0.
+        hfproj.errors.UsageError: Expected temperature to be a positive number (0.05 to 1 is usual), got -1.0.
     """
     if not 0 < value < math.inf:
-        raise UsageError(f"{name} must be a positive number ({usual} is usual), got {value}.")
+        raise UsageError(f"Expected {name} to be a positive number ({usual} is usual), got {value}.")
     return value
 
 
@@ -216,7 +216,7 @@ def check_between(low: int, high: int, **values: int | float) -> None:
     """Raise a UsageError if an option is not a number from `low` to `high`."""
     for name, value in values.items():
         if not low <= value <= high:
-            raise UsageError(f"{name} must be from {low} to {high}, got {value}.")
+            raise UsageError(f"Expected {name} to be from {low} to {high}, got {value}.")
 
 
 def check_at_least(fewest: int, **values: int | float | None) -> None:
@@ -225,11 +225,11 @@ def check_at_least(fewest: int, **values: int | float | None) -> None:
     Example:
         >>> check_at_least(1, w_iter=0)
         Traceback (most recent call last):
-        hfproj.errors.UsageError: w_iter must be at least 1, got 0.
+        hfproj.errors.UsageError: Expected w_iter to be at least 1, got 0.
     """
     for name, value in values.items():
         if value is not None and not fewest <= value < math.inf:
-            raise UsageError(f"{name} must be at least {fewest}, got {value}.")
+            raise UsageError(f"Expected {name} to be at least {fewest}, got {value}.")
 
 
 def check_momentum(ema_momentum: Sequence[float]) -> tuple[float, float]:
@@ -240,5 +240,7 @@ def check_momentum(ema_momentum: Sequence[float]) -> tuple[float, float]:
         (0.99, 1.0)
     """
     if len(ema_momentum) != 2 or not all(0 <= m <= 1 for m in ema_momentum):
-        raise UsageError(f"ema_momentum must be two numbers from 0 to 1, at the start and end, got {ema_momentum}.")
+        raise UsageError(
+            f"Expected ema_momentum to be two numbers from 0 to 1, at the start and end, got {ema_momentum}."
+        )
     return ema_momentum[0], ema_momentum[1]

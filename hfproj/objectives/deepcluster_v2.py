@@ -148,8 +148,8 @@ class DeepClusterV2(Objective):
             raise UsageError(f"The bank has rows of {self.out_dim} dimensions and z has {width}: pass out_dim={width}.")
         if self.training and len(index) and not 0 <= index.min() <= index.max() < self.num_images:
             raise UsageError(
-                f"index must be numbers of images from 0 to {self.num_images - 1}, got {index.min()} to {index.max()}; "
-                "pass num_images=… of the training data set."
+                f"Expected index to be numbers of images from 0 to {self.num_images - 1}, got {index.min()} to "
+                f"{index.max()}; pass num_images=… of the training data set."
             )
         u = unit_rows(z)
         centroids = self.centroids.to(u.dtype)

@@ -65,7 +65,7 @@ class SimCSE(Objective):
         super().__init__()
         self.temperature, self.hard_negatives = check_temperature(temperature), hard_negatives
         if not math.isfinite(hard_negative_weight):
-            raise UsageError(f"hard_negative_weight must be a finite number, got {hard_negative_weight}.")
+            raise UsageError(f"Expected hard_negative_weight to be a finite number, got {hard_negative_weight}.")
         if hard_negative_weight and not hard_negatives:
             raise UsageError(
                 f"hard_negative_weight={hard_negative_weight} has nothing to weigh: set hard_negatives=True and give "

@@ -71,7 +71,7 @@ class WMSE(Objective):
         check_at_least(2, w_size=w_size)
         check_at_least(1, w_iter=w_iter)
         if not 0 <= eps < 1:
-            raise UsageError(f"eps must be from 0 to below 1 (0 or 1e-3 is usual), got {eps}.")
+            raise UsageError(f"Expected eps to be from 0 to below 1 (0 or 1e-3 is usual), got {eps}.")
         self.w_size, self.w_iter, self.eps, self.l2_normalise = w_size, w_iter, eps, l2_normalise
 
     def compute(self, z: Views, *, step: Step | None = None, **given: object) -> ObjectiveOutput:

@@ -85,8 +85,8 @@ def weighted(name: str, value: object) -> Weighted:
     for key in own.keys() - {"schedule"}:
         if not isinstance(own[key], Real):
             raise UsageError(
-                f"The {key} of the regularizer {name!r} must be a number, got {own[key]!r}; options go into a dict: "
-                f"{{{name!r}: {{'weight': 0.1, 'option': value}}}}."
+                f"Expected the {key} of the regularizer {name!r} to be a number, got {own[key]!r}; options go into a "
+                f"dict: {{{name!r}: {{'weight': 0.1, 'option': value}}}}."
             )
         own[key] = float(own[key])
     return Weighted(create_regularizer(name, **options), **own)

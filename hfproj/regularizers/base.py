@@ -49,7 +49,7 @@ class Weighted:
     def __init__(self, module: nn.Module, weight: float = 1.0, *, schedule: str = "constant", end_weight: float = 0.0):
         check_choice("schedule", schedule, ("constant", "linear", "cosine"))
         if not (math.isfinite(weight) and math.isfinite(end_weight)):
-            raise UsageError(f"A regularizer's weight must be a finite number, got {weight} and {end_weight}.")
+            raise UsageError(f"Expected a regularizer's weight to be a finite number, got {weight} and {end_weight}.")
         self.module, self.weight, self.schedule, self.end_weight = module, weight, schedule, end_weight
 
     def at(self, progress: float) -> float:

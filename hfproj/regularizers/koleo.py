@@ -74,7 +74,7 @@ class KoLeo(ShowsOptions, nn.Module):
         super().__init__()
         check_on(on)
         if not 0 < eps < 1:
-            raise UsageError(f"eps must be a small positive number (1e-8 is usual), got {eps}.")
+            raise UsageError(f"Expected eps to be a small positive number (1e-8 is usual), got {eps}.")
         self.on, self.gather, self.eps = on, gather, eps
 
     def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:

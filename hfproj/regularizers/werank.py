@@ -74,7 +74,7 @@ class WERank(ShowsOptions, nn.Module):
         check_choice("side", side, SIDES)
         for value in alpha.values() if isinstance(alpha, Mapping) else [alpha]:
             if not math.isfinite(value):
-                raise UsageError(f"alpha must be a finite number, or a dict of finite numbers, got {alpha}.")
+                raise UsageError(f"Expected alpha to be a finite number, or a dict of finite numbers, got {alpha}.")
         self.layers, self.squared, self.side, self.alpha = layers, squared, side, alpha
 
     def forward(self, model: nn.Module, h: object = None, z: object = None, *, step: object = None) -> Scalar:

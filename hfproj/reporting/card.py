@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hfproj import filenames
-from hfproj.errors import HfprojError, UsageError
+from hfproj.errors import HfprojError, UsageError, check_path, check_type
 from hfproj.files import portable, write_atomic
 from hfproj.plots import plot_history, plot_spectrum
 from hfproj.reporting.context import Context
@@ -100,8 +100,10 @@ def write_card(
     the other options are those of `render_card`.
 
     Raises:
-        UsageError: If the folder does not exist, or the licence is not one of the Hub's identifiers.
+        UsageError: If `results` are no `Results`, there is no folder, or the licence is none of the Hub's identifiers.
     """
+    check_type("results", results, Results, "take them from hfproj.evaluate, or read a file by Results.load")
+    check_path("the adapter's folder", folder)
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"There is no folder {str(folder)!r}; save the adapter there first.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hfproj import plots
-from hfproj.errors import HfprojError
+from hfproj.errors import HfprojError, check_path
 from hfproj.files import portable, write_atomic
 from hfproj.reporting.context import Context
 from hfproj.reporting.metadata import mapping
@@ -32,7 +32,7 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
         path: Where to write instead.
 
     Raises:
-        UsageError: If there is no `results.json` in the folder.
+        UsageError: If `output_dir` is no path, or there is no `results.json` in it.
         AdapterFileError: If the results or the history are damaged.
 
     Example:
@@ -42,6 +42,7 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
         ...     report(folder).name
         'report.html'
     """
+    check_path("the folder of a run", output_dir)
     folder = Path(output_dir)
     results = Results.load(folder / "results.json")
     if not results.history and (folder / HISTORY_FILE).is_file():

@@ -6,19 +6,19 @@ but the number was not finite. So reading gives back what was written.
 
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.errors import AdapterFileError, UsageError, check_path
 from hfproj.files import write_atomic
 
 HISTORY_FILE = "history.parquet"
 _WHOLE = ("step", "seed")
 
 
-def write_history(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> Path:
+def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Path:
     """Write rows as a table, atomically and sorted by seed and step; a folder gets a `history.parquet`.
 
     Of several rows of one seed and step the last is kept: a resumed run may measure a step again.
@@ -26,7 +26,7 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) ->
     Args:
         rows: Each with a whole number "step"; further numbers by name (scalars of torch and numpy too). NaN, infinity
             and None are one: measured, and no number.
-        path: A file, or a folder that exists.
+        path: A file, whose name ends in `.parquet`, or a folder, which is made if needed.
 
     Raises:
         UsageError: If a row has no step, or a value is not a number.
@@ -55,7 +55,7 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) ->
     return path
 
 
-def read_history(path: str | os.PathLike, *, until: int | None = None) -> list[dict[str, Any]]:
+def read_history(path: str | PathLike, *, until: int | None = None) -> list[dict[str, Any]]:
     """Return the rows that `write_history` wrote; None where the number was not finite.
 
     Args:
@@ -81,9 +81,11 @@ def read_history(path: str | os.PathLike, *, until: int | None = None) -> list[d
     return [{n: None if v != v else v for n, v in row.items() if v is not None} for row in rows]
 
 
-def file_in(path: str | os.PathLike, name: str) -> Path:
-    """Return the path of a file; in a folder, that of the file of this name."""
-    return Path(path, name) if os.path.isdir(path) else Path(path)
+def file_in(path: str | PathLike, name: str) -> Path:
+    """Return `path` if it is a file or ends as `name` does; else it is a folder, and that of the file `name` in it."""
+    check_path("the path", path)
+    path = Path(path)
+    return path if path.is_file() or (path.suffix == Path(name).suffix and not path.is_dir()) else path / name
 
 
 def _number(name: str, value: Any) -> float | int | None:

@@ -51,12 +51,12 @@ class Measurement:
         for name in ("name", "layer", "dataset", "unit", "protocol"):
             kind, value = dict if name == "protocol" else str, getattr(self, name)
             if not isinstance(value, kind):
-                raise UsageError(f"The {name} of a measurement must be a {kind.__name__}, got {value!r}.")
+                raise UsageError(f"Expected the {name} of a measurement to be a {kind.__name__}, got {value!r}.")
         layer, value = self.layer, self.value
         if not re.fullmatch(r"[\w.-]+", layer) or self.when not in WHENS:
             raise UsageError(f"Expected a layer's name without blanks, when in {WHENS}; got {layer!r}, {self.when!r}.")
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise UsageError(f"The measurement {self.name!r} of {layer} must be a finite number, got {value!r}.")
+            raise UsageError(f"Expected the measurement {self.name!r} of {layer} to be a finite number, got {value!r}.")
 
     @property
     def key(self) -> Key:

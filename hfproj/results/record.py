@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.errors import AdapterFileError, UsageError, check_type
 from hfproj.files import installed_versions, portable, write_atomic
 from hfproj.results import words
 from hfproj.results.history import file_in
@@ -64,7 +64,9 @@ class Results:
     geometry: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write strict JSON, atomically; a folder gets a `results.json`.
+        """Write strict JSON, atomically: into a file whose name ends in `.json`, or as `results.json` into a folder.
+
+        The folder is made if needed.
 
         Raises:
             UsageError: If something in it cannot be written as JSON.
@@ -111,10 +113,12 @@ class Results:
         different seeds are kept side by side, with the seed in each row; of one seed, each step is kept once.
 
         Raises:
-            UsageError: If a measurement or an entry of config has two values: the results belong to different models.
+            UsageError: If a measurement or an entry of config has two values: the results belong to different models;
+                or if something else than results is given.
         """
         merged = Results(**{f.name: type(getattr(self, f.name))(getattr(self, f.name)) for f in fields(self)})
         for other in others:
+            check_type("other results", other, Results, "read a file by Results.load")
             for name, value in other.config.items():
                 if portable(merged.config.setdefault(name, value)) != portable(value):
                     raise UsageError(f"The results differ in config[{name!r}]: {merged.config[name]!r} and {value!r}.")

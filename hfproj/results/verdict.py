@@ -127,7 +127,7 @@ def paired_interval(
         raise UsageError(f"Expected 0 < level < 1 and draws ≥ 1, got level={level} and draws={draws}.")
     after, before = _per_row(correct_after, "correct_after"), _per_row(correct_before, "correct_before")
     if after.shape != before.shape:
-        raise UsageError(f"Paired rows must be the same rows: got {after.size} after and {before.size} before.")
+        raise UsageError(f"Expected the same rows after and before, got {after.size} after and {before.size} before.")
     difference = after - before
     generator = np.random.default_rng(seed)
     if np.isin(difference, (-1, 0, 1)).all():  # one seed: counts of the three outcomes are all that a draw needs

@@ -43,7 +43,7 @@ HEADLINES = {
 }
 LAYER_NAMES = {"h": "representation", "z": "projection"}
 INTERVAL = "95 % interval"
-PROTOCOL = "All of it in eval mode. RankMe does not centre; spectra are of unit rows, centred."
+PROTOCOL = f"All of it in eval mode. {LABELS['rankme']} does not centre; spectra are of unit rows, centred."
 # What follows from it, by sense and layer.
 ADVICE = {
     ("worse", "h"): "Use the bare backbone where your task resembles this one.",

@@ -91,9 +91,9 @@ class _Pasted(ImageMap):
     ):
         super().__init__(images, image_column, rows)
         if not 0 <= opacity <= 1:
-            raise UsageError(f"opacity must be a number from 0 (invisible) to 1 (opaque), got {opacity}.")
+            raise UsageError(f"Expected opacity to be a number from 0 (invisible) to 1 (opaque), got {opacity}.")
         if size is not None and size < 1:
-            raise UsageError(f"size must be at least 1 pixel, or None for 5/8 of the shorter side, got {size}.")
+            raise UsageError(f"Expected size to be at least 1 pixel, or None for 5/8 of the shorter side, got {size}.")
         if place not in ("random", "center"):
             raise unknown("place", place, ("random", "center"))
         if split not in ("train", "test"):
@@ -216,7 +216,7 @@ class DigitViews(ImageViews):
     def __init__(self, *, drop_probability: Number = 0.5, **options: Any):
         super().__init__(**options)
         if not 0 <= drop_probability <= 1:
-            raise UsageError(f"drop_probability must be a number from 0 to 1, got {drop_probability}.")
+            raise UsageError(f"Expected drop_probability to be a number from 0 to 1, got {drop_probability}.")
         self.drop_probability = drop_probability
         dropping: list[Any] = [_Dropping(augmentation, drop_probability) for augmentation in self.augmentations]
         self.augmentations = dropping
@@ -305,9 +305,9 @@ class SpuriousMixture(_Pasted):
         if attribute not in ("digit", "patch"):
             raise unknown("attribute", attribute, ("digit", "patch"))
         if len(digits) != 2 or digits[0] == digits[1] or not all(d in range(10) for d in digits):
-            raise UsageError(f"digits must be two different digits from 0 to 9, got {digits}.")
+            raise UsageError(f"Expected digits to be two different digits from 0 to 9, got {digits}.")
         if not 0 <= correlation <= 1:
-            raise UsageError(f"correlation must be a fraction of the images, from 0 to 1, got {correlation}.")
+            raise UsageError(f"Expected correlation to be a fraction of the images, from 0 to 1, got {correlation}.")
         self.attribute, self.digits, self.correlation, self.label_column = attribute, digits, correlation, label_column
         labels = _class_numbers(images, label_column)
         self.classes = _two_classes(images, label_column, classes, labels)
@@ -375,7 +375,7 @@ def _two_classes(images: Any, column: str, classes: Sequence[int | str], labels:
     there = set(labels.tolist())
     if len(numbers) != 2 or numbers[0] == numbers[1] or not there.issuperset(numbers):
         raise UsageError(
-            f"classes must be two different classes of the images, got {tuple(classes)}; "
+            f"Expected classes to be two different classes of the images, got {tuple(classes)}; "
             f"the images have {', '.join(map(str, sorted(there)[:20]))}."
         )
     return numbers[0], numbers[1]

@@ -178,7 +178,9 @@ def _check(name: str, severity: Any) -> int:
     if name not in PARAMETERS:
         raise unknown("corruption", name, PARAMETERS)
     if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
-        raise UsageError(f"severity must be 1 (weak) to 5 (strong), got {severity!r}; 0 would be the clean images.")
+        raise UsageError(
+            f"Expected severity to be 1 (weak) to 5 (strong), got {severity!r}; 0 would be the clean images."
+        )
     return int(severity)
 
 

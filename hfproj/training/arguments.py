@@ -82,7 +82,7 @@ class ProjectionTrainingArguments(TrainingArguments):
         }
         for name, (fits, expected) in limits.items():
             if not fits:
-                raise UsageError(f"{name}={getattr(self, name)}: expected {expected}.")
+                raise UsageError(f"Expected {name} to be {expected}, got {getattr(self, name)}.")
         if self.remove_unused_columns:
             raise UsageError(
                 "remove_unused_columns=True would drop the images before they are collated; leave it False."

@@ -70,7 +70,9 @@ def first_of(dataset: Any) -> Any:
 def check_options(model: Any, args: Any, others: Mapping[str, Any]) -> None:
     """Refuse a model without a head, other arguments, options without effect, and several GPUs in one process."""
     if not isinstance(args, ProjectionTrainingArguments):
-        raise UsageError(f"args is a {type(args).__name__}; expected hfproj.ProjectionTrainingArguments(output_dir=…).")
+        raise UsageError(
+            f"Expected args as hfproj.ProjectionTrainingArguments(output_dir=…), got {type(args).__name__}."
+        )
     for name, value in others.items():
         if name not in _REPLACED:
             raise unknown("option of ProjectionTrainer:", name, [*_OPTIONS, *_REPLACED])
@@ -134,8 +136,8 @@ def make_objective(given: Objective, model: PeftModel, dataset: Any) -> nn.Modul
         return given
     if not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and "name" not in given):
         raise UsageError(
-            f"objective={given!r}: expected an objective (hfproj.create_objective), a name such as 'nt_xent', or a "
-            "dict {'name': 'nt_xent', 'temperature': 0.2}."
+            "Expected objective to be an objective (hfproj.create_objective), a name such as 'nt_xent', or a dict "
+            f"{{'name': 'nt_xent', 'temperature': 0.2}}, got {given!r}."
         )
     options: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
     name, modules = options.pop("name"), active_modules(model)
@@ -161,7 +163,7 @@ def prepare_objective(
         regularizers = config.regularizers if regularizers is None else regularizers
     if not isinstance(regularizers, Mapping | None):
         expected = "a dict, name → weight or → {'weight': 0.1, **options}"
-        raise UsageError(f"regularizers={regularizers!r}: expected {expected}.")
+        raise UsageError(f"Expected regularizers to be {expected}, got {regularizers!r}.")
     made = make_objective(objective, model, dataset)
     added = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
     _prepare_model(model, made)

@@ -100,14 +100,14 @@ class ProjectionHeadConfig(PeftConfig):
         self.peft_type = PeftType("PROJECTION_HEAD")  # in the enum since hfproj.tuner was imported
         if self.task_type is not None:
             raise UsageError(
-                f"task_type must be None, got {self.task_type!r}: with a task type PeftModel expects input_ids first, "
-                "which images do not have."
+                f"Expected task_type to be None, got {self.task_type!r}: with a task type PeftModel expects input_ids "
+                "first, which images do not have."
             )
         if isinstance(self.predictor, str):
             self.predictor = {"head": self.predictor}
         if self.predictor is not None and "head" not in self.predictor:
             expected = "{'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}"
-            raise UsageError(f"predictor={self.predictor!r}: expected {expected}.")
+            raise UsageError(f"Expected predictor to be {expected}, got {self.predictor!r}.")
         self._check_prototypes()
         self._check_sizes()
         if isinstance(self.backbone_adapter, PeftConfig):
@@ -161,9 +161,9 @@ class ProjectionHeadConfig(PeftConfig):
         for name, value in entries(sized):
             numbers = value if isinstance(value, list | tuple) else [value]
             if len(numbers) > DEEPEST or any(isinstance(n, int) and abs(n) > WIDEST for n in numbers):
-                raise UsageError(f"{name}={reprlib.repr(value)}: expected sizes of at most {WIDEST:,}.")
+                raise UsageError(f"Expected sizes of at most {WIDEST:,} as {name}, got {reprlib.repr(value)}.")
             if name == "depth" and isinstance(value, int) and value > DEEPEST:
-                raise UsageError(f"depth={value}: expected at most {DEEPEST} layers.")
+                raise UsageError(f"Expected depth to be at most {DEEPEST} layers, got {value}.")
 
     def _check_prototypes(self) -> None:
         if self.prototypes is None:
@@ -172,7 +172,7 @@ class ProjectionHeadConfig(PeftConfig):
         count = options.get("count")
         if not isinstance(count, int) or count < 2 or set(options) - {"count", "learn_norm"}:
             expected = "None, a number of at least 2, or {'count': number, 'learn_norm': bool}"
-            raise UsageError(f"prototypes={self.prototypes!r}: expected {expected}.")
+            raise UsageError(f"Expected prototypes to be {expected}, got {self.prototypes!r}.")
 
     @property
     def trains_backbone(self) -> bool:

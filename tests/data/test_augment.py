@@ -269,14 +269,14 @@ def test_values_stay_in_range():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flip_probability": 1.5}, "flip_probability must be from 0 to 1"),
-        ({"brightness": -1}, "brightness must be at least 0"),
+        ({"flip_probability": 1.5}, "flip_probability to be from 0 to 1"),
+        ({"brightness": -1}, "brightness to be at least 0"),
         ({"scale": (0.5, 0.1)}, "low ≤ high"),
         ({"scale": (0.5, 1.1)}, "at most 1"),
         ({"hue": 0.6}, "hue"),
         ({"translation": 1}, "translation"),
-        ({"flip_probability": float("nan")}, "flip_probability must be from 0 to 1"),
-        ({"blur_sigma": (0.0, 1.0)}, r"blur_sigma must be \(low, high\)"),
+        ({"flip_probability": float("nan")}, "flip_probability to be from 0 to 1"),
+        ({"blur_sigma": (0.0, 1.0)}, r"blur_sigma to be \(low, high\)"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

@@ -143,7 +143,7 @@ def test_damaged_idx_files_are_refused(tmp_path, data, message):
         ({"label_column": "fine"}, "no column 'fine' .label_column."),
         ({"image_column": "note"}, "holds no images in column 'note'.*picture"),
         ({"split": "val"}, "no split 'val'. Available: test, train"),
-        ({"limit": 0}, "limit must be at least 1"),
+        ({"limit": 0}, "limit to be at least 1"),
     ],
 )
 def test_columns_and_splits_that_do_not_exist(folder, options, message):

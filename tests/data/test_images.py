@@ -199,7 +199,7 @@ def test_items_that_cannot_work_are_refused(change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_views": 0}, "num_views must be at least 1"),
+        ({"num_views": 0}, "num_views to be at least 1"),
         ({"flip_probabilty": 0}, "Did you mean 'flip_probability'"),
         ({"augmentation": Augmentation(), "hue": 0}, "not both"),
         ({"augmentation": [Augmentation()]}, "each of num_views=2 views, got 1"),

@@ -99,7 +99,7 @@ def test_augmentations_of_their_own():
         ({"local_views": 0}, r"local_views=6, local_size=96 .* got local_views=0 and local_size=8"),
         ({"local_views": -1}, "local_views=-1"),
         ({"local_size": 0}, "local_size=0"),
-        ({"local_scale": (0.5, 0.1)}, r"scale must be \(low, high\)"),
+        ({"local_scale": (0.5, 0.1)}, r"scale to be \(low, high\)"),
         ({"local_augmentation": [Augmentation()]}, "each of local_views=3 views, got 1"),
         ({"augmentation": [Augmentation()]}, "each of num_views=2 views, got 1"),
     ],

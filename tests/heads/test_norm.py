@@ -123,7 +123,7 @@ def test_one_row_is_refused_in_training_only():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dim": 0}, "dim must be"),
+        ({"dim": 0}, "dim to be"),
         ({"dim": 4, "eps": 0.0}, "eps > 0"),
         ({"dim": 4, "momentum": 1.5}, "momentum <= 1"),
         ({"dim": 4, "affine": "shift"}, "affine"),

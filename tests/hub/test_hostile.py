@@ -81,7 +81,7 @@ def test_no_field_takes_what_it_can_not_mean(copied):
     (["peft_type"], "LORA", "holds a LORA adapter"),
     (["peft_type"], "PROJECTION_HEAD\x1b[2J", "no projection head"),
     (["peft_type"], {"a": 1}, "no projection head"),
-    (["task_type"], "FEATURE_EXTRACTION", "task_type must be None"),
+    (["task_type"], "FEATURE_EXTRACTION", "task_type to be None"),
     (["head"], "os.system", "no head 'os.system'"),
     (["head"], "hfproj.heads.mlp:MLPHead", "Unknown head"),
     (["in_dim"], 10**12, "in_dim=1000000000000"),

@@ -117,10 +117,10 @@ def test_refused():
     with pytest.raises(UsageError, match="AlignUniform tells images"):
         AlignUniform()(torch.randn(2, 1, 4))
     for options, message in [
-        ({"exponent": 0.5}, "exponent must be at least 1"),
-        ({"exponent": -1.0}, "exponent must be a positive"),
-        ({"kernel_scale": 0.0}, "kernel_scale must be"),
-        ({"uniformity_weight": math.nan}, "uniformity_weight must be"),
+        ({"exponent": 0.5}, "exponent to be at least 1"),
+        ({"exponent": -1.0}, "exponent to be a positive"),
+        ({"kernel_scale": 0.0}, "kernel_scale to be"),
+        ({"uniformity_weight": math.nan}, "uniformity_weight to be"),
     ]:
         with pytest.raises(UsageError, match=message):
             create_objective("align_uniform", **options)

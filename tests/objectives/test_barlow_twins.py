@@ -102,10 +102,10 @@ def test_terms_make_up_the_loss():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"off_diagonal_weight": -1.0}, r"off_diagonal_weight must be at least 0, got -1\.0"),
+        ({"off_diagonal_weight": -1.0}, r"off_diagonal_weight to be at least 0, got -1\.0"),
         ({"off_diagonal_weight": math.inf}, "off_diagonal_weight"),
-        ({"scale": 0.0}, "scale must be a positive number"),
-        ({"eps": 0.0}, "eps must be a positive number"),
+        ({"scale": 0.0}, "scale to be a positive number"),
+        ({"eps": 0.0}, "eps to be a positive number"),
         ({"lambda_param": 0.1}, "Unknown option"),
     ],
 )

@@ -136,7 +136,7 @@ def test_refused():
         DCL()(torch.randn(1, 8, 4))
     with pytest.raises(UsageError, match=r"DCL tells images.*at least 2 of them, got 1"):
         DCL()(torch.randn(2, 1, 4))
-    with pytest.raises(UsageError, match=r"concentration must be a positive number \(0.5 is usual\), got 0.0"):
+    with pytest.raises(UsageError, match=r"concentration to be a positive number \(0.5 is usual\), got 0.0"):
         create_objective("dcl", concentration=0.0)
     with pytest.raises(UsageError, match="temperature"):
         create_objective("dclw", temperature=math.inf)

@@ -178,13 +178,13 @@ def test_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prototypes": 1}, "prototypes must be at least 2, got 1"),
-        ({"student_temperature": 0.0}, "student_temperature must be a positive number"),
+        ({"prototypes": 1}, "prototypes to be at least 2, got 1"),
+        ({"student_temperature": 0.0}, "student_temperature to be a positive number"),
         ({"teacher_temperature": -0.1}, "teacher_temperature.* got -0.1"),
         ({"warmup_teacher_temperature": math.inf}, "warmup_teacher_temperature"),
-        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
-        ({"freeze_prototypes_epochs": -1.0}, "freeze_prototypes_epochs must be at least 0"),
-        ({"center_momentum": 1.5}, r"center_momentum must be from 0 to 1, got 1.5"),
+        ({"warmup_epochs": -1}, "warmup_epochs to be at least 0, got -1"),
+        ({"freeze_prototypes_epochs": -1.0}, "freeze_prototypes_epochs to be at least 0"),
+        ({"center_momentum": 1.5}, r"center_momentum to be from 0 to 1, got 1.5"),
         ({"centre_momentum": 0.9}, "Did you mean 'center_momentum'"),
     ],
 )

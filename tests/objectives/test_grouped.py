@@ -138,7 +138,7 @@ def test_extremes_are_finite(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"groups": 0}, "groups must be at least 1, got 0"),
+        ({"groups": 0}, "groups to be at least 1, got 0"),
         ({"group_dim": 0}, "at least 1"),
         ({"objective": "nt_xnet"}, "Did you mean 'nt_xent'"),
         ({"objective_options": {"temprature": 1.0}}, "Did you mean 'temperature'"),

@@ -93,5 +93,5 @@ def test_refused():
         InfoNCE()(torch.randn(1, 8, 4))
     with pytest.raises(UsageError, match=r"InfoNCE tells images.*at least 2 of them, got 1"):
         InfoNCE()(torch.randn(2, 1, 4))
-    with pytest.raises(UsageError, match=r"temperature must be a positive number \(0.05 to 1 is usual\), got 0.0"):
+    with pytest.raises(UsageError, match=r"temperature to be a positive number \(0.05 to 1 is usual\), got 0.0"):
         create_objective("info_nce", temperature=0.0)

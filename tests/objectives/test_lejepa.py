@@ -89,12 +89,12 @@ def test_extremes_are_finite(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sigreg_weight": 1.5}, "sigreg_weight must be from 0 to 1"),
+        ({"sigreg_weight": 1.5}, "sigreg_weight to be from 0 to 1"),
         ({"sigreg_weight": math.nan}, "sigreg_weight"),
-        ({"slices": 0}, "slices must be at least 1"),
+        ({"slices": 0}, "slices to be at least 1"),
         ({"knots": 1}, "at least 2 knots"),
         ({"t_max": -1.0}, "positive t_max"),
-        ({"global_views": 0}, "global_views must be at least 1"),
+        ({"global_views": 0}, "global_views to be at least 1"),
     ],
 )
 def test_options_that_cannot_work(options, message):

@@ -133,11 +133,11 @@ def test_refused():
     assert MoCo(out_dim=4, queue_size=12).eval()(z, target=z).loss.isfinite()  # nothing is enqueued
     with pytest.raises(UsageError, match=r"at least 2 views.*got 1"):
         MoCo(out_dim=4, queue_size=10)(z[:1], target=z)
-    with pytest.raises(UsageError, match="queue_size must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="queue_size to be at least 1, got 0"):
         create_objective("moco", queue_size=0)
     with pytest.raises(UsageError, match="temperature"):
         create_objective("moco", temperature=0.0)
-    with pytest.raises(UsageError, match="ema_momentum must be two numbers from 0 to 1"):
+    with pytest.raises(UsageError, match="ema_momentum to be two numbers from 0 to 1"):
         create_objective("moco", ema_momentum=[0.9, 1.1])
 
 

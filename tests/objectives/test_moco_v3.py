@@ -115,5 +115,5 @@ def test_refused():
         MoCoV3()(z[:, :1], prediction=z[:, :1], target=z[:, :1])
     with pytest.raises(UsageError, match="temperature"):
         create_objective("moco_v3", temperature=-1.0)
-    with pytest.raises(UsageError, match="ema_momentum must be two numbers from 0 to 1"):
+    with pytest.raises(UsageError, match="ema_momentum to be two numbers from 0 to 1"):
         create_objective("moco_v3", ema_momentum=[0.99])

@@ -131,5 +131,5 @@ def test_refused():
         NNCLR(out_dim=4, queue_size=12)(z, prediction=z)
     with pytest.raises(UsageError, match=r"NNCLR tells images"):
         NNCLR(out_dim=4, queue_size=10)(z[:, :1], prediction=z[:, :1])
-    with pytest.raises(UsageError, match="out_dim must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="out_dim to be at least 1, got 0"):
         create_objective("nnclr", out_dim=0)

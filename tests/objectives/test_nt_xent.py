@@ -186,7 +186,7 @@ def test_refused(tile_rows):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be a positive number"),
+        ({"temperature": 0.0}, "temperature to be a positive number"),
         ({"temperature": -0.1}, "got -0.1"),
         ({"temperature": math.nan}, "temperature"),
         ({"tile_rows": 0}, "tile_rows"),

@@ -83,16 +83,16 @@ TYPES = [
 ]
 
 OPTIONS = [
-    ("nt_xent", {"temperature": "0.1"}, "temperature of objective 'nt_xent' must be a number, got '0.1' of type str"),
-    ("nt_xent", {"temperature": math.nan}, "temperature must be a positive number .*got nan"),
-    ("nt_xent", {"gather": "no"}, "gather of objective 'nt_xent' must be True or False"),
+    ("nt_xent", {"temperature": "0.1"}, "temperature of objective 'nt_xent' to be a number, got '0.1' of type str"),
+    ("nt_xent", {"temperature": math.nan}, "temperature to be a positive number .*got nan"),
+    ("nt_xent", {"gather": "no"}, "gather of objective 'nt_xent' to be True or False"),
     ("nt_xent", {"tile_rows": 1.5}, "must be a whole number, a string or None"),
     ("nt_xent", {"tile_rows": "512"}, "must be a number from 1"),
-    ("moco", {"ema_momentum": 0.99}, "ema_momentum of objective 'moco' must be a list"),
-    ("moco", {"queue_size": 10.5}, "queue_size of objective 'moco' must be a whole number"),
-    ("swav", {"queue_start_epoch": math.nan}, "queue_start_epoch must be at least 0, got nan"),
+    ("moco", {"ema_momentum": 0.99}, "ema_momentum of objective 'moco' to be a list"),
+    ("moco", {"queue_size": 10.5}, "queue_size of objective 'moco' to be a whole number"),
+    ("swav", {"queue_start_epoch": math.nan}, "queue_start_epoch to be at least 0, got nan"),
     ("deepcluster_v2", {}, "The objective 'deepcluster_v2' needs num_images=…"),
-    ("deepcluster_v2", {**CLUSTERS, "out_dim": 0}, "out_dim must be at least 1"),
+    ("deepcluster_v2", {**CLUSTERS, "out_dim": 0}, "out_dim to be at least 1"),
     ("deepcluster_v2", {**CLUSTERS, "prototypes": [2.5]}, "must be a whole number or a list"),
     ("grouped", {"objective_options": 3}, "must be a dict or None"),
     ("nt_xnet", {}, "Did you mean 'nt_xent'"),

@@ -116,5 +116,5 @@ def test_refused():
         SupCon()(torch.randn(2, 1, 4), labels=torch.zeros(1, dtype=torch.int64))
     with pytest.raises(UsageError, match=r"Unknown reduction 'vaild'. Did you mean 'valid'"):
         create_objective("supcon", reduction="vaild")
-    with pytest.raises(UsageError, match="base_temperature must be a positive number"):
+    with pytest.raises(UsageError, match="base_temperature to be a positive number"):
         create_objective("supcon", base_temperature=0.0)

@@ -174,13 +174,13 @@ def test_prototypes_are_frozen_in_the_first_epochs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be a positive number"),
-        ({"epsilon": math.nan}, "epsilon must be a positive number"),
-        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations must be at least 1"),
-        ({"assigned_views": 0}, "assigned_views must be at least 1"),
-        ({"queue_size": -1}, "queue_size must be at least 0"),
-        ({"queue_start_epoch": -1.0}, "queue_start_epoch must be at least 0"),
-        ({"freeze_prototypes_epochs": -2.0}, "freeze_prototypes_epochs must be at least 0"),
+        ({"temperature": 0.0}, "temperature to be a positive number"),
+        ({"epsilon": math.nan}, "epsilon to be a positive number"),
+        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations to be at least 1"),
+        ({"assigned_views": 0}, "assigned_views to be at least 1"),
+        ({"queue_size": -1}, "queue_size to be at least 0"),
+        ({"queue_start_epoch": -1.0}, "queue_start_epoch to be at least 0"),
+        ({"freeze_prototypes_epochs": -2.0}, "freeze_prototypes_epochs to be at least 0"),
         ({"epsilonn": 0.1}, "Did you mean 'epsilon'"),
     ],
 )

@@ -119,10 +119,10 @@ def test_invariance_of_two_views_is_the_mean_squared_error():
     ("options", "message"),
     [
         ({"variance_reduction": "men"}, "Did you mean 'mean'"),
-        ({"invariance_weight": -1.0}, "invariance_weight must be at least 0"),
+        ({"invariance_weight": -1.0}, "invariance_weight to be at least 0"),
         ({"variance_weight": math.nan}, "variance_weight"),
         ({"covariance_weight": math.inf}, "covariance_weight"),
-        ({"eps": 0.0}, "eps must be a positive number"),
+        ({"eps": 0.0}, "eps to be a positive number"),
     ],
 )
 def test_options_that_cannot_work(options, message):

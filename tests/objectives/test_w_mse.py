@@ -119,9 +119,9 @@ def test_collapse_is_refused_or_mended():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"w_size": 1}, "w_size must be at least 2"),
-        ({"w_iter": 0}, "w_iter must be at least 1"),
-        ({"eps": 1.0}, "eps must be from 0 to below 1"),
+        ({"w_size": 1}, "w_size to be at least 2"),
+        ({"w_iter": 0}, "w_iter to be at least 1"),
+        ({"eps": 1.0}, "eps to be from 0 to below 1"),
         ({"eps": -0.1}, r"got -0\.1"),
         ({"w_sise": 8}, "Did you mean 'w_size'"),
     ],

@@ -154,7 +154,7 @@ def test_orders_that_cannot_work(alpha):
         lambda: matrix_entropy(torch.eye(3), alpha=alpha),
         lambda: matrix_mutual_information(torch.eye(3), torch.eye(3), alpha=alpha),
     ):
-        with pytest.raises(UsageError, match="alpha, the order of the entropy, must be a positive number"):
+        with pytest.raises(UsageError, match="alpha, the order of the entropy, to be a positive number"):
             refused()
 
 

@@ -162,18 +162,18 @@ def test_features_of_another_shape_or_without_a_gradient():
 
 @pytest.mark.parametrize("value", ["a", None, [1.0], {"weight": "a"}, {"weight": 1.0, "end_weight": None}])
 def test_weights_that_are_no_numbers(value):
-    with pytest.raises(UsageError, match=r"weight of the regularizer 'koleo' must be a number, got .*go into a dict"):
+    with pytest.raises(UsageError, match=r"weight of the regularizer 'koleo' to be a number, got .*go into a dict"):
         weighted("koleo", value)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("bottleneck", {"alpha": "2"}, "alpha of regularizer 'bottleneck' must be a number"),
+        ("bottleneck", {"alpha": "2"}, "alpha of regularizer 'bottleneck' to be a number"),
         ("bottleneck", {"gather": "no"}, "must be True or False"),
         ("sigreg", {"slices": 2.5}, "must be a whole number"),
         ("vicreg_terms", {"variance_weight": -1.0}, "weights of 0 or more"),
-        ("werank", {"alpha": {"head": "a"}}, "alpha of regularizer 'werank' must be a number or a dict"),
+        ("werank", {"alpha": {"head": "a"}}, "alpha of regularizer 'werank' to be a number or a dict"),
     ],
 )
 def test_options_of_another_type(name, options, message):

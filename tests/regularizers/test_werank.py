@@ -87,7 +87,7 @@ def test_wide_layers_stay_above_what_their_shape_allows():
     [
         ({"layers": "first"}, "Unknown layers 'first'"),
         ({"side": "wtw"}, "Unknown side 'wtw'"),
-        ({"alpha": math.nan}, "alpha must be a finite number"),
+        ({"alpha": math.nan}, "alpha to be a finite number"),
         ({"alpha": {"head": math.inf}}, "or a dict of finite numbers"),
         ({"squred": True}, "Did you mean 'squared'"),
     ],

@@ -134,6 +134,17 @@ def test_it_goes_through_model_card_unchanged_and_the_hub_has_no_complaint():
         assert complaints(text) == ([], [])
 
 
+@pytest.mark.parametrize("whens", [("before",), ("after",), ("before", "after")])
+@pytest.mark.parametrize("dataset", ["", "digits"])
+def test_it_has_no_superfluous_blanks_and_says_only_what_was_measured(whens, dataset):
+    measured = [Measurement("rankme", layer, when, 3.0, dataset) for when in whens for layer in ("h", "z", "block_1")]
+    card = render_card(Results(measurements=measured))
+    assert "\n\n\n" not in card
+    assert all(line == line.rstrip() for line in card.splitlines())
+    assert ("Before and after training:" in card) == (len(whens) == 2)
+    assert ("Before training: h is" in card) == (whens == ("before",))
+
+
 def test_eval_results(tmp_path):
     measured = [*a_result().measurements, knn("h", "after", 0.5, "c/d"), knn("h", "after", 0.5, "digits")]
     measured.append(knn("h", "after", 0.91, bank=50))

@@ -28,6 +28,14 @@ def a_result(**changes):
     return Results(**{**settings, **changes})
 
 
+def test_a_path_without_json_is_a_folder(tmp_path):
+    assert a_result().save(tmp_path / "out2") == tmp_path / "out2" / "results.json"
+    assert Results.load(tmp_path / "out2") == a_result()
+    assert a_result().save(tmp_path / "v1.5.json") == tmp_path / "v1.5.json"
+    (tmp_path / "old").write_bytes((tmp_path / "v1.5.json").read_bytes())
+    assert Results.load(tmp_path / "old") == a_result()
+
+
 def test_round_trip(tmp_path):
     result = a_result()
     path = result.save(tmp_path)

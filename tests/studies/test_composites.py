@@ -155,15 +155,15 @@ def test_dropping_is_nested_in_the_probability():
 def test_items_without_background_are_refused():
     with pytest.raises(UsageError, match=r"'background'.*with 'image', 'label', 'index', 'epoch'; .*DigitsOnImages"):
         DigitViews(**PLAIN)(numbered(ITEMS, [0]))
-    with pytest.raises(UsageError, match=r"drop_probability must be a number from 0 to 1, got 1\.5"):
+    with pytest.raises(UsageError, match=r"drop_probability to be a number from 0 to 1, got 1\.5"):
         DigitViews(**PLAIN, drop_probability=1.5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opacity": 1.2}, "opacity must be a number from 0"),
-        ({"size": 0}, "size must be at least 1"),
+        ({"opacity": 1.2}, "opacity to be a number from 0"),
+        ({"size": 0}, "size to be at least 1"),
         ({"place": "centre"}, "Did you mean 'center'"),
         ({"split": "val"}, "Available: test, train"),
     ],
@@ -251,7 +251,7 @@ def test_classes_by_name_and_number():
     [
         ({"digits": (1, 1)}, "two different digits"),
         ({"digits": (1, 10)}, "from 0 to 9"),
-        ({"correlation": -0.1}, "correlation must be a fraction"),
+        ({"correlation": -0.1}, "correlation to be a fraction"),
         ({"attribute": "patches"}, "Did you mean 'patch'"),
         ({"label_column": "kind"}, "class numbers in 'kind', got None"),
         ({"label_column": "image"}, "class numbers in 'image'"),

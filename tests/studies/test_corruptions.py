@@ -198,7 +198,7 @@ def test_bytes_and_other_sides(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"severity": 0}, "severity must be 1 .* got 0"),
+        ({"severity": 0}, "severity to be 1 .* got 0"),
         ({"severity": 6}, "got 6"),
         ({"severity": True}, "got True"),
         ({"name": "gausian_noise"}, "Did you mean 'gaussian_noise'"),

@@ -32,10 +32,10 @@ def test_defaults(tmp_path):
             "hub_strategy='checkpoint' would push.*pickled.*Use 'every_save'.*continue_from=",
         ),
         ({"hub_strategy": "all_checkpoints"}, "hub_strategy='all_checkpoints' would push.*pickled"),
-        ({"patch_dropout": 1.0}, r"patch_dropout=1.0: expected a fraction in \[0, 1\)"),
-        ({"head_learning_rate": -1.0}, "head_learning_rate=-1.0: expected 0 or more"),
-        ({"eval_knn_k": 0}, "eval_knn_k=0.*at least 1"),
-        ({"eval_knn_temperature": 0.0}, "eval_knn_temperature=0.0.*above 0"),
+        ({"patch_dropout": 1.0}, r"Expected patch_dropout to be a fraction in \[0, 1\)"),
+        ({"head_learning_rate": -1.0}, "Expected head_learning_rate to be 0 or more"),
+        ({"eval_knn_k": 0}, "eval_knn_k to be at least 1.*got 0"),
+        ({"eval_knn_temperature": 0.0}, "eval_knn_temperature to be.*above 0, got 0.0"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True would drop the images"),
     ],
 )
@@ -64,14 +64,14 @@ class Flags:
         if self.rate > 2:
             raise ValueError("a value that\ntransformers refuses")
         if self.rate > 1:
-            raise hfproj.UsageError(f"rate={self.rate}: expected 1 or less.")
+            raise hfproj.UsageError(f"Expected rate to be 1 or less, got {self.rate}.")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("--rat3 3 --typo", "Unknown arguments: --rat3 3 --typo. See --help."),
-        ("--rate 1.5", "rate=1.5: expected 1 or less."),
+        ("--rate 1.5", "Expected rate to be 1 or less, got 1.5."),
         ("--rate 3", "a value that transformers refuses"),
     ],
 )

@@ -148,8 +148,8 @@ def test_the_default_takes_a_hundredth_of_the_time(tmp_path):
     ("make", "message"),
     [
         (lambda: hfproj.SpectrumCallback(metrics=["rank"]), "Unknown metric 'rank'.*rankme"),
-        (lambda: hfproj.SpectrumCallback(every=0), "every=0: expected a number of steps, at least 1"),
-        (lambda: hfproj.SpectrumCallback(images=1), "images=1: expected at least 2"),
+        (lambda: hfproj.SpectrumCallback(every=0), "Expected every to be a number of steps, at least 1"),
+        (lambda: hfproj.SpectrumCallback(images=1), "Expected images to be at least 2"),
         (lambda: hfproj.CurvatureCallback(of="backbone"), "Unknown Hessian 'backbone'"),
         (lambda: hfproj.CollapseCallback(action="explode"), "action='explode'.*warn, stop, restore"),
         (lambda: hfproj.CollapseCallback(patience=0), "patience=0"),

@@ -196,7 +196,7 @@ def test_what_is_missing_or_damaged(tmp_path):
             trainer(tmp_path / "run", head_model(), extra={"continue_from": source, **extra})
 
     refused(tmp_path / "nowhere", "neither a folder nor a Hub repository")
-    refused(3, "continue_from=3: expected a folder, a Hub repository", hfproj.UsageError)
+    refused(3, "Expected continue_from to be a folder, a Hub repository", hfproj.UsageError)
     refused({"repo": "a/b", "adaptor": "c"}, "Unknown entry of continue_from: 'adaptor'", hfproj.UsageError)
     run = trainer(tmp_path / "first", extra={"objective": {"name": "moco", "queue_size": 16}}, **RUN)
     run.train()

@@ -473,7 +473,7 @@ def test_needs_of_an_objective(tmp_path):
 
 def test_options_of_the_trainer(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(hfproj.UsageError, match=r"args is a TrainingArguments; expected hfproj\.Projection"):
+    with pytest.raises(hfproj.UsageError, match=r"Expected args as hfproj\.Projection.* got TrainingArguments"):
         hfproj.ProjectionTrainer(head_model(), args, train_dataset=images(12))
     for name in ("compute_metrics", "compute_loss_func"):
         refused(f"takes no {name}", tmp_path, extra={name: lambda *_: {}})
@@ -502,9 +502,9 @@ def test_defaults_come_from_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"objective": 3}, "objective=3: expected an objective"),
+        ({"objective": 3}, "Expected objective to be an objective"),
         ({"objective": {"temperature": 0.2}}, r"objective=\{'temperature': 0.2\}: expected an objective.*'name'"),
-        ({"regularizers": ["koleo"]}, r"regularizers=\['koleo'\]: expected a dict, name → weight"),
+        ({"regularizers": ["koleo"]}, r"Expected regularizers to be a dict, name → weight"),
     ],
 )
 def test_what_describes_no_objective_or_regularizer(tmp_path, extra, message):

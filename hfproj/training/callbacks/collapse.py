@@ -236,9 +236,9 @@ class CollapseCallback(TrainerCallback):
         every: int | None = None,
     ):  # fmt: skip
         if action not in ACTIONS:
-            raise UsageError(f"action={action!r}: expected one of {', '.join(ACTIONS)}.")
+            raise UsageError(f"Expected action to be one of {', '.join(ACTIONS)}, got {action!r}.")
         if patience < 1 or warmup < 0:
-            raise UsageError(f"patience={patience}, warmup={warmup}: expected at least 1 measurement and 0 steps.")
+            raise UsageError(f"Expected patience ≥ 1 measurement and warmup ≥ 0 steps, got {patience} and {warmup}.")
         self.given = {name: None if v is None else _as_limit(name, v) for name, v in (limits or {}).items()}
         self.patience, self.action, self.warmup, self.every = patience, action, warmup, every
         self.alarm: Alarm | None = None
@@ -329,7 +329,7 @@ def _as_limit(name: str, limit: Any) -> Limit:
     pair = tuple(limit) if isinstance(limit, list | tuple) else (limit, None)
     numbers = [v for v in pair if v is not None]
     if len(pair) != 2 or not numbers or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
-        raise UsageError(f"limits[{name!r}]={limit!r}: expected a least value, or (least, largest).")
+        raise UsageError(f"Expected limits[{name!r}] to be a least value, or (least, largest), got {limit!r}.")
     least, largest = pair
     words = f"outside of [{'-∞' if least is None else least}, {'∞' if largest is None else largest}]"
     return Limit(least, largest, words)

@@ -46,7 +46,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, every: int | None):
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise UsageError(f"every={every!r}: expected a number of steps, at least 1.")
+            raise UsageError(f"Expected every to be a number of steps, at least 1, got {every!r}.")
         self.every = every
         self._measured_at = -1
 
@@ -138,7 +138,7 @@ class ProbeWatch(ImageWatch):
     def __init__(self, *, every: int | None = None, images: int = IMAGES, dataset: Data | None = None):
         super().__init__(every=every, images=images, dataset=dataset)
         if images < 2:
-            raise UsageError(f"images={images}: expected at least 2, whose spread can be measured.")
+            raise UsageError(f"Expected images to be at least 2, whose spread can be measured, got {images}.")
 
     @property
     def views(self) -> FixedViews:
