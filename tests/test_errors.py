@@ -52,5 +52,9 @@ def said():
 
 
 def test_a_value_of_another_type_is_refused_in_words(said):
-    assert {n: text for n, text in said.items() if not text.startswith("UsageError: Expected ") or "; " not in text} == {}
-    assert said["rankme"] == "UsageError: Expected features as Tensor, got list; make a tensor of them: torch.tensor(…)."
+    assert {
+        n: text for n, text in said.items() if not text.startswith("UsageError: Expected ") or "; " not in text
+    } == {}
+    assert (
+        said["rankme"] == "UsageError: Expected features as Tensor, got list; make a tensor of them: torch.tensor(…)."
+    )

@@ -143,7 +143,9 @@ def test_values_have_the_type_of_their_option(registry, option, right, wrong, wo
     for value in right:
         registry.create("typed", **{option: value})
     for value in wrong:
-        with pytest.raises(UsageError, match=rf"^Expected {option} of head 'typed' to be {words}, got .* of type \w+\.$"):
+        with pytest.raises(
+            UsageError, match=rf"^Expected {option} of head 'typed' to be {words}, got .* of type \w+\.$"
+        ):
             registry.create("typed", **{option: value})
 
 

@@ -49,7 +49,11 @@ class FeatureBackbone(nn.Module):
         return cls(config.in_dim, pooling=config.pooling, layer=config.layer, source=config.backbone)
 
     def check(self, pooling: str | None, layer: int) -> None:
-        """Raise UsageError if `pooling` or `layer` is another than that of the features."""
+        """Refuse a head that would read the backbone in another place than the cached features come from.
+
+        Raises:
+            UsageError: If `pooling` or `layer` is another than that of the features.
+        """
         if pooling not in (None, self.pooling) or layer != self.layer:
             raise UsageError(
                 f"The cached features are those of pooling={self.pooling!r}, layer={self.layer}; pass these to "

@@ -21,14 +21,23 @@ POOLINGS = ("cls", "mean", "cls_mean", "max", "pooler")
 
 @dataclasses.dataclass(frozen=True)
 class ReadPoint:
-    """Where the representation leaves a backbone and how it is pooled."""
+    """Where the representation leaves a backbone and how it is pooled.
 
-    pooling: str  # one of `POOLINGS`
-    module: str | None  # name of the submodule to read; None reads the backbone's own output
-    side: str  # whether that submodule's "output" or its first "input" is read
-    prefix_tokens: int  # number of tokens before the patches (class token, registers)
-    text: bool  # whether the tokens are those of a text, so that means respect attention_mask
-    in_dim: int  # width of the representation
+    Attributes:
+        pooling: One of `POOLINGS`.
+        module: Name of the submodule to read; None reads the backbone's own output.
+        side: Whether that submodule's "output" or its first "input" is read.
+        prefix_tokens: Number of tokens before the patches (class token, registers).
+        text: Whether the tokens are those of a text, so that means respect attention_mask.
+        in_dim: Width of the representation.
+    """
+
+    pooling: str
+    module: str | None
+    side: str
+    prefix_tokens: int
+    text: bool
+    in_dim: int
 
 
 def blocks_of(backbone: nn.Module) -> list[str]:

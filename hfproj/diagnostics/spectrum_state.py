@@ -29,8 +29,10 @@ _TENSORS = ("origin", "offset", "factor")
 class SpectrumState(Stream):
     """Streams features and gives the measures that their mean and singular values hold.
 
-    A method equals the function of the same name on all rows at once, to 1e-10, and has its options, unit, range and
-    limits, but for `normalize`, which is the state's. Read-outs need two rows and decompose a dim × dim matrix, once.
+    A method equals the function of the same name on all rows at once, to a relative 1e-10 (what tests ask on blocks,
+    shuffles and processes), and has its options, unit, range, limits and source, but for `normalize`, which is the
+    state's. Read-outs need two rows and decompose a dim × dim matrix, once. Two states merge by
+    R = qr([R₁; R₂; √(n₁n₂/(n₁+n₂)) (μ₁ − μ₂)]).R (Demmel, Grigori, Hoemmen, Langou 2012, TSQR).
 
     On several processes each feeds its own rows, any number of them or none, and `reduce` gives every process the state
     of all. Rows with NaN or infinity are refused: on one process at once, on several at the first read-out or, on every
@@ -38,6 +40,10 @@ class SpectrumState(Stream):
 
     `normalize` scales every row to norm 1 first (rows of zeros stay zero), as the measures of direction need:
     representation_std, wasserstein_uniformity, matrix_entropy, self_cluster.
+
+    Raises:
+        UsageError: If a read-out has fewer than two rows or was fed rows that are not finite, needs `normalize` and the
+            state has it not, or an option is one that the function of its name refuses.
 
     Example:
         >>> state = SpectrumState()

@@ -6,8 +6,9 @@ cross-polytope in 8 dimensions give −4.07, 2 of them −4.40. W2 sees that: fo
 References:
     Representation std: Chaudhry 2026, arXiv 2605.17180, and SimSiam (Chen & He 2021, arXiv 2011.10566, Fig. 2). Wang &
     Isola 2020, arXiv 2005.10242, Eq. 3. Fang et al. 2024, arXiv 2403.00642; statsle/WassersteinSSL
-    ``code/BarlowTwins/metric.py``, which reports −W2 as "uniformity". Tsitsulin et al. 2023, arXiv 2305.16562,
-    google-research/google-research ``graph_embedding/metrics/metrics.py`` (SelfCluster, coherence).
+    ``code/BarlowTwins/metric.py``, which reports −W2 as "uniformity". Tsitsulin et al. 2023, Unsupervised
+    Embedding Quality Evaluation, arXiv 2305.16562, google-research/google-research
+    ``graph_embedding/metrics/metrics.py`` (SelfCluster, coherence).
 
 Deviations:
     The std has 1/(rows − 1), as `torch.std`. W2 is the distance, with its own sign, not −W2. It is written as a sum of
@@ -88,6 +89,8 @@ def wasserstein_uniformity(f: Features) -> float:
     Example:
         >>> round(wasserstein_uniformity(torch.ones(8, 4)) ** 2, 6)
         2.0
+        >>> wasserstein_uniformity(torch.cat([torch.eye(4), -torch.eye(4)])) < 1e-12  # isotropic rows
+        True
     """
     return wasserstein(row_factor(f, normalize=True))
 

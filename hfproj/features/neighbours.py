@@ -108,7 +108,16 @@ class NeighbourBank:
         return self._bank.device
 
     def check(self, f: Tensor, *, sharded: bool = False) -> None:
-        """Refuse queries that cannot be searched; on processes that search together, on all of them."""
+        """Refuse queries that cannot be searched; on processes that search together, on all of them.
+
+        Args:
+            f: Queries `[rows, dim]`, as wide as the bank.
+            sharded: Whether each process has its own queries, from none to any number.
+
+        Raises:
+            UsageError: If queries are no finite floating-point rows, have another width than the bank, or are none (on
+                any process); or if the bank is sharded and, without `sharded`, processes have different queries.
+        """
 
         def own() -> None:
             check_features(f, minimum=0 if sharded and distributed.world_size() > 1 else 1, what="queries")

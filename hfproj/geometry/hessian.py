@@ -240,10 +240,15 @@ class EffectiveHessianOperator(_Operator):
         UsageError: If :func:`effective_hessian` raises it.
 
     Example:
+        >>> from hfproj.geometry import extreme_eigenvalues
+        >>> _ = torch.manual_seed(0)
         >>> head = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-        >>> hessian = EffectiveHessianOperator(head, lambda z: z.square().sum() / 2, torch.ones(1, 4))
+        >>> target = head(torch.zeros(1, 4)).detach() - 5  # far away: M outweighs G_L in some direction
+        >>> hessian = EffectiveHessianOperator(head, lambda z: (z - target).square().sum() / 2, torch.ones(1, 4))
         >>> v = torch.randn(hessian.dim, dtype=torch.float64)
         >>> torch.allclose(hessian.matvec(v), hessian.G_L(v) + hessian.M(v))
+        True
+        >>> extreme_eigenvalues(hessian.matvec, hessian.dim).min < 0
         True
     """
 
@@ -266,18 +271,22 @@ class EffectiveHessianOperator(_Operator):
         self.gradient = self._curved.detach().flatten()
 
     def matvec(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
-        """Return H_eff v."""
+        """Return H_eff v.
+
+        Raises:
+            UsageError: If v has another length, or the parameters were changed after the operator was made.
+        """
         return self.G_L(v) + self.M(v)
 
     def G_L(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
-        """Return G_L v = Jᵀ H_L J v."""
+        """Return G_L v = Jᵀ H_L J v; raises as `matvec`."""
         self._check_unchanged()
         pushed = _product([self._pulled], [self._u], v, self.dim)  # J v: Jᵀu is linear in u, and its transpose is J
         curved = _product([self._rho], [self._z_leaf], pushed, self._z.numel())
         return _product([self._z], [self._h], curved, self._z.numel())
 
     def M(self, v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
-        """Return M v = Σ ρ_i ∇²z_i v; exactly 0 for linear and piecewise linear heads."""
+        """Return M v = Σ ρ_i ∇²z_i v; exactly 0 for linear and piecewise linear heads. Raises as `matvec`."""
         self._check_unchanged()
         return _product([self._curved], [self._h], v, self.dim)
 

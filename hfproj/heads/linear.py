@@ -34,7 +34,11 @@ class IdentityHead(nn.Module):
         self.in_dim = self.out_dim = check_kept_width("The identity head", in_dim, out_dim)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:
-        """Return h."""
+        """Return h.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         return h
 
@@ -66,7 +70,11 @@ class LinearHead(nn.Module):
         self.norm = create_norm(norm, out_dim)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
-        """Project h."""
+        """Project h.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         z = self.linear(h)
         return z if self.norm is None else self.norm(z)

@@ -90,7 +90,11 @@ class MLPHead(nn.Module):
                         nn.init.zeros_(module.bias)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
-        """Project h."""
+        """Project h.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         z = self.last(self.hidden(h))
         return unit_rows(z) if self.l2_normalise else z

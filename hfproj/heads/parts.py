@@ -47,7 +47,7 @@ def create_inner(name: str, *, in_dim: int, options: dict[str, Any] | None, out_
 def check_positive(name: str, value: object) -> int:
     """Return `value`, or raise `UsageError` if it is no integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"Expected {name} as a whole number of at least 1, got {value!r}.")
+        raise UsageError(f"Expected {name} to be a whole number of at least 1, got {value!r}.")
     return value
 
 

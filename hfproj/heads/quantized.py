@@ -99,6 +99,10 @@ class QuantizedHead(ShowsOptions, nn.Module):
         self.levels, self.variant = levels, variant
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
-        """Project h and round."""
+        """Project h and round.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         return quantize(self.inner(h), levels=self.levels, variant=self.variant)

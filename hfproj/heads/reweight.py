@@ -82,7 +82,11 @@ class ReweightHead(ShowsOptions, nn.Module):
         return (square.sum().square() / square.square().sum()).item()
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:
-        """Weigh the entries of h."""
+        """Weigh the entries of h.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         weights = self.weights
         if torch.finfo(weights.dtype).bits < 32:  # a module cast to half precision: most weights would be lost in it

@@ -58,7 +58,11 @@ class SubvectorHead(ShowsOptions, nn.Module):
         self.out_dim = self.d0
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch d0"]:
-        """Return the first d0 entries."""
+        """Return the first d0 entries.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         return h[..., : self.d0]
 
@@ -101,7 +105,11 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
         self.constant, self.evaluate = float(constant), evaluate
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:
-        """Replace the entries after the first d0; in eval mode with ``evaluate="full"``, return h."""
+        """Replace the entries after the first d0; in eval mode with ``evaluate="full"``, return h.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         if self.evaluate == "full" and not self.training:
             return h

@@ -52,6 +52,10 @@ class SymmetricReLUHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:
-        """Project h."""
+        """Project h.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         return self.second(symmetric_relu(self.first(h), self.threshold))

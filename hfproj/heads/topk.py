@@ -96,7 +96,11 @@ class TopKHead(ShowsOptions, nn.Module):
         self.register_buffer("idle", torch.zeros(self.width, dtype=torch.int64))
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
-        """Project h."""
+        """Project h.
+
+        Raises:
+            UsageError: If h is no tensor, or neither `[batch, in_dim]` nor `[views, batch, in_dim]`.
+        """
         check_input(self, h, self.in_dim)
         kept = self._kept(h)
         if self.training:

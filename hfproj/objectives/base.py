@@ -55,7 +55,7 @@ _HINTS = {
 
 
 class ObjectiveOutput(NamedTuple):
-    """Loss of the global batch, and named scalars to log, without gradients."""
+    """`loss`: that of the global batch, one number. `terms`: named numbers to log, without gradients."""
 
     loss: Tensor
     terms: dict[str, Tensor]

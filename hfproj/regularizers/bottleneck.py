@@ -48,7 +48,11 @@ class Bottleneck(ShowsOptions, nn.Module):
         self.alpha, self.gather = alpha, gather
 
     def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:
-        """Return I_α(h; z)."""
+        """Return I_α(h; z).
+
+        Raises:
+            UsageError: If h or z has another shape or type.
+        """
         h, z = check_views("h", h), check_views("z", z)
         if self.gather:
             h, z = gather_views(h), gather_views(z)

@@ -78,6 +78,10 @@ class KoLeo(ShowsOptions, nn.Module):
         self.on, self.gather, self.eps = on, gather, eps
 
     def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:
-        """Return the sum over views."""
+        """Return the sum over views.
+
+        Raises:
+            UsageError: If the features have another shape or type, or h carries no gradient while z does.
+        """
         x = features(self.on, h, z, gather=self.gather)
         return torch.stack([koleo_loss(view, eps=self.eps) for view in x]).sum()

@@ -74,7 +74,11 @@ class Orthogonality(ShowsOptions, nn.Module):
         self.side, self.layer, self.reduction = side, layer, reduction
 
     def forward(self, model: nn.Module, h: object = None, z: object = None, *, step: object = None) -> Scalar:
-        """Return the term of the model's weights as they are now."""
+        """Return the term of the model's weights as they are now.
+
+        Raises:
+            UsageError: If the model has no such layer.
+        """
         layers = layers_of(model, "last" if self.layer == "head" else "encoder")
         last = list(layers.values())[-1]
         return orthogonality_penalty(effective_weight(last), side=self.side, reduction=self.reduction)

@@ -53,7 +53,11 @@ class SIGReg(ShowsOptions, nn.Module):
         self.on, self.slices, self.knots, self.t_max = on, slices, knots, t_max
 
     def forward(self, model: object, h: Representations, z: Projections, *, step: HasGenerator | None = None) -> Scalar:
-        """Return the mean over views."""
+        """Return the mean over views.
+
+        Raises:
+            UsageError: If the features have another shape or type, or h carries no gradient while z does.
+        """
         x = features(self.on, h, z)
         directions = random_directions(x[0], self.slices, generator=generator_of(step))
         with full_precision(x):

@@ -109,7 +109,11 @@ class SparseHead(ShowsOptions, nn.Module):
         self._warned = normalise
 
     def forward(self, model: nn.Module, h: object = None, z: object = None, *, step: object = None) -> Scalar:
-        """Return the term of the head's weights as they are now; without a gradient if the method is proximal."""
+        """Return the term of the head's weights as they are now; without a gradient if the method is proximal.
+
+        Raises:
+            UsageError: If the model has no head whose layers can be penalised.
+        """
         layers = self._layers(model)
         self._warn_of_batch_norm(model, layers)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.method == "subgradient"):

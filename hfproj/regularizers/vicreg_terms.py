@@ -63,7 +63,11 @@ class VICRegTerms(ShowsOptions, nn.Module):
         self.variance_reduction, self.target, self.eps = variance_reduction, target, eps
 
     def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:
-        """Return the weighted sum of both terms."""
+        """Return the weighted sum of both terms.
+
+        Raises:
+            UsageError: If the features have another shape or type, or h carries no gradient while z does.
+        """
         x = features(self.on, h, z)
         variance = torch.stack([variance_hinge(view, eps=self.eps, target=self.target) for view in x])
         covariance = torch.stack([covariance_penalty(view) for view in x])

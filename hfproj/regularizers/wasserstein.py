@@ -43,5 +43,9 @@ class Wasserstein(ShowsOptions, nn.Module):
         self.on, self.gather = on, gather
 
     def forward(self, model: object, h: Representations, z: Projections, *, step: object = None) -> Scalar:
-        """Return W2."""
+        """Return W2.
+
+        Raises:
+            UsageError: If the features have another shape or type, or h carries no gradient while z does.
+        """
         return wasserstein_to_uniform(features(self.on, h, z, gather=self.gather).flatten(0, 1))

@@ -78,7 +78,11 @@ class WERank(ShowsOptions, nn.Module):
         self.layers, self.squared, self.side, self.alpha = layers, squared, side, alpha
 
     def forward(self, model: nn.Module, h: object = None, z: object = None, *, step: object = None) -> Scalar:
-        """Return the term of the model's weights as they are now."""
+        """Return the term of the model's weights as they are now.
+
+        Raises:
+            UsageError: If the model has no such layer, or `alpha` names another one.
+        """
         layers = layers_of(model, self.layers)
         alphas = _alphas(self.alpha, list(layers))
         weights = [effective_weight(layers[name]) for name in alphas]

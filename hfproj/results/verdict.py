@@ -14,7 +14,7 @@ from hfproj.results.measurement import LAYERS, Key, Measured, Measurement, mean_
 
 
 class Interval(NamedTuple):
-    """A mean difference with the ends of its interval."""
+    """A mean difference (`difference`, after − before, in the unit of the measure) with the ends of its interval."""
 
     difference: float
     low: float
@@ -64,7 +64,7 @@ class Verdict(NamedTuple):
 
 
 class RankChange(NamedTuple):
-    """What training did to RankMe of a layer: means over seeds."""
+    """What training did to RankMe of a layer on a data set: means over seeds, `before` and `after`, 1 to dim."""
 
     layer: str
     dataset: str

@@ -89,7 +89,11 @@ class ProjectionTrainingArguments(TrainingArguments):
             )
 
     def check_hub(self) -> None:
-        """Raise UsageError if `hub_strategy` is "checkpoint" or "all_checkpoints", which push whole checkpoints."""
+        """Refuse to push whole checkpoints, which hold pickles.
+
+        Raises:
+            UsageError: If `hub_strategy` is "checkpoint" or "all_checkpoints".
+        """
         if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             raise UsageError(
                 f"hub_strategy={HubStrategy(self.hub_strategy).value!r} would push the pickled states of optimizer and "

@@ -152,5 +152,9 @@ class MeasuringTrainer(Trainer):
         return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise UsageError: a head predicts no labels; features come from `hfproj.extract_features`."""
+        """Refuse: a head predicts no labels.
+
+        Raises:
+            UsageError: If it is called; features come from `hfproj.extract_features`.
+        """
         raise UsageError("A head predicts no labels; hfproj.extract_features(model, dataset) returns h and z.")

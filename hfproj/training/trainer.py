@@ -352,7 +352,11 @@ class ProjectionTrainer(HubTrainer):
                 (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """Give model, objective and EMA teacher the values of a checkpoint; AdapterFileError if they do not fit."""
+        """Give model, objective and EMA teacher the values of a checkpoint, a folder that this trainer saved.
+
+        Raises:
+            AdapterFileError: If the files are damaged, or do not fit the adapter, the objective or the EMA teacher.
+        """
         self._load_from_checkpoint(checkpoint)
 
     # Private: transformers tells no callback when it loads a checkpoint, whose buffers and EMA teacher belong to it.

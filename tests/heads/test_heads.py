@@ -128,7 +128,7 @@ def test_other_inputs_are_refused(name, options, shape):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("identity", {"out_dim": 5}, "in_dim=6, got 5"),
+        ("identity", {"out_dim": 5}, "Expected out_dim=6, which is in_dim, got out_dim=5"),
         ("linear", {"out_dim": 0}, "out_dim to be a whole number of at least 1, got 0"),
         ("linear", {"norm": "bacth"}, "Did you mean 'batch'"),
         ("mlp", {"depth": 0}, "depth to be"),

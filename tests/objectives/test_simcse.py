@@ -90,5 +90,5 @@ def test_refused():
         SimCSE()(torch.randn(2, 1, 4))
     with pytest.raises(UsageError, match="set hard_negatives=True"):
         create_objective("simcse", hard_negative_weight=1.0)
-    with pytest.raises(UsageError, match="must be a finite number, got inf"):
+    with pytest.raises(UsageError, match="to be a finite number, got inf"):
         create_objective("simcse", hard_negatives=True, hard_negative_weight=math.inf)

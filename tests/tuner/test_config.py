@@ -64,7 +64,10 @@ def test_a_name_alone_is_a_predictor():
         ({"head_options": {"hidden_dim": [64, 10**12]}}, "Expected sizes of at most 1,048,576 as hidden_dim, got"),
         ({"head_options": {"hidden_dim": [1] * 300}}, "Expected sizes of at most"),
         ({"head_options": {"depth": 300}}, "Expected depth to be at most 256 layers"),
-        ({"predictor": {"head": "mlp", "hidden_dim": 10**12}}, "Expected sizes of at most 1,048,576 as hidden_dim, got"),
+        (
+            {"predictor": {"head": "mlp", "hidden_dim": 10**12}},
+            "Expected sizes of at most 1,048,576 as hidden_dim, got",
+        ),
         ({"prototypes": 10**12}, "Expected sizes of at most 1,048,576 as prototypes, got"),
         ({"trainable": "heads"}, "Did you mean 'head'"),
         ({"trainable": True}, "Unknown value of trainable"),

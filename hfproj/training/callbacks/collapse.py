@@ -169,14 +169,23 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a `CollapseCallback` saw."""
+    """What a `CollapseCallback` saw.
 
-    step: int  # after which it was seen
-    metric: str  # name of the number in the history that is out of its limits
-    value: float | None  # None where it was not finite
-    limit: str  # in words
-    causes: list[Cause]  # the likeliest first
-    restored: str | None = None  # the checkpoint that training went back to
+    Attributes:
+        step: The optimizer step after which it was seen.
+        metric: Name of the number in the history that is out of its limits.
+        value: Its value; None where it was not finite.
+        limit: The limit, in words.
+        causes: Likely causes, the likeliest first.
+        restored: The checkpoint that training went back to, or None.
+    """
+
+    step: int
+    metric: str
+    value: float | None
+    limit: str
+    causes: list[Cause]
+    restored: str | None = None
 
     @property
     def message(self) -> str:
