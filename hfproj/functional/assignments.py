@@ -108,7 +108,7 @@ def cross_view_entropy(
 
 
 class Clusters(NamedTuple):
-    """Unit centroids, of each row the number of the nearest one (`assignments`; of equal ones the first), and `cosines`."""
+    """Unit centroids, of each row the number of the nearest (`assignments`; of equal ones the first), and `cosines`."""
 
     centroids: Float[Tensor, "count dim"]
     assignments: Int64[Tensor, " rows"]
