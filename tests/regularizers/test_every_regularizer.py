@@ -170,8 +170,8 @@ def test_weights_that_are_no_numbers(value):
     ("name", "options", "message"),
     [
         ("bottleneck", {"alpha": "2"}, "alpha of regularizer 'bottleneck' to be a number"),
-        ("bottleneck", {"gather": "no"}, "must be True or False"),
-        ("sigreg", {"slices": 2.5}, "must be a whole number"),
+        ("bottleneck", {"gather": "no"}, "to be True or False"),
+        ("sigreg", {"slices": 2.5}, "to be a whole number"),
         ("vicreg_terms", {"variance_weight": -1.0}, "weights of 0 or more"),
         ("werank", {"alpha": {"head": "a"}}, "alpha of regularizer 'werank' to be a number or a dict"),
     ],

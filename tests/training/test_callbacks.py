@@ -151,9 +151,12 @@ def test_the_default_takes_a_hundredth_of_the_time(tmp_path):
         (lambda: hfproj.SpectrumCallback(every=0), "Expected every to be a number of steps, at least 1"),
         (lambda: hfproj.SpectrumCallback(images=1), "Expected images to be at least 2"),
         (lambda: hfproj.CurvatureCallback(of="backbone"), "Unknown Hessian 'backbone'"),
-        (lambda: hfproj.CollapseCallback(action="explode"), "action='explode'.*warn, stop, restore"),
-        (lambda: hfproj.CollapseCallback(patience=0), "patience=0"),
-        (lambda: hfproj.CollapseCallback(limits={"rankme_h": "low"}), r"limits\['rankme_h'\]='low'"),
+        (lambda: hfproj.CollapseCallback(action="explode"), "action to be one of warn, stop, restore, got 'explode'"),
+        (lambda: hfproj.CollapseCallback(patience=0), "patience ≥ 1 .*got 0"),
+        (
+            lambda: hfproj.CollapseCallback(limits={"rankme_h": "low"}),
+            r"limits\['rankme_h'\] to be a least value.*got 'low'",
+        ),
         (lambda: hfproj.CollapseCallback(limits={"rankme_h": (None, None)}), r"limits\['rankme_h'\]"),
     ],
 )

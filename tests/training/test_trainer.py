@@ -503,7 +503,10 @@ def test_defaults_come_from_the_model(tmp_path):
     ("extra", "message"),
     [
         ({"objective": 3}, "Expected objective to be an objective"),
-        ({"objective": {"temperature": 0.2}}, r"objective=\{'temperature': 0.2\}: expected an objective.*'name'"),
+        (
+            {"objective": {"temperature": 0.2}},
+            r"Expected objective to be an objective.*'name'.*got \{'temperature': 0.2\}",
+        ),
         ({"regularizers": ["koleo"]}, r"Expected regularizers to be a dict, name → weight"),
     ],
 )
