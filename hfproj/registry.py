@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,14 +25,16 @@ class Registry(Generic[Made]):
         base: What a registered class derives from.
         needs: Methods and class attributes that a registered class defines itself.
         options: Keywords that the constructor of a registered class takes.
+        calls: Class → method → what the library passes to it, keywords as ``"step="``.
     """
 
     def __init__(
         self, kind: str, entries: dict[str, tuple[str, str] | tuple[str, str, dict[str, Any]]], *,
         base: type[Made] | None = None, needs: Sequence[str] = (), options: Sequence[str] = (),
+        calls: Callable[[type], Mapping[str, Sequence[str]]] = lambda cls: {},
     ):  # fmt: skip
         self._a_kind = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-        self.kind, self._base, self._needs, self._options = kind, base or object, needs, options
+        self.kind, self._base, self._needs, self._options, self._calls = kind, base or object, needs, options, calls
         self._entries: dict[str, tuple[str | type, str, dict[str, Any]]] = {
             name: (entry[0], entry[1], entry[2] if len(entry) > 2 else {}) for name, entry in entries.items()
         }
@@ -56,7 +58,8 @@ class Registry(Generic[Made]):
         """Refuse a class that lacks what the library needs of it.
 
         Raises:
-            UsageError: If `cls` is no class, has another base class, or lacks a method, an attribute or an option.
+            UsageError: If `cls` is no class, has another base class, lacks a method, an attribute or an option, or
+                can't be made or called as the library does it.
 
         Example:
             >>> Registry("probe", {}, needs=["fit"]).check(Exception)
@@ -67,15 +70,30 @@ class Registry(Generic[Made]):
             wanted = "a class" if self._base is object else f"a subclass of {self._base.__name__}"
             raise UsageError(f"Expected {wanted} as {self._a_kind}, got {cls!r}; pass the class, not an instance.")
         missing = [n for n in self._needs if getattr(cls, n, None) is getattr(self._base, n, None)]
-        taken = inspect.signature(cls).parameters if self._options else {}
+        taken = inspect.signature(cls).parameters if self._options or not missing else {}
         if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
             missing += [f"__init__({n}=…)" for n in self._options if n not in taken]
+        no_name = [n for n, p in taken.items() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+        missing += [f"__init__({n}=…)" for n in no_name]
         if missing:
             wanted = " and ".join([*self._needs, *(f"__init__({n}=…)" for n in self._options)])
             raise UsageError(
                 f"Expected {self._a_kind} with {wanted}, got {cls.__name__} without {', '.join(missing)}; define "
                 f"{'it' if len(missing) == 1 else 'them'}."
             )
+        for method, given in self._calls(cls).items():
+            signature = inspect.signature(getattr(cls, method))
+            itself = [cls] if inspect.isfunction(inspect.getattr_static(cls, method)) else []
+            keywords = [name for name in given if name.endswith("=")]
+            try:
+                signature.bind(*itself, *given[: len(given) - len(keywords)], **{name[:-1]: None for name in keywords})
+            except TypeError as error:
+                own = [p.replace(annotation=p.empty) for p in signature.parameters.values()][len(itself) :]
+                raise UsageError(
+                    f"Expected {method}({', '.join(given).replace('=', '=…')}), as each {self.kind} is called, got "
+                    f"{cls.__name__}.{method}{inspect.Signature(own)}: {error}; let it take all of these"
+                    f"{', those that it does not use as **others' if keywords else ''}."
+                ) from None
 
     def list(self) -> dict[str, str]:
         """Return every name with the line that describes it."""
@@ -109,7 +127,8 @@ class Registry(Generic[Made]):
                 if option not in parameters:
                     raise unknown(f"option of {self.kind} {name!r}:", option, parameters)
         given = {**self._entries[name][2], **options}
-        required = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+        by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        required = [n for n, p in parameters.items() if p.default is p.empty and p.kind in by_name]
         if absent := [n for n in required if n not in given]:
             raise UsageError(f"The {self.kind} {name!r} needs {', '.join(f'{n}=…' for n in absent)}.")
         _check_types(f"{self.kind} {name!r}", cls, given)

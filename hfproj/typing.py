@@ -1,10 +1,39 @@
 """Types that many signatures share; the letters are those of the papers (h representation, z projection)."""
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing import Literal as OneOf
+
+    import numpy as np
+    from PIL import Image
+    from torch.utils.data import Dataset
+
+    AnyImage: TypeAlias = Image.Image | np.ndarray | Tensor | Mapping[str, Any]  # a dict: as datasets stores it
+    Item: TypeAlias = AnyImage | tuple[Any, ...]
+
+    class MapStyle(Protocol):
+        """A data set with a length and integer indices: a ``datasets.Dataset``, a torchvision data set, a list."""
+
+        def __len__(self) -> int: ...
+
+        def __getitem__(self, index: int, /) -> Item: ...
+
+    Data: TypeAlias = MapStyle | Dataset[Any]  # torch's class shows no length: a subclass has it
+    DataOrStream: TypeAlias = Data | Iterable[Item]
+    Refused: TypeAlias = NoReturn  # of keywords that are taken only for the sake of a better message
+else:  # run-time type checkers let wrong values pass, for which there are better messages
+    OneOf = type("OneOf", (), {"__class_getitem__": lambda cls, words: str})  # OneOf["a", "b"] is any string
+    AnyImage = Data = DataOrStream = Refused = Any
+
+Pooling: TypeAlias = OneOf["cls", "mean", "cls_mean", "max", "pooler"]
+Interpolation: TypeAlias = OneOf["bicubic", "bilinear"]
+When: TypeAlias = OneOf["before", "after"]
 
 Features = Float[Tensor, "rows dim"]
 Views = Float[Tensor, "views batch dim"]

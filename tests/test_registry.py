@@ -27,6 +27,41 @@ class Doubling(nn.Module):
         self.factor = factor
 
 
+class Positional(nn.Module):
+    """Can't be made by name."""
+
+    def __init__(self, size, /):
+        super().__init__()
+
+    def forward(self, z, **given):
+        return z
+
+
+class Alone(nn.Module):
+    """Takes nothing, and as an objective nothing but z."""
+
+    def __init__(self, *, in_dim=3):
+        super().__init__()
+
+    def forward(self, *, step=None): ...
+
+
+class OnModels:
+    """Measures models: scored on a data set alone."""
+
+    name, on = "on_models", "model"
+
+    def fit(self, model, train): ...
+
+    def score(self, test): ...
+
+
+class Unlabelled(OnModels):
+    """Measures features, without their labels."""
+
+    on = "features"
+
+
 class Empty:
     """Has nothing that a registered class needs."""
 
@@ -75,6 +110,7 @@ def test_registering_is_the_same_for_every_kind(kind):
             Empty,
             "Expected a probe with name and fit and score, got Empty without name, fit, score",
         ),
+        (PROBES, dict, "got dict without name, fit, score"),
         (HEADS, nn.ReLU, r"got ReLU without __init__\(in_dim=…\); define it"),
         (HEADS, nn.Module, "got Module without forward; define it"),
         (HEADS, Empty, "Expected a subclass of Module as a head, got <class"),
@@ -85,6 +121,35 @@ def test_registering_is_the_same_for_every_kind(kind):
 def test_classes_that_lack_what_is_needed_are_refused(registry, cls, message):
     with pytest.raises(UsageError, match=message):
         registry.check(cls)
+
+
+@pytest.mark.parametrize(
+    ("registry", "cls", "message"),
+    [
+        (
+            OBJECTIVES,
+            nn.Linear,
+            r"^Expected forward\(z, labels=…, .*step=…\).*got Linear\.forward\(input\): .*'labels'; let",
+        ),
+        (OBJECTIVES, Alone, r"got Alone\.forward\(\*, step=None\): .*those that it does not use as \*\*others\.$"),
+        (
+            REGULARIZERS,
+            nn.Linear,
+            r"^Expected forward\(model, h, z, step=…\), as each regularizer is called, got Linear",
+        ),
+        (HEADS, Alone, r"^Expected forward\(h\), as each head is called, got .*; let it take all of these\.$"),
+        (PROBES, Unlabelled, r"^Expected score\(features, labels\), .*got Unlabelled\.score\(test\)"),
+        (OBJECTIVES, Positional, r"got Positional without __init__\(size=…\); define it"),
+    ],
+)
+def test_classes_that_could_not_be_called_are_refused_when_they_are_registered(registry, cls, message):
+    with pytest.raises(UsageError, match=message):
+        registry.register("uncallable", cls)
+    assert "uncallable" not in registry.list()
+
+
+def test_a_probe_of_models_is_scored_on_a_data_set():
+    PROBES.check(OnModels)
 
 
 def test_unknown_names_and_options(registry):
@@ -158,6 +223,11 @@ def test_options_without_a_default_are_asked_for(registry):
     registry.register("needing", Needing)
     with pytest.raises(UsageError, match=r"The head 'needing' needs size=…\."):
         registry.create("needing")
+
+
+def test_options_without_a_default_may_be_positional_too(registry):
+    with pytest.raises(UsageError, match=r"The head 'linear' needs in_features=…, out_features=…\."):
+        registry.create("linear")
 
 
 def test_listing_imports_no_entry():

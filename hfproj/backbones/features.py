@@ -6,6 +6,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError
+from hfproj.typing import Pooling
 
 
 class FeatureBackbone(nn.Module):
@@ -27,7 +28,7 @@ class FeatureBackbone(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, *, pooling: str = "cls", layer: int = -1, source: dict[str, Any] | None = None
+        self, in_dim: int, *, pooling: Pooling = "cls", layer: int = -1, source: dict[str, Any] | None = None
     ) -> None:
         super().__init__()
         self.in_dim, self.pooling, self.layer = in_dim, pooling, layer
@@ -48,7 +49,7 @@ class FeatureBackbone(nn.Module):
             )
         return cls(config.in_dim, pooling=config.pooling, layer=config.layer, source=config.backbone)
 
-    def check(self, pooling: str | None, layer: int) -> None:
+    def check(self, pooling: Pooling | None, layer: int) -> None:
         """Refuse a head that would read the backbone in another place than the cached features come from.
 
         Raises:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
+from hfproj.typing import OneOf
 
 EMBEDDED = "vit_nano"
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -42,8 +43,8 @@ def embedded_folder() -> Path:
 
 
 def load_backbone(
-    name: str, *, library: str | None = None, revision: str | None = None, token: str | bool | None = None,
-    **kwargs: Any,
+    name: str, *, library: OneOf["transformers", "timm"] | None = None, revision: str | None = None,
+    token: str | bool | None = None, **kwargs: Any,
 ) -> nn.Module:  # fmt: skip
     """Load a pretrained backbone and note its source on it, so that an adapter can be loaded with it again.
 

@@ -11,9 +11,11 @@ from torch import nn
 
 from hfproj.backbones.loading import bare_backbone, files_of, timm_part_of
 from hfproj.errors import UsageError
+from hfproj.typing import Interpolation
 
 _HALF = (0.5, 0.5, 0.5)
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers in a preprocessor_config.json, those that views know
+# PIL's numbers in a preprocessor_config.json, those that views know
+_RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 _RESAMPLE_OF = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # those that timm's configurations name
 _LARGEST, _MOST_CHANNELS = 10_000, 1000
 OF_ADAPTER = "hfproj_preprocessing"  # in a backbone's __dict__: the adapter's file, for a backbone without one
@@ -26,7 +28,7 @@ class ImagePreprocessing:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
 
 
 def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
@@ -88,8 +90,8 @@ def settings_of(found: dict[str, Any], where: str, *, size: int | None = None) -
         if not channels or not all(isinstance(v, int | float) and low < v < math.inf for v in values):
             raise UsageError(f"{where} has {name}={values!r:.60}; expected a number per channel.")
     resample = found.get("resample")
-    interpolation = _RESAMPLE.get(resample, "bicubic") if isinstance(resample, int) else "bicubic"
-    return ImagePreprocessing(side, tuple(map(float, mean)), tuple(map(float, std)), interpolation)
+    interpolation = _RESAMPLE.get(resample) if isinstance(resample, int) else None
+    return ImagePreprocessing(side, tuple(map(float, mean)), tuple(map(float, std)), interpolation or "bicubic")
 
 
 def own_processor(backbone: nn.Module) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hfproj.backbones.features import FeatureBackbone
 from hfproj.backbones.loading import files_of, library_of, timm_part_of
 from hfproj.errors import UsageError, check_choice
+from hfproj.typing import Pooling
 
 POOLINGS = ("cls", "mean", "cls_mean", "max", "pooler")
 
@@ -32,7 +33,7 @@ class ReadPoint:
         in_dim: Width of the representation.
     """
 
-    pooling: str
+    pooling: Pooling
     module: str | None
     side: str
     prefix_tokens: int
@@ -123,7 +124,7 @@ def _checkpoint_lacks(backbone: nn.Module, part: str) -> bool:
 
 
 def resolve_read_point(
-    backbone: nn.Module, *, pooling: str | None = None, layer: int = -1, in_dim: int | None = None
+    backbone: nn.Module, *, pooling: Pooling | None = None, layer: int = -1, in_dim: int | None = None
 ) -> ReadPoint:
     """Return where and how `backbone`'s representation is read.
 

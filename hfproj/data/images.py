@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.indexing import index_and_labels
 from hfproj.errors import UsageError, check_choice, unknown
+from hfproj.typing import AnyImage, Interpolation
 
 
-def to_rgb_tensor(image: Any, column: str = "image") -> UInt8[Tensor, "3 height width"]:
+def to_rgb_tensor(image: AnyImage, column: str = "image") -> UInt8[Tensor, "3 height width"]:
     """Return any image as uint8 RGB.
 
     Args:
@@ -286,7 +287,7 @@ class EvalImages(_Images):
 
     def __init__(
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], resize: int | None = None,
-        interpolation: str = "bicubic", image_column: str = "image", label_column: str | None = "label",
+        interpolation: Interpolation = "bicubic", image_column: str = "image", label_column: str | None = "label",
     ):  # fmt: skip
         super().__init__(size, mean, std, image_column, label_column)
         check_choice("interpolation", interpolation, ("bicubic", "bilinear"))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from hfproj.errors import UsageError
+from hfproj.typing import Data
 
 _UNREADABLE = (OSError, SyntaxError)  # what Pillow raises for missing, truncated and broken files (PNG: SyntaxError)
 Key = SupportsIndex | tuple[SupportsIndex, SupportsIndex]  # an index (epoch 0), or (epoch, index)
@@ -91,7 +92,7 @@ class IndexedDataset(Dataset):
         (1, 0)
     """
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: Data):
         if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             what = f"IndexedDataset wraps data sets with a length and indices, got a {type(dataset).__name__}"
             raise UsageError(f"{what}. Wrap a stream in hfproj.data.StreamDataset instead.")

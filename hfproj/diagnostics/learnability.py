@@ -27,7 +27,10 @@ from hfproj.diagnostics._factors import largest_entry
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.assignments import spherical_kmeans
 from hfproj.functional.feature_rows import check_features, double_rows
-from hfproj.typing import Features
+from hfproj.typing import Features, OneOf
+
+Scoring = OneOf["prequential", "split"]
+Estimator = OneOf["fit", "likelihood"]
 
 _TILE = 2**22  # similarities held at once: 32 MiB in float64
 _CANDIDATES = 8  # neighbours by products of rows, whose distances are then computed anew without cancellation
@@ -42,8 +45,9 @@ class Clid(NamedTuple):
 
 
 def clid(
-    f: Features, *, clusters: int | None = None, protocol: str = "prequential", estimator: str = "fit", seed: int = 0
-) -> Clid:
+    f: Features, *, clusters: int | None = None, protocol: Scoring = "prequential", estimator: Estimator = "fit",
+    seed: int = 0,
+) -> Clid:  # fmt: skip
     """Return cluster learnability and intrinsic dimension of one model; `clid_scores` compares several.
 
     Options are those of `cluster_learnability` and `intrinsic_dimension`. The cost is rows² · dim.
@@ -63,7 +67,7 @@ def clid(
 
 @torch.no_grad()
 def cluster_learnability(
-    f: Features, *, clusters: int | None = None, protocol: str = "prequential", seed: int = 0
+    f: Features, *, clusters: int | None = None, protocol: Scoring = "prequential", seed: int = 0
 ) -> float:
     """Return the accuracy of a 1-NN classifier of k-means clusters, in [0, 1].
 
@@ -100,7 +104,7 @@ def cluster_learnability(
 
 
 @torch.no_grad()
-def intrinsic_dimension(f: Features, *, estimator: str = "fit") -> float:
+def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
     """Return the intrinsic dimension by TwoNN, from 0; invariant to rotations, offsets and scales.
 
     Rows that are equal count once; fewer than three different rows are points and give 0. Infinite if every row's two

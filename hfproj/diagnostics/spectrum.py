@@ -31,10 +31,11 @@ from torch import Tensor
 
 from hfproj.diagnostics._factors import entropy_singular_values, gram_spectrum, singular_values_of
 from hfproj.errors import UsageError, check_choice
-from hfproj.typing import Features
+from hfproj.typing import Features, OneOf
 
 FIT_RANGE = (6, 100)
 SPECTRA = ("singular_values", "eigenvalues")
+Spectrum = OneOf["singular_values", "eigenvalues"]
 _FEWEST = 3  # two points lie on a line whatever they are
 
 
@@ -117,7 +118,7 @@ def rankme(f: Features, *, eps: float = 1e-7) -> float:
 
 
 @torch.no_grad()
-def effective_rank(f: Features, *, center: bool = False, on: str = "singular_values") -> float:
+def effective_rank(f: Features, *, center: bool = False, on: Spectrum = "singular_values") -> float:
     """Return the effective rank of Roy and Vetterli: RankMe with ε = 0.
 
     Between 1 and min(rows, dim); features that are all zero (constant, with `center`) give 0. The distribution is made

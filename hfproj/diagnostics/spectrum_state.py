@@ -180,7 +180,7 @@ class SpectrumState(Stream):
         """Return `rankme`: 1 to min(rows, dim), 0 if all rows are 0."""
         return read.exp_entropy(self._read().entropy_singular_values(center=False), eps)
 
-    def effective_rank(self, *, center: bool = False, on: str = "singular_values") -> float:
+    def effective_rank(self, *, center: bool = False, on: read.Spectrum = "singular_values") -> float:
         """Return `effective_rank`: 1 to min(rows, dim), 0 if all rows are 0."""
         check_choice("spectrum", on, read.SPECTRA)
         rows = self._read()

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from hfproj.errors import HfprojError, UsageError, check_path, one_line
 from hfproj.export.network import Batch, Traceable, staged, traceable
+from hfproj.typing import OneOf
 
 TOLERANCE = 1e-5  # of the largest value: float32 has 6e-8, and a deep network adds up a few hundred of these
 _METADATA = "hfproj.json"  # in a .pt2 archive
 
 
 def export_onnx(
-    model: nn.Module, path: str | os.PathLike, *, part: str = "model", example: Tensor | None = None,
+    model: nn.Module, path: str | os.PathLike, *, part: OneOf["model", "head"] = "model", example: Tensor | None = None,
     opset: int | None = None, check: bool = True,
 ) -> Path:  # fmt: skip
     """Write the head, or backbone and head, as an ONNX graph in float32, of any batch size; return its path.
@@ -78,8 +79,9 @@ def export_onnx(
 
 
 def export_program(
-    model: nn.Module, path: str | os.PathLike, *, part: str = "model", example: Tensor | None = None, check: bool = True
-) -> Path:
+    model: nn.Module, path: str | os.PathLike, *, part: OneOf["model", "head"] = "model", example: Tensor | None = None,
+    check: bool = True,
+) -> Path:  # fmt: skip
     """Write the head, or backbone and head, as a program of ``torch.export``; return its path.
 
     It is loaded without this package by ``torch.export.load(path).module()``, which takes the inputs of `export_onnx`

@@ -36,6 +36,7 @@ from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.description import known_preprocessing
 from hfproj.tuner.layer import CHILD, ProjectionLayer
 from hfproj.tuner.network import network_of
+from hfproj.typing import OneOf
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 Batch = dict[str, Tensor]
@@ -242,7 +243,7 @@ class _Plain(_Network):
         return self._read(x)
 
 
-def traceable(model: nn.Module, part: str, example: Tensor | None) -> Traceable:
+def traceable(model: nn.Module, part: OneOf["model", "head"], example: Tensor | None) -> Traceable:
     """Return what `export_onnx` and `export_program` trace; a wrong part or example is a `UsageError`."""
     if part not in ("head", "model"):
         raise UsageError(f"Expected part to be 'head' (h → z) or 'model' (x → h, z), got {part!r}.")

@@ -22,6 +22,7 @@ from hfproj.errors import UsageError, check_type
 from hfproj.features import cache_key
 from hfproj.features.reader import Reader, view_batches
 from hfproj.features.store import FeatureStore
+from hfproj.typing import Data, OneOf, Pooling
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SHARD_ROWS = 256  # at least: the checksum of a shard takes 40 bytes of the manifest
@@ -65,23 +66,13 @@ class Features:
 
 
 def extract_features(
-    model: nn.Module,
-    dataset: Any,
-    *,
-    batch_size: int = 256,
-    collator: Callable[[list], Mapping[str, Any]] | None = None,
-    device: torch.device | str | None = None,
-    num_workers: int = 0,
-    progress: bool = False,
-    pooling: str | None = None,
-    layers: Sequence[int | str] | str = (),
-    tokens: bool = False,
-    dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    data_key: str | None = None,
+    model: nn.Module, dataset: Data, *, batch_size: int = 256,
+    collator: Callable[[list], Mapping[str, Any]] | None = None, device: torch.device | str | None = None,
+    num_workers: int = 0, progress: bool = False, pooling: Pooling | None = None,
+    layers: Sequence[int | str] | OneOf["all"] = (), tokens: bool = False, dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None, cache_dir: str | os.PathLike | None = None, data_key: str | None = None,
     preprocessing_key: str | None = None,
-) -> Features:
+) -> Features:  # fmt: skip
     """Return h and z of every item, with the model in eval mode; its training flags come back as they were.
 
     On several processes each computes a contiguous share, and all of them have all rows in the order of the data set,

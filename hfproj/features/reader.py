@@ -13,6 +13,7 @@ from hfproj.backbones import ReadPoint, blocks_of, fit_image_size, pool, resolve
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.modes import evaluating
 from hfproj.tuner.layer import CHILD, ProjectionLayer
+from hfproj.typing import OneOf, Pooling
 
 FINAL = "final"  # name of the layer -1: the backbone's output after its last norm
 
@@ -24,16 +25,10 @@ class Reader:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        device: torch.device,
-        *,
-        pooling: str | None = None,
-        layers: Sequence[int | str] | str = (),
-        tokens: bool = False,
-        dtype: torch.dtype = torch.float32,
+        self, model: nn.Module, device: torch.device, *, pooling: Pooling | None = None,
+        layers: Sequence[int | str] | OneOf["all"] = (), tokens: bool = False, dtype: torch.dtype = torch.float32,
         autocast: torch.dtype | None = None,
-    ):
+    ):  # fmt: skip
         self.model, self.device, self.dtype, self.autocast, self.tokens = model, device, dtype, autocast, tokens
         get_base: Any = getattr(model, "get_base_model", None)
         self.backbone: nn.Module = model if get_base is None else get_base()

@@ -22,6 +22,7 @@ from hfproj.errors import UsageError
 from hfproj.features.extraction import Source, collect
 from hfproj.features.reader import Reader, run_head, view_batches
 from hfproj.functional.modes import evaluating
+from hfproj.typing import Data
 
 H = Float[Tensor, "views images dim"]
 Z = Float[Tensor, "views images out_dim"]
@@ -44,7 +45,7 @@ class FixedViews:
             views.
     """
 
-    def __init__(self, dataset: Any, collator: Callable[[list], Any], *, images: int = 256, batch_size: int = 256):
+    def __init__(self, dataset: Data, collator: Callable[[list], Mapping], *, images: int = 256, batch_size: int = 256):
         dataset = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
         rows, count = len(dataset), min(images, len(dataset))
         if count < max(2, world_size()):
@@ -119,17 +120,10 @@ class CachedFeatures(Dataset):
 
 
 def cache_features(
-    model: nn.Module,
-    dataset: Any,
-    views: Callable[[list], Mapping[str, Any]],
-    *,
-    passes: int = 1,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    cache_dir: str | os.PathLike | None = None,
-    data_key: str | None = None,
-    preprocessing_key: str | None = None,
-) -> CachedFeatures:
+    model: nn.Module, dataset: Data, views: Callable[[list], Mapping[str, Any]], *, passes: int = 1,
+    batch_size: int = 256, num_workers: int = 0, cache_dir: str | os.PathLike | None = None,
+    data_key: str | None = None, preprocessing_key: str | None = None,
+) -> CachedFeatures:  # fmt: skip
     """Compute the representations h of a data set's views, in eval mode, and return them on the CPU.
 
     On several processes each computes some of the rows, and all receive all rows in the order of the data set.
@@ -148,10 +142,10 @@ def cache_features(
     Raises:
         UsageError: If the data set is empty, or as `hfproj.extract_features`.
     """
-    if not len(dataset):
+    indexed = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
+    if not len(indexed):
         raise UsageError("The data set is empty: there is nothing to cache.")
     device = next(model.parameters()).device
-    indexed = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
     source = Source(Reader(model, device), indexed, views, batch_size, num_workers, passes=passes)
     found = collect(source, cache_dir, data_key, preprocessing_key)
     return CachedFeatures(found["h"], found.get("labels"))

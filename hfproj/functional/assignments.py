@@ -36,9 +36,10 @@ from torch import Tensor
 from hfproj import distributed
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import at_least_float32, full_precision, unit_rows
-from hfproj.typing import Features
+from hfproj.typing import Features, OneOf
 
 INITS = ("random", "k-means++")
+Start = OneOf["random", "k-means++"]
 _ENTRIES = 2**24  # of a tile of similarities: 64 MiB in float32
 
 
@@ -117,7 +118,7 @@ class Clusters(NamedTuple):
 
 @torch.no_grad()
 def spherical_kmeans(
-    x: Features, count: int, *, iterations: int = 10, init: str = "random", generator: torch.Generator | None = None
+    x: Features, count: int, *, iterations: int = 10, init: Start = "random", generator: torch.Generator | None = None
 ) -> Clusters:
     """Return clusters of the rows of `x` by direction, without a gradient.
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import at_least_float32, full_precision
-from hfproj.typing import Scalar
+from hfproj.typing import OneOf, Scalar
 
 _Square = Float[Tensor, "*groups dim dim"]
 SIDES = ("auto", "WWt", "WtW")
+Side = OneOf["auto", "WWt", "WtW"]
 _BLOCK = 512  # rows of a Gram block: large enough for full speed, small enough to skip most of the lower triangle
 
 
@@ -116,7 +117,7 @@ def zca_matrix(covariance: _Square, *, eps: float) -> _Square:
             return (vectors * scale.unsqueeze(-2)) @ vectors.mT
 
 
-def orthogonality_gap(weight: Float[Tensor, "out fan_in"], *, side: str = "auto", squared: bool = True) -> Scalar:
+def orthogonality_gap(weight: Float[Tensor, "out fan_in"], *, side: Side = "auto", squared: bool = True) -> Scalar:
     """Return ‖W Wᵀ − I‖_F² or ‖Wᵀ W − I‖_F², or without ``squared`` its root, whose gradient at 0 is 0.
 
     Args:

@@ -25,6 +25,7 @@ from torch.func import functional_call
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.geometry._head import check_eval, check_loss
+from hfproj.typing import OneOf
 
 # Dormand and Prince, table 2: RK5(4)7M. The last stage is the first of the next step.
 _STAGES = (
@@ -62,18 +63,10 @@ class GradientFlow(NamedTuple):
 
 
 def gradient_flow(
-    loss_fn: Callable[..., Tensor],
-    params: Tensors | nn.Module,
-    *,
-    time: float,
-    record: int | Sequence[float] = 1,
-    method: str = "rk45",
-    rtol: float = 1e-8,
-    atol: float = 1e-10,
-    kink_step: float | None = None,
-    step: float | None = None,
-    max_steps: int = 100_000,
-) -> GradientFlow:
+    loss_fn: Callable[..., Tensor], params: Tensors | nn.Module, *, time: float, record: int | Sequence[float] = 1,
+    method: OneOf["rk45", "rk4"] = "rk45", rtol: float = 1e-8, atol: float = 1e-10, kink_step: float | None = None,
+    step: float | None = None, max_steps: int = 100_000,
+) -> GradientFlow:  # fmt: skip
     """Integrate dθ/dt = −∇L(θ) from t = 0.
 
     Args:

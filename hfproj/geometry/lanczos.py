@@ -38,6 +38,7 @@ from torch import Tensor
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.geometry._head import describe
+from hfproj.typing import OneOf
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -80,18 +81,10 @@ class ExtremeEigenvalues(NamedTuple):
 
 
 def extreme_eigenvalues(
-    matvec: Matvec,
-    dim: int,
-    *,
-    steps: int | None = None,
-    tol: float = 1e-6,
-    method: str = "lanczos",
-    basis: int | None = None,
-    vectors: bool = False,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-) -> ExtremeEigenvalues:
+    matvec: Matvec, dim: int, *, steps: int | None = None, tol: float = 1e-6,
+    method: OneOf["lanczos", "power"] = "lanczos", basis: int | None = None, vectors: bool = False,
+    generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu",
+) -> ExtremeEigenvalues:  # fmt: skip
     """Return both extreme eigenvalues of a symmetric operator.
 
     Args:

@@ -38,6 +38,7 @@ HEADS: Registry[nn.Module] = Registry(
     base=nn.Module,
     needs=["forward"],
     options=["in_dim"],
+    calls=lambda cls: {"forward": ["h"]},
 )
 
 
@@ -80,6 +81,6 @@ def register_head(name: str, cls: type[nn.Module], line: str = "") -> None:
         line: What it is; by default the first line of the class docstring.
 
     Raises:
-        UsageError: If the name is taken, or the class is no ``nn.Module`` with ``forward`` and an option ``in_dim``.
+        UsageError: If the name is taken, or the class is no ``nn.Module`` with ``forward(h)`` and an option ``in_dim``.
     """
     HEADS.register(name, cls, line)

@@ -8,7 +8,7 @@ References:
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hfproj.heads.norm import create_norm
+from hfproj.heads.norm import Norm, create_norm
 from hfproj.heads.parts import check_input, check_kept_width, check_positive
 
 
@@ -63,7 +63,7 @@ class LinearHead(nn.Module):
         True
     """
 
-    def __init__(self, *, in_dim: int, out_dim: int = 128, bias: bool = False, norm: str | None = None):
+    def __init__(self, *, in_dim: int, out_dim: int = 128, bias: bool = False, norm: Norm | None = None):
         super().__init__()
         self.in_dim, self.out_dim = check_positive("in_dim", in_dim), check_positive("out_dim", out_dim)
         self.linear = nn.Linear(in_dim, out_dim, bias=bias)

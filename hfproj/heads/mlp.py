@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import unit_rows
-from hfproj.heads.norm import create_norm
-from hfproj.heads.parts import check_input, check_positive, create_activation
+from hfproj.heads.norm import Affine, Norm, Statistics, create_norm
+from hfproj.heads.parts import Activation, check_input, check_positive, create_activation
+from hfproj.typing import OneOf
 
 
 class MLPHead(nn.Module):
@@ -56,9 +57,10 @@ class MLPHead(nn.Module):
 
     def __init__(
         self, *, in_dim: int, out_dim: int | None = 128, hidden_dim: int | Sequence[int] | None = 2048, depth: int = 2,
-        activation: str = "relu", norm: str | None = "batch", bias: bool | None = None, last_norm: str | None = None,
-        last_bias: bool | None = None, last_affine: bool | str = True, last_activation: str = "identity",
-        init: str = "default", l2_normalise: bool = False, batch_statistics: str = "per_view",
+        activation: Activation = "relu", norm: Norm | None = "batch", bias: bool | None = None,
+        last_norm: Norm | None = None, last_bias: bool | None = None, last_affine: Affine = True,
+        last_activation: Activation = "identity", init: OneOf["default", "trunc_normal"] = "default",
+        l2_normalise: bool = False, batch_statistics: Statistics = "per_view",
     ):  # fmt: skip
         super().__init__()
         self.in_dim = check_positive("in_dim", in_dim)
@@ -72,7 +74,7 @@ class MLPHead(nn.Module):
             create_norm(norm, 1),
         )  # a misspelt name is refused even where depth=1 uses neither
 
-        def block(width_in: int, width: int, bias: bool | None, norm: str | None, affine: bool | str) -> OrderedDict:
+        def block(width_in: int, width: int, bias: bool | None, norm: Norm | None, affine: Affine) -> OrderedDict:
             linear = nn.Linear(width_in, width, bias=norm != "batch" if bias is None else bias)
             normalise = create_norm(norm, width, affine=affine, statistics=batch_statistics)
             return OrderedDict(linear=linear) if normalise is None else OrderedDict(linear=linear, norm=normalise)

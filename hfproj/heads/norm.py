@@ -30,6 +30,11 @@ from hfproj.errors import UsageError, check_choice
 from hfproj.functional.moments import joint_moments
 from hfproj.heads.parts import check_input, check_positive
 from hfproj.registry import ShowsOptions
+from hfproj.typing import OneOf
+
+Norm = OneOf["batch", "layer"]
+Affine = bool | OneOf["scale"]
+Statistics = OneOf["per_view", "joint"]
 
 
 class BatchNorm(ShowsOptions, nn.Module):
@@ -63,8 +68,8 @@ class BatchNorm(ShowsOptions, nn.Module):
     num_batches_tracked: Tensor
 
     def __init__(
-        self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool | str = True,
-        statistics: str = "per_view",
+        self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: Affine = True,
+        statistics: Statistics = "per_view",
     ):  # fmt: skip
         super().__init__()
         check_choice("affine", affine, (True, False, "scale"))
@@ -136,7 +141,7 @@ class BatchNorm(ShowsOptions, nn.Module):
 
 
 def create_norm(
-    name: str | None, dim: int, *, affine: bool | str = True, statistics: str = "per_view"
+    name: Norm | None, dim: int, *, affine: Affine = True, statistics: Statistics = "per_view"
 ) -> nn.Module | None:
     """Return a norm by its name, ``"batch"`` (:class:`BatchNorm`, with its options) or ``"layer"``, or None for None.
 

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from hfproj.errors import UsageError, check_choice, check_type
 from hfproj.heads import create_head
+from hfproj.typing import OneOf
 
+Activation = OneOf["identity", "relu", "leaky_relu", "gelu", "silu", "tanh", "softplus", "elu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
     "relu": nn.ReLU,
@@ -19,7 +21,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def create_activation(name: str) -> nn.Module:
+def create_activation(name: Activation) -> nn.Module:
     """Make an activation by its name, one of `ACTIVATIONS`.
 
     Raises:

@@ -29,12 +29,14 @@ from torch import Tensor, nn
 from hfproj.errors import UsageError, check_choice
 from hfproj.heads.parts import check_input, check_positive, create_inner
 from hfproj.registry import ShowsOptions
+from hfproj.typing import OneOf
 
 # (L − 1)(1 ± 10⁻³)/2 has to round to the outermost level
 _MOST_LEVELS = 1000
+Variant = OneOf["tan", "atanh"]
 
 
-def quantize(u: Float[Tensor, "*shape"], *, levels: int, variant: str = "tan") -> Float[Tensor, "*shape"]:
+def quantize(u: Float[Tensor, "*shape"], *, levels: int, variant: Variant = "tan") -> Float[Tensor, "*shape"]:
     """Round tanh(u + shift) to `levels` values, in float32 or better, with a straight-through gradient.
 
     Raises:
@@ -89,7 +91,7 @@ class QuantizedHead(ShowsOptions, nn.Module):
 
     def __init__(
         self, *, in_dim: int, out_dim: int | None = None, head: str = "simclr_solo",
-        head_options: dict[str, Any] | None = None, levels: int = 30, variant: str = "tan",
+        head_options: dict[str, Any] | None = None, levels: int = 30, variant: Variant = "tan",
     ):  # fmt: skip
         super().__init__()
         _check_quantizer(levels, variant)

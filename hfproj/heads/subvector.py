@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.heads.parts import check_input, check_kept_width, check_positive
 from hfproj.registry import ShowsOptions
+from hfproj.typing import OneOf
 
 
 class SubvectorHead(ShowsOptions, nn.Module):
@@ -89,8 +90,8 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self, *, in_dim: int, d0: int, constant: float | str = 0.0, evaluate: str = "constant",
-        out_dim: int | None = None,
+        self, *, in_dim: int, d0: int, constant: float | OneOf["inverse_sqrt"] = 0.0,
+        evaluate: OneOf["constant", "full"] = "constant", out_dim: int | None = None,
     ):  # fmt: skip
         super().__init__()
         self.d0, self.in_dim = _check_d0(d0, in_dim)

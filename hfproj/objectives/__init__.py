@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from hfproj.objectives.base import KEYWORDS
 from hfproj.registry import Registry
 
 __all__ = ["OBJECTIVES", "create_objective", "list_objectives", "register_objective"]
@@ -44,6 +45,7 @@ OBJECTIVES: Registry[nn.Module] = Registry(
     },
     base=nn.Module,
     needs=["forward"],
+    calls=lambda cls: {"forward": ["z", *(f"{keyword}=" for keyword in KEYWORDS)]},
 )
 
 
@@ -79,6 +81,7 @@ def register_objective(name: str, cls: type[nn.Module], line: str = "") -> None:
         line: What it is; by default the first line of the class docstring.
 
     Raises:
-        UsageError: If the name is taken, or the class is no ``nn.Module`` with ``forward``.
+        UsageError: If the name is taken, or the class is no ``nn.Module`` with a ``forward`` that takes z and every
+            keyword.
     """
     OBJECTIVES.register(name, cls, line)

@@ -52,6 +52,7 @@ _HINTS = {
     "scales": "give the config the objective's scales, ProjectionHeadConfig(scales={name: value}), and pass scales=…",
     "step": "pass step=Step.at(seed, global_step, epoch), the same on all processes",
 }
+KEYWORDS = tuple(_HINTS)  # of every call
 
 
 class ObjectiveOutput(NamedTuple):

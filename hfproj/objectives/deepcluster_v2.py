@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hfproj import distributed
 from hfproj.errors import UsageError, check_choice
-from hfproj.functional.assignments import INITS, log_probabilities, nearest_centroids, spherical_kmeans
+from hfproj.functional.assignments import INITS, Start, log_probabilities, nearest_centroids, spherical_kmeans
 from hfproj.functional.rows import full_precision, gather_views, unit_rows
 from hfproj.objectives.base import Objective, ObjectiveOutput, Step, check_at_least, check_temperature
 from hfproj.typing import Views
@@ -92,7 +92,7 @@ class DeepClusterV2(Objective):
 
     def __init__(
         self, *, num_images: int, out_dim: int = 128, prototypes: int | Sequence[int] = (3000, 3000, 3000),
-        temperature: float = 0.1, kmeans_iterations: int = 10, kmeans_init: str = "random", assigned_views: int = 2,
+        temperature: float = 0.1, kmeans_iterations: int = 10, kmeans_init: Start = "random", assigned_views: int = 2,
     ):  # fmt: skip
         super().__init__()
         self.prototypes = [prototypes] if isinstance(prototypes, int) else list(prototypes)

@@ -22,7 +22,7 @@ from hfproj.errors import UsageError
 from hfproj.functional.contrastive import tiled_nt_xent
 from hfproj.functional.rows import full_precision, positive_cosine, unit_rows
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_temperature
-from hfproj.typing import Scalar, Views
+from hfproj.typing import OneOf, Scalar, Views
 
 
 def nt_xent_loss(z: Views, *, temperature: float = 0.2) -> Scalar:
@@ -64,7 +64,9 @@ class NTXent(Objective):
         1.0
     """
 
-    def __init__(self, *, temperature: float = 0.2, gather: bool = True, tile_rows: int | str | None = "auto"):
+    def __init__(
+        self, *, temperature: float = 0.2, gather: bool = True, tile_rows: int | OneOf["auto"] | None = "auto"
+    ):
         super().__init__()
         whole = isinstance(tile_rows, int) and not isinstance(tile_rows, bool) and tile_rows >= 1
         if not (whole or tile_rows is None or tile_rows == "auto"):

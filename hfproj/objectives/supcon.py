@@ -26,13 +26,14 @@ from hfproj import distributed
 from hfproj.errors import check_choice
 from hfproj.functional.rows import cosine_logits
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive, check_temperature
-from hfproj.typing import Scalar, Views
+from hfproj.typing import OneOf, Scalar, Views
 
 REDUCTIONS = ("all", "valid")
+Rows = OneOf["all", "valid"]  # that the mean is taken over
 
 
 def supcon_loss(
-    z: Views, labels: Int[Tensor, " batch"], *, temperature: float = 0.07, reduction: str = "all"
+    z: Views, labels: Int[Tensor, " batch"], *, temperature: float = 0.07, reduction: Rows = "all"
 ) -> tuple[Scalar, Scalar]:
     """Return the loss of one batch without the factor τ/τ_base, and the mean cosine of positives without a gradient.
 
@@ -80,7 +81,7 @@ class SupCon(Objective):
     views = (1, None)
     needs = frozenset({"labels"})
 
-    def __init__(self, *, temperature: float = 0.07, base_temperature: float | None = None, reduction: str = "all"):
+    def __init__(self, *, temperature: float = 0.07, base_temperature: float | None = None, reduction: Rows = "all"):
         super().__init__()
         self.temperature = check_temperature(temperature)
         if base_temperature is not None:

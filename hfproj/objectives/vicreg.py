@@ -20,7 +20,7 @@ from hfproj.errors import check_choice
 from hfproj.functional.moments import check_rows, hinge, joint_centred, joint_mean, off_diagonal_energy
 from hfproj.functional.rows import at_least_float32
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_at_least, check_positive
-from hfproj.typing import Scalar, Views
+from hfproj.typing import OneOf, Scalar, Views
 
 _REDUCTIONS = {"mean": 1, "sum": 2}  # of two views
 
@@ -66,7 +66,7 @@ class VICReg(Objective):
 
     def __init__(
         self, *, invariance_weight: float = 25.0, variance_weight: float = 25.0, covariance_weight: float = 1.0,
-        variance_reduction: str = "mean", eps: float = 1e-4,
+        variance_reduction: OneOf["mean", "sum"] = "mean", eps: float = 1e-4,
     ):  # fmt: skip
         super().__init__()
         check_at_least(0, invariance_weight=invariance_weight, variance_weight=variance_weight)

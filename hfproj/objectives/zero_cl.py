@@ -29,15 +29,17 @@ from hfproj.errors import UsageError, check_choice
 from hfproj.functional.matrices import zca_matrix
 from hfproj.functional.rows import at_least_float32, full_precision, gather_views
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive
-from hfproj.typing import Scalar, Views
+from hfproj.typing import OneOf, Scalar, Views
 
 MODES = ("feature", "instance", "both")
+Mode = OneOf["feature", "instance", "both"]
+Variant = OneOf["imagenet", "cifar"]
 SHRINKAGE = {"imagenet": 0.0, "cifar": 0.1}
 EPS = {"imagenet": 0.01, "cifar": 1e-5}
 
 
 def zero_cl_loss(
-    z: Float[Tensor, "2 rows dim"], *, variant: str = "imagenet", shrinkage: float | None = None,
+    z: Float[Tensor, "2 rows dim"], *, variant: Variant = "imagenet", shrinkage: float | None = None,
     eps: float | None = None,
 ) -> Scalar:  # fmt: skip
     """Return Zero-FCL of two views, or Zero-ICL if rows are features and columns images (``z.mT``).
@@ -92,7 +94,7 @@ class ZeroCL(Objective):
 
     views = (2, 2)
 
-    def __init__(self, *, mode: str = "feature", variant: str = "imagenet", eps: float | None = None):
+    def __init__(self, *, mode: Mode = "feature", variant: Variant = "imagenet", eps: float | None = None):
         super().__init__()
         check_choice("mode", mode, MODES)
         check_choice("variant", variant, EPS)

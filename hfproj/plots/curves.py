@@ -8,21 +8,16 @@ import numpy as np
 from hfproj.errors import UsageError, unknown
 from hfproj.plots import canvas
 from hfproj.plots.canvas import LAYERS, WIDTH, Figure, Target, as_array, as_mapping
+from hfproj.typing import OneOf
 
 SCALES = ("linear", "log", "symlog")
+Scale = OneOf["linear", "log", "symlog"]
 
 
 def plot_curves(
-    curves: Mapping[str, Any],
-    x_label: str,
-    y_label: str,
-    path: Target = None,
-    *,
-    x_scale: str = "linear",
-    y_scale: str = "linear",
-    zero_line: bool = False,
-    width: float = WIDTH,
-) -> Figure:
+    curves: Mapping[str, Any], x_label: str, y_label: str, path: Target = None, *, x_scale: Scale = "linear",
+    y_scale: Scale = "linear", zero_line: bool = False, width: float = WIDTH,
+) -> Figure:  # fmt: skip
     """Return a figure of named curves.
 
     Args:
@@ -126,14 +121,9 @@ def plot_layers(curves: Mapping[str, Any], y_label: str, path: Target = None, *,
 
 
 def plot_groups(
-    groups: Mapping[str, Any],
-    y_label: str,
-    path: Target = None,
-    *,
-    y_scale: str = "linear",
-    zero_line: bool = False,
+    groups: Mapping[str, Any], y_label: str, path: Target = None, *, y_scale: Scale = "linear", zero_line: bool = False,
     width: float = WIDTH,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Return a figure of points with error bars, grouped along x.
 
     Args:

@@ -184,15 +184,10 @@ def check_fraction(**values: int | float) -> None:
 
 
 def descend(
-    groups: list[dict[str, Any]],
-    batches: Iterable[Any],
-    loss_of: Callable[[Any], Tensor],
-    factor: Callable[[int], float],
-    *,
-    what: str,
-    scaler: torch.amp.GradScaler | None = None,
+    groups: list[dict[str, Any]], batches: Iterable[Any], loss_of: Callable[[Any], Tensor],
+    factor: Callable[[int], float], *, what: str, scaler: torch.amp.GradScaler | None = None,
     max_norm: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Train groups of parameters by AdamW, a step per batch, with `factor` of the peak rates ``groups[i]["lr"]``."""
     optimizer = torch.optim.AdamW(groups)
     peaks = [group["lr"] for group in optimizer.param_groups]

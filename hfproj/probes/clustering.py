@@ -28,6 +28,7 @@ from torch import Tensor
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.feature_rows import double_rows
 from hfproj.probes.base import Classifier, Inputs, Labels, as_labels, check_numbers
+from hfproj.typing import OneOf
 
 MATCHINGS = ("fitted", "scored")
 
@@ -69,7 +70,7 @@ class KMeansProbe(Classifier):
     normalize: bool = True
     n_init: int = 10
     max_iter: int = 300
-    matching: str = "fitted"
+    matching: OneOf["fitted", "scored"] = "fitted"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from hfproj.files import portable
 from hfproj.probes.registry import ProbeLike, make_probes
 from hfproj.results import LAYERS, Measurement, Results, pack_outcomes
 from hfproj.tuner.description import describe_adapter
-from hfproj.typing import Probe
+from hfproj.typing import Data, OneOf, Probe, When
 
 _EPS = 1e-7  # RankMe's, part of its protocol
 _RIDGE = 1e-4  # LiDAR's
@@ -29,25 +29,13 @@ Number = tuple[str, float, dict[str, Any]]  # name, value, protocol
 
 
 def evaluate(
-    model: nn.Module,
-    *,
-    probes: ProbeLike | Sequence[ProbeLike] | None = None,
-    train: Any = None,
-    test: Any,
-    labels: str | None = "auto",
-    layers: Sequence[int | str] | str = (),
-    reference: nn.Module | None = None,
-    batch_size: int = 256,
-    collator: Callable[[list], Mapping[str, Any]] | None = None,
-    when: str = "after",
-    dataset: str | None = None,
-    views: Callable[[list], Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    num_workers: int = 0,
-    cache_dir: str | os.PathLike | None = None,
-    progress: bool = False,
-) -> Results:
+    model: nn.Module, *, probes: ProbeLike | Sequence[ProbeLike] | None = None, train: Data | None = None, test: Data,
+    labels: OneOf["auto"] | None = "auto", layers: Sequence[int | str] | OneOf["all"] = (),
+    reference: nn.Module | None = None, batch_size: int = 256,
+    collator: Callable[[list], Mapping[str, Any]] | None = None, when: When = "after", dataset: str | None = None,
+    views: Callable[[list], Mapping[str, Any]] | None = None, seed: int = 0, device: torch.device | str | None = None,
+    num_workers: int = 0, cache_dir: str | os.PathLike | None = None, progress: bool = False,
+) -> Results:  # fmt: skip
     """Return what probes and diagnostics say about h, z and other layers; every number comes with its protocol.
 
     Probes are fitted on `train` and scored on `test`; RankMe, representation std and spectra are those of `test`. The

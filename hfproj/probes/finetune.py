@@ -42,6 +42,7 @@ from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.functional.modes import evaluating
 from hfproj.probes.base import Named, as_labels, check_decay, check_numbers, cosine, descend, shuffled_classes
 from hfproj.tuner.network import network_of
+from hfproj.typing import Data, OneOf, Pooling
 
 Collator = Callable[[list], Mapping[str, Any]]
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -110,11 +111,11 @@ class FineTuneProbe(Named):
     warmup: float = 0.1
     max_grad_norm: float | None = 1.0
     augmentation: Augmentation | None = CROP_AND_FLIP
-    precision: str | None = None
+    precision: OneOf["bf16", "fp16"] | None = None
     collator: Collator | None = None
     eval_collator: Collator | None = None
     label_column: str = "label"
-    pooling: str | None = None
+    pooling: Pooling | None = None
     layer: int = -1
     in_dim: int | None = None
     seed: int = 0
@@ -133,7 +134,7 @@ class FineTuneProbe(Named):
         if self.precision is not None and self.precision not in _PRECISIONS:
             raise unknown("precision", self.precision, _PRECISIONS)
 
-    def fit(self, model: nn.Module, train: Any) -> "FineTuneProbe":
+    def fit(self, model: nn.Module, train: Data) -> "FineTuneProbe":
         """Fine-tune a copy of `model` on a fraction of `train`.
 
         Args:
@@ -147,12 +148,13 @@ class FineTuneProbe(Named):
             NonFiniteLossError: If the loss became NaN or infinite.
         """
         device = torch.device(self.device) if self.device is not None else _device_of(model)
-        if not len(train):
+        items: Any = train  # torch's Dataset shows no length
+        if not len(items):
             raise UsageError("The data set is empty: there is nothing to fine-tune on.")
         labels = labels_of(train, self.label_column)
         self.indices_ = fraction_of_each_class(labels, self.fraction, self.seed)
         self.classes_, codes = torch.unique(labels[self.indices_], return_inverse=True)
-        self._train_rows = len(train)
+        self._train_rows = len(items)
         self._collate, self._collate_train = self._collators(model)
         # The caller's inference mode would let the backward pass fail, its autocast would lower the precision.
         with (
@@ -172,10 +174,10 @@ class FineTuneProbe(Named):
             nn.init.zeros_(classifier.bias)
             self._read = {"pooling": config.pooling, "layer": config.layer, "dim": config.in_dim}
             self._network, self._classifier, self._device, self._dtype = network, classifier, device, like.dtype
-            self._train(Subset(train, self.indices_), codes.to(device))
+            self._train(Subset(items, self.indices_), codes.to(device))
         return self
 
-    def predict(self, test: Any) -> Int[Tensor, " rows"]:
+    def predict(self, test: Data) -> Int[Tensor, " rows"]:
         """Return the predicted label of every item, on the CPU.
 
         Raises:
@@ -183,17 +185,18 @@ class FineTuneProbe(Named):
         """
         if not hasattr(self, "_network"):
             raise UsageError("This probe is not trained yet: call fit(model, train) first.")
-        if not len(test):
+        items: Any = test
+        if not len(items):
             raise UsageError("The data set is empty: there is nothing to predict.")
-        loader = self._loader(test, self._collate, batch_size=self.batch_size)
+        loader = self._loader(items, self._collate, batch_size=self.batch_size)
         with evaluating(self._network), torch.inference_mode():
             logits = torch.cat([self._logits(batch).float().cpu() for batch in loader])
         if refusal := describe_bad_rows(logits, what="logits"):
             raise UsageError(refusal)
-        _check_rows(logits, test)
+        _check_rows(logits, items)
         return self.classes_[logits.argmax(1)]
 
-    def score(self, test: Any) -> float:
+    def score(self, test: Data) -> float:
         """Return the accuracy on `test`, and keep it with its protocol in `results_` and row by row in `correct_`.
 
         Raises:
@@ -204,7 +207,7 @@ class FineTuneProbe(Named):
         value = self.correct_.double().mean().item()
         rows = hashlib.sha256(np.asarray(self.indices_, dtype=np.int64).tobytes()).hexdigest()[:16]
         sizes = {"train_rows": len(self.indices_), "train_rows_of": self._train_rows, "train_rows_sha256": rows,
-                 "test_rows": len(test), "classes": len(self.classes_)}  # fmt: skip
+                 "test_rows": len(predicted), "classes": len(self.classes_)}  # fmt: skip
         protocol = {**self._settings("seed"), **self._read, **self._images(), **sizes}
         self.results_ = {"value": value, "protocol": protocol}
         return value

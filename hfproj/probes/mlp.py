@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from hfproj.errors import unknown
 from hfproj.probes.base import Classifier, Scaling, check_decay, check_numbers, cosine, descend, scaled
+from hfproj.typing import OneOf
 
 SCHEDULES = ("cosine", "constant")
 _ROTATION_WIDTHS = {"h": 256, "z": 512}
@@ -59,7 +60,7 @@ class MLPProbe(Classifier):
     batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    schedule: str = "cosine"
+    schedule: OneOf["cosine", "constant"] = "cosine"
     standardize: bool = True
     seed: int = 0
 

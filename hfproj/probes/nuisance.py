@@ -28,6 +28,7 @@ from hfproj.errors import UsageError, unknown
 from hfproj.probes.base import Labels
 from hfproj.probes.registry import ProbeLike, make_probe
 from hfproj.results.verdict import Interval, paired_interval
+from hfproj.typing import Data
 
 LAYERS = ("h", "z")
 
@@ -56,16 +57,10 @@ class ProbeGap(NamedTuple):
 
 
 def probe_gap(
-    train: Layers,
-    test: Layers,
-    *,
-    train_labels: Labels | None = None,
-    test_labels: Labels | None = None,
-    probes: Mapping[str, ProbeLike | Mapping[str, ProbeLike]] | None = None,
-    level: float = 0.95,
-    draws: int = 10_000,
+    train: Layers, test: Layers, *, train_labels: Labels | None = None, test_labels: Labels | None = None,
+    probes: Mapping[str, ProbeLike | Mapping[str, ProbeLike]] | None = None, level: float = 0.95, draws: int = 10_000,
     seed: int = 0,
-) -> ProbeGap:
+) -> ProbeGap:  # fmt: skip
     """Return the accuracies of a linear and an MLP probe for a nuisance on h and z, and what differs between them.
 
     Args:
@@ -150,7 +145,7 @@ class RotatedImages(Dataset):
         (4, [[1, 3], [0, 2]], 1, 0)
     """
 
-    def __init__(self, dataset: Any, *, image_column: str = "image", label_column: str = "label"):
+    def __init__(self, dataset: Data, *, image_column: str = "image", label_column: str = "label"):
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise UsageError(f"Expected a data set with a length and indices, got a {type(dataset).__name__}.")
         self.dataset, self.image_column, self.label_column = dataset, image_column, label_column

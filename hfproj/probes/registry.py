@@ -21,6 +21,11 @@ PROBES: Registry[Probe] = Registry(
         "fine_tune": ("hfproj.probes.finetune:FineTuneProbe", "the whole network, on all or a fraction of the labels"),
     },
     needs=["name", "fit", "score"],
+    calls=lambda cls: (
+        {"fit": ["model", "train"], "score": ["test"]}
+        if getattr(cls, "on", "features") == "model"
+        else {"fit": ["features", "labels"], "score": ["features", "labels"]}
+    ),
 )
 
 ProbeLike: TypeAlias = str | Mapping[str, Any] | Probe  # a name, {"name": …, **options}, or an object
@@ -58,7 +63,8 @@ def register_probe(name: str, cls: type, line: str = "") -> None:
         line: What it is; by default the first line of the class docstring.
 
     Raises:
-        UsageError: If the name is taken, or if the class has no ``name``, ``fit`` or ``score``.
+        UsageError: If the name is taken, or if the class has no ``name``, ``fit`` or ``score``, or these take
+            something else than features and labels (with ``on = "model"``: model and data sets).
     """
     PROBES.register(name, cls, line)
 

@@ -31,6 +31,7 @@ REGULARIZERS: Registry[nn.Module] = Registry(
     {name: (f"hfproj.regularizers.{where}", line) for name, (where, line) in _ENTRIES.items()},
     base=nn.Module,
     needs=["forward"],
+    calls=lambda cls: {"forward": ["model", "h", "z", "step="]},
 )
 
 
@@ -61,7 +62,7 @@ def register_regularizer(name: str, cls: type[nn.Module], line: str = "") -> Non
         line: What it is; by default the first line of the class docstring.
 
     Raises:
-        UsageError: If the name is taken, or the class is no ``nn.Module`` with ``forward``.
+        UsageError: If the name is taken, or the class is no ``nn.Module`` with ``forward(model, h, z, step=…)``.
     """
     REGULARIZERS.register(name, cls, line)
 

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import gather_views
-from hfproj.typing import Views
+from hfproj.typing import OneOf, Views
 
+Schedule = OneOf["constant", "linear", "cosine"]
+Layer = OneOf["h", "z"]
 Representations = Float[Tensor, "views batch in_dim"]
 Projections = Float[Tensor, "views batch out_dim"]
 
@@ -46,7 +48,9 @@ class Weighted:
         0.75
     """
 
-    def __init__(self, module: nn.Module, weight: float = 1.0, *, schedule: str = "constant", end_weight: float = 0.0):
+    def __init__(
+        self, module: nn.Module, weight: float = 1.0, *, schedule: Schedule = "constant", end_weight: float = 0.0
+    ):
         check_choice("schedule", schedule, ("constant", "linear", "cosine"))
         if not (math.isfinite(weight) and math.isfinite(end_weight)):
             raise UsageError(f"Expected a regularizer's weight to be a finite number, got {weight} and {end_weight}.")
@@ -66,7 +70,7 @@ class Weighted:
         return {"weight": self.weight, **moving, **options}
 
 
-def features(on: str, h: Tensor, z: Tensor, *, gather: bool = False) -> Views:
+def features(on: Layer, h: Tensor, z: Tensor, *, gather: bool = False) -> Views:
     """Return h or z, for regularizers that act on either; with `gather` the images of all processes, differentiably.
 
     Raises:
@@ -83,7 +87,7 @@ def features(on: str, h: Tensor, z: Tensor, *, gather: bool = False) -> Views:
     return gather_views(x) if gather else x
 
 
-def check_on(on: str) -> None:
+def check_on(on: Layer) -> None:
     """Raise `UsageError` for features that are neither h nor z."""
     check_choice("features (option on)", on, ("h", "z"))
 

@@ -25,7 +25,7 @@ from torch import nn
 from hfproj.errors import UsageError
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.registry import ShowsOptions
-from hfproj.regularizers.base import Projections, Representations, check_on, features
+from hfproj.regularizers.base import Layer, Projections, Representations, check_on, features
 from hfproj.typing import Features, Scalar
 
 
@@ -70,7 +70,7 @@ class KoLeo(ShowsOptions, nn.Module):
         -0.6931
     """
 
-    def __init__(self, *, on: str = "h", gather: bool = True, eps: float = 1e-8):
+    def __init__(self, *, on: Layer = "h", gather: bool = True, eps: float = 1e-8):
         super().__init__()
         check_on(on)
         if not 0 < eps < 1:

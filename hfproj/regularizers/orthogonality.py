@@ -21,13 +21,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hfproj.errors import check_choice
-from hfproj.functional.matrices import SIDES, orthogonality_gap
+from hfproj.functional.matrices import SIDES, Side, orthogonality_gap
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, layers_of
-from hfproj.typing import Scalar
+from hfproj.typing import OneOf, Scalar
+
+Reduction = OneOf["sum", "mean"]
 
 
-def orthogonality_penalty(weight: Float[Tensor, "out fan_in"], *, side: str = "auto", reduction: str = "sum") -> Scalar:
+def orthogonality_penalty(
+    weight: Float[Tensor, "out fan_in"], *, side: Side = "auto", reduction: Reduction = "sum"
+) -> Scalar:
     """Return ‖W Wᵀ − I‖_F² or ‖Wᵀ W − I‖_F²; the options are those of `Orthogonality`.
 
     Raises:
@@ -66,7 +70,7 @@ class Orthogonality(ShowsOptions, nn.Module):
         0.0
     """
 
-    def __init__(self, *, side: str = "auto", layer: str = "head", reduction: str = "sum"):
+    def __init__(self, *, side: Side = "auto", layer: OneOf["head", "encoder"] = "head", reduction: Reduction = "sum"):
         super().__init__()
         check_choice("side", side, SIDES)
         check_choice("layer", layer, ("head", "encoder"))

@@ -16,7 +16,7 @@ from hfproj.errors import UsageError
 from hfproj.functional.distributions import random_directions, sigreg
 from hfproj.functional.rows import full_precision, generator_of
 from hfproj.registry import ShowsOptions
-from hfproj.regularizers.base import Projections, Representations, check_on, features
+from hfproj.regularizers.base import Layer, Projections, Representations, check_on, features
 from hfproj.typing import HasGenerator, Scalar
 
 
@@ -42,7 +42,7 @@ class SIGReg(ShowsOptions, nn.Module):
         4.02
     """
 
-    def __init__(self, *, on: str = "z", slices: int = 1024, knots: int = 17, t_max: float = 3.0):
+    def __init__(self, *, on: Layer = "z", slices: int = 1024, knots: int = 17, t_max: float = 3.0):
         super().__init__()
         check_on(on)
         if slices < 1 or knots < 2 or not 0 < t_max < float("inf"):

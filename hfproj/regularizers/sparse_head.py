@@ -31,13 +31,14 @@ from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import full_precision
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, head_of, layers_of
-from hfproj.typing import Scalar
+from hfproj.typing import OneOf, Scalar
 
+Group = OneOf["input", "output"]
 _GROUPS = {"input": 0, "output": 1}  # the dimension of [out, in] that a group runs along
 _OFF = 1e-3  # a group whose norm is no larger than this fraction of the largest is switched off
 
 
-def group_norms(weight: Float[Tensor, "out fan_in"], *, group: str = "input") -> Float[Tensor, " groups"]:
+def group_norms(weight: Float[Tensor, "out fan_in"], *, group: Group = "input") -> Float[Tensor, " groups"]:
     """Return the norm of each column, or of each row for ``group="output"``; at a group of zeros its gradient is 0.
 
     Example:
@@ -49,7 +50,7 @@ def group_norms(weight: Float[Tensor, "out fan_in"], *, group: str = "input") ->
 
 
 def shrink_groups(
-    weight: Float[Tensor, "out fan_in"], threshold: float, *, group: str = "input"
+    weight: Float[Tensor, "out fan_in"], threshold: float, *, group: Group = "input"
 ) -> Float[Tensor, "out fan_in"]:
     """Return the proximal map of ``threshold · Σ_i ‖W[:, i]‖``: norms fall by `threshold`, those below it to zero.
 
@@ -61,7 +62,7 @@ def shrink_groups(
     return weight * torch.where(norms > threshold, 1 - threshold / norms, 0)
 
 
-def sparsity(weight: Float[Tensor, "out fan_in"], *, group: str = "input") -> float:
+def sparsity(weight: Float[Tensor, "out fan_in"], *, group: Group = "input") -> float:
     """Return the fraction of groups that are switched off: norm at most 1e-3 of the largest; 1 if all are zero.
 
     Example:
@@ -97,8 +98,9 @@ class SparseHead(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self, *, method: str = "subgradient", group: str = "input", layers: str = "first", normalise: bool = False
-    ):
+        self, *, method: OneOf["subgradient", "proximal"] = "subgradient", group: Group = "input",
+        layers: OneOf["first", "all"] = "first", normalise: bool = False,
+    ):  # fmt: skip
         super().__init__()
         check_choice("method", method, ("subgradient", "proximal"))
         check_choice("group", group, _GROUPS)

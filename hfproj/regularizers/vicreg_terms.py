@@ -22,8 +22,8 @@ from torch import nn
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.moments import covariance_penalty, variance_hinge
 from hfproj.registry import ShowsOptions
-from hfproj.regularizers.base import Projections, Representations, check_on, features
-from hfproj.typing import Scalar
+from hfproj.regularizers.base import Layer, Projections, Representations, check_on, features
+from hfproj.typing import OneOf, Scalar
 
 
 class VICRegTerms(ShowsOptions, nn.Module):
@@ -48,8 +48,8 @@ class VICRegTerms(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self, *, on: str = "z", variance_weight: float = 25.0, covariance_weight: float = 1.0,
-        variance_reduction: str = "mean", target: float = 1.0, eps: float = 1e-4,
+        self, *, on: Layer = "z", variance_weight: float = 25.0, covariance_weight: float = 1.0,
+        variance_reduction: OneOf["mean", "sum"] = "mean", target: float = 1.0, eps: float = 1e-4,
     ):  # fmt: skip
         super().__init__()
         check_on(on)

@@ -16,7 +16,7 @@ from torch import nn
 
 from hfproj.functional.distributions import wasserstein_to_uniform
 from hfproj.registry import ShowsOptions
-from hfproj.regularizers.base import Projections, Representations, check_on, features
+from hfproj.regularizers.base import Layer, Projections, Representations, check_on, features
 from hfproj.typing import Scalar
 
 
@@ -37,7 +37,7 @@ class Wasserstein(ShowsOptions, nn.Module):
         True
     """
 
-    def __init__(self, *, on: str = "z", gather: bool = True):
+    def __init__(self, *, on: Layer = "z", gather: bool = True):
         super().__init__()
         check_on(on)
         self.on, self.gather = on, gather

@@ -32,13 +32,16 @@ from torch import Tensor, nn
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import full_precision
+from hfproj.typing import OneOf
+
+Part = OneOf["all", "encoder", "first", "head", "last"]
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 _CHILD = "hfproj"  # where the tuner keeps its heads in a backbone
 
 
-def layers_of(model: nn.Module, part: str) -> dict[str, Any]:
+def layers_of(model: nn.Module, part: Part) -> dict[str, Any]:
     """Return the layers of `part` of a model, by names such as ``head.last.linear`` and ``encoder.blocks.0.mlp.fc1``.
 
     Args:
@@ -104,7 +107,7 @@ def effective_weight(layer: Any) -> Float[Tensor, "out fan_in"]:
     return weight
 
 
-def weights_of(model: nn.Module, part: str) -> dict[str, Float[Tensor, "out fan_in"]]:
+def weights_of(model: nn.Module, part: Part) -> dict[str, Float[Tensor, "out fan_in"]]:
     """Return `effective_weight` of each of `layers_of`."""
     return {name: effective_weight(layer) for name, layer in layers_of(model, part).items()}
 

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError, check_choice, unknown
-from hfproj.functional.matrices import SIDES, orthogonality_gap
+from hfproj.functional.matrices import SIDES, Side, orthogonality_gap
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, layers_of
-from hfproj.typing import Scalar
+from hfproj.typing import OneOf, Scalar
 
 
 def werank_penalty(
-    weights: Sequence[Tensor], *, alphas: Sequence[float] | None = None, side: str = "WtW", squared: bool = False
+    weights: Sequence[Tensor], *, alphas: Sequence[float] | None = None, side: Side = "WtW", squared: bool = False
 ) -> Scalar:
     """Return Σ_l α_l ‖W_lᵀ W_l − I‖_F over at least one W_l ``[out, fan_in]``, with α_l = 1 where there are none.
 
@@ -67,8 +67,9 @@ class WERank(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self, *, layers: str = "all", squared: bool = False, side: str = "WtW", alpha: float | dict[str, float] = 1.0
-    ):
+        self, *, layers: OneOf["all", "last", "head", "encoder"] = "all", squared: bool = False, side: Side = "WtW",
+        alpha: float | dict[str, float] = 1.0,
+    ):  # fmt: skip
         super().__init__()
         check_choice("layers", layers, ("all", "last", "head", "encoder"))
         check_choice("side", side, SIDES)

@@ -26,14 +26,9 @@ _PICTURE_WIDTH = 8.0  # inches: three panels in a row, readable at the width of 
 
 
 def render_card(
-    results: Results,
-    *,
-    repo_id: str | None = None,
-    license: str | None = None,
-    files: Collection[str] = (),
-    adapters: Sequence[str] = (),
-    adapter: str = "default",
-) -> str:
+    results: Results, *, repo_id: str | None = None, license: str | None = None, files: Collection[str] = (),
+    adapters: Sequence[str] = (), adapter: str = "default",
+) -> str:  # fmt: skip
     """Return the README.md of an adapter: YAML front matter and the text.
 
     Beside what `evaluate` and the recipes write, these entries of ``results.config`` are read: "license", "dataset"
@@ -84,15 +79,9 @@ def render_card(
 
 
 def write_card(
-    results: Results,
-    folder: str | os.PathLike,
-    *,
-    repo_id: str | None = None,
-    license: str | None = None,
-    adapters: Sequence[str] = (),
-    adapter: str = "default",
-    keep_results: bool = True,
-) -> Path:
+    results: Results, folder: str | os.PathLike, *, repo_id: str | None = None, license: str | None = None,
+    adapters: Sequence[str] = (), adapter: str = "default", keep_results: bool = True,
+) -> Path:  # fmt: skip
     """Write `results.json`, pictures (where matplotlib is installed) and `README.md` into the adapter's folder.
 
     A picture that lies there already is replaced where it can be drawn, and shown in any case. The licence goes into

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from hfproj.errors import UsageError
 from hfproj.files import portable
 from hfproj.results import words
+from hfproj.typing import When
 
 LAYERS, WHENS = ("h", "z"), ("before", "after")
 Key = tuple[str, str, str]
@@ -40,7 +41,7 @@ class Measurement:
 
     name: str
     layer: str
-    when: str
+    when: When
     value: float
     dataset: str = ""
     unit: str = ""

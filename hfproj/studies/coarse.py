@@ -7,7 +7,8 @@ References:
     Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, section 3.2 (the table).
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -16,6 +17,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from hfproj.errors import UsageError
+
+if TYPE_CHECKING:
+    Labels: TypeAlias = datasets.Dataset | Tensor | np.ndarray | Sequence[int]
+else:  # as in hfproj.typing
+    Labels = Any
 
 CIFAR100_SUPERCLASSES: dict[str, tuple[str, ...]] = {
     "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
@@ -44,7 +50,7 @@ _COARSE_OF = {fine: number for number, members in enumerate(CIFAR100_SUPERCLASSE
 _TABLE = np.array([_COARSE_OF[fine] for fine in _FINE], dtype=np.int64)
 
 
-def coarse_labels(labels: Any, *, label_column: str = "label") -> Int64[Tensor, " images"]:
+def coarse_labels(labels: Labels, *, label_column: str = "label") -> Int64[Tensor, " images"]:
     """Return the superclass, 0 to 19, of fine labels 0 to 99.
 
     Args:

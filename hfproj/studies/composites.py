@@ -35,14 +35,17 @@ from hfproj.data.images import ImageViews
 from hfproj.data.philox import uniforms
 from hfproj.errors import UsageError, unknown
 from hfproj.studies.image_map import ImageMap, to_pil
+from hfproj.typing import Data, OneOf
 
 _DIGITS, _MIXTURE, _DROPS = 0xF000, 0xF001, 0xC000  # streams apart from those of views, which are numbered from 0
 _PATCHES = ((217, 26, 26), (26, 166, 51))  # red and green
 BACKGROUND = "background"
+Place = OneOf["random", "center"]
+Split = OneOf["train", "test"]  # of scikit-learn's digits
 
 
 @lru_cache(maxsize=2)
-def _digits(split: str) -> tuple[np.ndarray, list[np.ndarray]]:
+def _digits(split: Split) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the images, uint8 [n, 8, 8], and for each class its rows."""
     from hfproj.data.datasets import load_image_dataset
 
@@ -79,12 +82,12 @@ class _Pasted(ImageMap):
 
     def __init__(
         self,
-        images: Any,
+        images: Data,
         *,
         opacity: Number,
         size: int | None,
-        place: str,
-        split: str,
+        place: Place,
+        split: Split,
         seed: int,
         image_column: str,
         rows: Sequence[int] | None = None,
@@ -159,12 +162,12 @@ class DigitsOnImages(_Pasted):
 
     def __init__(
         self,
-        images: Any,
+        images: Data,
         *,
         opacity: Number = 0.7,
         size: int | None = None,
-        place: str = "random",
-        split: str = "train",
+        place: Place = "random",
+        split: Split = "train",
         seed: int = 0,
         image_column: str = "image",
     ):
@@ -285,16 +288,16 @@ class SpuriousMixture(_Pasted):
 
     def __init__(
         self,
-        images: Any,
+        images: Data,
         *,
         classes: tuple[int | str, int | str],
-        attribute: str = "digit",
+        attribute: OneOf["digit", "patch"] = "digit",
         digits: tuple[int, int] = (0, 1),
         correlation: Number = 0.95,
         opacity: Number = 0.7,
         size: int | None = None,
-        place: str = "random",
-        split: str = "train",
+        place: Place = "random",
+        split: Split = "train",
         seed: int = 0,
         image_column: str = "image",
         label_column: str = "label",

@@ -38,6 +38,7 @@ from hfproj.studies import corruption_ops as ops
 from hfproj.studies.corruption_ops import Draws
 from hfproj.studies.corruption_parameters import PARAMETERS, SIDES
 from hfproj.studies.image_map import ImageMap, to_grey_levels, to_pil
+from hfproj.typing import Data, Interpolation
 
 _STREAM, _STREAMS = 0x9000, 256  # of each corruption; the views of augmentations are numbered from 0
 
@@ -136,13 +137,13 @@ class CorruptedDataset(ImageMap):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Data,
         name: str,
         severity: int,
         *,
         size: int | None = None,
         resize: int | None = None,
-        interpolation: str = "bicubic",
+        interpolation: Interpolation = "bicubic",
         seed: int = 0,
         image_column: str = "image",
     ):

@@ -32,7 +32,7 @@ from hfproj.files import command_line, installed_versions, measured_once, write_
 from hfproj.presets import get_preset
 from hfproj.probes.knn import KNNProbe
 from hfproj.probes.linear import LinearProbe
-from hfproj.studies.composites import DigitsOnImages, DigitViews
+from hfproj.studies.composites import DigitsOnImages, DigitViews, Split
 from hfproj.training import ProjectionTrainer, ProjectionTrainingArguments
 from hfproj.tuner import ProjectionHeadConfig
 
@@ -81,7 +81,7 @@ def study(images: str, runs: Path, out: Path) -> None:
 
 def pasted_images(name: str) -> dict[str, DigitsOnImages]:
     """Return the images of both splits, with digits on them."""
-    limits = {"train": TRAIN_IMAGES, "test": TEST_IMAGES}
+    limits: dict[Split, int] = {"train": TRAIN_IMAGES, "test": TEST_IMAGES}
     return {
         split: DigitsOnImages(load_image_dataset(name, split=split, limit=limit), split=split, **PASTED)
         for split, limit in limits.items()

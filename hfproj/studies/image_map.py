@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from hfproj.data.images import to_rgb_tensor
 from hfproj.data.indexing import as_item
 from hfproj.errors import UsageError
+from hfproj.typing import Data
 
 
 class ImageMap(Dataset):
@@ -30,7 +31,7 @@ class ImageMap(Dataset):
             something there that is no image.
     """
 
-    def __init__(self, dataset: Any, image_column: str = "image", rows: Sequence[int] | None = None):
+    def __init__(self, dataset: Data, image_column: str = "image", rows: Sequence[int] | None = None):
         if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise UsageError(
                 f"{type(self).__name__} expected a data set with a length and indices, got a {type(dataset).__name__}."

@@ -21,6 +21,7 @@ from hfproj.probes import KNNProbe
 from hfproj.regularizers import Weighted
 from hfproj.training import setup
 from hfproj.training.views import describe_rows
+from hfproj.typing import Data
 
 
 def probe(trainer: Any, dataset: Any) -> dict[str, float]:
@@ -122,7 +123,7 @@ class MeasuringTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(
-        self, eval_dataset: setup.Data | dict[str, setup.Data] | str | None = None,
+        self, eval_dataset: Data | Mapping[str, Data] | str | None = None,
         ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
     ) -> dict[str, float]:  # fmt: skip
         """Return ``knn_*`` (with labels), ``rankme_*``, ``std_*``, ``loss`` and ``positive_cosine_*`` of h and z.

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
-from hfproj.training.setup import ProjectionTrainer
+from hfproj.training.setup import Args, Control, ProjectionTrainer, State
 from hfproj.tuner.layer import CHILD
 
 FIXED_RATE = "fixed_learning_rate"  # key of a parameter group that the schedule leaves alone
@@ -89,12 +89,12 @@ class AroundSteps(TrainerCallback):
     def __init__(self, trainer: ProjectionTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Begin with the epoch that a checkpoint stands in; a stream is read from its beginning."""
         stream = isinstance(self.trainer.train_dataset, StreamDataset)
         self.trainer.epoch = (0 if stream else int(state.epoch or 0)) - 1
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Set the epoch before its iterator is made: accelerate does not reach sharded samplers or resumed epochs."""
         trainer = self.trainer
         trainer.epoch += 1
@@ -104,7 +104,7 @@ class AroundSteps(TrainerCallback):
         if hasattr(trainer.objective, "on_epoch_start"):
             trainer.objective.on_epoch_start(trainer.step())
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Refuse a stream that is too short."""
         if state.global_step == 0:
             raise UsageError(
@@ -112,7 +112,7 @@ class AroundSteps(TrainerCallback):
                 "gradient_accumulation_steps."
             )
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Drop the gradients of frozen parts, and put back the learning rates that are fixed."""
         trainer = self.trainer
         if not hasattr(Trainer, "_get_grad_norm"):  # transformers before it had the method that the trainer overrides
@@ -129,7 +129,7 @@ class AroundSteps(TrainerCallback):
             if group.get(FIXED_RATE):
                 group["lr"] = group["initial_lr"]
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Let the EMA teacher follow, and the regularizers take their own steps."""
         trainer = self.trainer
         if trainer.accelerator.optimizer_step_was_skipped:

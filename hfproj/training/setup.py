@@ -1,12 +1,12 @@
 """What `ProjectionTrainer` checks and prepares before it starts: options, data sets, model, objective, regularizers."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers.training_args import ParallelMode
 
 from hfproj.data.indexing import IndexedDataset, StreamDataset
@@ -19,21 +19,24 @@ from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
 
 if TYPE_CHECKING:
-    import datasets
+    import transformers as hf
 
     from hfproj.training.trainer import ProjectionTrainer as ProjectionTrainer
 
     Model: TypeAlias = PeftModel
+    Args: TypeAlias = hf.TrainingArguments
+    State: TypeAlias = hf.TrainerState
+    Control: TypeAlias = hf.TrainerControl
+    Processing: TypeAlias = hf.PreTrainedTokenizerBase | hf.BaseImageProcessor | hf.ProcessorMixin
     Arguments: TypeAlias = ProjectionTrainingArguments
-    Data: TypeAlias = Dataset[Any] | datasets.Dataset | datasets.IterableDataset | Iterable[Any]
     Collator: TypeAlias = Callable[[list[Any]], Mapping[str, Any]]
     Objective: TypeAlias = nn.Module | str | Mapping[str, Any]
     Regularizers: TypeAlias = Mapping[str, float | nn.Module | Mapping[str, Any] | Weighted]
     Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
     Limits: TypeAlias = Mapping[str, float | Sequence[float | None] | None]
-    Refused: TypeAlias = None
 else:  # no circular import; and run-time type checkers let wrong values pass, for which there are better messages
-    ProjectionTrainer = Model = Arguments = Data = Collator = Objective = Regularizers = Source = Limits = Refused = Any
+    ProjectionTrainer = Model = Args = State = Control = Processing = Arguments = Collator = Any
+    Objective = Regularizers = Source = Limits = Any
 
 # Options of transformers.Trainer that would be ignored, or would scale the loss once more.
 _REPLACED = {

@@ -5,7 +5,7 @@ comment above each says why, and tests/test_upstream.py fails when one is moved 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from hfproj.data.images import ImageViews
 from hfproj.data.indexing import EpochSampler, StreamDataset
@@ -35,6 +35,7 @@ from hfproj.training.hub import HubTrainer
 from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.patch_dropout import PatchDropout
 from hfproj.training.views import detached, forward_views
+from hfproj.typing import Data, DataOrStream, Refused
 
 
 class ProjectionTrainer(HubTrainer):
@@ -80,24 +81,16 @@ class ProjectionTrainer(HubTrainer):
     optimizer: Optimizer | None
 
     def __init__(
-        self,
-        model: setup.Model,
-        args: setup.Arguments | None = None,
-        *,
-        objective: setup.Objective | None = None,
-        regularizers: setup.Regularizers | None = None,
-        train_dataset: setup.Data | None = None,
-        eval_dataset: setup.Data | dict[str, setup.Data] | None = None,
-        bank_dataset: setup.Data | None = None,
-        data_collator: setup.Collator | None = None,
-        eval_collator: setup.Collator | None = None,
+        self, model: setup.Model, args: setup.Arguments | None = None, *, objective: setup.Objective | None = None,
+        regularizers: setup.Regularizers | None = None, train_dataset: DataOrStream | None = None,
+        eval_dataset: Data | Mapping[str, Data] | None = None, bank_dataset: Data | None = None,
+        data_collator: setup.Collator | None = None, eval_collator: setup.Collator | None = None,
         continue_from: setup.Source | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         optimizers: tuple[Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None = None,
-        processing_class: Any = None,
-        **refused: setup.Refused,
-    ):
+        processing_class: setup.Processing | None = None, **refused: Refused,
+    ):  # fmt: skip
         args = args if args is not None else ProjectionTrainingArguments(output_dir="out")
         setup.check_options(model, args, refused)
         setup.check_train_dataset(train_dataset, args)
@@ -168,7 +161,7 @@ class ProjectionTrainer(HubTrainer):
         if isinstance(self.train_dataset, StreamDataset):
             self.train_dataset.set_epoch(epoch)
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train, see ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last complete one.
 
         Raises:
@@ -260,7 +253,7 @@ class ProjectionTrainer(HubTrainer):
         """Return the fraction of the training that is done, in [0, 1]."""
         return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
 
-    def bare_model(self) -> Any:
+    def bare_model(self) -> setup.Model:
         """Return the model without the wrappers of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.objectives import OBJECTIVES, create_objective
+from hfproj.typing import OneOf, Pooling
 
 WIDEST = 1 << 20  # of a representation, a layer, a projection; 65,536 prototypes are the most that a paper has
 DEEPEST = 256  # linear layers of a head
@@ -88,8 +89,8 @@ class ProjectionHeadConfig(PeftConfig):
     objective: dict[str, Any] | None = None
     regularizers: dict[str, Any] | None = None
     backbone_adapter: PeftConfig | dict[str, Any] | None = None
-    trainable: str | int = "adapter"
-    pooling: str | None = None
+    trainable: OneOf["adapter", "head", "full"] | int = "adapter"
+    pooling: Pooling | None = None
     layer: int = -1
     in_dim: int | None = None
     backbone: dict[str, Any] | None = None

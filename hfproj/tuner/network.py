@@ -14,10 +14,11 @@ from hfproj.backbones.loading import bare_backbone
 from hfproj.errors import UsageError
 from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, ProjectionLayer, remove_hooks
+from hfproj.typing import Pooling
 
 
 def network_of(
-    model: nn.Module, *, pooling: str | None = None, layer: int = -1, in_dim: int | None = None
+    model: nn.Module, *, pooling: Pooling | None = None, layer: int = -1, in_dim: int | None = None
 ) -> nn.Module:
     """Return a copy of the backbone of `model` with what its adapter learned merged in, every tensor of it trainable.
 

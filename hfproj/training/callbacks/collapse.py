@@ -26,7 +26,8 @@ from hfproj.errors import CollapseWarning, UsageError
 from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
 from hfproj.training.callbacks.watching import ProbeWatch, SpectrumCallback, UpdateRatioCallback, check_bound
 from hfproj.training.checkpoints import complete_checkpoints
-from hfproj.training.setup import Limits, ProjectionTrainer, active_modules
+from hfproj.training.setup import Args, Control, Limits, ProjectionTrainer, State, active_modules
+from hfproj.typing import OneOf
 
 FAST = 0.3  # of the norm, in a step; healthy runs stay below a tenth
 ROUNDING = 1e-9
@@ -241,8 +242,8 @@ class CollapseCallback(TrainerCallback):
     trainer: ProjectionTrainer
 
     def __init__(
-        self, *, limits: Limits | None = None, patience: int = 2, action: str = "warn", warmup: int = 20,
-        every: int | None = None,
+        self, *, limits: Limits | None = None, patience: int = 2, action: OneOf["warn", "stop", "restore"] = "warn",
+        warmup: int = 20, every: int | None = None,
     ):  # fmt: skip
         if action not in ACTIONS:
             raise UsageError(f"Expected action to be one of {', '.join(ACTIONS)}, got {action!r}.")
@@ -267,14 +268,14 @@ class CollapseCallback(TrainerCallback):
             spectra[0].bind(trainer)  # it may come later in the list
             trainer.add_callback(UpdateRatioCallback(every=spectra[0].steps_between))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Start anew."""
         check_bound(self)
         self.alarm, self._judged = None, -1
         self._learned_from = max(self.warmup, args.get_warmup_steps(state.max_steps))
         self._flat_loss, self._asked = None, False
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Judge what was measured since the last time."""
         if not self._asked:  # the value depends on the shape of a batch, and now there was one
             self._asked, self._flat_loss = True, flat_loss(self.trainer)

@@ -22,7 +22,8 @@ from hfproj.features.views import FixedViews
 from hfproj.functional.modes import evaluating
 from hfproj.geometry.lanczos import extreme_eigenvalues
 from hfproj.training.callbacks.watching import ProbeWatch
-from hfproj.training.setup import Data, ProjectionTrainer, active_modules
+from hfproj.training.setup import ProjectionTrainer, active_modules
+from hfproj.typing import Data, OneOf
 
 OF = ("head", "h")
 TOLERANCE = 1e-6  # of the larger of |λ_min| and |λ_max|
@@ -107,7 +108,7 @@ class CurvatureCallback(ProbeWatch):
     PASSES = 120  # products with the Hessian cost as much as the forward pass
 
     def __init__(
-        self, *, of: str = "head", steps: int = 64, every: int | None = None, images: int = 64,
+        self, *, of: OneOf["head", "h"] = "head", steps: int = 64, every: int | None = None, images: int = 64,
         dataset: Data | None = None,
     ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)

@@ -35,7 +35,8 @@ from hfproj.errors import UsageError
 from hfproj.probes import KNNProbe
 from hfproj.training import evaluation
 from hfproj.training.callbacks.watching import ImageWatch, check_bound
-from hfproj.training.setup import Data
+from hfproj.training.setup import Args, Control, State
+from hfproj.typing import Data
 
 STATE_FILE = "online_probe.safetensors"
 LAYERS = ("h", "z")
@@ -138,7 +139,7 @@ class OnlineProbeCallback(ImageWatch):
         self.learning_rate, self.momentum, self.scale = learning_rate, momentum, scale
         self.k, self.temperature, self.bank = k, temperature, bank
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Start with classifiers of zero, or where a training that is resumed has left them."""
         check_bound(self)
         self._measured_at = state.global_step
@@ -154,7 +155,7 @@ class OnlineProbeCallback(ImageWatch):
         if state.global_step:
             self._load(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_substep_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Learn from a batch that was no whole step yet."""
         self._learn()
 
@@ -166,7 +167,7 @@ class OnlineProbeCallback(ImageWatch):
                 "their column (label_column=…), or leave the callback out."
             )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Learn from the batch, and measure when it is due."""
         self._learn()
         super().on_step_end(args, state, control, **kwargs)
@@ -224,7 +225,7 @@ class OnlineProbeCallback(ImageWatch):
                 self._bank[name] = torch.cat([*there, distributed.gather_rows(rows)])[-self.bank :]
         self._recent.clear()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Write classifiers and bank beside the checkpoint that was written."""
         self._gather()  # on all processes
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

@@ -26,7 +26,8 @@ from hfproj import diagnostics, distributed
 from hfproj.errors import UsageError, check_choice
 from hfproj.features.views import FixedViews
 from hfproj.training.optimizer import PART
-from hfproj.training.setup import Data, ProjectionTrainer, first_of, is_stream
+from hfproj.training.setup import Args, Control, ProjectionTrainer, State, first_of, is_stream
+from hfproj.typing import Data, OneOf
 
 IMAGES = 256  # of the probe batch
 _EPS = 1e-7
@@ -58,19 +59,19 @@ class Watch(TrainerCallback):
         """Return what is recorded of the model in its present state."""
         raise NotImplementedError
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Measure before the first step; a resumed training has done so before."""
         check_bound(self)
         self._measured_at = -1
         if state.global_step == 0:
             self._record(0)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Measure when it is due."""
         if self.is_due(state.global_step):
             self._record(state.global_step)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Measure where training stopped."""
         if self._measured_at != state.global_step:
             self._record(state.global_step)
@@ -176,7 +177,12 @@ METRICS |= {
     "offdiag_energy": diagnostics.covariance_offdiag_energy,
     **_VIEWS,
 }
-DEFAULT = ("rankme", "std", "positive_cosine")
+Metric = OneOf[
+    "rankme", "std", "effective_rank", "stable_rank", "participation_ratio", "nesum", "alpha_req", "condition_number",
+    "uniformity", "wasserstein_uniformity", "offdiag_energy", "whiteness", "matrix_entropy", "self_cluster",
+    "positive_cosine", "alignment", "lidar",
+]  # fmt: skip
+DEFAULT: tuple[Metric, ...] = ("rankme", "std", "positive_cosine")
 
 
 class SpectrumCallback(ProbeWatch):
@@ -204,7 +210,7 @@ class SpectrumCallback(ProbeWatch):
     """
 
     def __init__(
-        self, *, metrics: Sequence[str] = DEFAULT, every: int | None = None, images: int = IMAGES,
+        self, *, metrics: Sequence[Metric] = DEFAULT, every: int | None = None, images: int = IMAGES,
         dataset: Data | None = None,
     ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
@@ -255,13 +261,13 @@ class UpdateRatioCallback(Watch):
             raise UsageError("UpdateRatioCallback needs whole parameters: FSDP and DeepSpeed split them; leave it out.")
         super().bind(trainer)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Measure nothing yet: no step was taken."""
         check_bound(self)
         self._before = None
 
     @torch.no_grad()
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Keep the parameters of a step that will be measured, and take the ratios of its gradients."""
         self._before = None
         if not self.is_due(state.global_step + 1):
@@ -274,7 +280,7 @@ class UpdateRatioCallback(Watch):
         self._gradients = {part: steps[part] / (sizes[part] + _EPS) for part in sizes}
 
     @torch.no_grad()
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Record the ratios of the step that was just taken, unless it was skipped."""
         before, self._before = self._before, None
         if before is None or self.trainer.accelerator.optimizer_step_was_skipped:
@@ -289,7 +295,7 @@ class UpdateRatioCallback(Watch):
             values["timescale_ratio"] = self._gradients["head"] / self._gradients["backbone"]
         self.trainer.record(values)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Measure nothing: there is no step to measure."""
 
 
