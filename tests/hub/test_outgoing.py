@@ -138,7 +138,7 @@ def test_tokens_in_results_become_the_variable():
 
 @pytest.mark.parametrize("repo_id", ["heads", "a/b/c", "", "me/", "/heads", "me/he ads", "me/..", "./out", None])
 def test_no_repository(repo_id):
-    with pytest.raises(hfproj.UsageError, match="expected 'user/name'"):
+    with pytest.raises(hfproj.UsageError, match="to be 'user/name'"):
         check_repo_id(repo_id)
 
 
