@@ -105,7 +105,7 @@ class Registry(Generic[Made]):
         Raises:
             UsageError: If no entry has this name.
         """
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             raise unknown(self.kind, name, self._entries)
         target: Any = self._entries[name][0]
         if isinstance(target, str):

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,55 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from typing_extensions import TypedDict, Unpack
 
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.indexing import index_and_labels
 from hfproj.errors import UsageError, check_choice, unknown
-from hfproj.typing import AnyImage, Interpolation
+from hfproj.typing import AnyImage, Interpolation, OneOf
+
+# fmt: off
+# The keywords of collators and what they may be, for type checkers; values are checked where they are used.
+_Pair = tuple[Number, Number]
+_Augmentations = Augmentation | Sequence[Augmentation] | None
+class _Of(TypedDict, total=False):
+    size: int
+    mean: Sequence[Number]
+    std: Sequence[Number]
+    image_column: str
+    label_column: str | None
+class _Parts(TypedDict, total=False):
+    scale: _Pair | None
+    ratio: _Pair
+    flip_probability: Number | None
+    color_jitter_probability: Number | None
+    color_jitter_strength: Number | None
+    brightness: Number | None
+    contrast: Number | None
+    saturation: Number | None
+    hue: Number | None
+    grayscale_probability: Number | None
+    blur_probability: Number | OneOf["auto"] | None
+    blur_sigma: _Pair
+    solarize_probability: Number | None
+    rotation_degrees: Number | None
+    translation: Number | None
+
+
+class _OfViews(_Of, _Parts, total=False):
+    num_views: int
+    local_views: int
+    local_size: int | None
+    local_scale: _Pair
+    seed: int
+    augmentation: _Augmentations
+    local_augmentation: _Augmentations
+
+
+class _OfEval(_Of, total=False):
+    resize: int | None
+    interpolation: Interpolation
+# fmt: on
 
 
 def to_rgb_tensor(image: AnyImage, column: str = "image") -> UInt8[Tensor, "3 height width"]:
@@ -136,7 +180,7 @@ class _Images:
         return images
 
 
-def _settings(model: nn.Module, options: dict[str, Any], *names: str) -> dict[str, Any]:
+def _settings(model: nn.Module, options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     from hfproj.backbones import image_preprocessing
 
     found = image_preprocessing(model)
@@ -212,8 +256,7 @@ class ImageViews(_Images):
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], num_views: int = 2,
         local_views: int = 0, local_size: int | None = None, local_scale: tuple[Number, Number] = (0.05, 0.4),
         seed: int = 0, image_column: str = "image", label_column: str | None = "label",
-        augmentation: Augmentation | Sequence[Augmentation] | None = None,
-        local_augmentation: Augmentation | Sequence[Augmentation] | None = None, **options: Any,
+        augmentation: _Augmentations = None, local_augmentation: _Augmentations = None, **options: Unpack[_Parts],
     ):  # fmt: skip
         super().__init__(size, mean, std, image_column, label_column)
         if num_views < 1:
@@ -237,7 +280,7 @@ class ImageViews(_Images):
             self.sizes += [local_size] * local_views
 
     @classmethod
-    def for_model(cls, model: nn.Module, **options: Any) -> "ImageViews":
+    def for_model(cls, model: nn.Module, **options: Unpack[_OfViews]) -> "ImageViews":
         """Return a collator with size, mean and std of the model's own preprocessing; `options` go to the class.
 
         Raises:
@@ -296,7 +339,7 @@ class EvalImages(_Images):
         self.resize, self.interpolation = resize or size, interpolation
 
     @classmethod
-    def for_model(cls, model: nn.Module, **options: Any) -> "EvalImages":
+    def for_model(cls, model: nn.Module, **options: Unpack[_OfEval]) -> "EvalImages":
         """Return a collator with size, mean, std and interpolation of the model's own preprocessing.
 
         An interpolation other than ``"bilinear"`` becomes ``"bicubic"`` (timm knows ``"random"`` and others).

@@ -41,8 +41,18 @@ HEADLINES = {
     "collapse": "A sign of dimensional collapse",
     "rank": "No sign of dimensional collapse",
 }
+# Where no accuracy of h was measured before and after training.
+UNKNOWN = "No accuracy of h was measured before and after training: whether it got better is not known."
 LAYER_NAMES = {"h": "representation", "z": "projection"}
+WENT = "went from {before} to {after}"
 INTERVAL = "95 % interval"
+NO_INTERVAL = "no interval, since answers row by row were not kept"
+LESS_THAN_HALF = "less than half"
+USUAL_PROBES = {
+    "knn": LABELS["knn"],
+    "linear": "linear probe",
+    "fine_tune": LABELS["fine_tune"],
+}  # else: "Not measured: …"
 PROTOCOL = f"All of it in eval mode. {LABELS['rankme']} does not centre; spectra are of unit rows, centred."
 # What follows from it, by sense and layer.
 ADVICE = {

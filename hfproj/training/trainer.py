@@ -95,7 +95,7 @@ class ProjectionTrainer(HubTrainer):
         setup.check_options(model, args, refused)
         setup.check_train_dataset(train_dataset, args)
         setup.check_eval_dataset(eval_dataset)
-        setup.check_eval_dataset(bank_dataset)
+        setup.check_eval_dataset(bank_dataset, "bank_dataset")
         with args.main_process_first(desc="continue_from"):
             self._continued = None if continue_from is None else Continued(model, continue_from)
         self.objective: Any

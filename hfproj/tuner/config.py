@@ -9,7 +9,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
-from hfproj.errors import UsageError, check_choice
+from hfproj.errors import UsageError, check_choice, check_type
 from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.typing import OneOf, Pooling
 
@@ -104,6 +104,11 @@ class ProjectionHeadConfig(PeftConfig):
                 f"Expected task_type to be None, got {self.task_type!r}: with a task type PeftModel expects input_ids "
                 "first, which images do not have."
             )
+        check_type("head", self.head, str, "give a name of hfproj.list_heads()")
+        check_type("head_options", self.head_options, Mapping, "give the keywords of the head")
+        check_type("layer", self.layer, int, "give the index of a block, or -1 for the final output")
+        of_peft = (PeftConfig, Mapping, type(None))
+        check_type("backbone_adapter", self.backbone_adapter, of_peft, "give a config of PEFT, such as LoraConfig(r=8)")
         if isinstance(self.predictor, str):
             self.predictor = {"head": self.predictor}
         if self.predictor is not None and "head" not in self.predictor:
