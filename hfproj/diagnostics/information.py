@@ -92,12 +92,9 @@ class InformationBounds(NamedTuple):
 
 @torch.no_grad()
 def information_bounds(
-    h: Float[Tensor, "views batch in_dim"],
-    z: Float[Tensor, "_ _ out_dim"],
-    *,
-    alpha: float = 2.0,
+    h: Float[Tensor, "views batch in_dim"], z: Float[Tensor, "_ _ out_dim"], *, alpha: float = 2.0,
     temperature: float = 0.2,
-) -> InformationBounds:
+) -> InformationBounds:  # fmt: skip
     """Return the estimates and bounds of how much h tells about a downstream label, in nats.
 
     They compare checkpoints or heads on the same rows and are no bounds in themselves: both leave out a term that is

@@ -205,11 +205,9 @@ def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def collect(
-    source: Source,
-    cache_dir: str | os.PathLike | None = None,
-    data_key: str | None = None,
+    source: Source, cache_dir: str | os.PathLike | None = None, data_key: str | None = None,
     preprocessing_key: str | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Return what is read of all rows, on every process: from memory, or mapped from the cache."""
     if cache_dir is not None:
         return _store(source, cache_dir, data_key, preprocessing_key).get(source.shards)

@@ -94,14 +94,9 @@ def metric_degeneracy(
 
 
 def bottom_overlap(
-    head: Map,
-    h: Features,
-    v: Float[Tensor, "_ *tangents _"],
-    *,
-    dim: int | None = None,
-    rtol: float | None = None,
+    head: Map, h: Features, v: Float[Tensor, "_ *tangents _"], *, dim: int | None = None, rtol: float | None = None,
     dtype: torch.dtype = torch.float64,
-) -> Overlap:
+) -> Overlap:  # fmt: skip
     """Return how far span(v_1 … v_q) lies in the bottom eigenspace of G, at each row of `h`.
 
     It is ‖EᵀV‖_F² / q, E an orthonormal basis of that space and V one of the span. v holds directions at the rows,

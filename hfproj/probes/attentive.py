@@ -139,14 +139,9 @@ _DECAYED = ("key", "value", "classifier")
 
 
 def _initial(
-    classes: int,
-    heads: int,
-    queries: int,
-    dim: int,
-    generator: torch.Generator,
-    dtype: torch.dtype,
+    classes: int, heads: int, queries: int, dim: int, generator: torch.Generator, dtype: torch.dtype,
     device: torch.device,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Return the initial weights: small queries, keys and values that keep the scale, and a classifier of zeros."""
     width = dim // heads
 
