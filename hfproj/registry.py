@@ -180,15 +180,9 @@ class ShowsOptions:
 
 
 _WORDS: dict[Any, str] = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    dict: "a dict",
-    Mapping: "a dict",
-    Sequence: "a list",
-    NoneType: "None",
-}
+    bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a dict", Mapping: "a dict",
+    Sequence: "a list", NoneType: "None",
+}  # fmt: skip
 
 
 def _check_types(who: str, cls: type, options: Mapping[str, Any]) -> None:

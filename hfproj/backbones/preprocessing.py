@@ -67,13 +67,10 @@ def preprocessor_config(settings: ImagePreprocessing) -> dict[str, Any]:
     return {
         "crop_size": {"height": settings.size, "width": settings.size},
         **dict.fromkeys(("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
-        "image_mean": list(settings.mean),
-        "image_processor_type": "ViTImageProcessor",
-        "image_std": list(settings.std),
-        "resample": _RESAMPLE_OF.get(settings.interpolation, _RESAMPLE_OF["bicubic"]),
-        "rescale_factor": 1 / 255,
+        "image_mean": list(settings.mean), "image_processor_type": "ViTImageProcessor", "image_std": list(settings.std),
+        "resample": _RESAMPLE_OF.get(settings.interpolation, _RESAMPLE_OF["bicubic"]), "rescale_factor": 1 / 255,
         "size": {"shortest_edge": settings.size},
-    }
+    }  # fmt: skip
 
 
 def settings_of(found: dict[str, Any], where: str, *, size: int | None = None) -> ImagePreprocessing:

@@ -311,11 +311,9 @@ class ViewState(Stream):
         if own:
             parts = [own.means.origin, own.means.offset, own.means.factor, own.within]
         return {
-            "count": torch.tensor(self.count),
-            "views": torch.tensor(own.views if own else 0),
-            "sums": torch.tensor([self.alpha, *self._sums.tolist()], dtype=torch.float64),
-            **dict(zip(_TENSORS, parts)),
-        }
+            "count": torch.tensor(self.count), "views": torch.tensor(own.views if own else 0),
+            "sums": torch.tensor([self.alpha, *self._sums.tolist()], dtype=torch.float64), **dict(zip(_TENSORS, parts)),
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Become what `state_dict` returned.

@@ -92,9 +92,8 @@ def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
     relative = weights / largest
     return WeightInequality(
         max_over_min=largest / smallest if smallest else math.inf,
-        variation=(relative.std(correction=0) / relative.mean()).item(),
-        effective_count=exp_entropy(relative),
-    )
+        variation=(relative.std(correction=0) / relative.mean()).item(), effective_count=exp_entropy(relative),
+    )  # fmt: skip
 
 
 def layer_inequality(

@@ -128,13 +128,9 @@ def extract_features(
     source = Source(reader, dataset, collator, batch_size, num_workers, progress)
     whole = collect(source, cache_dir, data_key, preprocessing_key)
     return Features(
-        h=whole["h"],
-        z=whole.get("z"),
-        labels=whole.get("labels"),
-        index=whole["index"],
-        layers={name: whole[f"layers.{name}"] for name in reader.layers},
-        tokens=whole.get("tokens"),
-    )
+        h=whole["h"], z=whole.get("z"), labels=whole.get("labels"), index=whole["index"],
+        layers={name: whole[f"layers.{name}"] for name in reader.layers}, tokens=whole.get("tokens"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -230,12 +226,10 @@ def _store(
     reader = source.reader
     read = reader.protocol
     made_of = {
-        "model": cache_key.model_identity(reader.model),
-        "data": cache_key.data_identity(source.dataset, data_key),
+        "model": cache_key.model_identity(reader.model), "data": cache_key.data_identity(source.dataset, data_key),
         "preprocessing": cache_key.preprocessing_identity(source.collator, preprocessing_key),
-        "read": {**read, "passes": source.passes} if source.passes else read,
-        "hfproj": cache_key.library_version(),
-    }
+        "read": {**read, "passes": source.passes} if source.passes else read, "hfproj": cache_key.library_version(),
+    }  # fmt: skip
     everywhere = gather_objects(made_of)
     for other, there in enumerate(everywhere):
         if there["model"] != everywhere[0]["model"]:

@@ -255,18 +255,12 @@ def _is_image_size(value: Any) -> bool:
 
 _KWARGS: dict[str, Check] = {
     **dict.fromkeys(("add_pooling_layer", "dynamic_img_size", "pretrained", "class_token", "no_embed_class"), _is_bool),
-    **dict.fromkeys(("img_size", "patch_size"), _is_image_size),
-    "num_classes": _whole(0, WIDEST),
-    "embed_dim": _whole(1, 2048),
-    "depth": _whole(1, 64),
-    "num_heads": _whole(1, 256),
-    "mlp_ratio": lambda value: _is_number(value) and 0 < value <= 8,
-    "reg_tokens": _whole(0, 256),
-    "in_chans": _is_size,
+    **dict.fromkeys(("img_size", "patch_size"), _is_image_size), "num_classes": _whole(0, WIDEST),
+    "embed_dim": _whole(1, 2048), "depth": _whole(1, 64), "num_heads": _whole(1, 256),
+    "mlp_ratio": lambda value: _is_number(value) and 0 < value <= 8, "reg_tokens": _whole(0, 256), "in_chans": _is_size,
     "global_pool": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,20}", value) is not None,
-    "attn_implementation": lambda value: value in _ATTENTION,
-    "dtype": lambda value: value in _DTYPES,
-}
+    "attn_implementation": lambda value: value in _ATTENTION, "dtype": lambda value: value in _DTYPES,
+}  # fmt: skip
 
 
 def backbone_source(config: ProjectionHeadConfig, where: str, *, local: bool) -> dict[str, Any]:

@@ -150,10 +150,8 @@ def check_views(objective: nn.Module, count: int) -> None:
     fewest, most = getattr(objective, "views", (1, None))
     if count < fewest or (most is not None and count > most):
         wanted = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
-        raise UsageError(
-            f"{type(objective).__name__} needs {wanted} views of each image, got {count}; set num_views={fewest} in "
-            "the collator (hfproj.ImageViews)."
-        )
+        hint = f"set num_views={fewest} in the collator (hfproj.ImageViews)"
+        raise UsageError(f"{type(objective).__name__} needs {wanted} views of each image, got {count}; {hint}.")
 
 
 def check_needs(objective: nn.Module, given: Mapping[str, object]) -> None:

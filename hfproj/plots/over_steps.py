@@ -13,23 +13,14 @@ from hfproj.plots.curves import draw_curve, set_scale
 Rows = Sequence[Mapping[str, Any]]  # of a history
 # Base name → axis label where it is not the name as written; and those whose axis is logarithmic, or starts at 0.
 _LABELS = {
-    "rankme": "RankMe, in directions",
-    "std": "representation std",
-    "effective_rank": "effective rank, in directions",
-    "stable_rank": "stable rank, in directions",
-    "numerical_rank": "numerical rank, in directions",
-    "participation_ratio": "participation ratio, in directions",
-    "nesum": "NESum",
-    "lidar": "LiDAR, in directions",
-    "alpha_req": "α-ReQ, decay exponent",
-    "uniformity": "uniformity, lower is more even",
-    "wasserstein_uniformity": "Wasserstein uniformity, at most 0",
-    "whiteness": "whiteness, 0 is decorrelated",
-    "positive_cosine": "cosine of positive pairs",
-    "covariance_condition_number": "condition number",
-    "metric_condition_number": "condition number of G",
-    "eval_knn": "k-NN accuracy, held out",
-}
+    "rankme": "RankMe, in directions", "std": "representation std", "effective_rank": "effective rank, in directions",
+    "stable_rank": "stable rank, in directions", "numerical_rank": "numerical rank, in directions",
+    "participation_ratio": "participation ratio, in directions", "nesum": "NESum", "lidar": "LiDAR, in directions",
+    "alpha_req": "α-ReQ, decay exponent", "uniformity": "uniformity, lower is more even",
+    "wasserstein_uniformity": "Wasserstein uniformity, at most 0", "whiteness": "whiteness, 0 is decorrelated",
+    "positive_cosine": "cosine of positive pairs", "covariance_condition_number": "condition number",
+    "metric_condition_number": "condition number of G", "eval_knn": "k-NN accuracy, held out",
+}  # fmt: skip
 _CONDITIONS = ("condition_number", "covariance_condition_number", "metric_condition_number")
 _LOGARITHMIC = (*_CONDITIONS, "update_ratio", "gradient_ratio", "timescale_ratio")
 _NO_LAYER: dict[str, Any] = {"color": "0.25", "linestyle": "-", "marker": "."}

@@ -149,13 +149,10 @@ def _initial(
         return (torch.randn(shape, generator=generator, dtype=torch.float64) * std).to(device, dtype)
 
     return {
-        "query": normal(queries, heads, width, std=_QUERY_STD),
-        "key": normal(heads, width, dim, std=dim**-0.5),
-        "value": normal(heads, width, dim, std=dim**-0.5),
-        "value_bias": torch.zeros(heads, width).to(device, dtype),
-        "classifier": torch.zeros(classes, dim).to(device, dtype),
-        "bias": torch.zeros(classes).to(device, dtype),
-    }
+        "query": normal(queries, heads, width, std=_QUERY_STD), "key": normal(heads, width, dim, std=dim**-0.5),
+        "value": normal(heads, width, dim, std=dim**-0.5), "value_bias": torch.zeros(heads, width).to(device, dtype),
+        "classifier": torch.zeros(classes, dim).to(device, dtype), "bias": torch.zeros(classes).to(device, dtype),
+    }  # fmt: skip
 
 
 def _logits(w: dict[str, Tensor], x: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows classes"]:

@@ -136,9 +136,7 @@ class ManyRatesProbe(Classifier):
             if best is None or rating > best[0]:
                 best = rating, rate, w, b
         if best is None:
-            raise UsageError(
-                f"Training diverged at every rate (the lowest is {min(self.rates):g}): give lower rates, or "
-                "standardize=True for features of a large scale."
-            )
+            hint = "give lower rates, or standardize=True for features of a large scale"
+            raise UsageError(f"Training diverged at every rate (the lowest is {min(self.rates):g}): {hint}.")
         self.rate_ = best[1]
         return best[2].clone(), best[3].clone()
