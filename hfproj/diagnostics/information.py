@@ -99,8 +99,13 @@ def information_bounds(
 
     They compare checkpoints or heads on the same rows and are no bounds in themselves: both leave out a term that is
     unknown without labels; −L is negative and lacks the logarithm of the number of negatives that an InfoNCE bound has;
-    the matrix entropy is not the Shannon entropy, and theorem 3.2 holds for discrete variables. Does not centre. The
-    temperature of the NT-Xent loss of h is that of the paper's SimCLR, 0.2.
+    the matrix entropy is not the Shannon entropy, and theorem 3.2 holds for discrete variables. Does not centre.
+
+    Args:
+        h: Representations `[views, batch, in_dim]`.
+        z: Projections of the same rows, `[views, batch, out_dim]`.
+        alpha: α, positive.
+        temperature: That of the NT-Xent loss of h, positive; 0.2 is that of the paper's SimCLR.
 
     Raises:
         UsageError: If there are fewer than two views or samples, or rows that are not finite, or h and z hold different

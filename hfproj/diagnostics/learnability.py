@@ -38,7 +38,12 @@ _KEPT = 0.9  # fraction of the rows in the fit: Facco et al.
 
 
 class Clid(NamedTuple):
-    """The parts of CLID: `cluster_learnability`, an accuracy in [0, 1], and `intrinsic_dimension`, 0 to infinity."""
+    """The parts of CLID.
+
+    Attributes:
+        cluster_learnability: An accuracy, from 0 to 1.
+        intrinsic_dimension: From 0 to infinity.
+    """
 
     cluster_learnability: float
     intrinsic_dimension: float
@@ -50,7 +55,14 @@ def clid(
 ) -> Clid:  # fmt: skip
     """Return cluster learnability and intrinsic dimension of one model; `clid_scores` compares several.
 
-    Options are those of `cluster_learnability` and `intrinsic_dimension`. The cost is rows² · dim.
+    The cost is rows² · dim.
+
+    Args:
+        f: Features `[rows, dim]`.
+        clusters: Number of clusters; None: √rows, rounded.
+        protocol: ``"prequential"`` or ``"split"``, see `cluster_learnability`.
+        estimator: ``"fit"`` or ``"likelihood"``, see `intrinsic_dimension`.
+        seed: Seed of the clusters' first centroids and of the order of the rows.
 
     Raises:
         UsageError: If `cluster_learnability` or `intrinsic_dimension` refuses the features or an option.

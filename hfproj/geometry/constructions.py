@@ -53,7 +53,10 @@ class Equilibrium(NamedTuple):
 class Whitening(NamedTuple):
     """How isotropic H_eff is on its top eigenspace.
 
-    `score`: 1/rank (one direction) to 1 (isotropic). `condition_number`: λ_1/λ_r; infinite for λ_r ≤ 0. `rank`: r.
+    Attributes:
+        score: 1/rank (one direction) to 1 (isotropic).
+        condition_number: λ_1/λ_r; infinite for λ_r ≤ 0.
+        rank: r.
     """
 
     score: float
@@ -157,8 +160,14 @@ def curvature_barrier(
 ) -> Float[Tensor, " points"]:
     """Return how far H_eff is from isotropic at each point, for the linear head that whitens H_L at the first.
 
-    It is ‖Bᵀ H_eff B − I_r‖_F / √r: 0 at the first point; at all others too if H_L does not vary on the range of W. For
-    a quadratic loss it never does, for NT-Xent and VICReg it does.
+    For a quadratic loss H_L never varies, for NT-Xent and VICReg it does.
+
+    Args:
+        hessians: H_L `[points, out_dim, out_dim]`; the first is positive semidefinite.
+        basis: B `[in_dim, rank]`, as for :func:`subspace_whitening`.
+
+    Returns:
+        ‖Bᵀ H_eff B − I_r‖_F / √r: 0 at the first point; at all others too if H_L does not vary on the range of W.
 
     Raises:
         UsageError: If :func:`subspace_whitening` raises it for the first point.

@@ -116,7 +116,12 @@ def linear_invariant(
 ) -> Float[Tensor, "hidden hidden"]:
     """Return W_1 W_1ᵀ + b_1 b_1ᵀ − W_2ᵀ W_2, which gradient flow of a two-layer linear head conserves.
 
-    The head is z = W_2 (W_1 h + b_1) + b_2; SGD does not conserve it. Give b1 only where it is trained.
+    The head is z = W_2 (W_1 h + b_1) + b_2; SGD does not conserve it.
+
+    Args:
+        W1: Weight of the first layer, `[hidden, in_dim]`.
+        W2: Weight of the second layer, `[out_dim, hidden]`.
+        b1: Bias of the first layer `[hidden]`, if it has one that is trained.
 
     Example:
         >>> W = torch.eye(2)
@@ -132,7 +137,8 @@ def relu_invariant(
 ) -> Float[Tensor, " hidden"]:
     """Return ‖W_1[j, :]‖² + b_1[j]² − ‖W_2[:, j]‖² of each unit j, which gradient flow of a ReLU head conserves.
 
-    Of LeakyReLU too; SiLU and GELU have no invariant of this kind. Arguments are those of :func:`linear_invariant`.
+    Of LeakyReLU too; SiLU and GELU have no invariant of this kind. `W1`, `W2` are the layers' weights, `b1` is the bias
+    of the first, if it has one that is trained, all as for :func:`linear_invariant`.
 
     Example:
         >>> relu_invariant(torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0]])).tolist()

@@ -238,10 +238,8 @@ def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) ->
     ranks = [inner.get("r"), *(inner.get("rank_pattern") or {}).values()]
     largest = max((r for r in ranks if isinstance(r, int | float)), default=0)
     if largest > max(widest, SMALL_RANK):
-        raise AdapterFileError(
-            f"{where}: its {inner['peft_type']} has rank {largest}, but no layer of {type(backbone).__name__} is wider "
-            f"than {widest}; the adapter belongs to another backbone."
-        )
+        other = f"no layer of {type(backbone).__name__} is wider than {widest}; the adapter belongs to another backbone"
+        raise AdapterFileError(f"{where}: its {inner['peft_type']} has rank {largest}, but {other}.")
 
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")

@@ -181,10 +181,8 @@ def check_call(objective: nn.Module, z: object, **given: object) -> None:
             "collator and stack their projections: torch.stack([z_a, z_b])."
         )
     if not z.is_floating_point() or not z.shape[2]:
-        raise UsageError(
-            f"{who} takes projections z in floating-point numbers, of one dimension or more, got {z.dtype} of shape "
-            f"{list(z.shape)}."
-        )
+        got = f"{z.dtype} of shape {list(z.shape)}"
+        raise UsageError(f"{who} takes projections z in floating-point numbers, of one dimension or more, got {got}.")
     check_views(objective, z.shape[0])
     check_needs(objective, given)
     for name, value in given.items():

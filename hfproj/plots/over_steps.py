@@ -41,8 +41,10 @@ def plot_history(
             may be missing, None or NaN.
         metrics: Names without their layer ("rankme" draws "rankme_h" and "rankme_z"); see `metrics_of`. Those that no
             row has are left out.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no row, one has no step, or none of the metrics was measured.
 
     Example:
@@ -143,8 +145,10 @@ def plot_eigenvalues(rows: Rows, path: Target = None, *, of: str = "", width: fl
         rows: `Results.history`: mappings with "step" and "lambda_min" or "lambda_max", and their bounds of error
             "lambda_min_error", "lambda_max_error" where they are known (drawn as bars).
         of: In what the Hessian was taken ("the head's parameters", "h"), for the axis.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no row, one has no step, or none has an eigenvalue.
 
     Example:

@@ -58,6 +58,11 @@ class AttentiveProbe(Classifier):
         seed: Seed of the initial weights and of the order of the rows.
         device: Where to train; None: where the tokens are.
 
+    Attributes:
+        classes_: `[classes]` labels, sorted.
+        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
+        correct_: After scoring: `[rows]` bool, for `paired_interval`.
+
     Raises:
         UsageError: If a number is below 1, the learning rate is not positive or the weight decay is negative.
 

@@ -126,10 +126,8 @@ def _score(add: Callable[..., None], layer: str, probe: Probe, train: tuple, tes
     value = fitted.score(*test)
     found = fitted.results_
     if not isinstance(found, Mapping) or not isinstance(found.get("protocol"), Mapping):
-        raise UsageError(
-            f"Expected results_ of the probe {probe.name!r} as a dict with 'protocol', a dict of its settings, got "
-            f"{found!r}; set it in score()."
-        )
+        wanted = f"results_ of the probe {probe.name!r} as a dict with 'protocol', a dict of its settings"
+        raise UsageError(f"Expected {wanted}, got {found!r}; set it in score().")
     # "seed" in a measurement is that of the training run.
     protocol = {"probe_seed" if name == "seed" else name: value for name, value in found["protocol"].items()}
     unit = getattr(probe, "unit", "")

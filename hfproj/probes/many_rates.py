@@ -49,8 +49,11 @@ class ManyRatesProbe(Classifier):
         seed: Seed of the held-out part, the initial weights and the order of rows.
 
     Attributes:
+        classes_: `[classes]` labels, sorted.
         rate_: The rate chosen.
         held_out_: Accuracy on the held-out rows, by rate; 0 where training diverged.
+        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
+        correct_: After scoring: `[rows]` bool, for `paired_interval`.
 
     Raises:
         UsageError: If an option is not positive, if there are no rates, or if the fraction is outside (0, 1); on `fit`,

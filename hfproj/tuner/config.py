@@ -20,11 +20,9 @@ _REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mic
 _NEEDS_MORE = (PeftType.ADALORA, PeftType.XLORA, PeftType.POLY, PeftType.TRAINABLE_TOKENS)
 _CHANGES_BACKBONE = {
     "modules_to_save": "trainable=n for the last n blocks",
-    "bias": "bias='none'",
-    "trainable_token_indices": "trainable='full'",
-    "layer_replication": "the backbone as it is",
-    "target_parameters": "target_modules",
-}
+    "bias": "bias='none'", "trainable_token_indices": "trainable='full'",
+    "layer_replication": "the backbone as it is", "target_parameters": "target_modules",
+}  # fmt: skip
 
 
 def plain(value: Any) -> Any:
@@ -100,10 +98,8 @@ class ProjectionHeadConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("PROJECTION_HEAD")  # in the enum since hfproj.tuner was imported
         if self.task_type is not None:
-            raise UsageError(
-                f"Expected task_type to be None, got {self.task_type!r}: with a task type PeftModel expects input_ids "
-                "first, which images do not have."
-            )
+            why = "with a task type PeftModel expects input_ids first, which images do not have"
+            raise UsageError(f"Expected task_type to be None, got {self.task_type!r}: {why}.")
         check_type("head", self.head, str, "give a name of hfproj.list_heads()")
         check_type("head_options", self.head_options, Mapping, "give the keywords of the head")
         check_type("layer", self.layer, int, "give the index of a block, or -1 for the final output")
