@@ -36,7 +36,8 @@ from hfproj.typing import Features
 def matrix_entropy(f: Features, *, alpha: float = 2.0) -> float:
     """Return S_α of the rows' cosines in nats, between 0 (all parallel) and log(min(rows, dim)).
 
-    Does not centre. exp(S_1) is the effective rank, on eigenvalues, of the unit rows.
+    `alpha` is α > 0; below 1 the rounding of zero eigenvalues shows. Does not centre. exp(S_1) is the effective
+    rank, on eigenvalues, of the unit rows.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or alpha is not positive.
@@ -56,7 +57,7 @@ def matrix_mutual_information(
     """Return I_α(h; z) in nats, at most min(S_α(K_h), S_α(K_z)) ≤ log(rows).
 
     Not bounded below by 0 unless α = 1. Does not centre. Memory is O(rows²): take some thousand rows. It compares all
-    pairs and so can't be streamed. Dimensions of h and z may differ.
+    pairs and so can't be streamed. `h` and `z` are features of the same rows, whose dimensions may differ; `alpha` is α > 0.
 
     Raises:
         UsageError: If h or z has fewer than two or non-finite rows, numbers of rows differ, or alpha is not positive.

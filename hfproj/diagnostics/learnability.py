@@ -120,7 +120,7 @@ def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
     """Return the intrinsic dimension by TwoNN, from 0; invariant to rotations, offsets and scales.
 
     Rows that are equal count once; fewer than three different rows are points and give 0. Infinite if every row's two
-    nearest neighbours are equally far. The estimator is ``"fit"`` (without the largest tenth of μ) or ``"likelihood"``.
+    nearest neighbours are equally far. `estimator` is ``"fit"`` (without the largest tenth of μ) or ``"likelihood"``.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or the estimator is unknown.
@@ -151,8 +151,8 @@ def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
 def clid_scores(models: Mapping[str, Clid]) -> dict[str, float]:
     """Return CLID of each model: cluster learnability plus intrinsic dimension, each standardised over the models.
 
-    Takes what `clid` returned, by name of the model. Scores have mean 0 and mean something only within one comparison:
-    the same data, number of rows and settings. A part that is the same for all models adds 0.
+    `models` are what `clid` returned, by name, at least two. Scores have mean 0 and mean something only within one
+    comparison: the same data, number of rows and settings. A part that is the same for all models adds 0.
 
     Raises:
         UsageError: If there are fewer than two models, or parts that are not finite.

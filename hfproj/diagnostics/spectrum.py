@@ -189,7 +189,7 @@ def numerical_rank(f: Features, *, tol: float = 1e-8, center: bool = False) -> i
     """Return the number of singular values above tol·σ_1, from 0 (all zero) to min(rows, dim).
 
     `center` subtracts the mean row; `tol` is in [0, 1). The numbers inside are float64; features that a model computed
-    in float32 carry rounding of about 1e-7 of their size in every direction, so that their rank needs tol = 1e-6 or more.
+    in float32 carry rounding of about 1e-7 of their size in every direction, so that they need tol = 1e-6 or more.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or tol lies outside [0, 1).

@@ -73,7 +73,7 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
 
 @torch.no_grad()
 def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
-    """Return how unequal weights are.
+    """Return how unequal `weights`, numbers from 0, are.
 
     Raises:
         UsageError: If there is no weight, or one is negative or not finite.

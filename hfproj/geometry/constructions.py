@@ -69,8 +69,8 @@ def constructed_equilibrium(
 ) -> Equilibrium:
     """Return a target with which every row of `h` is an equilibrium that has a residual of length |α|.
 
-    It needs ker Jᵀ, hence out_dim > in_dim as a rule. A negative α turns ρ_0 round. `generator` draws ρ_0 on the CPU;
-    None means seed 0, so that calls with another α have the same ρ_0.
+    It needs ker Jᵀ, hence out_dim > in_dim as a rule. `head` is that of `jacobian`; a negative `alpha`, α, turns ρ_0
+    round. `generator` draws ρ_0 on the CPU; None means seed 0, so that calls with another α have the same ρ_0.
 
     Raises:
         UsageError: If :func:`hfproj.geometry.jacobian` raises it, or α is 0, or ker Jᵀ is empty at a row.
@@ -107,7 +107,7 @@ def subspace_whitening(
 ) -> Float[Tensor, "out_dim in_dim"]:
     """Return the weight W of a linear head that makes H_eff the projector on a subspace, in float64.
 
-    H_L is the Hessian of the loss in z, positive semidefinite with eigenpairs U_r, Λ_r of the rank r that `basis`, B,
+    `H_L` is the Hessian of the loss in z, positive semidefinite with eigenpairs U_r, Λ_r of the rank r that `basis`, B,
     has columns; W = U_r Λ_r^{−1/2} Bᵀ gives H_eff = Wᵀ H_L W = B Bᵀ. Columns that are not orthonormal are made so.
 
     Raises:

@@ -84,7 +84,8 @@ def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> F
 def pullback_metric(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> PullbackMetric:
     """Return J and, when asked for, G = JᵀJ at each row of `h`, without gradient, in `dtype`.
 
-    Memory is rows · out_dim · in_dim for J and rows · in_dim² for G; :func:`metric_spectrum` needs neither.
+    Memory is rows · out_dim · in_dim for J and rows · in_dim² for G; :func:`metric_spectrum` needs neither. `head` is
+    that of :func:`jacobian`.
 
     Raises:
         UsageError: If :func:`jacobian` refuses the head or h.
@@ -102,7 +103,7 @@ def metric_spectrum(head: Map, h: Features, *, dtype: torch.dtype = torch.float6
     They are the squared singular values of J; the other in_dim − out_dim eigenvalues, if any, are 0. Samples whose
     spectrum spans more than 7 decades take a singular value decomposition, the others an eigenvalue decomposition of
     the smaller of JJᵀ and JᵀJ. `dtype` is that of J: float32 is faster, and resolves eigenvalues down to about 1e-13 of
-    the largest.
+    the largest. `head` is that of :func:`jacobian`.
 
     Raises:
         UsageError: If :func:`jacobian` raises it.
@@ -121,7 +122,8 @@ def metric_condition_number(
     """Return the condition number of G on its numerical rank, the rank, and the nullity, at each row of `h`.
 
     Singular values of J above `rtol` times the largest count; None: max(out_dim, in_dim) times the machine epsilon of
-    `dtype`, as in ``torch.linalg.matrix_rank``. `dtype` is that of J, as for :func:`metric_spectrum`.
+    `dtype`, as in ``torch.linalg.matrix_rank``. `dtype` is that of J, as for :func:`metric_spectrum`;
+    `head` that of :func:`jacobian`.
 
     Raises:
         UsageError: If :func:`jacobian` raises it, or `rtol` is outside [0, 1).
