@@ -49,18 +49,12 @@ class _Parts(TypedDict, total=False):
 
 
 class _OfViews(_Of, _Parts, total=False):
-    num_views: int
-    local_views: int
-    local_size: int | None
-    local_scale: _Pair
-    seed: int
-    augmentation: _Augmentations
-    local_augmentation: _Augmentations
+    num_views: int; local_views: int; local_size: int | None; local_scale: _Pair  # noqa: E702
+    seed: int; augmentation: _Augmentations; local_augmentation: _Augmentations  # noqa: E702
 
 
 class _OfEval(_Of, total=False):
-    resize: int | None
-    interpolation: Interpolation
+    resize: int | None; interpolation: Interpolation  # noqa: E702
 # fmt: on
 
 

@@ -57,7 +57,7 @@ def matrix_mutual_information(
     """Return I_α(h; z) in nats, at most min(S_α(K_h), S_α(K_z)) ≤ log(rows).
 
     Not bounded below by 0 unless α = 1. Does not centre. Memory is O(rows²): take some thousand rows. It compares all
-    pairs and so can't be streamed. `h` and `z` are features of the same rows, whose dimensions may differ; `alpha` is α > 0.
+    pairs and so can't be streamed. `h` and `z` are features of the same rows, of any dimensions; `alpha` is α > 0.
 
     Raises:
         UsageError: If h or z has fewer than two or non-finite rows, numbers of rows differ, or alpha is not positive.

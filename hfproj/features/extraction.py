@@ -155,12 +155,9 @@ class Source:
             of_batch = [epoch for end in ends for epoch in epochs for _ in range(end)]
             keys = [[(epoch, row) for row in batch] for epoch, batch in zip(of_batch, batches)]
         loader: Any = DataLoader(
-            self.dataset,
-            batch_sampler=keys,
-            collate_fn=self.collator,
-            num_workers=self.num_workers,
+            self.dataset, batch_sampler=keys, collate_fn=self.collator, num_workers=self.num_workers,
             generator=torch.Generator(),  # a loader without its own generator advances the global one
-        )
+        )  # fmt: skip
         if self.progress and rank() == 0:
             from tqdm.auto import tqdm
 

@@ -130,11 +130,8 @@ _BOOL = ("true or false", _is_bool)
 _OBJECT_OR_NONE = _or_none("a JSON object", _is_object)
 _TEXT_OR_NONE = _or_none("a short text", lambda value: isinstance(value, str) and len(value) <= 1000)
 _FIELDS: dict[str, tuple[str, Check]] = {
-    "head": ("the name of a head", _is_name),
-    "head_options": ("a JSON object", _is_object),
-    "out_dim": _WIDTH,
-    "in_dim": _WIDTH,
-    "predictor": _or_none("a JSON object with a head", _is_predictor),
+    "head": ("the name of a head", _is_name), "head_options": ("a JSON object", _is_object), "out_dim": _WIDTH,
+    "in_dim": _WIDTH, "predictor": _or_none("a JSON object with a head", _is_predictor),
     "prototypes": _or_none("a whole number, or a JSON object with that as its count", _is_prototypes),
     "scales": _or_none("a JSON object of numbers", _are_scales),
     "trainable": ("a text or a number of blocks", lambda value: isinstance(value, str) or _whole(1, 10_000)(value)),
@@ -143,7 +140,7 @@ _FIELDS: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(("keep_original", "inference_mode"), _BOOL),
     **dict.fromkeys(("objective", "regularizers", "backbone_adapter", "backbone", "auto_mapping"), _OBJECT_OR_NONE),
     **dict.fromkeys(("task_type", "peft_version", "base_model_name_or_path", "revision"), _TEXT_OR_NONE),
-}
+}  # fmt: skip
 
 
 def _check_backbone_fields(values: dict[str, Any], where: str) -> None:

@@ -25,11 +25,7 @@ from hfproj.presets.settings import (  # isort: skip
 
 _SWAV_VIEWS = {**multi_crop(6, (0.14, 1.0), (0.05, 0.14)), "blur_probability": 0.5}
 _BIASES_NOTE = "Biases and norms have a learning rate of their own there (0.0048 · batch/256)."
-_BERT: Settings = {
-    "warmup_epochs": 0.0,
-    "lr_scheduler_type": "linear",
-    "max_grad_norm": 1.0,
-}  # SimCSE's Trainer
+_BERT: Settings = {"warmup_epochs": 0.0, "lr_scheduler_type": "linear", "max_grad_norm": 1.0}  # SimCSE's Trainer
 
 _SIMCLR = Preset(
     line="SimCLR",
