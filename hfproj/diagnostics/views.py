@@ -131,9 +131,8 @@ def _check_exponent(alpha: float) -> None:
 def _check_view_shape(z: Tensor) -> None:
     check_type("views", z, Tensor, "stack them: torch.stack([z_a, z_b])")
     if z.ndim != 3 or z.shape[0] < 2:
-        raise UsageError(
-            f"Expected at least two views [views, batch, dim] for positive pairs, got shape {list(z.shape)}."
-        )
+        wanted = "at least two views [views, batch, dim] for positive pairs"
+        raise UsageError(f"Expected {wanted}, got shape {list(z.shape)}.")
 
 
 def check_views(z: Tensor) -> None:
@@ -177,9 +176,8 @@ class _Scatters(NamedTuple):
         sigma = sigma.masked_fill(sigma <= RESOLUTION * frobenius(self.within), 0.0)
         variance = sigma.square() / (objects * (self.views - 1)) + ridge
         if not ridge >= 0 or not (variance > 0).all():
-            raise UsageError(
-                f"Expected a positive ridge, since the scatter within objects is singular here, got {ridge}."
-            )
+            wanted = "a positive ridge, since the scatter within objects is singular here"
+            raise UsageError(f"Expected {wanted}, got {ridge}.")
         between = self.means.factor
         if frobenius(between) <= RESOLUTION * self.means.norm():
             return 0.0
