@@ -83,12 +83,22 @@ def gather_rows(
 
 
 def all_reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return the sum over processes; the backward sums the gradients over processes, and is itself differentiable."""
+    """Return the sum over processes; the backward sums the gradients over processes, and is itself differentiable.
+
+    Example:
+        >>> all_reduce_sum(torch.tensor(2.0)).item()
+        2.0
+    """
     return x if world_size() == 1 else _AllReduceSum.apply(x)
 
 
 def all_reduce_max(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return the elementwise maximum over processes, without a gradient."""
+    """Return the elementwise maximum over processes, without a gradient.
+
+    Example:
+        >>> all_reduce_max(torch.tensor(2.0, requires_grad=True)).requires_grad
+        False
+    """
     x = x.detach()
     if world_size() > 1:
         x = x.clone(memory_format=torch.contiguous_format)
