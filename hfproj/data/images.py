@@ -5,7 +5,7 @@ import io
 import operator
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from typing_extensions import TypedDict, Unpack
 
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.indexing import index_and_labels
 from hfproj.errors import UsageError, check_choice, unknown
-from hfproj.typing import AnyImage, Interpolation, OneOf
+from hfproj.typing import AnyImage, Interpolation, OneOf, Unpack
 
 # fmt: off
 # The keywords of collators and what they may be, for type checkers; values are checked where they are used.
