@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from hfproj.data.indexing import IndexedDataset
+from hfproj.data.indexing import IndexedDataset, index_and_labels
 from hfproj.data.philox import uniforms
 from hfproj.distributed import gather_rows, rank, world_size
 from hfproj.errors import UsageError
@@ -116,7 +116,7 @@ class CachedFeatures(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {"features": self.features[index]}
-        return item if self.labels is None else {**item, "label": int(self.labels[index])}
+        return item if self.labels is None else {**item, "label": self.labels[index].item()}
 
 
 def cache_features(
@@ -202,6 +202,5 @@ class EvalFeatures:
 
 
 def _labels(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    if not all("label" in item for item in items):
-        return {}
-    return {"labels": torch.tensor([int(item["label"]) for item in items])}
+    own = [{name: item[name] for name in ("label",) if name in item} for item in items]
+    return index_and_labels(own, "label")  # without the index of cached items

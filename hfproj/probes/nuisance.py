@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 from hfproj.data.images import to_rgb_tensor
 from hfproj.data.indexing import as_item
 from hfproj.errors import UsageError, unknown
-from hfproj.probes.base import Labels
+from hfproj.functional.labels import labelled_rows
+from hfproj.probes.base import Labels, as_labels
 from hfproj.probes.registry import ProbeLike, make_probe
 from hfproj.results.verdict import Interval, paired_interval
 from hfproj.typing import Data
@@ -103,7 +104,8 @@ def probe_gap(
             name = f"{kind} {layer}"
             accuracy[name] = probe.score(getattr(test, layer), truth)
             correct[name], protocol[name] = probe.correct_, probe.results_["protocol"]
-    groups = _rows_together(getattr(test, "index", None), len(test.h))
+    index, known = getattr(test, "index", None), labelled_rows(as_labels(truth, len(test.h)), "test")
+    groups = _rows_together(index if index is None else index.cpu()[known], int(known.sum()))
     drawn = {name: values[groups].double().mean(1) for name, values in correct.items()}
 
     def gap(after: str, before: str) -> Interval:

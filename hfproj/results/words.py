@@ -3,6 +3,7 @@
 To change how a verdict, an interval or a rounding reads, change it here.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 # What measures are called where the name itself, its underscores as blanks, is not what people write. A measure with a
@@ -43,6 +44,7 @@ HEADLINES = {
 }
 LAYER_NAMES = {"h": "representation", "z": "projection"}
 INTERVAL = "95 % interval"
+MISSING = "Not measured"
 PROTOCOL = f"All of it in eval mode. {LABELS['rankme']} does not centre; spectra are of unit rows, centred."
 # What follows from it, by sense and layer.
 ADVICE = {
@@ -95,6 +97,16 @@ def interval(name: str, low: float, high: float) -> str:
         '−0.0100 to +0.0200'
     """
     return f"{change(name, low)} to {change(name, high)}"
+
+
+def missing(name: str, layers: Sequence[str], when: str, dataset: str, reason: str) -> str:
+    """Return what was not measured, and why.
+
+    Example:
+        >>> missing("RankMe", ["h"], "after", "digits", "one row")
+        'RankMe of h after training on digits: one row.'
+    """
+    return f"{name} of {' and '.join(layers)} {when} training{f' on {dataset}' if dataset else ''}: {reason}."
 
 
 def _digits(name: str) -> int:
