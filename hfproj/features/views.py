@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from hfproj.data.indexing import IndexedDataset, index_and_labels
 from hfproj.data.philox import uniforms
 from hfproj.distributed import gather_rows, rank, world_size
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features.extraction import Source, collect
 from hfproj.features.reader import Reader, run_head, view_batches
 from hfproj.functional.modes import evaluating
@@ -49,7 +49,9 @@ class FixedViews:
         dataset = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
         rows, count = len(dataset), min(images, len(dataset))
         if count < max(2, world_size()):
-            raise UsageError(f"Expected at least 2 images and 1 per process, got {count} for {world_size()} processes.")
+            raise NotMeasurableError(
+                f"Expected at least 2 images and 1 per process, got {count} for {world_size()} processes."
+            )
         self.images = count
         own = range(count * rank() // world_size(), count * (rank() + 1) // world_size())
         loader = DataLoader(

@@ -25,6 +25,7 @@ Labels = Int[Tensor, " rows"] | Int[np.ndarray, " rows"] | Iterable[int | float 
 
 Own = TypeVar("Own", bound="Classifier")
 
+_CONSTANT = 2  # in units of the dtype's spacing: the largest rounding error is a half
 _BLOCK_ELEMENTS = 2**17  # of float64 at a time: 1 MiB, which stays in a CPU's cache
 
 
@@ -319,8 +320,9 @@ class Scaling(NamedTuple):
             return cls(mean, torch.ones_like(mean))
         squares = [rows * (spread + (of_block - mean).square()) for rows, of_block, spread in parts]
         variance = torch.stack(squares).sum(0) / len(f)
-        # The mean of equal numbers has a rounding error, which must not become the unit of a column.
-        constant = variance.sqrt() <= 1e-12 * mean.abs()
+        # The mean of equal numbers has a rounding error, and numbers that a model computed have that of their dtype;
+        # neither must become the unit of a column.
+        constant = variance.sqrt() <= max(1e-12, _CONSTANT * torch.finfo(f.dtype).eps) * mean.abs()
         return cls(mean, torch.where(constant, 0.0, variance.clamp_min(torch.finfo(mean.dtype).tiny).rsqrt()))
 
     def apply(self, f: Features, order: Int[Tensor, " kept"] | None = None) -> Float[Tensor, "kept dim"]:

@@ -42,7 +42,14 @@ from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.functional.labels import labelled_rows
 from hfproj.functional.modes import evaluating
 from hfproj.probes.base import (
-    Named, as_labels, check_decay, check_numbers, cosine, descend, left_out, shuffled_classes,
+    Named,
+    as_labels,
+    check_decay,
+    check_numbers,
+    cosine,
+    descend,
+    left_out,
+    shuffled_classes,
 )  # fmt: skip
 from hfproj.tuner.network import network_of
 from hfproj.typing import Data, OneOf, Pooling
@@ -218,7 +225,8 @@ class FineTuneProbe(Named):
         sizes = {"train_rows": len(self.indices_), "train_rows_of": self._train_rows, "train_rows_sha256": rows,
                  "test_rows": len(known), "classes": len(self.classes_),
                  **left_out(self._train_unlabelled, unlabelled)}  # fmt: skip
-        protocol = {**self._settings("seed"), **self._read, **self._images(), **sizes}
+        named = {} if self.label_column == "label" else {"labels": self.label_column}
+        protocol = {**self._settings("seed"), **self._read, **self._images(), **sizes, **named}
         self.results_ = {"value": value, "protocol": protocol}
         return value
 

@@ -90,7 +90,7 @@ class GroupRobustProbe(Classifier):
         self.l2_path = check_path("l2_path", self.l2_path)
 
     def fit(self, f: Features, y: Labels, groups: Labels) -> "GroupRobustProbe":  # type: ignore[override]
-        """Fit on features `f`, labels `y` as in `Classifier.fit`, and the group (or attribute) of each row, any integer.
+        """Fit on features, labels as in `Classifier.fit`, and the group (or attribute) of each row, any integer.
 
         Raises:
             UsageError: If there are no rows, if rows are not finite, or if labels or groups are no integers or do not
@@ -142,7 +142,12 @@ class GroupRobustProbe(Classifier):
         if self.l2 is None:
             protocol["chosen"] = {"l2": self.l2_, "on_rows": self._chosen_on}
         protocol |= {"train_rows": self._rows, "train_groups": len(self._sizes), "classes": len(self.classes_)}
-        protocol |= {"rows_of_each_group": int(self._sizes.min()), "test_rows": len(f), "test_groups": len(found), **left_out}
+        protocol |= {
+            "rows_of_each_group": int(self._sizes.min()),
+            "test_rows": len(f),
+            "test_groups": len(found),
+            **left_out,
+        }
         self.results_ = {"value": values["worst group"], "values": values, "protocol": protocol}
         return values["worst group"]
 

@@ -18,7 +18,7 @@ from hfproj.regularizers import REGULARIZERS
 from hfproj.reporting.markdown import Code, one_line
 from hfproj.reporting.metadata import base_model_of, license_of, mapping, modality_of, trained_on
 from hfproj.results import LAYERS, WHENS, Measurement, Results, Verdict, findings, verdicts, words
-from hfproj.results.measurement import Key, row_names, settings_text, short
+from hfproj.results.measurement import Key, missing_sentences, row_names, settings_text, short
 
 _METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LN tuning"}  # as people write them
 _OF_PEFT = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "alpha", "oft_block_size", "boft_block_size")
@@ -65,6 +65,7 @@ class Context:
         self.continued = str(recipe.get("continue_from") or "")  # the adapter that training went on from
         self.measured, self.labelled = bool(measured), bool(labelled)  # whether anything was, and with labels
         self.missing = missing  # usual probes that were not run
+        self.unmeasured = missing_sentences(results.missing)  # what could not be measured, and why
         self.tables = _tables(results, {(v.key, v.layer): v for v in judged})
         self.cells = results.cells()  # h and z in one table, the header first
         self.layer_cells = results.layer_cells()  # every layer, where there are others, the header first

@@ -12,7 +12,7 @@ from hfproj.results.verdict import (
 )  # fmt: skip
 
 __all__ = [
-    "HISTORY_FILE", "LAYERS", "WHENS", "Finding", "Interval", "Measurement", "Missing", "RankChange", "Results", "Verdict",
-    "findings", "pack_outcomes", "paired_interval", "rank_changes", "read_history", "unpack_outcomes", "verdicts",
-    "write_history",
+    "HISTORY_FILE", "LAYERS", "WHENS", "Finding", "Interval", "Measurement", "Missing", "RankChange", "Results",
+    "Verdict", "findings", "pack_outcomes", "paired_interval", "rank_changes", "read_history", "unpack_outcomes",
+    "verdicts", "write_history",
 ]  # fmt: skip

@@ -19,7 +19,16 @@ from hfproj.files import installed_versions, portable, write_atomic
 from hfproj.results import words
 from hfproj.results.history import file_in
 from hfproj.results.measurement import (
-    LAYERS, WHENS, Key, Measurement, Missing, mean_std, missing_sentences, row_names, short, unpack_outcomes,
+    LAYERS,
+    WHENS,
+    Key,
+    Measurement,
+    Missing,
+    mean_std,
+    missing_sentences,
+    row_names,
+    short,
+    unpack_outcomes,
 )  # fmt: skip
 from hfproj.results.verdict import findings
 
@@ -29,8 +38,13 @@ _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "sp
 # completed when the adapter is saved.
 _OF_TRAINING = ("objective", "regularizers")
 _OF_USE = ("inference_mode", "peft_version", "revision", "auto_mapping", "task_type", "backbone_check")
+_ADAPTERS = (("adapter",), ("adapter", "backbone_adapter"))
 _GROW = (("fingerprint",), ("backbone",))
-_LATER: dict[str, type] = {"history": list, "geometry": dict, "missing": list}  # not in the first files; left out while empty
+_LATER: dict[str, type] = {
+    "history": list,
+    "geometry": dict,
+    "missing": list,
+}  # not in the first files; left out while empty
 
 
 @dataclass
@@ -124,7 +138,8 @@ class Results:
 
         Raises:
             UsageError: If a measurement or an entry of config has two values: the results belong to different models;
-                or if something else than results is given. Objective and regularizers may differ where one of two was measured before training.
+                or if something else than results is given. Objective and regularizers may differ where one of two was
+                measured before training.
         """
         merged = Results(**{f.name: type(getattr(self, f.name))(getattr(self, f.name)) for f in fields(self)})
         for other in others:
@@ -294,7 +309,7 @@ def _join_configs(one: Results, two: Results) -> dict[str, Any]:
 def _difference(mine: Any, theirs: Any, path: tuple[str, ...], free: tuple[str, ...]) -> tuple[Any, ...] | None:
     """Return the first setting in which two configs differ: its path, and both values."""
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-        names = [name for name in {**mine, **theirs} if path != ("adapter",) or name not in free]
+        names = [name for name in {**mine, **theirs} if path not in _ADAPTERS or name not in free]
         found = (_difference(mine.get(name), theirs.get(name), (*path, name), free) for name in names)
         return next(filter(None, found), None)
     later = path[1:2] in _GROW and None in (mine, theirs)

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -14,8 +15,9 @@ from transformers import Trainer
 from hfproj import distributed
 from hfproj.data.indexing import IndexedDataset
 from hfproj.diagnostics import rankme, representation_std
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features import extract_features
+from hfproj.functional.labels import UNLABELLED
 from hfproj.functional.modes import evaluating
 from hfproj.probes import KNNProbe
 from hfproj.regularizers import Weighted
@@ -26,20 +28,43 @@ from hfproj.typing import Data
 
 def probe(trainer: Any, dataset: Any) -> dict[str, float]:
     """Return ``knn_*`` (with labels), ``rankme_*`` and ``std_*`` of h and z; the bank is the trainer's."""
-    args = trainer.args
-    test, metrics = features(trainer, dataset), {}
+    test, metrics, reason = features(trainer, dataset), {}, ""
     bank = features(trainer, trainer.bank_dataset) if trainer.bank_dataset is not None else None
     for layer in ("h", "z"):
         f = getattr(test, layer)
         if test.labels is not None:
-            knn = KNNProbe(k=args.eval_knn_k, temperature=args.eval_knn_temperature)
-            if bank is None:
-                metrics[f"knn_{layer}"] = knn.fit(f, test.labels).score_leave_one_out()
-            else:
-                metrics[f"knn_{layer}"] = knn.fit(getattr(bank, layer), bank.labels).score(f, test.labels)
-        metrics[f"rankme_{layer}"] = rankme(f)
-        metrics[f"std_{layer}"] = representation_std(f)
+            try:
+                metrics[f"knn_{layer}"] = _knn(trainer.args, layer, bank, test)
+            except UsageError as error:  # no reason to end a training
+                reason = str(error).removesuffix(".")
+        for name, measure in (("rankme", rankme), ("std", representation_std)):
+            try:
+                metrics[f"{name}_{layer}"] = measure(f)
+            except NotMeasurableError as error:
+                reason = str(error).removesuffix(".")
+    _say_once(trainer, f"Not measured while training: {reason}." if reason else "")
+    left = sum(int((part.labels == UNLABELLED).sum()) for part in (test, bank) if part and part.labels is not None)
+    _say_once(trainer, f"{left} held-out rows have no label and are left out of the k-NN." * bool(left and not reason))
     return metrics
+
+
+def _knn(args: Any, layer: str, bank: Any, test: Any) -> float:
+    """Return the k-NN accuracy on the labelled rows; raise UsageError if it can't be measured."""
+    if bank is not None and bank.labels is None:
+        raise NotMeasurableError("the items of bank_dataset have no labels: name their column (label_column=…)")
+    knn = KNNProbe(k=args.eval_knn_k, temperature=args.eval_knn_temperature)
+    knn.fit(getattr(bank or test, layer), (bank or test).labels)
+    if len(knn.classes_) < 2:
+        raise NotMeasurableError(f"all labelled rows of the k-NN's bank are of one class, {int(knn.classes_)}")
+    return knn.score_leave_one_out() if bank is None else knn.score(getattr(test, layer), test.labels)
+
+
+def _say_once(trainer: Any, message: str) -> None:
+    """Warn, once in a training."""
+    said = trainer.__dict__.setdefault("_said", set())
+    if message and message not in said:
+        said.add(message)
+        warnings.warn(message, stacklevel=2)
 
 
 def features(trainer: Any, dataset: Any) -> Any:
@@ -98,7 +123,7 @@ class MeasuringTrainer(Trainer):
         """Write what was measured into `history`, where numbers that are not finite are None; log ``probe_<name>``."""
         self._history_row().update({n: float(v) if math.isfinite(v) else None for n, v in values.items()})
         should_log = self.control.should_log  # of the step's own line, which logging takes for written
-        self.log({f"probe_{n}": float(v) for n, v in values.items()})
+        self.log({f"probe_{n}": float(v) for n, v in values.items() if math.isfinite(v)})
         self.control.should_log = should_log
 
     def _history_row(self) -> dict[str, Any]:
@@ -127,6 +152,9 @@ class MeasuringTrainer(Trainer):
         ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
     ) -> dict[str, float]:  # fmt: skip
         """Return ``knn_*`` (with labels), ``rankme_*``, ``std_*``, ``loss`` and ``positive_cosine_*`` of h and z.
+
+        What can't be measured (no label, one class) is left out, and a warning says why. RankMe and std are those of
+        all rows of the data set, as `hfproj.evaluate` has them.
 
         Names begin with `metric_key_prefix`. The k-NN searches `bank_dataset`, or each image among the others of
         `eval_dataset`. Loss and cosine are means over batches of views that are the same at each evaluation.
