@@ -336,5 +336,7 @@ def fit_power_law(sigma: Tensor, fit_range: tuple[int, int], eps: float) -> Deca
     x, y = x - (weights * x).sum(), y - (weights * y).sum()
     slope = (weights * x * y).sum() / (weights * x * x).sum()
     residual, variance = (weights * (y - slope * x).square()).sum(), (weights * y.square()).sum()
-    exact = residual.sqrt() < max(1e-12, rounding_of(eps) if eps > 1e-9 else 0.0)  # of a flat spectrum both are rounding
+    exact = residual.sqrt() < max(
+        1e-12, rounding_of(eps) if eps > 1e-9 else 0.0
+    )  # of a flat spectrum both are rounding
     return Decay(-slope.item(), 1.0 if exact else (1 - residual / variance).item())

@@ -159,7 +159,8 @@ class SpectrumState(Stream):
             raise UsageError(f"The saved state has normalize={bool(state['normalize'])}, this one {self.normalize}.")
         count = int(state["count"])
         eps = float(state.get("eps", EPS))
-        self._rows = RowFactor(count, *(state[name].clone() for name in _TENSORS), eps) if count else None
+        origin, offset, factor = (state[name].clone() for name in _TENSORS)
+        self._rows = RowFactor(count, origin, offset, factor, eps) if count else None
         self._pending, self._refused = [], ""
 
     def mean(self) -> Float[Tensor, " dim"]:
@@ -262,8 +263,8 @@ class SpectrumState(Stream):
     @torch.no_grad()
     def _flush(self) -> RowFactor | None:
         if self._pending:
-            rows = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
-            part = factor_of(rows, self._eps)
+            block = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
+            part = factor_of(block, self._eps)
             # A state that was loaded goes to where the features are.
             rows = self._rows.to(part.factor.device).merge(part) if self._rows else part.reduced()
             self._rows, self._pending, self._eps = rows, [], EPS

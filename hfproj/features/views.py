@@ -97,7 +97,7 @@ class CachedFeatures(Dataset):
 
     Args:
         features: One row per image and view.
-        labels: Class of each image.
+        labels: Class of each image (−1: none), or a score.
 
     Raises:
         UsageError: If there are not as many labels as images.
@@ -108,7 +108,11 @@ class CachedFeatures(Dataset):
         (10, torch.Size([4, 8]), 3)
     """
 
-    def __init__(self, features: Float[Tensor, "images views dim"], labels: Int[Tensor, " images"] | None = None):
+    def __init__(
+        self,
+        features: Float[Tensor, "images views dim"],
+        labels: Int[Tensor, " images"] | Float[Tensor, " images"] | None = None,
+    ):
         if labels is not None and len(labels) != len(features):
             raise UsageError(f"Expected a label for each of {len(features)} images, got {len(labels)} labels.")
         self.features, self.labels = features, labels

@@ -101,8 +101,8 @@ def evaluate(
         for probe in chosen:
             if bank is not None and _on(probe) == "features":
                 adding.score(layer, probe, bank.by_name()[layer], f)
-        adding.measure(layer, "rankme", lambda f=f: d.rankme(f, eps=_EPS), {"rows": len(f), "eps": _EPS})
-        adding.measure(layer, "representation_std", lambda f=f: _directed(d.representation_std, f), {"rows": len(f)})
+        adding.measure(layer, "rankme", partial(d.rankme, f, eps=_EPS), {"rows": len(f), "eps": _EPS})
+        adding.measure(layer, "representation_std", partial(_directed, d.representation_std, f), {"rows": len(f)})
         if layer in LAYERS and len(f) > 1:
             results.spectra[f"{layer} {when}"] = d.covariance_spectrum(f).tolist()
     for probe in chosen:
@@ -230,7 +230,7 @@ class _Adding:
                 f"{found!r}; set it in score()."
             )
         # "seed" in a measurement is that of the training run.
-        protocol = {"probe_seed" if name == "seed" else name: v for name, v in found["protocol"].items()} | said
+        protocol = {"probe_seed" if name == "seed" else name: v for name, v in found["protocol"].items()} | dict(said)
         correct = getattr(fitted, "correct_", None)
         outcomes = "" if correct is None else pack_outcomes(correct.tolist())
         self.number(layer, (probe.name, value, protocol), unit, outcomes)
@@ -255,7 +255,7 @@ class _Adding:
         found = dict(zip(LAYERS, fixed.features(model, device)))
         for layer, f in found.items():
             protocol = {"views": f.shape[0], "images": f.shape[1]}
-            self.measure(layer, "positive_cosine", lambda f=f: _directed(d.positive_cosine, f), protocol)
+            self.measure(layer, "positive_cosine", partial(_directed, d.positive_cosine, f), protocol)
         return found
 
 

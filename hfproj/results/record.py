@@ -295,8 +295,9 @@ def _join_configs(one: Results, two: Results) -> dict[str, Any]:
     first, other = one.config, two.config
     joined, adapters = {**other, **first}, [config.get("adapter") for config in (first, other)]
     if all(isinstance(adapter, Mapping) for adapter in adapters):
-        earlier, later = adapters if untrained[0] else reversed(adapters)
-        joined["adapter"] = {**earlier, **later}
+        joined["adapter"] = {}
+        for adapter in adapters if untrained[0] else reversed(adapters):
+            joined["adapter"].update(adapter or {})
     for name in first.keys() & other.keys():
         if found := _difference(portable(first[name]), portable(other[name]), (name,), free):
             path, *values = found
