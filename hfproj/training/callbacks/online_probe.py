@@ -59,10 +59,7 @@ class OnlineClassifier:
 
     @torch.no_grad()
     def learn(self, f: Float[Tensor, "rows dim"], y: Int[Tensor, " rows"]) -> tuple[float, float]:
-        """Take a step on the rows that have a label; return how many of all processes were right before it, of how many.
-
-        −1 is no label.
-        """
+        """Take a step on the rows whose label is not −1; return how many of all processes were right before it."""
         f, y = f[y != UNLABELLED], y[y != UNLABELLED]
         ends = torch.stack([y.max(), -y.min()]) if len(y) else torch.tensor([-1, 0], device=y.device)
         largest, negative = distributed.all_reduce_max(ends).tolist()

@@ -15,6 +15,7 @@ References:
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -234,7 +235,8 @@ def _value(name: str, f: Tensor) -> float:
     try:
         finite = bool(torch.isfinite(f).all())
         return METRICS[name](f if name in _VIEWS else f.flatten(0, 1)) if finite else math.nan
-    except UsageError:  # too few dimensions for α, for example: no reason to end a training
+    except UsageError as error:  # too few dimensions for α, for example: no reason to end a training
+        warnings.warn(f"{name} is not measured: {error}", stacklevel=2)
         return math.nan
 
 
