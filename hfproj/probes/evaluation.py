@@ -174,7 +174,7 @@ class _Adding:
     """Adds measurements of a data set to `results`, and what the data has no value of, with the reason."""
 
     results: Results
-    when: str
+    when: When
     dataset: str
     seed: int
     rows: tuple[Tensor, Tensor, Tensor, Tensor] | None  # labels and labelled rows of the training and the test set

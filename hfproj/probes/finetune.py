@@ -218,7 +218,8 @@ class FineTuneProbe(Named):
         labels = labels_of(test, self.label_column)
         known = labelled_rows(labels, "test").nonzero().flatten()
         unlabelled, labels = len(labels) - len(known), labels[known]
-        predicted = self.predict(Subset(test, known.tolist()) if unlabelled else test)
+        items: Any = test
+        predicted = self.predict(Subset(items, known.tolist()) if unlabelled else items)
         self.correct_ = predicted == labels
         value = self.correct_.double().mean().item()
         rows = hashlib.sha256(np.asarray(self.indices_, dtype=np.int64).tobytes()).hexdigest()[:16]

@@ -60,9 +60,9 @@ class Results:
         spectra: "h before", "h after", "z before", "z after" → covariance eigenvalues, sorted descending.
         log: The trainer's log history.
         notes: Anything a reader must know.
-        history: What was measured while training, of views of a few images, a mapping per step: "step", "epoch", and metrics whose names end in
-            their layer ("rankme_h", "std_z", …) or have none ("loss", "lambda_min", …). Results of several seeds have
-            "seed" too.
+        history: What was measured while training, of views of a few images and not of the evaluation set: a mapping per
+            step, "step", "epoch", and metrics whose names end in their layer ("rankme_h", "std_z", …) or have none
+            ("loss", "lambda_min", …). Results of several seeds have "seed" too.
         geometry: Measurements that are no single number, all optional: "metric_condition_number", "orbits",
             "covariance", "feature_weights", "collapse" (the alarm: its step, cause, and what was seen), "scalars".
         missing: What was to be measured and has no value, with the reasons.
