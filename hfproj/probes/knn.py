@@ -177,7 +177,7 @@ class KNNProbe(Named):
         if sharded and distributed.world_size() > 1:
             counts = distributed.gather_objects(counts[0])
         known, rows = map(sum, zip(*counts))
-        if not known:
+        if rows and not known:
             labelled_rows(torch.full((rows,), UNLABELLED), what)  # raises
         return (f, labels, 0) if known == rows else (f[kept.to(f.device)], labels[kept], rows - known)
 
