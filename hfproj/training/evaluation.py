@@ -1,5 +1,6 @@
 """What `ProjectionTrainer` measures and logs: k-NN, RankMe and std of held-out features, loss and cosine of views."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,9 +20,12 @@ from hfproj.features import extract_features
 from hfproj.functional.modes import evaluating
 from hfproj.probes import KNNProbe
 from hfproj.regularizers import Weighted
-from hfproj.training import setup
+from hfproj.training import checks, setup
+from hfproj.training.shares import GradientShares
 from hfproj.training.views import describe_rows
 from hfproj.typing import Data
+
+LOG = logging.getLogger("hfproj.training")
 
 
 def probe(trainer: Any, dataset: Any) -> dict[str, float]:
@@ -29,9 +33,15 @@ def probe(trainer: Any, dataset: Any) -> dict[str, float]:
     args = trainer.args
     test, metrics = features(trainer, dataset), {}
     bank = features(trainer, trainer.bank_dataset) if trainer.bank_dataset is not None else None
+    sources = {"the eval data set": (test, dataset), "bank_dataset": (bank or test, trainer.bank_dataset or dataset)}
+    bare = [(name, part) for name, (found, part) in sources.items() if found.labels is None or (found.labels < 0).all()]
+    labelled = not bare
+    for name, part in bare[:1]:
+        reason = checks.why_unlabelled(trainer, part, name) or f"no row of {name} has a label"
+        trainer.say_once(f"k-NN is not measured: {reason}.")
     for layer in ("h", "z"):
         f = getattr(test, layer)
-        if test.labels is not None:
+        if labelled:
             knn = KNNProbe(k=args.eval_knn_k, temperature=args.eval_knn_temperature)
             if bank is None:
                 metrics[f"knn_{layer}"] = knn.fit(f, test.labels).score_leave_one_out()
@@ -92,7 +102,15 @@ class MeasuringTrainer(Trainer):
     last_batch: dict[str, Any]
     regularizers: dict[str, Weighted]
     bare_model: Callable[[], Any]
+    shares: GradientShares
+    _said: set[str]
     _terms: dict[str, list[Tensor]]
+
+    def say_once(self, text: str) -> None:
+        """Log `text` as a warning, from one process and only the first time."""
+        if self.is_world_process_zero() and text not in self._said:
+            LOG.warning(text)
+        self._said.add(text)
 
     def record(self, values: Mapping[str, float]) -> None:
         """Write what was measured into `history`, where numbers that are not finite are None; log ``probe_<name>``."""
@@ -110,16 +128,17 @@ class MeasuringTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`, with the objective's terms and the state of the representation while training."""
         if "loss" in logs:
-            logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()}
+            logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()} | self.shares.values
             if any(hasattr(callback, "bind") for callback in self.callback_handler.callbacks):
                 self._history_row().update({n: v for n, v in logs.items() if n != "epoch" and math.isfinite(v)})
             if self.args.log_representation:
-                logs |= describe_rows({n: self.last_batch[n] for n in ("h", "z") if n in self.last_batch})
+                found = describe_rows({n: self.last_batch[n] for n in ("h", "z") if n in self.last_batch})
+                logs |= {f"batch_{n}": v for n, v in found.items()}
             for name, regularizer in self.regularizers.items():
                 report: Any = getattr(regularizer.module, "report", None)
                 if report is not None:
                     logs |= {f"{name}_{key}": float(value) for key, value in report(self.bare_model()).items()}
-            self._terms = {}
+            self._terms, self.shares.values = {}, {}
         super().log(logs, start_time)
 
     def evaluate(

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
+from hfproj.training.gradients import frozen_parts, part_of
 from hfproj.training.setup import Args, Control, ProjectionTrainer, State
 from hfproj.tuner.layer import CHILD
 
@@ -118,12 +119,10 @@ class AroundSteps(TrainerCallback):
         if not hasattr(Trainer, "_get_grad_norm"):  # transformers before it had the method that the trainer overrides
             gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
             trainer.check_gradient(torch.nn.utils.get_total_norm(gradients))
-        frozen = trainer.objective.frozen(trainer.step()) if hasattr(trainer.objective, "frozen") else ()
+        frozen = frozen_parts(trainer)
         if frozen:
             for name, parameter in trainer.bare_model().named_parameters():
-                # base_model.model.hfproj.projection_head_modules.<adapter>.<part>.…
-                path = name.split(".")
-                if CHILD in path and path[path.index(CHILD) + 3] in frozen:
+                if part_of(name) in frozen:
                     parameter.grad = None
         for group in kwargs["optimizer"].param_groups:
             if group.get(FIXED_RATE):
