@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -18,7 +19,7 @@ from hfproj.data.text import TextViews
 from hfproj.errors import HfprojError, UsageError, unknown
 from hfproj.functional.modes import evaluating
 from hfproj.training.arguments import ProjectionTrainingArguments
-from hfproj.training.gradients import outside_parameters, same_rows
+from hfproj.training.gradients import CHECKPOINTING, outside_parameters, same_rows
 from hfproj.training.setup import ProjectionTrainer, active_modules
 from hfproj.training.views import forward_views
 from hfproj.tuner.layer import CHILD
@@ -54,7 +55,7 @@ def check_arguments(model: PeftModel, args: ProjectionTrainingArguments, optimiz
     if args.auto_find_batch_size:
         raise UsageError(
             "auto_find_batch_size=True would make the batch smaller without a word, and the objective, which is one of "
-            "the whole batch, another one. Lower per_device_train_batch_size, or use gradient_checkpointing=True."
+            "the whole batch, another one. Lower per_device_train_batch_size, or checkpoint activations."
         )
     _check_optimizer(model, args, chosen, own=any(given is not None for given in optimizers[:1]))
     backbone = model.get_base_model()
@@ -108,15 +109,13 @@ def _check_checkpointing(model: PeftModel, args: ProjectionTrainingArguments) ->
     backbone: Any = model.get_base_model()
     name = type(backbone).__name__
     if options and not on:
-        raise UsageError(
-            f"gradient_checkpointing_kwargs={options} would have no effect: set gradient_checkpointing=True."
-        )
+        raise UsageError(f"{CHECKPOINTING}_kwargs={options} would have no effect: set {CHECKPOINTING}=True.")
     if not on:
         return
     trained = any(p.requires_grad and CHILD not in n.split(".") for n, p in backbone.named_parameters())
     if options.get("use_reentrant") and trained:
         raise UsageError(
-            "gradient_checkpointing_kwargs={'use_reentrant': True} drops the gradients of what is trained behind a "
+            f"{CHECKPOINTING}_kwargs={{'use_reentrant': True}} drops the gradients of what is trained behind a "
             "frozen input, as in a backbone; use {'use_reentrant': False}, or leave it out."
         )
     if _by_timm(backbone):
@@ -126,11 +125,11 @@ def _check_checkpointing(model: PeftModel, args: ProjectionTrainingArguments) ->
         try:
             backbone.set_grad_checkpointing(True)
         except (AssertionError, NotImplementedError, TypeError) as error:
-            raise UsageError(f"{name} can't checkpoint its activations; set gradient_checkpointing=False.") from error
+            raise UsageError(f"{name} can't checkpoint its activations; set {CHECKPOINTING}=False.") from error
     elif not getattr(backbone, "supports_gradient_checkpointing", hasattr(backbone, "gradient_checkpointing_enable")):
         raise UsageError(
             f"{name} can't checkpoint its activations (it has neither set_grad_checkpointing nor, in transformers, "
-            "layers that do); set gradient_checkpointing=False, or lower per_device_train_batch_size."
+            f"layers that do); set {CHECKPOINTING}=False, or lower per_device_train_batch_size."
         )
     elif options:
         options.setdefault("use_reentrant", False)  # else torch's own default, which is the reentrant way
@@ -254,7 +253,9 @@ def _check_text_views(trainer: ProjectionTrainer) -> None:
     columns = collator.columns
     pairs = [(i, j) for j in range(len(columns)) for i in range(j) if columns[i] == columns[j]]
     split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # a first forward pass comes after they are set up
-    if not pairs or split or any(p.is_meta for p in model.parameters()):
+    peft = [layer for m in model.modules() if isinstance(m, BaseTunerLayer) for layer in m.modules()]
+    acts_later = any(isinstance(m, nn.Dropout) and m.p > 0 for m in peft)  # in a LoRA, which changes nothing at first
+    if not pairs or split or acts_later or any(p.is_meta for p in model.parameters()):
         return
     device: Any = args.device
     sentences = {column: f"{_SENTENCE} {i}" for i, column in enumerate(columns)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from hfproj import distributed
 from hfproj.errors import NonFiniteLossError, UsageError
@@ -17,6 +18,12 @@ from hfproj.training.checkpoints import last_complete_checkpoint
 from hfproj.training.setup import ProjectionTrainer
 from hfproj.tuner.layer import CHILD
 
+# Newer versions of transformers have renamed the argument.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 _SHOWN = 4  # names in a message
 _LAYERWISE = ("lomo", "adalomo", "layerwise")  # in the names of optimizers that step inside the backward pass
 
@@ -99,7 +106,7 @@ def _cures(model: nn.Module, missing: Sequence[str]) -> Iterator[str]:
     if None in parts and is_reentrant(model):
         yield (
             "Gradient checkpointing runs with use_reentrant=True, which drops the gradients of what is trained behind "
-            "a frozen input: use gradient_checkpointing_kwargs={'use_reentrant': False}."
+            f"a frozen input: use {CHECKPOINTING}_kwargs={{'use_reentrant': False}}."
         )
     elif None in parts:
         yield (

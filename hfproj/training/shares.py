@@ -139,8 +139,9 @@ class GradientShares:
         if self._low[name] < STEPS or name in self._warned:
             return
         self._warned.add(name)
-        cure = f"Raise its weight, {weight:g} now ({0.01 * weight / share:.1g} makes it a hundredth of the objective's)"
-        if share == 0:
+        if share > 0:
+            cure = f"Raise its weight, {weight:g} now ({0.01 * weight / share:.1g} makes it a hundredth of the objective's)"
+        else:
             cure = "It is at its minimum, its weight is 0, or it reaches nothing that is trained: see what it acts on"
         if distributed.rank() == 0:
             warnings.warn(
