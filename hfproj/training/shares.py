@@ -140,7 +140,8 @@ class GradientShares:
             return
         self._warned.add(name)
         if share > 0:
-            cure = f"Raise its weight, {weight:g} now ({0.01 * weight / share:.1g} makes it a hundredth of the objective's)"
+            larger = 0.01 * weight / share
+            cure = f"Raise its weight, {weight:g} now ({larger:.1g} makes it a hundredth of the objective's)"
         else:
             cure = "It is at its minimum, its weight is 0, or it reaches nothing that is trained: see what it acts on"
         if distributed.rank() == 0:
