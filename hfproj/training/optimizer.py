@@ -81,6 +81,9 @@ def make_optimizer(trainer: ProjectionTrainer, model: nn.Module) -> torch.optim.
     cls, kwargs = trainer.optimizer_cls_and_kwargs or trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     is_class = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
     own_groups = not is_class or {"params", "model", "optimizer_dict"} & set(kwargs)
+    wanted = [n for n in ("head_learning_rate", "fixed_predictor_rate") if getattr(args, n)]
+    if own_groups and wanted:
+        raise UsageError(f"{', '.join(wanted)} would have no effect: {args.optim} makes its own groups; leave it out.")
     return None if own_groups else cls(groups, **kwargs)
 
 

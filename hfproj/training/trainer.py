@@ -58,7 +58,8 @@ class ProjectionTrainer(HubTrainer):
         eval_collator: Makes eval batches; None takes ``EvalImages.for_model(model)``.
         continue_from: A folder or Hub repository whose adapter the active one continues from, or ``{"repo", "adapter",
             "revision", "token"}``: its tensors, the objective's buffers and the EMA teacher if they lie there, and the
-            step and epoch that the objective sees. Optimizer, schedules and views start fresh.
+            step and epoch that the objective sees. Optimizer, schedules and views start fresh; under another
+            objective so does what only that one needs (see docs/training.md).
         callbacks, optimizers, optimizer_cls_and_kwargs, processing_class: As in ``transformers.Trainer``.
         **refused: Its other options, which would have no effect here, are refused.
 
@@ -73,7 +74,9 @@ class ProjectionTrainer(HubTrainer):
 
     Raises:
         UsageError: If the model has no head, several GPUs are used without a launcher, the data set is smaller than a
-            batch, options contradict each other, the adapter to continue from has other parts, or it can't be pushed.
+            batch, options contradict each other or have no effect, a metric won't be measured, views would be equal, the
+            adapter to continue from has other parts, or it can't be pushed; while training, if the first backward pass
+            gives a trained tensor no gradient.
         AdapterFileError: If the adapter to continue from is missing or damaged.
         NonFiniteLossError: While training, at the first loss or gradient that is not finite; checkpoints stay.
     """

@@ -50,6 +50,12 @@ def test_own_arguments_that_would_have_no_effect(tmp_path, options, message):
     refused(message, tmp_path, **options)
 
 
+def test_momentum_without_a_teacher_is_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "hfproj.training"):
+        trainer(tmp_path, ema_momentum=0.9, extra={"objective": "vicreg"})
+    assert "ema_momentum have no effect: VICReg has no EMA teacher." in caplog.text
+
+
 def test_arguments_of_an_optimizer_that_is_replaced(tmp_path):
     model = head_model()
     own = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
