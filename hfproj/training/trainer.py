@@ -74,9 +74,9 @@ class ProjectionTrainer(HubTrainer):
 
     Raises:
         UsageError: If the model has no head, several GPUs are used without a launcher, the data set is smaller than a
-            batch, options contradict each other or have no effect, a metric won't be measured, views would be equal, the
-            adapter to continue from has other parts, or it can't be pushed; while training, if the first backward pass
-            gives a trained tensor no gradient.
+            batch, options contradict each other or have no effect, a metric won't be measured, views would be equal,
+            the adapter to continue from has other parts, or it can't be pushed; while training, if the first backward
+            pass gives a trained tensor no gradient.
         AdapterFileError: If the adapter to continue from is missing or damaged.
         NonFiniteLossError: While training, at the first loss or gradient that is not finite; checkpoints stay.
     """

@@ -252,15 +252,6 @@ def test_timm_through_transformers(tmp_path):
     assert differs(before, adapter(model))
 
 
-def test_a_compiled_model_is_checked_too(tmp_path):
-    compiled = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 1}
-    trainer(tmp_path, head_model(), **compiled).train()
-    torch.compiler.reset()
-    run = trainer(tmp_path, unlearned.with_pooler(), **compiled)
-    refused(run, r"pooler\.dense\.weight")
-    torch.compiler.reset()
-
-
 def test_text_with_checkpointing(tmp_path):
     config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
     head = hfproj.ProjectionHeadConfig(head="linear", out_dim=6, backbone_adapter=LoraConfig(r=2))
@@ -293,10 +284,11 @@ def two(tmp_path_factory):
 
 def test_all_processes_end_with_the_names(two):
     for found in two:
-        for case in ("part", "part, accumulated", "backbone", "backbone, checkpointed"):
+        for case in ("part", "part, accumulated", "backbone", "backbone, checkpointed", "backbone, compiled"):
             assert found[case]["steps"] == 0
             assert "trained tensors got no gradient from the first backward pass" in found[case]["error"], case
         assert "predictor" in found["part"]["error"]
+        assert found["healthy, compiled"] == {"error": "", "steps": 2}
         assert "pooler.dense.weight" in found["backbone, checkpointed"]["error"]
 
 

@@ -104,11 +104,14 @@ if __name__ == "__main__":
     PartialState(cpu=True)
     out, predictor = Path(sys.argv[1]), {"predictor": {"head": "linear"}}
     unused = {"extra": {"objective": Unused()}}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 2}
     found = {
         "shares": shares(out / "shares"),
         "part": attempt(out / "a", head_model(**predictor), **unused),
         "part, accumulated": attempt(out / "b", head_model(**predictor), gradient_accumulation_steps=2, **unused),
         "backbone": attempt(out / "c", with_pooler()),
+        "healthy, compiled": attempt(out / "e", head_model(), **compiled),
+        "backbone, compiled": attempt(out / "f", with_pooler(), **compiled),
         "backbone, checkpointed": attempt(out / "d", with_pooler(), **{CHECKPOINTING: True}),
     }
     (out / f"{distributed.rank()}.json").write_text(json.dumps(found))
