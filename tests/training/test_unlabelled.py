@@ -1,6 +1,7 @@
 """Labels that are none while training: the trainer's k-NN, the online probe and SupCon."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -20,41 +21,43 @@ def evaluated(folder, held_out, bank=None, **extra):
     return made, made.evaluate
 
 
-def test_the_k_nn_leaves_them_out(tmp_path):
+def test_the_k_nn_leaves_them_out(tmp_path, caplog):
     some = relabelled(images(12, seed=1), lambda i, label: -1 if i % 4 == 0 else label)
     made, evaluate = evaluated(tmp_path, some)
-    with pytest.warns(UserWarning, match="3 held-out rows have no label and are left out of the k-NN"):
-        found = evaluate()
+    found = evaluate()
+    said = "3 held-out rows have no label and are left out of the k-NN."
+    assert said in caplog.messages
     _, of_rest = evaluated(tmp_path, [item for item in some if item["label"] >= 0])
     assert found["eval_knn_h"] == of_rest()["eval_knn_h"]
     assert found["eval_rankme_h"] != of_rest()["eval_rankme_h"]
     measured = hfproj.evaluate(made.model, test=some, collator=plain(), labels=None)
     assert found["eval_rankme_h"] == measured.value("rankme", "h", "after")  # all rows of the set, as `evaluate` has it
-    made.evaluate()  # said once
+    made.evaluate()
+    assert caplog.messages.count(said) == 1
 
 
 @pytest.mark.parametrize(
     ("change", "bank", "match"),
     [
-        (lambda i, label: -1, None, "none of 9 bank rows has a label"),
-        (lambda i, label: None, images(6, seed=2), "none of 9 test rows has a label"),
+        (lambda i, label: -1, None, "no row of the eval data set has a label"),
+        (lambda i, label: None, images(6, seed=2), "no row of the eval data set has a label"),
         (lambda i, label: 5, None, "all labelled rows of the k-NN's bank are of one class, 5"),
         (lambda i, label: label if i == 0 else -1, None, "at least 2 rows|one class"),
-        (lambda i, label: label, images(6, seed=2, labels=False), "bank_dataset have no labels"),
+        (lambda i, label: label, images(6, seed=2, labels=False), "items of bank_dataset have no 'label'"),
     ],
 )
-def test_without_labels_there_is_no_number(tmp_path, change, bank, match):
+def test_without_labels_there_is_no_number(tmp_path, change, bank, match, caplog):
     _, evaluate = evaluated(tmp_path, relabelled(images(9, seed=1), change), bank)
-    with pytest.warns(UserWarning, match=f"Not measured while training: .*({match})"):
-        found = evaluate()
+    found = evaluate()
+    assert re.search(f"(k-NN|knn_h) is not measured: .*({match})", caplog.text)
     assert not [name for name in found if "knn" in name]
     assert found["eval_rankme_h"] > 0
 
 
-def test_a_single_held_out_image(tmp_path):
+def test_a_single_held_out_image(tmp_path, caplog):
     _, evaluate = evaluated(tmp_path, images(1, seed=1))
-    with pytest.warns(UserWarning, match="Not measured while training"):
-        found = evaluate()
+    found = evaluate()
+    assert "rankme_h is not measured" in caplog.text
     assert not [name for name in found if "knn" in name or "rankme" in name or "std" in name]
 
 

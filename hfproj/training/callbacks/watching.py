@@ -190,8 +190,8 @@ class SpectrumCallback(ProbeWatch):
     """Records diagnostics of h and z: `trainer.history` gets ``rankme_h``, ``rankme_z``, ``std_h`` …, one row a step.
 
     They are those of `hfproj.diagnostics` over all views of the probe batch, whose images and augmentations stay the
-    same, on any number of processes; the model is in eval mode. The log has them as ``probe_rankme_h`` …, since
-    ``rankme_h`` there is that of the training batch. The history is written beside each saved adapter
+    same, on any number of processes; the model is in eval mode. The log has them as ``probe_rankme_h`` …;
+    ``batch_rankme_h`` there is that of the training batch. The history is written beside each saved adapter
     (``history.parquet``), and resumed from there.
 
     Args:
