@@ -26,7 +26,7 @@ from hfproj.files import TOKEN, portable, write_json
 from hfproj.objectives.buffers import START, Position, save_buffers
 from hfproj.reporting.card import render_card, write_card, write_eval_results
 from hfproj.results import Results
-from hfproj.tuner.description import describe_adapter, known_preprocessing, starts_random
+from hfproj.tuner.description import describe_adapter, known_base, known_preprocessing, starts_random
 from hfproj.tuner.layer import CHILD
 
 ROOT = "default"  # the adapter that lies in the root
@@ -102,7 +102,7 @@ def hub_base(config: Any, adapter: str = ROOT) -> str | None:
     """
     if starts_random(config.backbone):
         return None
-    base = _HUB_PREFIX.sub("", str((config.backbone or {}).get("id") or config.base_model_name_or_path or ""))
+    base = _HUB_PREFIX.sub("", str(known_base(config.backbone, config.base_model_name_or_path) or ""))
     if not base:
         return None
     if not _ID.fullmatch(base) or os.path.isdir(base):

@@ -24,6 +24,7 @@ from peft.utils import PeftType
 from torch import nn
 
 from hfproj.backbones import EMBEDDED, POOLINGS
+from hfproj.backbones.fingerprint import is_fingerprint
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.heads import HEADS
@@ -140,6 +141,8 @@ _FIELDS: dict[str, tuple[str, Check]] = {
     "trainable": ("a text or a number of blocks", lambda value: isinstance(value, str) or _whole(1, 10_000)(value)),
     "pooling": _or_none(f"one of {', '.join(POOLINGS)}", lambda value: value in POOLINGS),
     "layer": ("the index of a block", _whole(-10_000, 10_000)),
+    "fingerprint": _or_none("what hfproj wrote", is_fingerprint),
+    "backbone_check": ("error or warn", lambda value: value in ("error", "warn")),
     **dict.fromkeys(("keep_original", "inference_mode"), _BOOL),
     **dict.fromkeys(("objective", "regularizers", "backbone_adapter", "backbone", "auto_mapping"), _OBJECT_OR_NONE),
     **dict.fromkeys(("task_type", "peft_version", "base_model_name_or_path", "revision"), _TEXT_OR_NONE),
@@ -253,6 +256,15 @@ def _is_image_size(value: Any) -> bool:
     return len(value) == 2 and all(map(_is_size, value)) if isinstance(value, list) else _is_size(value)
 
 
+def _is_quantization(value: Any) -> bool:
+    """Whether a config of quantization is one of bitsandbytes, of plain values; others name classes or files."""
+    if not isinstance(value, dict) or value.get("quant_method") != "bitsandbytes":
+        return False
+    simple = (v is None or isinstance(v, bool) or _is_number(v) or (isinstance(v, str) and re.fullmatch(r"\w{0,20}", v))
+              or (isinstance(v, list) and all(map(_is_name, v))) for v in value.values())  # fmt: skip
+    return all(simple) and all(re.fullmatch(r"_?(load_in|llm_int8|bnb_4bit)_\w{1,40}|quant_method", n) for n in value)
+
+
 _KWARGS: dict[str, Check] = {
     **dict.fromkeys(("add_pooling_layer", "dynamic_img_size", "pretrained", "class_token", "no_embed_class"), _is_bool),
     **dict.fromkeys(("img_size", "patch_size"), _is_image_size),
@@ -264,6 +276,12 @@ _KWARGS: dict[str, Check] = {
     "reg_tokens": _whole(0, 256),
     "in_chans": _is_size,
     "global_pool": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,20}", value) is not None,
+    "num_hidden_layers": _whole(0, 1000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _whole(1, 1024)),
+    "hidden_act": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,40}", value) is not None,
+    **dict.fromkeys(("layer_norm_eps", "rms_norm_eps"), lambda value: _is_number(value) and 0 <= value < 1),
+    "image_size": _is_image_size,
+    "quantization_config": _is_quantization,
     "attn_implementation": lambda value: value in _ATTENTION,
     "dtype": lambda value: value in _DTYPES,
 }

@@ -30,6 +30,7 @@ from hfproj.objectives.buffers import START, Position, load_buffers, read_positi
 from hfproj.training.ema import EMA
 from hfproj.training.setup import Source, active_config, active_name
 from hfproj.tuner import ProjectionHeadConfig
+from hfproj.tuner.belonging import check_continued
 from hfproj.tuner.config import plain
 
 LOG = logging.getLogger("hfproj.training")
@@ -114,6 +115,7 @@ class Continued:
                 f"The adapter of {saved.where} and this model's do not have the same parts: {'; '.join(found)}. Make "
                 "the model with hfproj.from_pretrained(…, is_trainable=True), or with the same options."
             )
+        check_continued(saved.config, own)
         tensors = load_file(saved.folder / filenames.ADAPTER_WEIGHTS)
         set_peft_model_state_dict(model, tensors, adapter_name=active_name(model))
         if own.objective is None:

@@ -75,6 +75,9 @@ class ProjectionHeadConfig(PeftConfig):
         backbone: Source of the backbone, ``{"library", "id", "kwargs"}``; filled in when known.
         keep_original: Keep the original of every trained backbone tensor on the CPU, so that disabling and unloading
             restore the backbone bit for bit.
+        fingerprint: What the backbone was, filled in when the head is attached, and compared from then on.
+        backbone_check: ``"error"`` refuses a backbone with other weights than the adapter was made on; ``"warn"`` says
+            that they are meant, and the card says so. Another structure is always refused.
 
     Raises:
         UsageError: If an option is unknown, out of its range, or contradicts another.
@@ -95,6 +98,8 @@ class ProjectionHeadConfig(PeftConfig):
     in_dim: int | None = None
     backbone: dict[str, Any] | None = None
     keep_original: bool = True
+    fingerprint: dict[str, Any] | None = None
+    backbone_check: str = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,6 +120,7 @@ class ProjectionHeadConfig(PeftConfig):
             self.backbone_adapter = cast(dict[str, Any], plain(self.backbone_adapter.to_dict()))
         if self.backbone_adapter is not None:
             self._check_backbone_adapter(self.backbone_adapter)
+        check_choice("backbone_check", self.backbone_check, ("error", "warn"))
         number = isinstance(self.trainable, int) and not isinstance(self.trainable, bool)
         if not number:
             check_choice("value of trainable", self.trainable, ("head", "adapter", "full", "a number of blocks"))
