@@ -31,6 +31,7 @@ from hfproj.hub.validation import HEAD_KEYS, check_tensors, read_config
 from hfproj.results import Results
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
+from hfproj.tuner.soundness import check_head
 
 HEADER_FIRST = 1 << 26  # bytes from which on a file's header is read before the rest is downloaded
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -115,6 +116,7 @@ def load_head(
     modules = HeadModules(saved.config, cast(int, saved.config.in_dim))
     tensors = load_file(saved.folder / ADAPTER_WEIGHTS)
     modules.load_state_dict({k.removeprefix(HEAD_KEYS): v for k, v in tensors.items() if k.startswith(HEAD_KEYS)})
+    check_head(modules, {}, modules.head.in_dim)
     return modules.head.eval()
 
 

@@ -137,7 +137,7 @@ def stage(
         save_buffers(objective, place, before=before)
     if ema is not None:
         ema.save(place)
-    shown = without_tokens(results or unmeasured or described(model, subject))
+    shown = without_tokens(_with_fingerprint(results or unmeasured, model, subject) or described(model, subject))
     for name in names:
         own, keep = (shown, results is not None) if name == subject else (described(model, name), False)
         write_card(
@@ -180,7 +180,9 @@ def _adapter_files(
             place.mkdir(parents=True, exist_ok=True)
             for file in (filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS):
                 shutil.copyfile(folder_of(saved, name) / file, place / file)
-        _name_base(place / filenames.ADAPTER_CONFIG, hub_base(model.peft_config[name], name))
+        base = hub_base(model.peft_config[name], name)
+        _check_known(model.peft_config[name], base, name)
+        _name_base(place / filenames.ADAPTER_CONFIG, base)
         settings = preprocessing or known_preprocessing(model, name)
         if settings is not None:
             write_json(place / filenames.PREPROCESSING, preprocessor_config(settings))
@@ -189,6 +191,30 @@ def _adapter_files(
 def folder_of(folder: Path, adapter: str) -> Path:
     """Return where PEFT has an adapter below a folder."""
     return folder if adapter == ROOT else folder / adapter
+
+
+def _check_known(config: Any, base: str | None, adapter: str) -> None:
+    """Refuse an adapter whose backbone nobody else finds and nobody could recognise."""
+    known = config.fingerprint or {}
+    if base is None and "sha256" not in known and (config.trainable != "full" or not starts_random(config.backbone)):
+        hint = (
+            "attach it to a backbone with a public source, or to one whose tensors are all in memory and not quantized"
+        )
+        if not known:
+            hint = "for cached features use FeatureBackbone.of(model), or give it source= and fingerprint="
+        raise UsageError(
+            f"The backbone of adapter {adapter!r} has no public source, and no digest by which who has it could tell "
+            f"that it is the right one; {hint}."
+        )
+
+
+def _with_fingerprint(results: Results | None, model: PeftModel, adapter: str) -> Results | None:
+    """Return results with what is known of the backbone now: its digest is made when the adapter is saved."""
+    if results is None or not isinstance(results.config.get("adapter"), dict):
+        return results
+    now = describe_adapter(model, adapter)["adapter"]
+    kept = {name: now[name] for name in ("fingerprint", "backbone_check") if name in now}
+    return dataclasses.replace(results, config=results.config | {"adapter": results.config["adapter"] | kept})
 
 
 def _name_base(file: Path, base: str | None) -> None:

@@ -32,6 +32,7 @@ from hfproj.hub.sources import is_repo_id
 from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost, read_json, short
 from hfproj.tuner.config import WIDEST, ProjectionHeadConfig, entries, plain
 from hfproj.tuner.layer import CHILD, HeadModules
+from hfproj.tuner.soundness import LARGEST_NUMBER
 
 HEAD_KEYS = f"base_model.model.{CHILD}.projection_head_modules."
 BACKBONE_KEYS = f"base_model.model.{CHILD}.backbone."
@@ -95,7 +96,7 @@ def _whole(low: int, high: int) -> Check:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
 def _is_name(value: Any) -> bool:
@@ -169,6 +170,7 @@ def _check_backbone_fields(values: dict[str, Any], where: str) -> None:
 
 
 _MODULE_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
+_SEED = re.compile(r".*(seed|key)")
 _ANY_NUMBER = re.compile(r".*(alpha|lambda|seed|key|warmup|interval)")  # they set no size
 _CHOICES = re.compile(
     r"init_\w+|mask_type|variant|decomposition_method|wavelet_family|config_\w+|ab_svd_init|psoft_svd|bias"
@@ -211,7 +213,8 @@ def _inner_problem(name: str, value: Any, default: Any) -> str | None:
         return None if isinstance(default, bool | str | None) and not name.endswith("_config") else f"{short(default)}"
     if isinstance(value, str) and _CHOICES.fullmatch(name):
         return None if re.fullmatch(r"\w{0,40}", value) else "the name of a choice"
-    if _is_number(value) and (_is_number(default) or default is None):
+    seed = isinstance(value, int) and _SEED.fullmatch(name)
+    if seed or (_is_number(value) and (_is_number(default) or default is None)):
         bounded = _ANY_NUMBER.fullmatch(name) or isinstance(value, float) or abs(value) <= LARGEST_RANK
         return None if bounded else f"a number of at most {LARGEST_RANK:,}"
     if value is None and (default is None or name in ("r", "alpha")):
@@ -231,7 +234,7 @@ def _is_pattern_table(value: Any) -> bool:
         return True
     if not isinstance(value, dict) or len(value) > 2000 or sum(map(pattern_cost, value)) > MOST_STEPS / 60:
         return False
-    return all(isinstance(n, float) or _whole(0, LARGEST_RANK)(n) for n in value.values())
+    return all(_is_number(n) if isinstance(n, float) else _whole(0, LARGEST_RANK)(n) for n in value.values())
 
 
 def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.objectives import OBJECTIVES, create_objective
+from hfproj.tuner.soundness import LARGEST_NUMBER
 from hfproj.typing import OneOf, Pooling
 
 WIDEST = 1 << 20  # of a representation, a layer, a projection; 65,536 prototypes are the most that a paper has
@@ -224,8 +225,12 @@ class ProjectionHeadConfig(PeftConfig):
         if adapter.get("megatron_config") is not None:  # makes PEFT import the module megatron_core
             raise UsageError("backbone_adapter with megatron_config is not supported: it would import a module.")
         init = adapter.get("init_lora_weights")
-        if isinstance(init, str) and init.split("_niter")[0] in _REWRITES_BACKBONE:
+        if isinstance(init, str) and init.lower().startswith(_REWRITES_BACKBONE):  # PEFT takes any capitals
             raise UsageError(
                 f"init_lora_weights={init!r} rewrites the backbone's weights, so that it could not be restored; "
                 "use init_lora_weights=True, 'gaussian' or 'orthogonal'."
             )
+        for name, value in entries(adapter):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and "seed" not in name and "key" not in name and not abs(value) <= LARGEST_NUMBER:
+                raise UsageError(f"backbone_adapter: {name}={value!r}: expected at most {LARGEST_NUMBER:,.0f}.")

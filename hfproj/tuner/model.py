@@ -29,6 +29,7 @@ from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.config import ProjectionHeadConfig, plain
 from hfproj.tuner.description import starts_random
 from hfproj.tuner.layer import CHILD, ProjectionLayer, install_hooks, remove_hooks
+from hfproj.tuner.soundness import check_head, check_sound, kept_tensors, restore_rewritten
 
 PREFIX = "projection_head_"
 _MODULES = f".{CHILD}.projection_head_modules."
@@ -117,8 +118,11 @@ class ProjectionHeadModel(BaseTuner):
         if layer is not None:
             remove_hooks(layer)
         outer = model.__dict__.pop("peft_config", None)
+        kept = kept_tensors(bare_tensors(model))
         try:
             inject_adapter_in_model(inner, model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+            if rewritten := restore_rewritten(kept, bare_tensors(model)):
+                raise ValueError(f"it rewrites the backbone's own tensors ({rewritten[0]}) when it is attached")
         finally:
             model.__dict__.pop("peft_config", None)
             if outer is not None:
@@ -294,6 +298,12 @@ class ProjectionHeadModel(BaseTuner):
             rest = inner_class._remap_adapter_state_dict_for_load(model, inner, adapter_name, rest)
         mapped |= rest
         tuner._check_saved(adapter_name, config, mapped, saved_backbone)
+        own = {f"{_MODEL}.{n}": t for n, t in tuner._own_tensors(adapter_name).items()}
+        check_sound(mapped, own)
+        check_sound(saved_backbone, bare_tensors(tuner.model))
+        modules = getattr(tuner.model, CHILD).projection_head_modules[adapter_name]
+        head = {k.partition(f"{_MODULES}{adapter_name}.")[2]: v for k, v in mapped.items() if _MODULES in k}
+        check_head(modules, head, config.in_dim)
         tuner.backbone_tensors.load(tuner.model, adapter_name, saved_backbone)
         tuner._return_config(adapter_name)
         return mapped
