@@ -54,7 +54,7 @@ def _positions(size: int) -> np.ndarray:
     return np.minimum(((places + _hashed(places + SAMPLES)) * (size / SAMPLES)).astype(np.int64), size - 1)
 
 
-def _samples(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def samples_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Return the entries at `_positions` of each tensor in float64, read with one transfer per device and dtype."""
     found: dict[str, np.ndarray] = {}
     alike: dict[tuple[Any, ...], list[str]] = {}
@@ -144,7 +144,7 @@ def fingerprint(
             packed[shape] = packed.get(shape, 0) + 1
         elif name not in apart and not tensor.is_meta and tensor.numel():
             read[name] = tensor
-    samples = _samples(read)
+    samples = samples_of(read)
     groups: dict[str, dict[str, dict[str, np.ndarray]]] = {"weights": {}, "statistics": {}}
     for name, values in samples.items():
         kind = "statistics" if name.rpartition(".")[2] in STATISTICS else "weights"
@@ -197,11 +197,12 @@ def _settings(backbone: nn.Module, modules: Iterable[nn.Module]) -> dict[str, An
     """Return settings that change what the backbone computes and that no shape shows."""
     if library_of(backbone) == "transformers":
         return settings_of(backbone)
-    counts: dict[str, int] = {}
+    counts: dict[str, dict[str, int]] = {}
     for module in modules:
         for name in ("num_heads", "eps"):
             if isinstance(value := getattr(module, name, None), int | float):
-                counts[f"{name}={value}"] = counts.get(f"{name}={value}", 0) + 1
+                found = counts.setdefault(name, {})
+                found[str(value)] = found.get(str(value), 0) + 1
     return counts
 
 
@@ -258,7 +259,7 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Comparison:
         return Comparison("unknown", f"the fingerprint is of version {saved['version']}, which is not known here")
     differences = _structure(saved, current)
     if differences:
-        more = f"; and {len(differences) - 4} more differences" if len(differences) > 4 else ""
+        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         return Comparison("structure", "; ".join(differences[:4]) + more)
     packed = [part.get("quantized", {}) for part in (saved, current)]
     held = [part.get("dtype") for part in (saved, current)]
@@ -289,24 +290,19 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Comparison:
 
 
 def _structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return in words what differs in shapes and settings."""
+    """Return in words what differs in settings and shapes."""
+    found = []
+    if saved.get("library") == current.get("library"):  # another library has other names for them
+        before, now = saved.get("settings", {}), current.get("settings", {})
+        shared = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
+        found = [f"its {n} is {now[n]!r}, expected {before[n]!r}" for n in shared]
     before, now = saved.get("shapes", {}), current.get("shapes", {})
-    shapes = sorted((before.keys() | now.keys()), key=lambda shape: (before.get(shape, 0), shape), reverse=True)
-    found = [(s, before.get(s, 0), now.get(s, 0)) for s in shapes if before.get(s, 0) != now.get(s, 0)]
-    words = [
-        f"it has {there or 'no'} tensor{'s' * (there != 1)} of {s}, expected {wanted or 'none'}"
-        for s, wanted, there in found
-    ]
-    if words:
-        return words
-    settings = [part.get("settings", {}) for part in (saved, current)]
-    alike = saved.get("library") == current.get("library")  # another library has other names for them
-    shared = sorted(settings[0].keys() & settings[1].keys()) if alike else []
-    return [
-        f"its {n} is {settings[1][n]!r}, expected {settings[0][n]!r}"
-        for n in shared
-        if settings[0][n] != settings[1][n]
-    ]
+    for shape in sorted(before.keys() | now.keys(), key=lambda shape: (before.get(shape, 0), shape), reverse=True):
+        wanted, there = before.get(shape, 0), now.get(shape, 0)
+        if wanted != there:
+            count = f"{there or 'no'} tensor{'' if there == 1 else 's'}"
+            found.append(f"it has {count} of {shape}, expected {wanted or 'none'}")
+    return found
 
 
 def _agree(saved: list[Any], current: list[Any], level: str, loose: bool) -> bool:

@@ -82,10 +82,13 @@ def refresh(
     tensors = bare_tensors(model) | kept.originals
     read = {name: tensors[name] for name in feeds_representation(model, point)}
     apart = set(names) if starts_random(config.backbone) else set()
-    if any(not tensor.numel() or hasattr(tensor, "placements") for tensor in read.values()):
-        return  # sharded
+    lost = {name for trained in kept.names.values() for name in trained} - kept.originals.keys() - apart
+    if lost or any(not tensor.numel() or hasattr(tensor, "placements") for tensor in read.values()):
+        return  # trained without a copy of the original, or sharded
     current = fingerprint(model, read, source=config.backbone, apart=apart)
     found = compare(config.fingerprint, current)
+    if found.kind == "structure":
+        return  # sharded by FSDP 1
     if found.refused:
         said = "The backbone has changed since the head was attached"
         warnings.warn(f"{said} ({found.words}); the adapter is saved as one of what it is now.", stacklevel=4)

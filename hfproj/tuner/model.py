@@ -29,7 +29,7 @@ from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.config import ProjectionHeadConfig, plain
 from hfproj.tuner.description import starts_random
 from hfproj.tuner.layer import CHILD, ProjectionLayer, install_hooks, remove_hooks
-from hfproj.tuner.soundness import check_head, check_sound, kept_tensors, restore_rewritten
+from hfproj.tuner.soundness import Kept, check_head, check_sound
 
 PREFIX = "projection_head_"
 _MODULES = f".{CHILD}.projection_head_modules."
@@ -118,11 +118,13 @@ class ProjectionHeadModel(BaseTuner):
         if layer is not None:
             remove_hooks(layer)
         outer = model.__dict__.pop("peft_config", None)
-        kept = kept_tensors(bare_tensors(model))
+        kept = Kept(bare_tensors(model))
         try:
             inject_adapter_in_model(inner, model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
-            if rewritten := restore_rewritten(kept, bare_tensors(model)):
-                raise ValueError(f"it rewrites the backbone's own tensors ({rewritten[0]}) when it is attached")
+            rewritten, restored = kept.restore(bare_tensors(model))
+            if rewritten:
+                lost = "" if restored else ", which has to be loaded again"
+                raise ValueError(f"it rewrites {rewritten[0]} of the backbone when it is attached{lost}")
         finally:
             model.__dict__.pop("peft_config", None)
             if outer is not None:

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hfproj.backbones.fingerprint import samples_of
 from hfproj.errors import AdapterFileError
 
 LARGEST = (
@@ -66,26 +68,22 @@ def check_head(modules: Any, tensors: Mapping[str, Tensor], in_dim: Any) -> None
         raise AdapterFileError(f"{what}: its weights or options are damaged; take an earlier checkpoint.")
 
 
-def kept_tensors(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
-    """Return references to the values of tensors, by which `restore_rewritten` sees whether they were replaced."""
-    return {name: (tensor.detach(), tensor._version) for name, tensor in tensors.items()}
+class Kept:
+    """The values of tensors before something is done that must not change them.
 
-
-def restore_rewritten(kept: Mapping[str, tuple[Tensor, int]], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of `tensors` that were given other values since they were kept, and take that back.
-
-    Values that were replaced (as PEFT's initialisations do) are restored; one that was changed in place is lost.
+    Values are not copied: what replaces a tensor's values (as most of PEFT's initialisations do) can be taken back, and
+    what changes them in place is only seen, by samples.
     """
-    changed = []
-    for name, (value, version) in kept.items():
-        tensor = tensors.get(name)
-        if tensor is None or tensor.is_meta:
-            continue
-        if tensor.data_ptr() != value.data_ptr() or tensor.dtype != value.dtype:
-            if not torch.equal(tensor.detach(), value):
-                changed.append(name)
-            if isinstance(tensor, nn.Parameter):
-                tensor.data = value
-        elif tensor._version != version:
-            changed.append(name)
-    return changed
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.values = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and not t.is_meta}
+        self.samples = samples_of(self.values)
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> tuple[list[str], bool]:
+        """Return the names of `tensors` that have other values now, and whether all have their old ones again."""
+        there = {name: tensors[name] for name in self.values if name in tensors and not tensors[name].is_meta}
+        now, lost = samples_of(there), samples_of(self.values)
+        changed = [name for name in now if not np.array_equal(now[name], self.samples[name])]
+        for name in changed:
+            there[name].data = self.values[name]
+        return changed, all(np.array_equal(lost[name], self.samples[name]) for name in changed)
