@@ -137,9 +137,13 @@ def stage(
         save_buffers(objective, place, before=before)
     if ema is not None:
         ema.save(place)
-    shown = without_tokens(_with_fingerprint(results or unmeasured, model, subject) or described(model, subject))
+    shown = without_tokens(_with_digest(results or unmeasured or described(model, subject), model, subject))
     for name in names:
-        own, keep = (shown, results is not None) if name == subject else (described(model, name), False)
+        own, keep = (
+            (shown, results is not None)
+            if name == subject
+            else (_with_digest(described(model, name), model, name), False)
+        )
         write_card(
             own, folder_of(folder, name), repo_id=repo_id, license=license, adapters=names, adapter=name,
             keep_results=keep,
@@ -208,13 +212,15 @@ def _check_known(config: Any, base: str | None, adapter: str) -> None:
         )
 
 
-def _with_fingerprint(results: Results | None, model: PeftModel, adapter: str) -> Results | None:
-    """Return results with what is known of the backbone now: its digest is made when the adapter is saved."""
-    if results is None or not isinstance(results.config.get("adapter"), dict):
+def _with_digest(results: Results, model: PeftModel, adapter: str) -> Results:
+    """Return results with what the adapter's config says of its backbone now that it is saved."""
+    known, now = results.config.get("adapter"), describe_adapter(model, adapter)["adapter"]
+    if not isinstance(known, dict):
         return results
-    now = describe_adapter(model, adapter)["adapter"]
-    kept = {name: now[name] for name in ("fingerprint", "backbone_check") if name in now}
-    return dataclasses.replace(results, config=results.config | {"adapter": results.config["adapter"] | kept})
+    kept = now.get("fingerprint", {})
+    if digest := (model.peft_config[adapter].fingerprint or {}).get("sha256"):
+        kept = kept | {"sha256": digest}
+    return dataclasses.replace(results, config=results.config | {"adapter": known | {"fingerprint": kept}})
 
 
 def _name_base(file: Path, base: str | None) -> None:

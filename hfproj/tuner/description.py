@@ -35,8 +35,8 @@ def describe_adapter(model: nn.Module, adapter: str | None = None) -> dict[str, 
     values = config.to_dict() if hasattr(config, "to_dict") else dict(vars(config))
     backbone = values.get("backbone")
     base = _portable_id(known_base(backbone, values.get("base_model_name_or_path")))
-    if kept := values.get("fingerprint"):  # what a reader can use; the rest stays in the adapter's own config
-        values["fingerprint"] = {n: kept[n] for n in ("sha256", "dtype", "quantization", "instead_of") if kept.get(n)}
+    if kept := values.get("fingerprint"):  # the rest stays in the adapter's own config, the digest comes with a push
+        values["fingerprint"] = {n: kept[n] for n in ("dtype", "quantization", "instead_of") if kept.get(n)}
     for owner, key in ((values, "base_model_name_or_path"), (backbone, "id")):
         if isinstance(owner, dict) and owner.get(key):
             owner[key] = base

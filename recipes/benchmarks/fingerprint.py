@@ -4,9 +4,9 @@
     python recipes/benchmarks/fingerprint.py table  # the table from the numbers that are there
 
 Each pair is a backbone and what became of it. A pair of the same weights (a copy, a cast, other names for modules,
-another pooler that h is not read from) that is refused is a false alarm; one of other weights or another structure that is
-accepted is a miss. A cast has to be a warning, and a copy silent. Backbones: `vit_nano`, a small pretrained BERT of the
-tests where it is there, and random models of timm and transformers. Milliseconds are of a ViT-B on one core.
+another pooler that h is not read from) that is refused is a false alarm; one of other weights or another structure that
+is accepted is a miss. A cast has to be a warning, and a copy silent. Backbones: `vit_nano`, a small pretrained BERT of
+the tests where it is there, and random models of timm and transformers. Milliseconds are of a ViT-B on one core.
 
 Writes fingerprint.json and fingerprint.md below recipes/benchmarks/results.
 """
