@@ -100,6 +100,7 @@ class FirstIsZ(ProjectionOutput):
     """An output whose first element is z."""
 
     def to_tuple(self) -> tuple[Any, ...]:
+        """Return z, h and the backbone's output."""
         return (self.projection, self.representation, self.backbone_output)
 
 

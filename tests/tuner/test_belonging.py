@@ -2,8 +2,10 @@
 
 import copy
 import json
+import re
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -273,3 +275,29 @@ def test_what_is_pulled_gives_the_z_that_was_saved(name, tmp_path):
     inputs = make_inputs(name)
     loaded = PeftModel.from_pretrained(make_backbone(name), tmp_path)
     torch.testing.assert_close(loaded(**inputs).projection, model(**inputs).projection)
+
+
+def test_training_goes_on_with_the_backbone_of_the_adapter(tmp_path):
+    from hfproj.training.checkpoints import Continued
+
+    saved_adapter(tmp_path, "vit", "head")
+    config = make_config("vit", "head")
+    Continued(get_peft_model(make_backbone("vit"), config), tmp_path)
+    other = get_peft_model(tuned("vit"), config)
+    with pytest.raises(hfproj.AdapterFileError, match="other weights"):
+        Continued(other, tmp_path)
+    other.peft_config["default"].backbone_check = "warn"
+    with pytest.warns(UserWarning, match="other weights"):
+        Continued(other, tmp_path)
+    assert "instead_of" in other.peft_config["default"].fingerprint
+
+
+def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
+    part = text.partition("## The backbone an adapter belongs to")[2].partition("## Continue")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", part, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="other weights"):
+        exec(block, {})
+    said = capsys.readouterr().out
+    assert "This backbone has other weights: tensors of 128 differ. The adapter was made on vit_nano; " in said
