@@ -32,6 +32,7 @@ from hfproj.results import Results
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
 from hfproj.tuner.soundness import check_head
+from hfproj.typing import OneOf
 
 HEADER_FIRST = 1 << 26  # bytes from which on a file's header is read before the rest is downloaded
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -40,7 +41,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 def from_pretrained(
     repo: str | Path, *, adapter: str = "default", backbone: nn.Module | None = None, adapter_name: str | None = None,
     is_trainable: bool = False, revision: str | None = None, token: str | bool | None = None,
-    cache_dir: str | Path | None = None, low_cpu_mem_usage: bool = False, backbone_check: str | None = None,
+    cache_dir: str | Path | None = None, low_cpu_mem_usage: bool = False,
+    backbone_check: OneOf["error", "warn"] | None = None,
 ) -> PeftModel:  # fmt: skip
     """Load an adapter together with the backbone it was trained on.
 

@@ -100,7 +100,7 @@ class ProjectionHeadConfig(PeftConfig):
     backbone: dict[str, Any] | None = None
     keep_original: bool = True
     fingerprint: dict[str, Any] | None = None
-    backbone_check: str = "error"
+    backbone_check: OneOf["error", "warn"] = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
