@@ -21,6 +21,7 @@ SAME_MACHINE = json.loads((FOLDER / "machine.json").read_text()) == make.machine
 pytestmark = [
     pytest.mark.filterwarnings("ignore:ViTModel has no preprocessor_config.json"),
     pytest.mark.filterwarnings("ignore:Missing keys:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This adapter has no fingerprint:UserWarning"),
 ]
 
 

@@ -53,6 +53,7 @@ class Context:
         self.backbone = base.removeprefix("./") if isinstance(base, str) and one_line(base) else "a backbone"
         self.title = f"{head} head on {self.backbone}" if head else f"Projection head on {self.backbone}"
         self.base_model = base_model_of(results)  # the backbone, where it is a Hub id
+        self.private = "fingerprint" in adapter and not (base or mapping(adapter.get("backbone")).get("id"))
         self.embedded = str(results.config.get("base_model") or "").split("/")[-1] == EMBEDDED  # ships with hfproj
         self.method = _method(inner["peft_type"]) if inner.get("peft_type") else ""  # PEFT's on the backbone
         self.layer = None if layer == -1 else layer  # the block that h is read from; None: the last
@@ -155,6 +156,8 @@ def _settings(
     if adapter:
         library, layer = mapping(adapter.get("backbone")).get("library"), adapter.get("layer", -1)
         rows.append(("backbone", [Code(backbone), *([str(library)] if library else [])]))
+        if digest := mapping(adapter.get("fingerprint")).get("sha256"):
+            rows.append((words.BACKBONE["digest"], [Code(str(digest))]))
         rows.append(("h", _options({"pooling": adapter.get("pooling"), "layer": layer if layer != -1 else None})))
         head = [Code(adapter["head"])] if adapter.get("head") else []
         widths = f"{adapter.get('in_dim', '?')} → {adapter.get('out_dim', '?')}"

@@ -41,8 +41,15 @@ HEADLINES = {
     "alarm": "The collapse alarm rang while it trained",
     "collapse": "A sign of dimensional collapse",
     "rank": "No sign of dimensional collapse",
+    "backbone": "Another backbone than it was made on",
 }
 LAYER_NAMES = {"h": "representation", "z": "projection"}
+BACKBONE = {
+    "meant": "The adapter was made on {other} and is used here, as its author says, on a backbone with other weights.",
+    "private": "Its backbone has no public source. Who has it passes it as `backbone=`, and it is compared with the "
+    "one that the adapter was made on.",
+    "digest": "SHA-256 of the backbone's tensors",
+}
 INTERVAL = "95 % interval"
 MISSING = "Not measured"
 PROTOCOL = f"All of it in eval mode. {LABELS['rankme']} does not centre; spectra are of unit rows, centred."

@@ -30,6 +30,7 @@ from hfproj.objectives.buffers import START, Position, load_buffers, read_positi
 from hfproj.training.ema import EMA
 from hfproj.training.setup import PARTS, Source, active_config, active_name
 from hfproj.tuner import ProjectionHeadConfig
+from hfproj.tuner.belonging import check_continued
 from hfproj.tuner.config import plain
 from hfproj.tuner.layer import CHILD
 
@@ -121,6 +122,7 @@ class Continued:
                 f"{'; '.join(said for part in found.values() for said in part)}. Make "
                 "the model with hfproj.from_pretrained(…, is_trainable=True), or with the same options."
             )
+        check_continued(saved.config, own)
         tensors = load_file(saved.folder / filenames.ADAPTER_WEIGHTS)
         if self.new or self.left:
             made = get_peft_model_state_dict(model, adapter_name=active_name(model))

@@ -38,7 +38,7 @@ def resolve(model: nn.Module, config: ProjectionHeadConfig) -> ReadPoint:
         raise AdapterFileError(
             f"This head takes a representation of {saved_width} dimensions, but {type(model).__name__} gives "
             f"{point.in_dim} (pooling={point.pooling!r}, layer={config.layer}); use the backbone it was made for"
-            + (f" ({config.backbone['id']})." if config.backbone else ".")
+            + (f" ({made_on})." if (made_on := (config.backbone or {}).get("id")) else ".")
         )
     config.in_dim, config.pooling = point.in_dim, point.pooling
     if config.backbone is None:

@@ -185,10 +185,8 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         h = rows = pool(source, point, _attention_mask(backbone, args, kwargs) if point.text else None)
         if self.num_views != 1:
             if self.num_views < 1 or h.shape[0] % self.num_views:
-                found = f"got a batch of {h.shape[0]} rows"
-                raise UsageError(
-                    f"Expected num_views to be a divisor of the number of rows, {found}, got {self.num_views}."
-                )
+                rows_there = f"the {h.shape[0]} rows of the batch"
+                raise UsageError(f"Expected num_views to be a divisor of {rows_there}, got {self.num_views}.")
             rows = h.reshape(self.num_views, -1, h.shape[-1])
         modules: Any = self.projection_head_modules[name]
         scales = dict(modules.scales) or None

@@ -79,7 +79,7 @@ def test_what_cannot_work_is_said_before_training(hub, client, train):
         assert hub.state() == before
 
     fails("UsageError", "is that of me, who can't write to someone-else", hub_model_id="someone-else/x")
-    fails("UsageError", "expected 'user/name'", hub_model_id="me/x/y")
+    fails("UsageError", "to be 'user/name'", hub_model_id="me/x/y")
     fails("HubError", "does not accept the access token (401)", hub_token="hf_" + 34 * "x")
     hub.fail("GET", "/api/whoami-v2", 503, times=None)
     fails("HubError", "Asking the Hub whose access token this is failed", "(503)", hub_model_id="me/x")

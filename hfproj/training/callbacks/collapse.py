@@ -236,7 +236,7 @@ class CollapseCallback(TrainerCallback):
     Example:
         >>> CollapseCallback(action="explode")
         Traceback (most recent call last):
-        hfproj.errors.UsageError: action='explode': expected one of warn, stop, restore.
+        hfproj.errors.UsageError: Expected action to be one of warn, stop, restore, got 'explode'.
     """
 
     trainer: ProjectionTrainer
