@@ -30,6 +30,7 @@ from hfproj.backbones import (
     library_of,
     pool,
 )  # fmt: skip
+from hfproj.backbones.preprocessing import channels_of
 from hfproj.errors import UsageError
 from hfproj.files import installed_versions, portable
 from hfproj.tuner import ProjectionHeadConfig
@@ -307,10 +308,7 @@ def _images(found: Attached) -> Tensor:
     except UsageError as error:
         hint = "pass images of the size that the graph is to take as example=…"
         raise UsageError(f"The image size of {type(found.backbone).__name__} is unknown; {hint}.") from error
-    channels = getattr(getattr(found.backbone, "config", None), "num_channels", None)
-    if channels is None:
-        channels = next((m.in_channels for m in found.backbone.modules() if isinstance(m, nn.Conv2d)), 3)
-    return torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(3, channels_of(found.backbone), size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _rows_of(example: Tensor, name: str) -> Callable[[int], Batch]:

@@ -221,7 +221,8 @@ class FineTuneProbe(Named):
             return collate, collate
         mean, std = collate.mean.flatten().tolist(), collate.std.flatten().tolist()
         views = ImageViews(size=collate.size, mean=mean, std=std, num_views=1, seed=self.seed, label_column=None,
-                           image_column=collate.image_column, augmentation=self.augmentation)  # fmt: skip
+                           image_column=collate.image_column, augmentation=self.augmentation,
+                           flip_channels=collate.flip_channels)  # fmt: skip
         return collate, views
 
     def _images(self) -> dict[str, Any]:
