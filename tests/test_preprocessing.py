@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +220,9 @@ def test_a_model_of_other_channels_is_trained_and_measured(channels, tmp_path):
     found = hfproj.evaluate(run.bare_model(), probes=[{"name": "knn", "k": 1}], train=rows, test=rows)
     assert "1.0" in str(found.table())
     assert run._preprocessing().mean == pytest.approx(image_preprocessing(model).mean, abs=1e-6)
+
+
+def test_the_page_on_images_runs():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "images.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(block, "docs/images.md", "exec"), {})

@@ -31,7 +31,15 @@ def of_gpu(found):
     return recipe("benchmarks/gpu").markdown(found)
 
 
-TABLES = [("transfer", of_transfer), ("dropped_digits", of_dropped_digits), ("gpu", of_gpu)]
+def of_preprocessing(found):
+    assert max(value for row in found["largest"].values() for value in row.values()) <= 2
+    return recipe("benchmarks/preprocessing").table(found)
+
+
+TABLES = [
+    ("transfer", of_transfer), ("dropped_digits", of_dropped_digits), ("gpu", of_gpu),
+    ("preprocessing", of_preprocessing),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "table"), TABLES)

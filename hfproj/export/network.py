@@ -30,7 +30,7 @@ from hfproj.backbones import (
     library_of,
     pool,
 )  # fmt: skip
-from hfproj.backbones.preprocessing import channels_of
+from hfproj.backbones.preprocessing import channels_of, preprocessor_config
 from hfproj.errors import UsageError
 from hfproj.files import installed_versions, portable
 from hfproj.tuner import ProjectionHeadConfig
@@ -295,6 +295,7 @@ def _of_model(found: Attached, example: Tensor | None) -> Traceable:
     known = known_preprocessing(found.model, found.name)
     if known is not None:
         about |= {"image_mean": json.dumps(known.mean), "image_std": json.dumps(known.std)}
+        about["image_processor"] = json.dumps(preprocessor_config(known.at(size[1])))
     batches = _rows_of(example, "pixel_values")
     return Traceable(_Images(*parts, size), batches, {"pixel_values": ("batch",)}, ("h", "z"), about)
 

@@ -229,7 +229,10 @@ class FineTuneProbe(Named):
         """Return what the protocol says of the images."""
         said: dict[str, Any] = {"collator": type(self._collate).__name__}
         if isinstance(self._collate, EvalImages):
-            said |= {"size": self._collate.size, "interpolation": self._collate.interpolation}
+            collate = self._collate
+            said |= {"size": collate.size, "interpolation": collate.interpolation}
+            if (collate.resize, collate.resize_mode) != (collate.size, "shortest"):
+                said |= {"resize": collate.resize, "resize_mode": collate.resize_mode}
         if isinstance(self._collate_train, ImageViews) and self.collator is None:
             off = Augmentation.none()
             parts = asdict(self._collate_train.augmentations[0])
