@@ -85,7 +85,8 @@ def largest(collate, expected):
 def saved(folder, name):
     make, kind, options = MODELS[name]
     make().save_pretrained(folder)
-    getattr(transformers, kind)(**options).save_pretrained(folder)
+    processor = getattr(transformers, kind, None) or getattr(transformers, f"{kind}Fast")  # DINOv3's before 5.4
+    processor(**options).save_pretrained(folder)
     return hfproj.load_backbone(str(folder))
 
 

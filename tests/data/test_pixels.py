@@ -14,6 +14,7 @@ import hfproj
 from hfproj import UsageError
 from hfproj.data import Augmentation, EvalImages, ImageViews, StreamDataset, to_rgb_tensor
 from hfproj.data.pixels import to_image_tensor, upright
+from hfproj.features.cache_key import data_identity, digest
 from hfproj.probes import RotatedImages
 
 RNG = np.random.default_rng(3)
@@ -212,6 +213,13 @@ def test_photographs_are_upright_on_every_road(orientation, tmp_path):
     assert np.array_equal(to_image_tensor(opened.convert("L"), 1)[0], grey)
     collate = EvalImages(size=6, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert torch.equal(collate([{"image": opened}])["pixel_values"], collate([{"image": expected}])["pixel_values"])
+
+
+def test_caches_tell_photographs_of_other_orientations_apart():
+    """The stored bytes of 1, 2, 3 and 4 are equal, and so is the size."""
+    keys = [digest(data_identity([{"image": Image.open(io.BytesIO(photograph(turn)))}])) for turn in TURNS]
+    assert len(set(keys)) == 8
+    assert keys[0] == digest(data_identity([{"image": Image.fromarray(RGB)}]))
 
 
 def test_a_photograph_is_turned_once_and_broken_metadata_do_no_harm():
