@@ -140,6 +140,12 @@ def test_what_is_not_followed_is_said(extra):
         settings_of({"size": 8, **extra}, "The preprocessing")
 
 
+def test_sides_that_differ_are_said():
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(64, 32), depth=1)
+    with pytest.warns(UserWarning, match=r"images of \(64, 32\)"):
+        image_preprocessing(model)
+
+
 @pytest.mark.parametrize("settings", [
     ImagePreprocessing(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 36),
     ImagePreprocessing(32, (0.1,) * 3, (0.4,) * 3, "lanczos", 32, "exact"),
@@ -200,7 +206,8 @@ def test_mean_and_std_of_other_channels_are_guessed_with_a_warning(channels, mea
         warnings.simplefilter("error")
         assert len(EvalImages.for_model(model, **given).mean) == channels
     model.__dict__[OF_ADAPTER] = preprocessor_config(ImagePreprocessing(64, **given))
-    assert image_preprocessing(model).mean == given["mean"]
+    found = image_preprocessing(model)
+    assert (found.mean, found.size, found.resize) == (given["mean"], 64, EvalImages.for_model(model, size=64).resize)
 
 
 def test_channels_of_transformers_and_plain_modules():

@@ -84,7 +84,8 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     if timm_part := timm_part_of(backbone):
         found = _settings_of_timm(timm_part[1])
         if len(found.mean) != channels and of_adapter:
-            found = settings_of(of_adapter, f"The preprocessing of {kind}", size=found.size)
+            told = settings_of(of_adapter, f"The preprocessing of {kind}", size=found.size)
+            found = dataclasses.replace(found.at(told.size), mean=told.mean, std=told.std)
         return _for_channels(found, channels, kind)
     size = getattr(getattr(backbone, "config", None), "image_size", None)
     size = size[-1] if isinstance(size, list | tuple) else size
@@ -127,7 +128,10 @@ def _settings_of_timm(model: nn.Module) -> ImagePreprocessing:
 
     data = resolve_model_data_config(model)
     # The size that this model was made for (img_size=…) goes before the one its weights were trained with.
-    size = (getattr(getattr(model, "patch_embed", None), "img_size", None) or data["input_size"][1:])[-1]
+    sides = getattr(getattr(model, "patch_embed", None), "img_size", None) or data["input_size"][1:]
+    size = sides[-1]
+    if sides[0] != size:
+        warnings.warn(f"{type(model).__name__} takes images of {sides}; EvalImages makes squares.", stacklevel=3)
     mode: Any = {"squash": "exact", "border": "longest"}.get(data["crop_mode"], "shortest")
     mean, std, resize = tuple(data["mean"]), tuple(data["std"]), math.floor(size / data["crop_pct"])
     known = _RESAMPLE_OF.get(data["interpolation"], _RESAMPLE_OF["bicubic"])  # "random" is for training
