@@ -33,6 +33,7 @@ else:  # run-time type checkers let wrong values pass, for which there are bette
 
 Pooling: TypeAlias = OneOf["cls", "mean", "cls_mean", "max", "pooler"]
 Interpolation: TypeAlias = OneOf["bicubic", "bilinear"]
+Resampling: TypeAlias = OneOf["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 When: TypeAlias = OneOf["before", "after"]
 
 Features = Float[Tensor, "rows dim"]

@@ -41,9 +41,14 @@ def of_peft_common(found):
     return recipe("benchmarks/peft_common").table(found)
 
 
+def of_preprocessing(found):
+    assert max(value for row in found["largest"].values() for value in row.values()) <= 2
+    return recipe("benchmarks/preprocessing").table(found)
+
+
 TABLES = [
     ("transfer", of_transfer), ("dropped_digits", of_dropped_digits), ("gpu", of_gpu), ("fingerprint", of_fingerprint),
-    ("peft_common", of_peft_common),
+    ("peft_common", of_peft_common), ("preprocessing", of_preprocessing),
 ]  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from hfproj.backbones import (
     library_of,
     pool,
 )  # fmt: skip
+from hfproj.backbones.preprocessing import channels_of, preprocessor_config
 from hfproj.errors import UsageError
 from hfproj.files import installed_versions, portable
 from hfproj.tuner import ProjectionHeadConfig
@@ -294,6 +295,7 @@ def _of_model(found: Attached, example: Tensor | None) -> Traceable:
     known = known_preprocessing(found.model, found.name)
     if known is not None:
         about |= {"image_mean": json.dumps(known.mean), "image_std": json.dumps(known.std)}
+        about["image_processor"] = json.dumps(preprocessor_config(known.at(size[1])))
     batches = _rows_of(example, "pixel_values")
     return Traceable(_Images(*parts, size), batches, {"pixel_values": ("batch",)}, ("h", "z"), about)
 
@@ -307,10 +309,7 @@ def _images(found: Attached) -> Tensor:
     except UsageError as error:
         hint = "pass images of the size that the graph is to take as example=…"
         raise UsageError(f"The image size of {type(found.backbone).__name__} is unknown; {hint}.") from error
-    channels = getattr(getattr(found.backbone, "config", None), "num_channels", None)
-    if channels is None:
-        channels = next((m.in_channels for m in found.backbone.modules() if isinstance(m, nn.Conv2d)), 3)
-    return torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(3, channels_of(found.backbone), size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _rows_of(example: Tensor, name: str) -> Callable[[int], Batch]:

@@ -244,14 +244,18 @@ class FineTuneProbe(Named):
             return collate, collate
         mean, std = collate.mean.flatten().tolist(), collate.std.flatten().tolist()
         views = ImageViews(size=collate.size, mean=mean, std=std, num_views=1, seed=self.seed, label_column=None,
-                           image_column=collate.image_column, augmentation=self.augmentation)  # fmt: skip
+                           image_column=collate.image_column, augmentation=self.augmentation,
+                           flip_channels=collate.flip_channels)  # fmt: skip
         return collate, views
 
     def _images(self) -> dict[str, Any]:
         """Return what the protocol says of the images."""
         said: dict[str, Any] = {"collator": type(self._collate).__name__}
         if isinstance(self._collate, EvalImages):
-            said |= {"size": self._collate.size, "interpolation": self._collate.interpolation}
+            collate = self._collate
+            said |= {"size": collate.size, "interpolation": collate.interpolation}
+            if (collate.resize, collate.resize_mode) != (collate.size, "shortest"):
+                said |= {"resize": collate.resize, "resize_mode": collate.resize_mode}
         if isinstance(self._collate_train, ImageViews) and self.collator is None:
             off = Augmentation.none()
             parts = asdict(self._collate_train.augmentations[0])
