@@ -45,7 +45,16 @@ def barrier() -> None:
 
 
 def row_counts(n: int, device: torch.device | str = "cpu") -> list[int]:
-    """Return how many rows each process holds, in rank order; `n` are here, counted on the `device` of their tensor."""
+    """Return how many rows each process holds, in rank order.
+
+    Args:
+        n: Rows of this process.
+        device: Where the collective runs: that of the tensor whose rows are counted.
+
+    Example:
+        >>> row_counts(5)
+        [5]
+    """
     if world_size() == 1:
         return [n]
     counts = torch.empty(world_size(), dtype=torch.int64, device=device)
@@ -63,6 +72,10 @@ def gather_rows(
     Args:
         x: Rows of this process; the other dimensions agree over the processes.
         counts: What :func:`row_counts` returned, if known: saves its synchronisation.
+
+    Example:
+        >>> gather_rows(torch.arange(3.0)).tolist()
+        [0.0, 1.0, 2.0]
     """
     if world_size() == 1:
         return x
@@ -70,12 +83,22 @@ def gather_rows(
 
 
 def all_reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return the sum over processes; the backward sums the gradients over processes, and is itself differentiable."""
+    """Return the sum over processes; the backward sums the gradients over processes, and is itself differentiable.
+
+    Example:
+        >>> all_reduce_sum(torch.tensor(2.0)).item()
+        2.0
+    """
     return x if world_size() == 1 else _AllReduceSum.apply(x)
 
 
 def all_reduce_max(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return the elementwise maximum over processes, without a gradient."""
+    """Return the elementwise maximum over processes, without a gradient.
+
+    Example:
+        >>> all_reduce_max(torch.tensor(2.0, requires_grad=True)).requires_grad
+        False
+    """
     x = x.detach()
     if world_size() > 1:
         x = x.clone(memory_format=torch.contiguous_format)
@@ -84,7 +107,12 @@ def all_reduce_max(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 
 
 def broadcast_object(value: Any, src: int = 0) -> Any:
-    """Return the value that process `src` holds (pickled between the processes of one job, never to disk)."""
+    """Return the value that process `src` holds (pickled between the processes of one job, never to disk).
+
+    Example:
+        >>> broadcast_object("run-7"), rank(), world_size()
+        ('run-7', 0, 1)
+    """
     if world_size() == 1:
         return value
     box = [value]

@@ -105,7 +105,7 @@ class Registry(Generic[Made]):
         Raises:
             UsageError: If no entry has this name.
         """
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             raise unknown(self.kind, name, self._entries)
         target: Any = self._entries[name][0]
         if isinstance(target, str):
@@ -180,15 +180,9 @@ class ShowsOptions:
 
 
 _WORDS: dict[Any, str] = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    dict: "a dict",
-    Mapping: "a dict",
-    Sequence: "a list",
-    NoneType: "None",
-}
+    bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a dict", Mapping: "a dict",
+    Sequence: "a list", NoneType: "None",
+}  # fmt: skip
 
 
 def _check_types(who: str, cls: type, options: Mapping[str, Any]) -> None:

@@ -34,6 +34,10 @@ calls = {
     "head": lambda: hfproj.create_head("linear", in_dim=2, out_dim=2)(rows),
     "probe": lambda: hfproj.KNNProbe().fit(rows, [0, 1]),
     "export": lambda: hfproj.export_program(3, 3),
+    "layer": lambda: hfproj.ProjectionHeadConfig(layer="last"),
+    "head's name": lambda: hfproj.ProjectionHeadConfig(head=["mlp"]),
+    "head_options": lambda: hfproj.ProjectionHeadConfig(head_options=[1]),
+    "backbone_adapter": lambda: hfproj.ProjectionHeadConfig(backbone_adapter="lora"),
 }
 said = {}
 for name, call in calls.items():

@@ -9,16 +9,9 @@ from hfproj.backbones.features import FeatureBackbone
 from hfproj.backbones.loading import EMBEDDED, embedded_folder, library_of, load_backbone, source_of
 from hfproj.backbones.preprocessing import ImagePreprocessing, image_preprocessing
 from hfproj.backbones.reading import (
-    POOLINGS,
-    ReadPoint,
-    bare_tensors,
-    blocks_of,
-    feeds_representation,
-    fit_image_size,
-    last_blocks,
-    pool,
+    POOLINGS, ReadPoint, bare_tensors, blocks_of, feeds_representation, fit_image_size, last_blocks, pool,
     resolve_read_point,
-)
+)  # fmt: skip
 
 __all__ = [
     "EMBEDDED", "POOLINGS", "FeatureBackbone", "ImagePreprocessing", "ReadPoint", "bare_tensors", "blocks_of",

@@ -176,10 +176,8 @@ def _block(backbone: nn.Module, layer: int, prefix_tokens: int, width: int | Non
     """Return the name of block `layer` and the width of its output."""
     blocks = blocks_of(backbone)
     if not -len(blocks) <= layer < len(blocks):
-        raise UsageError(
-            f"layer={layer}: {type(backbone).__name__} has {len(blocks)} blocks; expected -1 (its final output) or an "
-            f"index from {-len(blocks)} to {len(blocks) - 1}."
-        )
+        hint = f"expected -1 (its final output) or an index from {-len(blocks)} to {len(blocks) - 1}"
+        raise UsageError(f"layer={layer}: {type(backbone).__name__} has {len(blocks)} blocks; {hint}.")
     sizes = getattr(getattr(backbone, "config", None), "hidden_sizes", None) or []
     if len(sizes) == len(blocks):  # the stages of a CNN differ in width
         width = int(sizes[layer])

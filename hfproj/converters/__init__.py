@@ -107,7 +107,14 @@ def conversion(
     checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
     network: str | None = None, num_heads: int | None = None, **options: Any,
 ) -> Conversion:  # fmt: skip
-    """Convert as :func:`convert` does, with its arguments and errors, and return what became of the tensors as well."""
+    """Convert as :func:`convert` does, and return what became of the tensors as well.
+
+    `checkpoint`, `method`, `backbone`, `network`, `num_heads` and the family's `options` are those of :func:`convert`.
+
+    Raises:
+        UsageError: If :func:`convert` raises it.
+        AdapterFileError: If :func:`convert` raises it.
+    """
     if method not in FAMILIES:
         raise unknown("method", method, FAMILIES)
     family = FAMILIES[method]

@@ -36,15 +36,11 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
 _CHANNELS = (64, 128, 256, 512)
 # timm's name → (width, depth, heads, patch, image size), all with ImageNet's mean and std
 _VITS = {
-    "deit_tiny_patch16_224.fb_in1k": (192, 12, 3, 16, 224),
-    "deit_small_patch16_224.fb_in1k": (384, 12, 6, 16, 224),
-    "deit_base_patch16_224.fb_in1k": (768, 12, 12, 16, 224),
-    "vit_large_patch16_224.mae": (1024, 24, 16, 16, 224),
-    "vit_small_patch8_224.dino": (384, 12, 6, 8, 224),
-    "vit_small_patch16_224.dino": (384, 12, 6, 16, 224),
-    "vit_base_patch8_224.dino": (768, 12, 12, 8, 224),
-    "vit_base_patch16_224.dino": (768, 12, 12, 16, 224),
-}
+    "deit_tiny_patch16_224.fb_in1k": (192, 12, 3, 16, 224), "deit_small_patch16_224.fb_in1k": (384, 12, 6, 16, 224),
+    "deit_base_patch16_224.fb_in1k": (768, 12, 12, 16, 224), "vit_large_patch16_224.mae": (1024, 24, 16, 16, 224),
+    "vit_small_patch8_224.dino": (384, 12, 6, 8, 224), "vit_small_patch16_224.dino": (384, 12, 6, 16, 224),
+    "vit_base_patch8_224.dino": (768, 12, 12, 8, 224), "vit_base_patch16_224.dino": (768, 12, 12, 16, 224),
+}  # fmt: skip
 _DINOV2 = {  # with layer scale
     "vit_small_patch14_dinov2.lvd142m": (384, 12, 6, 14, 518),
     "vit_base_patch14_dinov2.lvd142m": (768, 12, 12, 14, 518),
@@ -229,12 +225,10 @@ def _registers(tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, tuple[str
 
 
 _COMMON = (
-    (r"^cls_token$", "embeddings.cls_token"),
-    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^cls_token$", "embeddings.cls_token"), (r"^pos_embed$", "embeddings.position_embeddings"),
     (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"^register_tokens$", "embeddings.register_tokens"),
-    (r"^norm\.", "layernorm."),
-)
+    (r"^register_tokens$", "embeddings.register_tokens"), (r"^norm\.", "layernorm."),
+)  # fmt: skip
 _BLOCKS = {
     "vit": (("blocks.", "layers."), (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after.")),
     "dinov2": (
@@ -245,11 +239,9 @@ _BLOCKS = {
 
 # What early versions of transformers 5 call the parts of a block.
 _OLDER_BLOCK = (
-    (".attention.q_proj.", ".attention.attention.query."),
-    (".attention.k_proj.", ".attention.attention.key."),
-    (".attention.v_proj.", ".attention.attention.value."),
-    (".attention.o_proj.", ".attention.output.dense."),
-)
+    (".attention.q_proj.", ".attention.attention.query."), (".attention.k_proj.", ".attention.attention.key."),
+    (".attention.v_proj.", ".attention.attention.value."), (".attention.o_proj.", ".attention.output.dense."),
+)  # fmt: skip
 _OLDER_MLP = {"vit": (".intermediate.dense.", ".output.dense."), "swiglu": (".mlp.weights_in.", ".mlp.weights_out.")}
 
 

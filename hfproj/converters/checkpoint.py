@@ -27,12 +27,10 @@ from hfproj.errors import AdapterFileError, UsageError, one_line
 
 _SCALAR = np.float64(0).__reduce__()[0]  # type: ignore[index]  # numpy's own function for making a scalar
 _HARMLESS: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in ("?", "i4", "i8", "u1", "f2", "f4", "f8")},
+    argparse.Namespace, np.dtype, *{type(np.dtype(kind)) for kind in ("?", "i4", "i8", "u1", "f2", "f4", "f8")},
     (_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of numpy 1 …
     (_SCALAR, "numpy._core.multiarray.scalar"),  # … and of numpy 2
-]
+]  # fmt: skip
 
 
 def read_file(path: str | os.PathLike) -> Mapping[str, Any]:

@@ -113,11 +113,9 @@ _RESNET_V2 = (
 )  # fmt: skip
 _VIT_V2 = (
     (r"^blocks\.\d+\.(\d+\..*)mlp\.w12\.", r"blocks.\1mlp.fc1."),
-    (r"^blocks\.\d+\.(\d+\..*)mlp\.w3\.", r"blocks.\1mlp.fc2."),
-    (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),
-    (r"^(blocks\.\d+\.mlp\.)w12\.", r"\1fc1."),
-    (r"^(blocks\.\d+\.mlp\.)w3\.", r"\1fc2."),
-)
+    (r"^blocks\.\d+\.(\d+\..*)mlp\.w3\.", r"blocks.\1mlp.fc2."), (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),
+    (r"^(blocks\.\d+\.mlp\.)w12\.", r"\1fc1."), (r"^(blocks\.\d+\.mlp\.)w3\.", r"\1fc2."),
+)  # fmt: skip
 
 
 def _by_64(width: int) -> int | None:

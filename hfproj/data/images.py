@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,52 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import TypedDict, Unpack
 
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.indexing import index_and_labels
 from hfproj.data.pixels import to_image_tensor, to_rgb_tensor
 from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.typing import OneOf, Resampling
+
+# fmt: off
+# The keywords of collators and what they may be, for type checkers; values are checked where they are used.
+_Pair = tuple[Number, Number]
+_Augmentations = Augmentation | Sequence[Augmentation] | None
+class _Of(TypedDict, total=False):
+    size: int
+    mean: Sequence[Number]
+    std: Sequence[Number]
+    image_column: str
+    label_column: str | None
+    flip_channels: bool
+class _Parts(TypedDict, total=False):
+    scale: _Pair | None
+    ratio: _Pair
+    flip_probability: Number | None
+    color_jitter_probability: Number | None
+    color_jitter_strength: Number | None
+    brightness: Number | None
+    contrast: Number | None
+    saturation: Number | None
+    hue: Number | None
+    grayscale_probability: Number | None
+    blur_probability: Number | OneOf["auto"] | None
+    blur_sigma: _Pair
+    solarize_probability: Number | None
+    rotation_degrees: Number | None
+    translation: Number | None
+
+
+class _OfViews(_Of, _Parts, total=False):
+    num_views: int; local_views: int; local_size: int | None; local_scale: _Pair  # noqa: E702
+    seed: int; augmentation: _Augmentations; local_augmentation: _Augmentations  # noqa: E702
+
+
+class _OfEval(_Of, total=False):
+    resize: int | None; resize_mode: OneOf["shortest", "exact", "longest"]; resizer: OneOf["torch", "pil"]  # noqa: E702
+    interpolation: Resampling; crop_rounding: OneOf["even", "down"]  # noqa: E702
+# fmt: on
 
 __all__ = ["EvalImages", "ImageViews", "to_rgb_tensor"]
 
@@ -56,7 +96,7 @@ class _Images:
         return (x.flip(1) if self.flip_channels else x).sub_(self.mean).div_(self.std)
 
 
-def _settings(model: nn.Module, options: dict[str, Any], *names: str) -> dict[str, Any]:
+def _settings(model: nn.Module, options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return the options, and what is not among them of the model's own preprocessing at their size."""
     from hfproj.backbones import image_preprocessing
 
@@ -148,9 +188,8 @@ class ImageViews(_Images):
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], num_views: int = 2,
         local_views: int = 0, local_size: int | None = None, local_scale: tuple[Number, Number] = (0.05, 0.4),
         seed: int = 0, image_column: str = "image", label_column: str | None = "label",
-        augmentation: Augmentation | Sequence[Augmentation] | None = None,
-        local_augmentation: Augmentation | Sequence[Augmentation] | None = None, flip_channels: bool = False,
-        **options: Any,
+        augmentation: _Augmentations = None, local_augmentation: _Augmentations = None, flip_channels: bool = False,
+        **options: Unpack[_Parts],
     ):  # fmt: skip
         super().__init__(size, mean, std, image_column, label_column, flip_channels)
         if num_views < 1:
@@ -175,7 +214,7 @@ class ImageViews(_Images):
         _without_colour(self.augmentations, len(mean))
 
     @classmethod
-    def for_model(cls, model: nn.Module, **options: Any) -> "ImageViews":
+    def for_model(cls, model: nn.Module, **options: Unpack[_OfViews]) -> "ImageViews":
         """Return a collator with size, mean and std of the model's own preprocessing; `options` go to the class.
 
         Raises:
@@ -246,7 +285,7 @@ class EvalImages(_Images):
         self.resize_mode, self.resizer, self.crop_rounding = resize_mode, resizer, crop_rounding
 
     @classmethod
-    def for_model(cls, model: nn.Module, **options: Any) -> "EvalImages":
+    def for_model(cls, model: nn.Module, **options: Unpack[_OfEval]) -> "EvalImages":
         """Return a collator that prepares images as the model's own image processor or timm's transform does.
 
         With `size` in the `options`, which go to the class, `resize` keeps its ratio to it.

@@ -31,9 +31,8 @@ class _Sentences:
         for item in items:
             for column in columns:
                 if column not in item:
-                    raise UsageError(
-                        f"An item has no {column!r}, only {', '.join(map(repr, item))}; name the column of the text."
-                    )
+                    hint = "name the column of the text"
+                    raise UsageError(f"An item has no {column!r}, only {', '.join(map(repr, item))}; {hint}.")
                 if not isinstance(item[column], str):
                     raise UsageError(f"{column!r} holds a {type(item[column]).__name__}, expected a string.")
         texts = [item[column] for column in columns for item in items]

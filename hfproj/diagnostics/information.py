@@ -36,7 +36,8 @@ from hfproj.typing import Features
 def matrix_entropy(f: Features, *, alpha: float = 2.0) -> float:
     """Return S_α of the rows' cosines in nats, between 0 (all parallel) and log(min(rows, dim)).
 
-    Does not centre. exp(S_1) is the effective rank, on eigenvalues, of the unit rows.
+    `alpha` is α > 0; below 1 the rounding of zero eigenvalues shows. Does not centre. exp(S_1) is the effective
+    rank, on eigenvalues, of the unit rows.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or alpha is not positive.
@@ -56,7 +57,7 @@ def matrix_mutual_information(
     """Return I_α(h; z) in nats, at most min(S_α(K_h), S_α(K_z)) ≤ log(rows).
 
     Not bounded below by 0 unless α = 1. Does not centre. Memory is O(rows²): take some thousand rows. It compares all
-    pairs and so can't be streamed. Dimensions of h and z may differ.
+    pairs and so can't be streamed. `h` and `z` are features of the same rows, of any dimensions; `alpha` is α > 0.
 
     Raises:
         UsageError: If h or z has fewer than two or non-finite rows, numbers of rows differ, or alpha is not positive.
@@ -92,18 +93,20 @@ class InformationBounds(NamedTuple):
 
 @torch.no_grad()
 def information_bounds(
-    h: Float[Tensor, "views batch in_dim"],
-    z: Float[Tensor, "_ _ out_dim"],
-    *,
-    alpha: float = 2.0,
+    h: Float[Tensor, "views batch in_dim"], z: Float[Tensor, "_ _ out_dim"], *, alpha: float = 2.0,
     temperature: float = 0.2,
-) -> InformationBounds:
+) -> InformationBounds:  # fmt: skip
     """Return the estimates and bounds of how much h tells about a downstream label, in nats.
 
     They compare checkpoints or heads on the same rows and are no bounds in themselves: both leave out a term that is
     unknown without labels; −L is negative and lacks the logarithm of the number of negatives that an InfoNCE bound has;
-    the matrix entropy is not the Shannon entropy, and theorem 3.2 holds for discrete variables. Does not centre. The
-    temperature of the NT-Xent loss of h is that of the paper's SimCLR, 0.2.
+    the matrix entropy is not the Shannon entropy, and theorem 3.2 holds for discrete variables. Does not centre.
+
+    Args:
+        h: Representations `[views, batch, in_dim]`.
+        z: Projections of the same rows, `[views, batch, out_dim]`.
+        alpha: α, positive.
+        temperature: That of the NT-Xent loss of h, positive; 0.2 is that of the paper's SimCLR.
 
     Raises:
         UsageError: If there are fewer than two views or samples, or rows that are not finite, or h and z hold different

@@ -38,7 +38,12 @@ _KEPT = 0.9  # fraction of the rows in the fit: Facco et al.
 
 
 class Clid(NamedTuple):
-    """The parts of CLID: `cluster_learnability`, an accuracy in [0, 1], and `intrinsic_dimension`, 0 to infinity."""
+    """The parts of CLID.
+
+    Attributes:
+        cluster_learnability: An accuracy, from 0 to 1.
+        intrinsic_dimension: From 0 to infinity.
+    """
 
     cluster_learnability: float
     intrinsic_dimension: float
@@ -50,7 +55,14 @@ def clid(
 ) -> Clid:  # fmt: skip
     """Return cluster learnability and intrinsic dimension of one model; `clid_scores` compares several.
 
-    Options are those of `cluster_learnability` and `intrinsic_dimension`. The cost is rows² · dim.
+    The cost is rows² · dim.
+
+    Args:
+        f: Features `[rows, dim]`.
+        clusters: Number of clusters; None: √rows, rounded.
+        protocol: ``"prequential"`` or ``"split"``, see `cluster_learnability`.
+        estimator: ``"fit"`` or ``"likelihood"``, see `intrinsic_dimension`.
+        seed: Seed of the clusters' first centroids and of the order of the rows.
 
     Raises:
         UsageError: If `cluster_learnability` or `intrinsic_dimension` refuses the features or an option.
@@ -108,7 +120,7 @@ def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
     """Return the intrinsic dimension by TwoNN, from 0; invariant to rotations, offsets and scales.
 
     Rows that are equal count once; fewer than three different rows are points and give 0. Infinite if every row's two
-    nearest neighbours are equally far. The estimator is ``"fit"`` (without the largest tenth of μ) or ``"likelihood"``.
+    nearest neighbours are equally far. `estimator` is ``"fit"`` (without the largest tenth of μ) or ``"likelihood"``.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or the estimator is unknown.
@@ -139,8 +151,8 @@ def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
 def clid_scores(models: Mapping[str, Clid]) -> dict[str, float]:
     """Return CLID of each model: cluster learnability plus intrinsic dimension, each standardised over the models.
 
-    Takes what `clid` returned, by name of the model. Scores have mean 0 and mean something only within one comparison:
-    the same data, number of rows and settings. A part that is the same for all models adds 0.
+    `models` are what `clid` returned, by name, at least two. Scores have mean 0 and mean something only within one
+    comparison: the same data, number of rows and settings. A part that is the same for all models adds 0.
 
     Raises:
         UsageError: If there are fewer than two models, or parts that are not finite.

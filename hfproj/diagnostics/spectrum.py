@@ -197,8 +197,8 @@ def participation_ratio(f: Features, *, center: bool = True) -> float:
 def numerical_rank(f: Features, *, tol: float = 1e-8, center: bool = False) -> int:
     """Return the number of singular values above tol·σ_1, from 0 (all zero) to min(rows, dim).
 
-    Does not centre by default. Singular values that may be the rounding of the dtype of `f` do not count, whatever
-    `tol` is: of float32 those up to 16·1.2e-7·‖f‖_F.
+    `center` subtracts the mean row; `tol` is in [0, 1). Singular values that may be the rounding of the dtype of `f` do
+    not count, whatever `tol` is: of float32 those up to 16·1.2e-7·‖f‖_F.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or tol lies outside [0, 1).

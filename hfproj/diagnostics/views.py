@@ -73,8 +73,8 @@ def positive_cosine(z: Views) -> float:
 def alignment(z: Views, *, alpha: float = 2.0) -> float:
     """Return the mean of ‖ẑ_a − ẑ_b‖^α over samples and pairs of views; in [0, 2^α], 0 if views of a sample agree.
 
-    Takes `[views, batch, dim]`; does not centre; rows are normalised, a row of zeros stays zero. α is 2 in Wang &
-    Isola. Low is aligned; at collapse it is 0, so read it with `uniformity` or a rank.
+    `z` is `[views, batch, dim]`; does not centre; rows are normalised, a row of zeros stays zero. `alpha`, α > 0, is 2
+    in Wang & Isola. Low is aligned; at collapse it is 0, so read it with `uniformity` or a rank.
 
     Raises:
         UsageError: If there are fewer than two views or samples, or non-finite rows, or alpha is not positive.
@@ -94,12 +94,16 @@ def alignment(z: Views, *, alpha: float = 2.0) -> float:
 def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> float:
     """Return LiDAR, between 1 and dim; 0 if all objects have the same mean.
 
-    The first axis counts objects: rows that belong together lie next to each other. For what trainers hold,
-    `[views, batch, dim]`, there is `lidar_of_views`. `ridge` is δ, 1e-4 in stable-pretraining. It warns of fewer
-    objects than views, and of objects·(views − 1) < dim: the ridge then decides the value.
+    It warns of fewer objects than views, and of objects·(views − 1) < dim: the ridge then decides the value.
+
+    Args:
+        f: Features `[objects, views, dim]`: rows that belong together lie next to each other. For what trainers hold,
+            `[views, batch, dim]`, there is `lidar_of_views`.
+        ridge: δ, at least 0; 1e-4 in stable-pretraining.
 
     Raises:
-        UsageError: If there are fewer than two objects or views, non-finite rows, a ridge below 0, or a singular Σ_w.
+        UsageError: If there are fewer than two objects or views, rows that are not finite, a negative ridge, or no
+            ridge with a singular Σ_w.
 
     Example:
         >>> round(lidar(torch.eye(4)[:, None].expand(4, 4, 4)), 3)  # four points span three dimensions
@@ -119,7 +123,10 @@ def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> floa
 def lidar_of_views(z: Views, *, ridge: float = 1e-4) -> float:
     """Return LiDAR of features `[views, batch, dim]`, each sample of the batch an object: `lidar(z.transpose(0, 1))`.
 
-    Range, ridge, warnings and errors are those of `lidar`.
+    Range, warnings and `ridge` (δ, at least 0) are those of `lidar`.
+
+    Raises:
+        UsageError: If `lidar` raises it.
 
     Example:
         >>> round(lidar_of_views(torch.eye(4).expand(4, 4, 4)), 3)

@@ -74,7 +74,7 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
 
 @torch.no_grad()
 def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
-    """Return how unequal weights are.
+    """Return how unequal `weights`, numbers from 0, are.
 
     Raises:
         UsageError: If there is no weight, or one is negative or not finite.
@@ -93,9 +93,8 @@ def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
     relative = weights / largest
     return WeightInequality(
         max_over_min=largest / smallest if smallest else math.inf,
-        variation=(relative.std(correction=0) / relative.mean()).item(),
-        effective_count=exp_entropy(relative),
-    )
+        variation=(relative.std(correction=0) / relative.mean()).item(), effective_count=exp_entropy(relative),
+    )  # fmt: skip
 
 
 def layer_inequality(

@@ -86,7 +86,13 @@ def export_program(
 
     It is loaded without this package by ``torch.export.load(path).module()``, which takes the inputs of `export_onnx`
     by name and returns a dict of its outputs. PyTorch runs what a ``.pt2`` file holds: load only those you trust.
-    Arguments are those of `export_onnx`, but `path` is ``….pt2``, and `check` loads the file again for the comparison.
+
+    Args:
+        model: A model with a projection head; for ``part="head"`` a head alone will do. It is copied, not changed.
+        path: ``….pt2``.
+        part: ``"model"`` (x → h, z) or ``"head"`` (h → z).
+        example: Images of the size that the program is to take, see `export_onnx`.
+        check: Load the file again and compare on batches of 1 and 3: no more than 1e-5 of the largest value may differ.
 
     Raises:
         UsageError: If an option has a value that it does not take, or the head or the backbone can't be traced.

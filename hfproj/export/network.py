@@ -20,15 +20,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from hfproj.backbones import (
-    EMBEDDED,
-    FeatureBackbone,
-    ReadPoint,
-    bare_tensors,
-    fit_image_size,
-    image_preprocessing,
-    library_of,
-    pool,
+from hfproj.backbones import (  # isort: skip
+    EMBEDDED, FeatureBackbone, ReadPoint, bare_tensors, fit_image_size, image_preprocessing, library_of, pool,
 )  # fmt: skip
 from hfproj.backbones.preprocessing import channels_of, preprocessor_config
 from hfproj.errors import UsageError

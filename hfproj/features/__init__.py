@@ -10,15 +10,6 @@ from hfproj.features.similarity import linear_cka, mutual_knn
 from hfproj.features.views import CachedFeatures, EvalFeatures, FeatureViews, FixedViews, cache_features
 
 __all__ = [
-    "CachedFeatures",
-    "EvalFeatures",
-    "FeatureViews",
-    "Features",
-    "FixedViews",
-    "NeighbourBank",
-    "Neighbours",
-    "cache_features",
-    "extract_features",
-    "linear_cka",
-    "mutual_knn",
-]
+    "CachedFeatures", "EvalFeatures", "FeatureViews", "Features", "FixedViews", "NeighbourBank", "Neighbours",
+    "cache_features", "extract_features", "linear_cka", "mutual_knn",
+]  # fmt: skip

@@ -129,13 +129,9 @@ def extract_features(
     source = Source(reader, dataset, collator, batch_size, num_workers, progress)
     whole = collect(source, cache_dir, data_key, preprocessing_key)
     return Features(
-        h=whole["h"],
-        z=whole.get("z"),
-        labels=whole.get("labels"),
-        index=whole["index"],
-        layers={name: whole[f"layers.{name}"] for name in reader.layers},
-        tokens=whole.get("tokens"),
-    )
+        h=whole["h"], z=whole.get("z"), labels=whole.get("labels"), index=whole["index"],
+        layers={name: whole[f"layers.{name}"] for name in reader.layers}, tokens=whole.get("tokens"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -160,12 +156,9 @@ class Source:
             of_batch = [epoch for end in ends for epoch in epochs for _ in range(end)]
             keys = [[(epoch, row) for row in batch] for epoch, batch in zip(of_batch, batches)]
         loader: Any = DataLoader(
-            self.dataset,
-            batch_sampler=keys,
-            collate_fn=self.collator,
-            num_workers=self.num_workers,
+            self.dataset, batch_sampler=keys, collate_fn=self.collator, num_workers=self.num_workers,
             generator=torch.Generator(),  # a loader without its own generator advances the global one
-        )
+        )  # fmt: skip
         if self.progress and rank() == 0:
             from tqdm.auto import tqdm
 
@@ -207,11 +200,9 @@ def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def collect(
-    source: Source,
-    cache_dir: str | os.PathLike | None = None,
-    data_key: str | None = None,
+    source: Source, cache_dir: str | os.PathLike | None = None, data_key: str | None = None,
     preprocessing_key: str | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Return what is read of all rows, on every process: from memory, or mapped from the cache."""
     if cache_dir is not None:
         return _store(source, cache_dir, data_key, preprocessing_key).get(source.shards)
@@ -234,12 +225,10 @@ def _store(
     reader = source.reader
     read = reader.protocol
     made_of = {
-        "model": cache_key.model_identity(reader.model),
-        "data": cache_key.data_identity(source.dataset, data_key),
+        "model": cache_key.model_identity(reader.model), "data": cache_key.data_identity(source.dataset, data_key),
         "preprocessing": cache_key.preprocessing_identity(source.collator, preprocessing_key),
-        "read": {**read, "passes": source.passes} if source.passes else read,
-        "hfproj": cache_key.library_version(),
-    }
+        "read": {**read, "passes": source.passes} if source.passes else read, "hfproj": cache_key.library_version(),
+    }  # fmt: skip
     everywhere = gather_objects(made_of)
     for other, there in enumerate(everywhere):
         if there["model"] != everywhere[0]["model"]:

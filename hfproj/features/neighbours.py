@@ -128,9 +128,8 @@ class NeighbourBank:
         if sharded and not sum(distributed.row_counts(len(f), self.device)):
             raise UsageError("Expected at least 1 row of queries on one of the processes, got none.")
         if self.sharded and not sharded and len(set(distributed.gather_objects(_digest(f)))) > 1:
-            raise UsageError(
-                "The bank is sharded, and processes have different queries: give all the same, or pass sharded=True."
-            )
+            hint = "give all the same, or pass sharded=True"
+            raise UsageError(f"The bank is sharded, and processes have different queries: {hint}.")
 
     def search(self, f: Features, k: int, *, sharded: bool = False) -> Neighbours:
         """Return the `k` nearest rows of the bank for every query, or all rows if it has fewer.
@@ -145,7 +144,11 @@ class NeighbourBank:
         return _joined([found for _, found in self.chunks(f, k, sharded=sharded)], min(k, self.rows))
 
     def search_within(self, k: int) -> Neighbours:
-        """Return the `k` nearest other rows for every row of the bank that this process holds."""
+        """Return the `k` nearest other rows for every row of the bank that this process holds.
+
+        Raises:
+            UsageError: If k < 1, or the bank has one row.
+        """
         return _joined([found for _, found in self.chunks_within(k)], min(k, self.rows - 1))
 
     def chunks(self, f: Tensor, k: int, *, sharded: bool = False) -> Iterator[tuple[int, Neighbours]]:
@@ -153,7 +156,7 @@ class NeighbourBank:
         return self._rounds(f, check_k(k), sharded=sharded and self.sharded)
 
     def chunks_within(self, k: int) -> Iterator[tuple[int, Neighbours]]:
-        """Yield the same of each row that this process holds and its nearest others."""
+        """Yield the same of each row that this process holds and its nearest others; raises as `search_within`."""
         check_k(k)
         if self.rows < 2:
             raise NotMeasurableError("Leaving one out needs a bank of at least 2 rows, got 1.")

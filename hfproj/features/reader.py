@@ -74,14 +74,11 @@ class Reader:
         if mixed is None and torch.is_autocast_enabled(self.device.type):  # the caller's
             mixed = torch.get_autocast_dtype(self.device.type)
         return {
-            "pooling": self._point.pooling,
-            "module": self._point.module,
-            "side": self._point.side,
+            "pooling": self._point.pooling, "module": self._point.module, "side": self._point.side,
             "layers": {name: [point.module, point.side, point.pooling] for name, point in self.layers.items()},
-            "tokens": self.tokens,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "tokens": self.tokens, "dtype": str(self.dtype).removeprefix("torch."),
             "autocast": None if mixed is None else str(mixed).removeprefix("torch."),
-        }
+        }  # fmt: skip
 
     def __enter__(self) -> "Reader":
         points = [*self.layers.values(), self._point, *[self._token_point] * self.tokens]

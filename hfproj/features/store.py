@@ -128,16 +128,9 @@ class FeatureStore:
     """
 
     def __init__(
-        self,
-        cache_dir: str | os.PathLike,
-        key: str,
-        *,
-        made_of: Mapping[str, Any],
-        rows: int,
-        shard_rows: int,
-        settings: Mapping[str, Any],
-        names: Sequence[str],
-    ):
+        self, cache_dir: str | os.PathLike, key: str, *, made_of: Mapping[str, Any], rows: int, shard_rows: int,
+        settings: Mapping[str, Any], names: Sequence[str],
+    ):  # fmt: skip
         if not key or set(key) - set("0123456789abcdef"):
             raise UsageError(f"Expected a hexadecimal cache key, got {key!r}.")
         self.key, self.made_of, self.rows, self.names = key, dict(made_of), rows, set(names)

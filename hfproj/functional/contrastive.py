@@ -104,10 +104,8 @@ class _NoSecondDerivative(torch.autograd.Function):  # without it, the second de
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
-        raise UsageError(
-            "The tiled NT-Xent has first derivatives only. For Hessians and gradient penalties use the dense form: "
-            "create_objective('nt_xent', tile_rows=None)."
-        )
+        hint = "For Hessians and gradient penalties use the dense form: create_objective('nt_xent', tile_rows=None)"
+        raise UsageError(f"The tiled NT-Xent has first derivatives only. {hint}.")
 
 
 class _Tiles:

@@ -74,10 +74,8 @@ def check_rows(what: str, here: int, n: Scalar, *, fewest: int = 2) -> None:
     If the rows `here`, of this process, suffice, there is no wait for the device that holds `n`.
     """
     if here < fewest and int(n) < fewest:
-        raise UsageError(
-            f"{what} needs at least {fewest} images, got {int(n)} over all processes: use a larger batch, or drop the "
-            "last incomplete batch."
-        )
+        hint = "use a larger batch, or drop the last incomplete batch"
+        raise UsageError(f"{what} needs at least {fewest} images, got {int(n)} over all processes: {hint}.")
 
 
 @torch.no_grad()

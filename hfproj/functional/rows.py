@@ -74,9 +74,8 @@ def gather_views(z: Views) -> Views:
 def generator_of(step: HasGenerator | None) -> torch.Generator | None:
     """Return a step's generator, or None (torch's own) without one; raise a UsageError then on several processes."""
     if step is None and distributed.world_size() > 1:
-        raise UsageError(
-            "Random choices must agree over processes: pass step=Step.at(seed, global_step, epoch), the same on all."
-        )
+        hint = "pass step=Step.at(seed, global_step, epoch), the same on all"
+        raise UsageError(f"Random choices must agree over processes: {hint}.")
     return None if step is None else step.generator
 
 

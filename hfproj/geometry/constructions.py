@@ -53,7 +53,10 @@ class Equilibrium(NamedTuple):
 class Whitening(NamedTuple):
     """How isotropic H_eff is on its top eigenspace.
 
-    `score`: 1/rank (one direction) to 1 (isotropic). `condition_number`: λ_1/λ_r; infinite for λ_r ≤ 0. `rank`: r.
+    Attributes:
+        score: 1/rank (one direction) to 1 (isotropic).
+        condition_number: λ_1/λ_r; infinite for λ_r ≤ 0.
+        rank: r.
     """
 
     score: float
@@ -66,8 +69,8 @@ def constructed_equilibrium(
 ) -> Equilibrium:
     """Return a target with which every row of `h` is an equilibrium that has a residual of length |α|.
 
-    It needs ker Jᵀ, hence out_dim > in_dim as a rule. A negative α turns ρ_0 round. `generator` draws ρ_0 on the CPU;
-    None means seed 0, so that calls with another α have the same ρ_0.
+    It needs ker Jᵀ, hence out_dim > in_dim as a rule. `head` is that of `jacobian`; a negative `alpha`, α, turns ρ_0
+    round. `generator` draws ρ_0 on the CPU; None means seed 0, so that calls with another α have the same ρ_0.
 
     Raises:
         UsageError: If :func:`hfproj.geometry.jacobian` raises it, or α is 0, or ker Jᵀ is empty at a row.
@@ -104,7 +107,7 @@ def subspace_whitening(
 ) -> Float[Tensor, "out_dim in_dim"]:
     """Return the weight W of a linear head that makes H_eff the projector on a subspace, in float64.
 
-    H_L is the Hessian of the loss in z, positive semidefinite with eigenpairs U_r, Λ_r of the rank r that `basis`, B,
+    `H_L` is the Hessian of the loss in z, positive semidefinite with eigenpairs U_r, Λ_r of the rank r that `basis`, B,
     has columns; W = U_r Λ_r^{−1/2} Bᵀ gives H_eff = Wᵀ H_L W = B Bᵀ. Columns that are not orthonormal are made so.
 
     Raises:
@@ -157,8 +160,14 @@ def curvature_barrier(
 ) -> Float[Tensor, " points"]:
     """Return how far H_eff is from isotropic at each point, for the linear head that whitens H_L at the first.
 
-    It is ‖Bᵀ H_eff B − I_r‖_F / √r: 0 at the first point; at all others too if H_L does not vary on the range of W. For
-    a quadratic loss it never does, for NT-Xent and VICReg it does.
+    For a quadratic loss H_L never varies, for NT-Xent and VICReg it does.
+
+    Args:
+        hessians: H_L `[points, out_dim, out_dim]`; the first is positive semidefinite.
+        basis: B `[in_dim, rank]`, as for :func:`subspace_whitening`.
+
+    Returns:
+        ‖Bᵀ H_eff B − I_r‖_F / √r: 0 at the first point; at all others too if H_L does not vary on the range of W.
 
     Raises:
         UsageError: If :func:`subspace_whitening` raises it for the first point.

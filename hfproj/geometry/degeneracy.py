@@ -72,7 +72,13 @@ def metric_degeneracy(
 ) -> Float[Tensor, "rows *tangents"]:
     """Return r(v) = (vᵀGv / ‖v‖²) / (tr G / in_dim) at each row of `h`: 0 annihilated, 1 average.
 
-    At least 0, NaN where v or G is 0. v holds directions at the rows, `[rows, in_dim]` or `[rows, tangents, in_dim]`.
+    At least 0, NaN where v or G is 0.
+
+    Args:
+        head: Any module or function from h `[rows, in_dim]` to z `[rows, out_dim]`, as for `jacobian`.
+        h: Representations `[rows, in_dim]`.
+        v: Directions at the rows, `[rows, in_dim]` or `[rows, tangents, in_dim]`.
+        dtype: Type of the computation.
 
     Raises:
         UsageError: If :func:`hfproj.geometry.jacobian` raises it, or `v` does not fit `h`.
@@ -94,19 +100,20 @@ def metric_degeneracy(
 
 
 def bottom_overlap(
-    head: Map,
-    h: Features,
-    v: Float[Tensor, "_ *tangents _"],
-    *,
-    dim: int | None = None,
-    rtol: float | None = None,
+    head: Map, h: Features, v: Float[Tensor, "_ *tangents _"], *, dim: int | None = None, rtol: float | None = None,
     dtype: torch.dtype = torch.float64,
-) -> Overlap:
+) -> Overlap:  # fmt: skip
     """Return how far span(v_1 … v_q) lies in the bottom eigenspace of G, at each row of `h`.
 
-    It is ‖EᵀV‖_F² / q, E an orthonormal basis of that space and V one of the span. v holds directions at the rows,
-    `[rows, in_dim]` or `[rows, tangents, in_dim]`. `dim` is the dimension of the bottom eigenspace (None: that of the
-    span of the tangents), or the nullity of G, if larger, with the `rtol` of `metric_condition_number`.
+    It is ‖EᵀV‖_F² / q, E an orthonormal basis of that space and V one of the span.
+
+    Args:
+        head: Any module or function from h `[rows, in_dim]` to z `[rows, out_dim]`, as for `jacobian`.
+        h: Representations `[rows, in_dim]`.
+        v: Directions at the rows, `[rows, in_dim]` or `[rows, tangents, in_dim]`.
+        dim: Dimension of the bottom eigenspace (None: that of the span of the tangents); the nullity of G, if larger.
+        rtol: What counts as 0 in that nullity, as for `metric_condition_number`.
+        dtype: Type of the computation.
 
     Raises:
         UsageError: If `jacobian` raises it, `v` does not fit `h`, `dim` is not in 1…in_dim, or `rtol` not in [0, 1).
@@ -136,7 +143,7 @@ def metric_variation(head: Map, h: Features, *, dtype: torch.dtype = torch.float
     """Return how much G varies over the rows of `h`, relative to its norm: 0 for a linear head; NaN where G is 0.
 
     It is mean_{i<j} ‖G(h_i) − G(h_j)‖_F / mean_i ‖G(h_i)‖_F. Memory is rows · in_dim² up to 512 MiB; with more, rows ·
-    out_dim · in_dim at a higher cost. A few dozen rows do.
+    out_dim · in_dim at a higher cost. A few dozen rows do. `head`, `h` and `dtype` are those of `jacobian`.
 
     Raises:
         UsageError: If :func:`hfproj.geometry.jacobian` raises it, or there are fewer than two rows.
@@ -158,7 +165,7 @@ def metric_variation(head: Map, h: Features, *, dtype: torch.dtype = torch.float
 
 
 def nullity(G: Float[Tensor, "*rows dim dim"], *, rtol: float | None = None) -> Int[Tensor, "*rows"]:
-    """Return how many eigenvalues of positive semidefinite matrices, such as metrics, are 0 up to a tolerance.
+    """Return how many eigenvalues of G, positive semidefinite matrices such as metrics, are 0 up to a tolerance.
 
     Eigenvalues up to `rtol` times the largest count as 0; None: the width times the machine epsilon. They are the
     squares of what ``metric_condition_number`` compares, so that this sees a rank less well.

@@ -29,13 +29,10 @@ from hfproj.typing import OneOf
 
 # Dormand and Prince, table 2: RK5(4)7M. The last stage is the first of the next step.
 _STAGES = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (1 / 5,), (3 / 40, 9 / 40), (44 / 45, -56 / 15, 32 / 9), (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
+)  # fmt: skip
 _FOURTH = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
 _KINK_ORDER, _KINK_STEPS, _KINK_MOST = 2.5, 10, 0.01
@@ -116,7 +113,12 @@ def linear_invariant(
 ) -> Float[Tensor, "hidden hidden"]:
     """Return W_1 W_1ᵀ + b_1 b_1ᵀ − W_2ᵀ W_2, which gradient flow of a two-layer linear head conserves.
 
-    The head is z = W_2 (W_1 h + b_1) + b_2; SGD does not conserve it. Give b1 only where it is trained.
+    The head is z = W_2 (W_1 h + b_1) + b_2; SGD does not conserve it.
+
+    Args:
+        W1: Weight of the first layer, `[hidden, in_dim]`.
+        W2: Weight of the second layer, `[out_dim, hidden]`.
+        b1: Bias of the first layer `[hidden]`, if it has one that is trained.
 
     Example:
         >>> W = torch.eye(2)
@@ -132,7 +134,8 @@ def relu_invariant(
 ) -> Float[Tensor, " hidden"]:
     """Return ‖W_1[j, :]‖² + b_1[j]² − ‖W_2[:, j]‖² of each unit j, which gradient flow of a ReLU head conserves.
 
-    Of LeakyReLU too; SiLU and GELU have no invariant of this kind. Arguments are those of :func:`linear_invariant`.
+    Of LeakyReLU too; SiLU and GELU have no invariant of this kind. `W1`, `W2` are the layers' weights, `b1` is the bias
+    of the first, if it has one that is trained, all as for :func:`linear_invariant`.
 
     Example:
         >>> relu_invariant(torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0]])).tolist()

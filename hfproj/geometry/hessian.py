@@ -85,10 +85,14 @@ class CollapseReport(NamedTuple):
 def effective_hessian(head: Map, loss_fn: Loss, h: Features) -> EffectiveHessian:
     """Return H_eff and its parts exactly, for heads that are small enough for in_dim² numbers a row.
 
-    `head` is any module or function that treats rows one by one; it runs in eval mode and is left as it was. `loss_fn`
-    takes z `[rows, out_dim]` (float64) to the losses `[rows]`, one for each row from this row alone, or to one number,
-    the loss of all rows together; it is twice differentiable. The cost is out_dim + in_dim backward passes. For large
-    heads see :class:`EffectiveHessianOperator`.
+    The cost is out_dim + in_dim backward passes. For large heads see :class:`EffectiveHessianOperator`.
+
+    Args:
+        head: Any module or function from `[rows, in_dim]` to `[rows, out_dim]` that treats rows one by one. It runs in
+            eval mode and is left as it was.
+        loss_fn: z `[rows, out_dim]` (float64) → the losses `[rows]`, one for each row from this row alone; or one
+            number, the loss of all rows together. Twice differentiable.
+        h: Representations `[rows, in_dim]`.
 
     Raises:
         UsageError: If head or h is refused (see the package), or the loss is not finite, has another shape or no second
@@ -124,8 +128,8 @@ def effective_hessian(head: Map, loss_fn: Loss, h: Features) -> EffectiveHessian
 def collapse_report(head: Map, loss_fn: Loss, h: Features) -> CollapseReport:
     """Return the signs and sizes of H_eff and its parts at each row of `h` (one row for a loss of all rows), exactly.
 
-    A loss per row with a detached target separates the head's part from the loss'. For large heads take the extreme
-    eigenvalues of :class:`EffectiveHessianOperator` instead.
+    `head` and `loss_fn` are those of :func:`effective_hessian`; a loss per row with a detached target separates the
+    head's part from the loss'. For large heads take the extreme eigenvalues of :class:`EffectiveHessianOperator`.
 
     Raises:
         UsageError: If :func:`effective_hessian` raises it.
@@ -188,9 +192,15 @@ class _Operator:
 class HessianOperator(_Operator):
     """The Hessian of a loss in given tensors, such as the parameters of a head or of a PEFT model.
 
-    `closure` () returns the loss, one number, twice differentiable. Attention inside it runs by its plain formula,
-    since the fused kernels have no second derivative. `parameters` is a module, for its trainable parameters, or the
-    tensors. `dim`: Number of entries of all tensors. `loss`: The loss. `gradient`: Its gradient `[dim]`.
+    Args:
+        closure: () → the loss, one number, from the tensors; twice differentiable. Attention inside it runs by its
+            plain formula, since the fused kernels have no second derivative.
+        parameters: A module, for its trainable parameters; or the tensors.
+
+    Attributes:
+        dim: Number of entries of all tensors.
+        loss: The loss.
+        gradient: Its gradient `[dim]`.
 
     Raises:
         UsageError: If no parameter requires a gradient, a module has BatchNorm or Dropout in training mode, or the loss
@@ -231,10 +241,18 @@ class HessianOperator(_Operator):
 class EffectiveHessianOperator(_Operator):
     """H_eff = G_L + M of a loss behind a head, and both parts, by their products with vectors.
 
-    `loss_fn` takes z `[rows, out_dim]` to one number, the loss of all rows; or to the losses `[rows]`, whose sum is
-    taken, so that H_eff is block-diagonal with the rows' own.
+    Args:
+        head: Any module or function from `[rows, in_dim]` to `[rows, out_dim]`. It runs in eval mode and is left as it
+            was.
+        loss_fn: z `[rows, out_dim]` → one number, the loss of all rows; or the losses `[rows]`, whose sum is taken, so
+            that H_eff is block-diagonal with the rows' own.
+        h: Representations `[rows, in_dim]`. The Hessian is that in all their entries.
+        dtype: Type of the computation.
 
-    `dim`: ``rows · in_dim``. Vectors are `h` flattened. `loss`: The loss. `gradient`: ∇_h L = Jᵀρ, flattened.
+    Attributes:
+        dim: ``rows · in_dim``. Vectors are `h` flattened.
+        loss: The loss.
+        gradient: ∇_h L = Jᵀρ, flattened.
 
     Raises:
         UsageError: If :func:`effective_hessian` raises it.

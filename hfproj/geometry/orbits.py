@@ -72,8 +72,8 @@ def compression(
 ) -> float:
     """Return spread of h / spread of z: above 1 the head contracts orbits, below 1 it widens them.
 
-    h and z hold the same orbits in the representation and in the projection, as :func:`orbit_metrics` takes them. An
-    untrained head gives a number of the order of 1: compare with that.
+    `h` and `z` hold the same orbits in the representation and in the projection, as :func:`orbit_metrics` takes them;
+    `normalize` scales rows to unit length first. An untrained head gives a number of the order of 1: compare with that.
 
     Raises:
         UsageError: If :func:`orbit_metrics` raises it, or z holds other objects and transforms than h.
@@ -92,7 +92,7 @@ def compression(
 def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: bool = True) -> float:
     """Return the mean ‖r_{t+1} − 2 r_t + r_{t−1}‖ along sweeps r_t of a transform's strength.
 
-    A sweep holds features in equal steps; the value goes with their square. `normalize` scales rows to unit length.
+    `sweep` holds features in equal steps; the value goes with their square. `normalize` scales rows to unit length.
 
     Raises:
         UsageError: If there are fewer than three steps, or rows that are not finite.
@@ -113,7 +113,7 @@ def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: boo
 def alignment_gain(h: Float[Tensor, "*classes objects transforms in_dim"], z: Float[Tensor, "... out_dim"]) -> float:
     """Return the mean cosine to the first transform of each orbit, in z minus in h; −2 to 2.
 
-    The first transform is as a rule the untransformed image; h and z are those of :func:`compression`.
+    The first transform is as a rule the untransformed image; `h` and `z` are those of :func:`compression`.
 
     Raises:
         UsageError: If :func:`compression` raises it.
@@ -133,7 +133,8 @@ def head_orbits(
 ) -> Float[Tensor, "*orbits out_dim"]:
     """Return z of orbits or sweeps of h, representations of any leading shape, in float64, without gradient.
 
-    `normalize_input` scales h to unit length first, as the paper's script does (see the module).
+    `head` is any module or function from `[rows, in_dim]` to `[rows, out_dim]`. `normalize_input` scales h to unit
+    length first, as the paper's script does (see the module).
 
     Raises:
         UsageError: If a BatchNorm or Dropout is in training mode, or rows are not finite.
@@ -153,7 +154,7 @@ def head_orbits(
 def update_ratio(parameters: Weights, learning_rate: float) -> float:
     """Return η ‖∇w‖ / (‖w‖ + 1e-7) over all parameters that have a gradient: their relative step under plain SGD.
 
-    η is the learning rate. Call it after ``backward``, with a module or with tensors that have their ``grad``.
+    `learning_rate` is η. Call it after ``backward``; `parameters` is a module, or tensors with their ``grad``.
     Optimizers with momentum or adaptive steps move parameters by other amounts.
 
     Raises:
@@ -178,7 +179,8 @@ def timescale_ratio(
 ) -> float:
     """Return the update ratio of the head over that of the backbone: above 1 the head is the faster of the two.
 
-    Parameters without a gradient do not count. Both have the same η unless `backbone_learning_rate` says otherwise.
+    Parameters without a gradient do not count. `learning_rate` is η of the head, and of the backbone unless
+    `backbone_learning_rate` says otherwise.
 
     Raises:
         UsageError: If :func:`update_ratio` raises it.

@@ -34,7 +34,11 @@ _BLOCK_ELEMENTS = 2**22
 
 
 class PullbackMetric:
-    """`J`, the Jacobian at each sample `[rows, out_dim, in_dim]`, and `G`, computed when it is first asked for."""
+    """The Jacobian at each sample and the metric `G`, which is computed when it is first asked for.
+
+    Attributes:
+        J: The Jacobians `[rows, out_dim, in_dim]`.
+    """
 
     def __init__(self, J: Float[Tensor, "rows out_dim in_dim"]):
         self.J = J
@@ -48,8 +52,10 @@ class PullbackMetric:
 class MetricCondition(NamedTuple):
     """Conditioning of G at each sample; over all of h it is infinite where the nullity is not 0.
 
-    `condition_number`: Largest over smallest eigenvalue of G on its numerical rank; NaN where G is 0. `rank`: Numerical
-    rank of J. `nullity`: ``in_dim − rank``, at least ``in_dim − out_dim``.
+    Attributes:
+        condition_number: Largest over smallest eigenvalue of G on its numerical rank; NaN where G is 0.
+        rank: Numerical rank of J.
+        nullity: ``in_dim − rank``, at least ``in_dim − out_dim``.
     """
 
     condition_number: Float[Tensor, " rows"]
@@ -60,7 +66,8 @@ class MetricCondition(NamedTuple):
 def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "rows out_dim in_dim"]:
     """Return J = ∂z/∂h at each row of `h`, without gradient, in `dtype`.
 
-    `head` is any module or function that treats rows one by one; it runs in eval mode and is left as it was.
+    `head` is any module or function from `[rows, in_dim]` to `[rows, out_dim]` that treats rows one by one; it runs in
+    eval mode and is left as it was.
 
     Raises:
         UsageError: If BatchNorm or Dropout is in training mode, the head couples rows or is random, or h is not finite.
@@ -77,7 +84,8 @@ def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> F
 def pullback_metric(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> PullbackMetric:
     """Return J and, when asked for, G = JᵀJ at each row of `h`, without gradient, in `dtype`.
 
-    Memory is rows · out_dim · in_dim for J and rows · in_dim² for G; :func:`metric_spectrum` needs neither.
+    Memory is rows · out_dim · in_dim for J and rows · in_dim² for G; :func:`metric_spectrum` needs neither. `head` is
+    that of :func:`jacobian`.
 
     Raises:
         UsageError: If :func:`jacobian` refuses the head or h.
@@ -94,7 +102,8 @@ def metric_spectrum(head: Map, h: Features, *, dtype: torch.dtype = torch.float6
 
     They are the squared singular values of J; the other in_dim − out_dim eigenvalues, if any, are 0. Samples whose
     spectrum spans more than 7 decades take a singular value decomposition, the others an eigenvalue decomposition of
-    the smaller of JJᵀ and JᵀJ. J in float32 is faster; it resolves eigenvalues down to about 1e-13 of the largest.
+    the smaller of JJᵀ and JᵀJ. `dtype` is that of J: float32 is faster, and resolves eigenvalues down to about 1e-13 of
+    the largest. `head` is that of :func:`jacobian`.
 
     Raises:
         UsageError: If :func:`jacobian` raises it.
@@ -113,7 +122,8 @@ def metric_condition_number(
     """Return the condition number of G on its numerical rank, the rank, and the nullity, at each row of `h`.
 
     Singular values of J above `rtol` times the largest count; None: max(out_dim, in_dim) times the machine epsilon of
-    `dtype`, as in ``torch.linalg.matrix_rank``. `dtype` is that of J, as for :func:`metric_spectrum`.
+    `dtype`, as in ``torch.linalg.matrix_rank``. `dtype` is that of J, as for :func:`metric_spectrum`;
+    `head` that of :func:`jacobian`.
 
     Raises:
         UsageError: If :func:`jacobian` raises it, or `rtol` is outside [0, 1).
@@ -132,9 +142,15 @@ def layerwise_condition_number(
 ) -> dict[str, MetricCondition]:
     """Return the conditioning of the metric after each layer of an MLP head, at each row of `h`.
 
-    It is that of JᵀJ, J the Jacobian of the layer's output by h, by name of the module; the last is that of the head.
-    The head is an ``nn.Sequential``, or one of our MLP and linear heads: linear layers, norms and entrywise
-    activations. Options are those of :func:`metric_condition_number`.
+    Args:
+        head: An ``nn.Sequential``, or one of our MLP and linear heads: linear layers, norms and entrywise activations.
+        h: Representations `[rows, in_dim]`.
+        rtol: What counts as 0, in [0, 1), as for :func:`metric_condition_number`.
+        dtype: Type of the Jacobians.
+
+    Returns:
+        Name of the module → conditioning of JᵀJ with J the Jacobian of its output by h, in the order of the forward
+        pass. The last is that of the head.
 
     Raises:
         UsageError: If :func:`metric_condition_number` raises it, or the head is another network than such a chain.

@@ -35,11 +35,8 @@ _ENTRIES = {
 HEADS: Registry[nn.Module] = Registry(
     "head",
     {**{name: (f"hfproj.heads.{where}", line) for name, (where, line) in _ENTRIES.items()}, **PRESETS},
-    base=nn.Module,
-    needs=["forward"],
-    options=["in_dim"],
-    calls=lambda cls: {"forward": ["h"]},
-)
+    base=nn.Module, needs=["forward"], options=["in_dim"], calls=lambda cls: {"forward": ["h"]},
+)  # fmt: skip
 
 
 def create_head(name: str, *, in_dim: int, **options: Any) -> nn.Module:

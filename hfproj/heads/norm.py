@@ -134,10 +134,8 @@ class BatchNorm(ShowsOptions, nn.Module):
 
     def _check_rows(self, rows: int) -> None:
         if rows < 2:
-            raise UsageError(
-                f"BatchNorm needs at least 2 rows to train on, got {rows} over all processes: "
-                "use a larger batch, drop the last incomplete batch, or make the head with norm=None or norm='layer'."
-            )
+            hint = "use a larger batch, drop the last incomplete batch, or make the head with norm=None or norm='layer'"
+            raise UsageError(f"BatchNorm needs at least 2 rows to train on, got {rows} over all processes: {hint}.")
 
 
 def create_norm(

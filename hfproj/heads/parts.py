@@ -10,15 +10,10 @@ from hfproj.typing import OneOf
 
 Activation = OneOf["identity", "relu", "leaky_relu", "gelu", "silu", "tanh", "softplus", "elu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
+    "identity": nn.Identity, "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU,
     "gelu": nn.GELU,  # the exact form, by the error function
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "softplus": nn.Softplus,
-    "elu": nn.ELU,
-}
+    "silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "elu": nn.ELU,
+}  # fmt: skip
 
 
 def create_activation(name: Activation) -> nn.Module:
@@ -39,10 +34,8 @@ def create_inner(name: str, *, in_dim: int, options: dict[str, Any] | None, out_
     """
     options = dict(options or {})
     if out_dim is not None and options.setdefault("out_dim", out_dim) != out_dim:
-        raise UsageError(
-            f"Expected one width of the inner head {name!r}, got out_dim={out_dim} beside out_dim={options['out_dim']} "
-            "in its options; give the width once."
-        )
+        got = f"out_dim={out_dim} beside out_dim={options['out_dim']} in its options"
+        raise UsageError(f"Expected one width of the inner head {name!r}, got {got}; give the width once.")
     return create_head(name, in_dim=in_dim, **options)
 
 
@@ -68,12 +61,7 @@ def check_input(head: nn.Module, h: Tensor, width: int) -> None:
     """Raise `UsageError` if `h` is neither ``[batch, width]`` nor ``[views, batch, width]``."""
     check_type("h", h, Tensor, "make a tensor of it: torch.tensor(…)")
     if h.ndim not in (2, 3) or h.shape[-1] != width:
-        raise UsageError(
-            f"Expected h of shape [batch, {width}] or [views, batch, {width}] for {type(head).__name__}, got "
-            f"{list(h.shape)}; "
-            + (
-                f"make it with in_dim={h.shape[-1]}, or give it features of width {width}."
-                if h.ndim in (2, 3)
-                else "pool tokens or feature maps to one vector per image first."
-            )
-        )
+        wanted = f"h of shape [batch, {width}] or [views, batch, {width}] for {type(head).__name__}"
+        hint = f"make it with in_dim={h.shape[-1]}, or give it features of width {width}"
+        hint = hint if h.ndim in (2, 3) else "pool tokens or feature maps to one vector per image first"
+        raise UsageError(f"Expected {wanted}, got {list(h.shape)}; {hint}.")

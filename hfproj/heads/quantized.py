@@ -63,10 +63,8 @@ def _check_quantizer(levels: object, variant: object) -> None:
     """Raise `UsageError` for options that `quantize` has no use for."""
     check_choice("variant", variant, ("tan", "atanh"))
     if not 2 <= check_positive("levels", levels) <= _MOST_LEVELS:
-        raise UsageError(
-            f"Expected levels to be 2 to {_MOST_LEVELS} (the paper has 30 for SimCLR, 3 for Barlow Twins), got {levels}"
-            "; to leave z as it is use the inner head itself."
-        )
+        wanted = f"levels to be 2 to {_MOST_LEVELS} (the paper has 30 for SimCLR, 3 for Barlow Twins)"
+        raise UsageError(f"Expected {wanted}, got {levels}; to leave z as it is use the inner head itself.")
 
 
 class QuantizedHead(ShowsOptions, nn.Module):

@@ -121,8 +121,6 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
 def _check_d0(d0: object, in_dim: object) -> tuple[int, int]:
     kept, width = check_positive("d0", d0), check_positive("in_dim", in_dim)
     if kept > width:
-        raise UsageError(
-            f"d0={kept} entries can't be taken from a representation of {width}: choose d0 from 1 to {width} "
-            "(DirectCLR keeps 360 of 2048)."
-        )
+        hint = f"choose d0 from 1 to {width} (DirectCLR keeps 360 of 2048)"
+        raise UsageError(f"d0={kept} entries can't be taken from a representation of {width}: {hint}.")
     return kept, width

@@ -86,10 +86,8 @@ class TopKHead(ShowsOptions, nn.Module):
         self.width = 32 * self.out_dim if width is None else check_positive("width", width)
         self.top_k = max(1, self.width // 100) if top_k is None else check_positive("top_k", top_k)
         if self.top_k > self.width:
-            raise UsageError(
-                f"top_k={self.top_k} of width={self.width} units can't be kept: choose top_k from 1 to {self.width} (a "
-                "hundredth of the width is usual), or a larger width."
-            )
+            hint = f"choose top_k from 1 to {self.width} (a hundredth of the width is usual), or a larger width"
+            raise UsageError(f"top_k={self.top_k} of width={self.width} units can't be kept: {hint}.")
         self.pre_bias = nn.Parameter(torch.zeros(self.out_dim))
         self.encoder = nn.Linear(self.out_dim, self.width)
         self.decoder = nn.Linear(self.width, self.out_dim)

@@ -128,7 +128,13 @@ def list_adapters(
     """Return the adapters with a projection head in a folder or repository, by the name that `adapter=` takes.
 
     One whose configuration can't be read is left out with a warning that says why; adapters of other PEFT methods are
-    left out silently. No tensors are downloaded. Arguments are those of `load_head`.
+    left out silently. No tensors are downloaded.
+
+    Args:
+        repo: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
+        revision: Branch, tag, commit or ``"refs/pr/<number>"`` of the repository.
+        token: For a private repository; None takes HF_TOKEN or that of ``hf auth login``.
+        cache_dir: Where downloads are kept; None is huggingface_hub's cache.
 
     Raises:
         AdapterFileError: If there is no such folder or repository.

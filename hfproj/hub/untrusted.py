@@ -66,13 +66,9 @@ def short(value: Any, length: int = 60) -> str:
 def is_folder_name(name: object) -> bool:
     """Return whether `name` can be the name of one folder on every system, and leads nowhere else."""
     return (
-        isinstance(name, str)
-        and 0 < len(name) <= 200
-        and name.isprintable()
-        and not name.startswith(".")
-        and not name.endswith((".", " "))
-        and not set(name) & set('/\\:*?"<>|')
-    )
+        isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable() and not name.startswith(".")
+        and not name.endswith((".", " ")) and not set(name) & set('/\\:*?"<>|')
+    )  # fmt: skip
 
 
 def regular_file(path: Path, root: Path, where: str) -> Path:

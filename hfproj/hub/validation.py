@@ -132,11 +132,8 @@ _BOOL = ("true or false", _is_bool)
 _OBJECT_OR_NONE = _or_none("a JSON object", _is_object)
 _TEXT_OR_NONE = _or_none("a short text", lambda value: isinstance(value, str) and len(value) <= 1000)
 _FIELDS: dict[str, tuple[str, Check]] = {
-    "head": ("the name of a head", _is_name),
-    "head_options": ("a JSON object", _is_object),
-    "out_dim": _WIDTH,
-    "in_dim": _WIDTH,
-    "predictor": _or_none("a JSON object with a head", _is_predictor),
+    "head": ("the name of a head", _is_name), "head_options": ("a JSON object", _is_object), "out_dim": _WIDTH,
+    "in_dim": _WIDTH, "predictor": _or_none("a JSON object with a head", _is_predictor),
     "prototypes": _or_none("a whole number, or a JSON object with that as its count", _is_prototypes),
     "scales": _or_none("a JSON object of numbers", _are_scales),
     "trainable": ("a text or a number of blocks", lambda value: isinstance(value, str) or _whole(1, 10_000)(value)),
@@ -147,7 +144,7 @@ _FIELDS: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(("keep_original", "inference_mode"), _BOOL),
     **dict.fromkeys(("objective", "regularizers", "backbone_adapter", "backbone", "auto_mapping"), _OBJECT_OR_NONE),
     **dict.fromkeys(("task_type", "peft_version", "base_model_name_or_path", "revision"), _TEXT_OR_NONE),
-}
+}  # fmt: skip
 
 
 def _check_backbone_fields(values: dict[str, Any], where: str) -> None:
@@ -244,10 +241,8 @@ def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) ->
     ranks = [inner.get("r"), *(inner.get("rank_pattern") or {}).values()]
     largest = max((r for r in ranks if isinstance(r, int | float)), default=0)
     if largest > max(widest, SMALL_RANK):
-        raise AdapterFileError(
-            f"{where}: its {inner['peft_type']} has rank {largest}, but no layer of {type(backbone).__name__} is wider "
-            f"than {widest}; the adapter belongs to another backbone."
-        )
+        other = f"no layer of {type(backbone).__name__} is wider than {widest}; the adapter belongs to another backbone"
+        raise AdapterFileError(f"{where}: its {inner['peft_type']} has rank {largest}, but {other}.")
 
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")

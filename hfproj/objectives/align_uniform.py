@@ -24,7 +24,9 @@ from hfproj.typing import Scalar, Views
 
 
 def alignment(z: Views, *, exponent: float = 2.0) -> Scalar:
-    """Return the mean ‖ẑ_a,i − ẑ_b,i‖^α over images and pairs of views, α ≥ 1; below 2, equal rows have the gradient 0.
+    """Return the mean ‖ẑ_a,i − ẑ_b,i‖^α over images and pairs of views of the projections `z`.
+
+    `exponent` is α, at least 1; below 2, equal rows have the gradient 0. Computed in float32 or better.
 
     Example:
         >>> alignment(torch.stack([torch.eye(3), -torch.eye(3)])).item()

@@ -150,10 +150,8 @@ def check_views(objective: nn.Module, count: int) -> None:
     fewest, most = getattr(objective, "views", (1, None))
     if count < fewest or (most is not None and count > most):
         wanted = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
-        raise UsageError(
-            f"{type(objective).__name__} needs {wanted} views of each image, got {count}; set num_views={fewest} in "
-            "the collator (hfproj.ImageViews)."
-        )
+        hint = f"set num_views={fewest} in the collator (hfproj.ImageViews)"
+        raise UsageError(f"{type(objective).__name__} needs {wanted} views of each image, got {count}; {hint}.")
 
 
 def check_needs(objective: nn.Module, given: Mapping[str, object]) -> None:
@@ -183,10 +181,8 @@ def check_call(objective: nn.Module, z: object, **given: object) -> None:
             "collator and stack their projections: torch.stack([z_a, z_b])."
         )
     if not z.is_floating_point() or not z.shape[2]:
-        raise UsageError(
-            f"{who} takes projections z in floating-point numbers, of one dimension or more, got {z.dtype} of shape "
-            f"{list(z.shape)}."
-        )
+        got = f"{z.dtype} of shape {list(z.shape)}"
+        raise UsageError(f"{who} takes projections z in floating-point numbers, of one dimension or more, got {got}.")
     check_views(objective, z.shape[0])
     check_needs(objective, given)
     for name, value in given.items():

@@ -67,10 +67,8 @@ class SimCSE(Objective):
         if not math.isfinite(hard_negative_weight):
             raise UsageError(f"Expected hard_negative_weight to be a finite number, got {hard_negative_weight}.")
         if hard_negative_weight and not hard_negatives:
-            raise UsageError(
-                f"hard_negative_weight={hard_negative_weight} has nothing to weigh: set hard_negatives=True and give "
-                "each sentence its hard negative as a third view."
-            )
+            hint = "set hard_negatives=True and give each sentence its hard negative as a third view"
+            raise UsageError(f"hard_negative_weight={hard_negative_weight} has nothing to weigh: {hint}.")
         self.hard_negative_weight = hard_negative_weight
         self.views = (3, 3) if hard_negatives else (2, 2)
 

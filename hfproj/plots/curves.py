@@ -26,8 +26,11 @@ def plot_curves(
         x_label: What x is, with its unit; `y_label` the same for y.
         x_scale: "linear", "log" or "symlog". A logarithmic axis leaves out what is not positive.
         y_scale: The same for y; the threshold of "symlog" is chosen from the numbers.
+        zero_line: Draw a line at y = 0.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no curve, the parts of one differ in length or hold no number that can be drawn, or a
             scale is unknown.
 
@@ -95,8 +98,10 @@ def plot_layers(curves: Mapping[str, Any], y_label: str, path: Target = None, *,
         curves: Name → layer → number or `(mean, standard deviation)`; deviations are drawn as bands. Layers stand in
             the order of the first curve that has them; a curve may lack some.
         y_label: What the numbers are, with their unit.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no curve or an empty one, fewer than two layers, or a value that is not a number.
 
     Example:
@@ -131,8 +136,11 @@ def plot_groups(
             series; series named "h" and "z" look as in every other figure.
         y_label: What the numbers are, with their unit.
         y_scale: "linear", "log" or "symlog".
+        zero_line: Draw a line at y = 0.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no group or an empty one, a value is not a number, or the scale is unknown.
 
     Example:
@@ -192,8 +200,10 @@ def plot_spectrum(spectra: Mapping[str, Any], path: Target = None, *, width: flo
     Args:
         spectra: Curve name → eigenvalues sorted descending, as `Results.spectra` ("h before", "h after", "z before",
             "z after"; other names work too).
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no spectrum, or one without a positive number.
 
     Example:

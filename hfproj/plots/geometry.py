@@ -26,8 +26,10 @@ def plot_covariance(
         covariances: Layer ("h", "z") → covariance `[dim, dim]`, as `Results.geometry["covariance"]`.
         correlation: Divide by the standard deviations, so that all entries lie in [−1, 1]. Dimensions without
             variance are grey.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no layer, or a matrix is not square, finite and symmetric, or has a negative variance.
 
     Example:
@@ -77,8 +79,10 @@ def plot_feature_weights(
         layers: Layer, in order → weight of each feature. Weights without names (the singular values of a layer) are
             sorted descending; then layers may differ in width.
         features: Names of the features, which fix their order.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no layer, or weights are negative, not finite, all zero, or not one per name.
 
     Example:
@@ -125,8 +129,10 @@ def plot_metric_condition(values: Mapping[str, Any], path: Target = None, *, wid
         values: Layer, in order → condition number of the pullback metric of each sample, as
             `Results.geometry["metric_condition_number"]`. None, NaN and infinity (a metric without full rank) are
             counted beside the layer's name and not drawn.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no layer, one has no finite value, or a value is not positive.
 
     Example:
@@ -172,8 +178,10 @@ def plot_orbits(
         orbits: Layer ("h", "z") → coordinates `[objects, steps, 2]`, a mapping with these as "points" and the fractions
             of variance as "explained" (`orbit_coordinates`), or features `[objects, steps, dim]`, which are projected.
         names: Of the objects, for the legend (drawn for up to 8 objects).
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no layer, or points have another shape, or are not finite.
 
     Example:

@@ -13,23 +13,14 @@ from hfproj.plots.curves import draw_curve, set_scale
 Rows = Sequence[Mapping[str, Any]]  # of a history
 # Base name → axis label where it is not the name as written; and those whose axis is logarithmic, or starts at 0.
 _LABELS = {
-    "rankme": "RankMe, in directions",
-    "std": "representation std",
-    "effective_rank": "effective rank, in directions",
-    "stable_rank": "stable rank, in directions",
-    "numerical_rank": "numerical rank, in directions",
-    "participation_ratio": "participation ratio, in directions",
-    "nesum": "NESum",
-    "lidar": "LiDAR, in directions",
-    "alpha_req": "α-ReQ, decay exponent",
-    "uniformity": "uniformity, lower is more even",
-    "wasserstein_uniformity": "Wasserstein uniformity, at most 0",
-    "whiteness": "whiteness, 0 is decorrelated",
-    "positive_cosine": "cosine of positive pairs",
-    "covariance_condition_number": "condition number",
-    "metric_condition_number": "condition number of G",
-    "eval_knn": "k-NN accuracy, held out",
-}
+    "rankme": "RankMe, in directions", "std": "representation std", "effective_rank": "effective rank, in directions",
+    "stable_rank": "stable rank, in directions", "numerical_rank": "numerical rank, in directions",
+    "participation_ratio": "participation ratio, in directions", "nesum": "NESum", "lidar": "LiDAR, in directions",
+    "alpha_req": "α-ReQ, decay exponent", "uniformity": "uniformity, lower is more even",
+    "wasserstein_uniformity": "Wasserstein uniformity, at most 0", "whiteness": "whiteness, 0 is decorrelated",
+    "positive_cosine": "cosine of positive pairs", "covariance_condition_number": "condition number",
+    "metric_condition_number": "condition number of G", "eval_knn": "k-NN accuracy, held out",
+}  # fmt: skip
 _CONDITIONS = ("condition_number", "covariance_condition_number", "metric_condition_number")
 _LOGARITHMIC = (*_CONDITIONS, "update_ratio", "gradient_ratio", "timescale_ratio")
 _NO_LAYER: dict[str, Any] = {"color": "0.25", "linestyle": "-", "marker": "."}
@@ -50,8 +41,10 @@ def plot_history(
             may be missing, None or NaN.
         metrics: Names without their layer ("rankme" draws "rankme_h" and "rankme_z"); see `metrics_of`. Those that no
             row has are left out.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no row, one has no step, or none of the metrics was measured.
 
     Example:
@@ -152,8 +145,10 @@ def plot_eigenvalues(rows: Rows, path: Target = None, *, of: str = "", width: fl
         rows: `Results.history`: mappings with "step" and "lambda_min" or "lambda_max", and their bounds of error
             "lambda_min_error", "lambda_max_error" where they are known (drawn as bars).
         of: In what the Hessian was taken ("the head's parameters", "h"), for the axis.
+        path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
+        HfprojError: If matplotlib is not installed.
         UsageError: If there is no row, one has no step, or none has an eigenvalue.
 
     Example:

@@ -17,32 +17,15 @@ Deviations:
 from typing import Any
 
 from hfproj.objectives.sigmoid import SigmoidContrastive
-from hfproj.presets.settings import (
-    BYOL_VIEWS,
-    BYOL_VIEWS_NOTE,
-    LARS,
-    MOCO_VIEWS,
-    SGD,
-    SIMCLR_LARS_100,
-    SOLO_ASYMMETRIC_NOTE,
-    SOLO_ASYMMETRIC_VIEWS,
-    SOLO_LARS,
-    SOLO_VIEWS,
-    SOLO_WEAK_VIEWS,
-    ZERO_CL_LARS,
-    Preset,
-    Settings,
-    multi_crop,
-    training,
+
+from hfproj.presets.settings import (  # isort: skip
+    BYOL_VIEWS, BYOL_VIEWS_NOTE, LARS, MOCO_VIEWS, SGD, SIMCLR_LARS_100, SOLO_ASYMMETRIC_NOTE, SOLO_ASYMMETRIC_VIEWS,
+    SOLO_LARS, SOLO_VIEWS, SOLO_WEAK_VIEWS, ZERO_CL_LARS, Preset, Settings, multi_crop, training,
 )  # fmt: skip
 
 _SWAV_VIEWS = {**multi_crop(6, (0.14, 1.0), (0.05, 0.14)), "blur_probability": 0.5}
 _BIASES_NOTE = "Biases and norms have a learning rate of their own there (0.0048 · batch/256)."
-_BERT: Settings = {
-    "warmup_epochs": 0.0,
-    "lr_scheduler_type": "linear",
-    "max_grad_norm": 1.0,
-}  # SimCSE's Trainer
+_BERT: Settings = {"warmup_epochs": 0.0, "lr_scheduler_type": "linear", "max_grad_norm": 1.0}  # SimCSE's Trainer
 
 _SIMCLR = Preset(
     line="SimCLR",

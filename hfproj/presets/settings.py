@@ -70,14 +70,9 @@ def training(epochs: float, batch: int, learning_rate: float, weight_decay: floa
     The batch is that of all processes, the learning rate its peak for that batch; weight decay is that of matrices.
     """
     return {
-        **NO_CLIPPING,
-        "num_train_epochs": float(epochs),
-        "per_device_train_batch_size": batch,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "warmup_steps": warmup_epochs / epochs,
-        **others,
-    }
+        **NO_CLIPPING, "num_train_epochs": float(epochs), "per_device_train_batch_size": batch,
+        "learning_rate": learning_rate, "weight_decay": weight_decay, "warmup_steps": warmup_epochs / epochs, **others,
+    }  # fmt: skip
 
 
 SGD: Settings = {"optim": "sgd", "optim_args": "momentum=0.9"}

@@ -19,23 +19,7 @@ from hfproj.probes.registry import PROBES, create_probe, list_probes, register_p
 from hfproj.probes.retrieval import RetrievalProbe
 
 __all__ = [
-    "PROBES",
-    "AttentiveProbe",
-    "FewShotProbe",
-    "FineTuneProbe",
-    "GroupRobustProbe",
-    "KMeansProbe",
-    "KNNProbe",
-    "LinearProbe",
-    "MLPProbe",
-    "ManyRatesProbe",
-    "ProbeGap",
-    "RetrievalProbe",
-    "RotatedImages",
-    "create_probe",
-    "evaluate",
-    "group_accuracies",
-    "list_probes",
-    "probe_gap",
-    "register_probe",
-]
+    "PROBES", "AttentiveProbe", "FewShotProbe", "FineTuneProbe", "GroupRobustProbe", "KMeansProbe", "KNNProbe",
+    "LinearProbe", "MLPProbe", "ManyRatesProbe", "ProbeGap", "RetrievalProbe", "RotatedImages", "create_probe",
+    "evaluate", "group_accuracies", "list_probes", "probe_gap", "register_probe",
+]  # fmt: skip

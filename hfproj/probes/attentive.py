@@ -58,6 +58,11 @@ class AttentiveProbe(Classifier):
         seed: Seed of the initial weights and of the order of the rows.
         device: Where to train; None: where the tokens are.
 
+    Attributes:
+        classes_: `[classes]` labels, sorted.
+        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
+        correct_: After scoring: `[rows]` bool, for `paired_interval`.
+
     Raises:
         UsageError: If a number is below 1, the learning rate is not positive or the weight decay is negative.
 
@@ -139,14 +144,9 @@ _DECAYED = ("key", "value", "classifier")
 
 
 def _initial(
-    classes: int,
-    heads: int,
-    queries: int,
-    dim: int,
-    generator: torch.Generator,
-    dtype: torch.dtype,
+    classes: int, heads: int, queries: int, dim: int, generator: torch.Generator, dtype: torch.dtype,
     device: torch.device,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Return the initial weights: small queries, keys and values that keep the scale, and a classifier of zeros."""
     width = dim // heads
 
@@ -154,13 +154,10 @@ def _initial(
         return (torch.randn(shape, generator=generator, dtype=torch.float64) * std).to(device, dtype)
 
     return {
-        "query": normal(queries, heads, width, std=_QUERY_STD),
-        "key": normal(heads, width, dim, std=dim**-0.5),
-        "value": normal(heads, width, dim, std=dim**-0.5),
-        "value_bias": torch.zeros(heads, width).to(device, dtype),
-        "classifier": torch.zeros(classes, dim).to(device, dtype),
-        "bias": torch.zeros(classes).to(device, dtype),
-    }
+        "query": normal(queries, heads, width, std=_QUERY_STD), "key": normal(heads, width, dim, std=dim**-0.5),
+        "value": normal(heads, width, dim, std=dim**-0.5), "value_bias": torch.zeros(heads, width).to(device, dtype),
+        "classifier": torch.zeros(classes, dim).to(device, dtype), "bias": torch.zeros(classes).to(device, dtype),
+    }  # fmt: skip
 
 
 def _logits(w: dict[str, Tensor], x: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows classes"]:

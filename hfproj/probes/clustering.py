@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from hfproj.errors import UsageError, unknown
@@ -38,8 +39,7 @@ class KMeansProbe(Classifier):
     """NMI, ARI and matched accuracy of k-means clusters; the labels only say how many there are, and name them.
 
     Clusters are found on the rows of `fit`; those of `score` go to the nearest centroid. One thread computes in
-    float64, so that the same rows and seed give the same clusters on any number of cores. `predict` gives rows of a
-    cluster without a class a label that is none of the classes: −1, or one below a smaller label.
+    float64, so that the same rows and seed give the same clusters on any number of cores.
 
     Args:
         clusters: Number of clusters; that of the classes in `fit` by default. With more than classes, each class takes
@@ -52,6 +52,7 @@ class KMeansProbe(Classifier):
 
     Attributes:
         results_: After scoring: `{"value": accuracy, "values": {"accuracy", "NMI", "ARI"}, "protocol": {…}}`.
+        correct_: After scoring: `[rows]` bool, by the matched clusters.
 
     Raises:
         UsageError: If clusters, n_init or max_iter is below 1, or if the matching is unknown; on `fit`, if there are
@@ -87,9 +88,16 @@ class KMeansProbe(Classifier):
         self._kmeans, assigned = _kmeans(self._points(f), **options)
         self._names = self._match(assigned, self.classes_[codes], self.classes_)
 
-    def predict(self, f: Inputs) -> Tensor:  # noqa: D102
-        assigned = self._assign(f)
-        return self._names[assigned]
+    def predict(self, f: Inputs) -> Int[Tensor, " rows"]:
+        """Return the class that was matched with each row's cluster, on the CPU.
+
+        Rows of a cluster without a class have a label that is none of the classes: −1, or one below a smaller label.
+
+        Raises:
+            UsageError: If the probe is not fitted, if there are no rows or their width is not that of `fit`, or if rows
+                are not finite.
+        """
+        return self._names[self._assign(f)]
 
     def score(self, f: Inputs, y: Labels) -> float:
         """Return the accuracy of matched clusters on `f`, and keep it with NMI and ARI in `results_`.

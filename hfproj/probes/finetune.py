@@ -90,7 +90,8 @@ class FineTuneProbe(Named):
 
     Attributes:
         indices_: After fitting: the rows of `train` that were used.
-        correct_: After scoring: ``[labelled rows]`` bool, for `paired_interval`.
+        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
+        correct_: After scoring: `[labelled rows]` bool, for `paired_interval`.
 
     Raises:
         UsageError: If an option is out of its range.

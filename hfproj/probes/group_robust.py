@@ -61,9 +61,11 @@ class GroupRobustProbe(Classifier):
         seed: Seed of the halves and the draws.
 
     Attributes:
+        classes_: `[classes]` labels, sorted.
         l2_: λ of the fits.
         results_: After scoring: `{"value": worst-group accuracy, "values": {…}, "protocol": {…}}`; the values are
             "worst group", "average" and one for each group, as "class 0, group 1".
+        correct_: After scoring: `[rows]` bool.
 
     Raises:
         UsageError: If an option is not positive, or if the path is empty.

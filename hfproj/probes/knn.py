@@ -72,7 +72,7 @@ class KNNProbe(Named):
         self._ks = self.k if isinstance(self.k, tuple) else (self.k,)
 
     def __repr__(self) -> str:  # results.json holds it, as the probe of FewShotProbe
-        return f"KNNProbe(k={self.k}, temperature={self.temperature}, metric='cosine')"
+        return f"KNNProbe(k={self.k}, temperature={self.temperature})"
 
     @torch.no_grad()
     def fit(self, f: Features, y: Labels, *, sharded: bool = False) -> "KNNProbe":

@@ -262,10 +262,13 @@ class LinearProbe(Classifier):
         seed: Seed of the held-out part.
 
     Attributes:
+        classes_: `[classes]` labels, sorted.
         coef_: `[classes, dim]` float64, for features as given: logits are `f @ coef_.T + intercept_`.
         intercept_: `[classes]` float64.
         l2_: λ of the fit.
         objective_: Its objective, in nats.
+        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
+        correct_: After scoring: `[rows]` bool, for `paired_interval`.
 
     Raises:
         UsageError: If an option is not positive, if the path is empty, or if the fraction is outside (0, 1).

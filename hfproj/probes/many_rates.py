@@ -49,8 +49,11 @@ class ManyRatesProbe(Classifier):
         seed: Seed of the held-out part, the initial weights and the order of rows.
 
     Attributes:
+        classes_: `[classes]` labels, sorted.
         rate_: The rate chosen.
         held_out_: Accuracy on the held-out rows, by rate; 0 where training diverged.
+        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
+        correct_: After scoring: `[rows]` bool, for `paired_interval`.
 
     Raises:
         UsageError: If an option is not positive, if there are no rates, or if the fraction is outside (0, 1); on `fit`,
@@ -136,9 +139,7 @@ class ManyRatesProbe(Classifier):
             if best is None or rating > best[0]:
                 best = rating, rate, w, b
         if best is None:
-            raise UsageError(
-                f"Training diverged at every rate (the lowest is {min(self.rates):g}): give lower rates, or "
-                "standardize=True for features of a large scale."
-            )
+            hint = "give lower rates, or standardize=True for features of a large scale"
+            raise UsageError(f"Training diverged at every rate (the lowest is {min(self.rates):g}): {hint}.")
         self.rate_ = best[1]
         return best[2].clone(), best[3].clone()

@@ -42,6 +42,11 @@ class MLPProbe(Classifier):
         standardize: Centre columns and divide them by their standard deviation; constant columns are ignored.
         seed: Seed of the initial weights (those of `nn.Linear`) and of the order of rows.
 
+    Attributes:
+        classes_: `[classes]` labels, sorted.
+        results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
+        correct_: After scoring: `[rows]` bool, for `paired_interval`.
+
     Raises:
         UsageError: If a number is below 1, a rate is not positive, the weight decay is negative or the schedule is
             unknown.

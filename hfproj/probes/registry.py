@@ -49,7 +49,7 @@ def create_probe(name: str, **options: Any) -> Probe:
 
     Example:
         >>> create_probe("knn", k=10)
-        KNNProbe(k=10, temperature=0.07, metric='cosine')
+        KNNProbe(k=10, temperature=0.07)
     """
     return PROBES.create(name, **options)
 
@@ -92,7 +92,7 @@ def make_probes(given: ProbeLike | Sequence[ProbeLike]) -> list[Probe]:
 
     Example:
         >>> make_probes("knn")
-        [KNNProbe(k=20, temperature=0.07, metric='cosine')]
+        [KNNProbe(k=20, temperature=0.07)]
     """
     several = isinstance(given, Sequence) and not isinstance(given, str)
     return [make_probe(probe) for probe in given] if several else [make_probe(given)]  # type: ignore[union-attr]

@@ -29,10 +29,8 @@ _ENTRIES = {
 REGULARIZERS: Registry[nn.Module] = Registry(
     "regularizer",
     {name: (f"hfproj.regularizers.{where}", line) for name, (where, line) in _ENTRIES.items()},
-    base=nn.Module,
-    needs=["forward"],
-    calls=lambda cls: {"forward": ["model", "h", "z", "step="]},
-)
+    base=nn.Module, needs=["forward"], calls=lambda cls: {"forward": ["model", "h", "z", "step="]},
+)  # fmt: skip
 
 
 def create_regularizer(name: str, **options: Any) -> nn.Module:

@@ -46,10 +46,8 @@ class SIGReg(ShowsOptions, nn.Module):
         super().__init__()
         check_on(on)
         if slices < 1 or knots < 2 or not 0 < t_max < float("inf"):
-            raise UsageError(
-                f"SIGReg needs at least 1 slice, 2 knots and a positive t_max, got slices={slices}, knots={knots}, "
-                f"t_max={t_max}."
-            )
+            got = f"slices={slices}, knots={knots}, t_max={t_max}"
+            raise UsageError(f"SIGReg needs at least 1 slice, 2 knots and a positive t_max, got {got}.")
         self.on, self.slices, self.knots, self.t_max = on, slices, knots, t_max
 
     def forward(self, model: object, h: Representations, z: Projections, *, step: HasGenerator | None = None) -> Scalar:

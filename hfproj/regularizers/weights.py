@@ -64,18 +64,14 @@ def layers_of(model: nn.Module, part: Part) -> dict[str, Any]:
     if backbone is None and part == "all":
         part = "head"
     if not in_head and part in ("first", "head"):
-        raise UsageError(
-            f"The head, {type(head).__name__}, has no linear layer; use a head that has (head='mlp'), or regularize "
-            "the encoder (layers='encoder')."
-        )
+        hint = "use a head that has (head='mlp'), or regularize the encoder (layers='encoder')"
+        raise UsageError(f"The head, {type(head).__name__}, has no linear layer; {hint}.")
     if part in ("first", "head") or (part == "last" and in_head):
         names = list(in_head)
         return {name: in_head[name] for name in {"first": names[:1], "head": names, "last": names[-1:]}[part]}
     if backbone is None:
-        raise UsageError(
-            f"The encoder is asked for, but {type(head).__name__} is a bare head: pass the PeftModel that holds it, or "
-            "regularize the head only (layers='head')."
-        )
+        hint = "pass the PeftModel that holds it, or regularize the head only (layers='head')"
+        raise UsageError(f"The encoder is asked for, but {type(head).__name__} is a bare head: {hint}.")
     in_encoder = {name: layer for name, layer in _layers(backbone, "encoder", set()) if _is_trained(layer)}
     if not in_encoder:
         raise UsageError(
@@ -130,10 +126,8 @@ def _parts_of(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
     heads: Any = getattr(backbone, _CHILD, None)
     if heads is None:
         if peft_model:
-            raise UsageError(
-                f"This {type(model).__name__} has no projection head; attach one with get_peft_model(backbone, "
-                "ProjectionHeadConfig(…))."
-            )
+            hint = "attach one with get_peft_model(backbone, ProjectionHeadConfig(…))"
+            raise UsageError(f"This {type(model).__name__} has no projection head; {hint}.")
         return None, model
     if heads.active_name is None:
         raise UsageError("No head is active: all adapters are disabled; call model.enable_adapters() first.")
@@ -159,10 +153,8 @@ def _is_trained(layer: nn.Module) -> bool:
 
 def _matrix(weight: Tensor) -> Tensor:
     if not weight.is_floating_point():
-        raise UsageError(
-            f"A weight of type {weight.dtype} is quantized and can't be regularized; load the backbone without "
-            "quantization, or regularize the head only (layers='head')."
-        )
+        hint = "load the backbone without quantization, or regularize the head only (layers='head')"
+        raise UsageError(f"A weight of type {weight.dtype} is quantized and can't be regularized; {hint}.")
     return weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
 
 

@@ -65,16 +65,9 @@ def render_card(
     name = repo_id.split("/")[-1] if repo_id else ""
     context = Context(results)
     context.title = name or context.title
-    text = render(
-        "card.md.jinja",
-        **vars(context),
-        front_matter=front_matter(results, name or "projection-head"),
-        repo=repo_id or "path/or/repository",
-        adapter=adapter,
-        others=others,
-        files=files,
-        filenames=filenames,
-    )
+    front, repo = front_matter(results, name or "projection-head"), repo_id or "path/or/repository"
+    more = {"front_matter": front, "repo": repo, "adapter": adapter, "others": others, "files": files}
+    text = render("card.md.jinja", **vars(context), **more, filenames=filenames)
     return text.rstrip("\n") + "\n"
 
 

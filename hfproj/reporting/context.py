@@ -24,7 +24,6 @@ _METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LN tun
 _OF_PEFT = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "alpha", "oft_block_size", "boft_block_size")
 _OF_OPTIMIZER = ("learning_rate", "head_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")
 _OF_VIEWS = ("crop_scale", "flip", "color_jitter", "grayscale", "rotation", "views")  # flags of the recipe
-_USUAL_PROBES = {"knn": "k-NN", "linear": "linear probe", "fine_tune": "fine-tuning"}
 _ARXIV = re.compile(r"\barXiv (\d{4}\.\d{4,5})\b")
 
 
@@ -43,7 +42,7 @@ class Context:
         widths = [width if isinstance(width := adapter.get(name), int) else None for name in ("in_dim", "out_dim")]
         measured, judged = results.measurements, [v for layer in LAYERS for v in verdicts(results, layer)]
         labelled = [m for m in measured if m.name not in words.UNLABELLED]
-        missing = [name for probe, name in _USUAL_PROBES.items() if not any(m.name == probe for m in labelled)]
+        missing = [name for probe, name in words.USUAL_PROBES.items() if not any(m.name == probe for m in labelled)]
 
         self.results = results  # for what is shown as it was recorded
         self.findings = findings(results)  # what training did, in words, warnings first
@@ -210,7 +209,8 @@ def _length(results: Results, training: Mapping[str, Any]) -> list[str]:
     last = max((s for s in steps if isinstance(s, int)), default=0)
     epochs, batch = training.get("num_train_epochs"), training.get("per_device_train_batch_size")
     accumulated = training.get("gradient_accumulation_steps")
-    pieces = [f"{epochs} epochs"] * (epochs is not None) + [f"{last} steps"] * bool(last)
+    counted = epochs is not None and not (training.get("max_steps") or 0) > 0  # max_steps goes before the epochs
+    pieces = [f"{epochs} epochs"] * counted + [f"{last} steps"] * bool(last)
     pieces += [f"{batch} a step and process"] * (batch is not None)
     return pieces + [f"{accumulated} of these a step"] * bool(accumulated)
 

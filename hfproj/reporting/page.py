@@ -69,16 +69,12 @@ def render_report(results: Results) -> str:
     scalars = mapping(results.geometry.get("scalars")).items()
     config = {name: value for name, value in results.config.items() if value is not None}
     return render(
-        "page.html.jinja",
-        **vars(context),
-        facts=context.facts,
+        "page.html.jinja", **vars(context), facts=context.facts, figures=figures, not_drawn=not_drawn,
         sense=senses.pop() if len(senses) == 1 else "unclear",
-        figures=figures,
-        not_drawn=not_drawn,
         scalars=[(str(name).replace("_", " "), _number(value)) for name, value in scalars],
         plain={name: value for name, value in config.items() if not isinstance(value, dict | list)},
         structured={name: portable(value) for name, value in config.items() if isinstance(value, dict | list)},
-    )
+    )  # fmt: skip
 
 
 def _number(value: Any) -> str:

@@ -56,11 +56,11 @@ class Verdict(NamedTuple):
     def sentence(self) -> str:
         """What was measured before and after, with the interval, without a full stop."""
         name = self.key[0]
-        gain, how = self.after - self.before, "; no interval, since answers row by row were not kept"
+        gain, how = self.after - self.before, f"; {words.NO_INTERVAL}"
         if self.interval:
             gain, how = self.interval[0], f", {words.INTERVAL} {words.interval(name, *self.interval[1:])}"
-        way = f"{words.number(name, self.before)} to {words.number(name, self.after)}"
-        return f"{self.label} of {self.layer}{_on(self.dataset)} went from {way} ({words.change(name, gain)}{how})"
+        way = _way(name, self.before, self.after)
+        return f"{self.label} of {self.layer}{_on(self.dataset)} {way} ({words.change(name, gain)}{how})"
 
 
 class RankChange(NamedTuple):
@@ -210,14 +210,14 @@ def _judged(results: Measured, sense: str, layer: str) -> Finding | None:
 
 
 def _ranks(changes: Sequence[RankChange]) -> Finding:
-    """Return the changes of RankMe in words: of a data set "of h went from 17.0 to 18.0 and of z from …"."""
+    """Return the changes of RankMe in words: of a data set "of h went from 17.0 to 18.0 and of z went from …"."""
     parts = []
     for dataset in dict.fromkeys(change.dataset for change in changes):
         ways: list[str] = []
         for change in (change for change in changes if change.dataset == dataset):
-            way = f"from {words.number('rankme', change.before)} to {words.number('rankme', change.after)}"
-            ways.append(f"of {change.layer}{'' if ways else ' went'} {way}{' (less than half)' * change.collapsed}")
-        parts.append(f"RankMe {' and '.join(ways)}{_on(dataset)}")
+            way = _way("rankme", change.before, change.after)
+            ways.append(f"of {change.layer} {way}{f' ({words.LESS_THAN_HALF})' * change.collapsed}")
+        parts.append(f"{words.LABELS['rankme']} {' and '.join(ways)}{_on(dataset)}")
     sense = "collapse" if any(change.collapsed for change in changes) else "rank"
     return Finding(sense, words.HEADLINES[sense], "; ".join(parts) + ".")
 
@@ -238,6 +238,10 @@ def _backbone(results: Measured) -> Finding | None:
     return (
         Finding("backbone", words.HEADLINES["backbone"], words.BACKBONE["meant"].format(other=other)) if other else None
     )
+
+
+def _way(name: str, before: float, after: float) -> str:
+    return words.WENT.format(before=words.number(name, before), after=words.number(name, after))
 
 
 def _on(dataset: str) -> str:

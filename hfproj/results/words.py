@@ -9,18 +9,10 @@ from typing import Any
 # What measures are called where the name itself, its underscores as blanks, is not what people write. A measure with a
 # unit is followed by it, so that a probe needs no entry here: "my_probe" in accuracy is "my probe accuracy".
 LABELS = {
-    "alpha_req": "α-ReQ",
-    "few_shot": "few-shot",
-    "fine_tune": "fine-tuning",
-    "kmeans": "k-means",
-    "knn": "k-NN",
-    "knn_overlap": "k-NN overlap with h before",
-    "cka": "linear CKA with h before",
-    "lidar": "LiDAR",
-    "many_rates": "linear (many rates)",
-    "mlp": "MLP",
-    "rankme": "RankMe",
-}
+    "alpha_req": "α-ReQ", "few_shot": "few-shot", "fine_tune": "fine-tuning", "kmeans": "k-means", "knn": "k-NN",
+    "knn_overlap": "k-NN overlap with h before", "cka": "linear CKA with h before", "lidar": "LiDAR",
+    "many_rates": "linear (many rates)", "mlp": "MLP", "rankme": "RankMe",
+}  # fmt: skip
 # Measures that use no labels, in the order of their rows, and how to read them.
 UNLABELLED = {
     "rankme": "effective number of directions that the features use",
@@ -35,14 +27,13 @@ UNLABELLED = {
 }
 # What training did: `{layer}` is one of LAYER_NAMES.
 HEADLINES = {
-    "better": "The {layer} got better",
-    "worse": "The {layer} got worse",
-    "unclear": "No gain was measured",
-    "alarm": "The collapse alarm rang while it trained",
-    "collapse": "A sign of dimensional collapse",
+    "better": "The {layer} got better", "worse": "The {layer} got worse", "unclear": "No gain was measured",
+    "alarm": "The collapse alarm rang while it trained", "collapse": "A sign of dimensional collapse",
     "rank": "No sign of dimensional collapse",
     "backbone": "Another backbone than it was made on",
-}
+}  # fmt: skip
+# Where no accuracy of h was measured before and after training.
+UNKNOWN = "No accuracy of h was measured before and after training: whether it got better is not known."
 LAYER_NAMES = {"h": "representation", "z": "projection"}
 BACKBONE = {
     "meant": "The adapter was made on {other} and is used here, as its author says, on a backbone with other weights.",
@@ -50,8 +41,14 @@ BACKBONE = {
     "one that the adapter was made on.",
     "digest": "SHA-256 of the backbone's tensors",
 }
+WENT = "went from {before} to {after}"
 INTERVAL = "95 % interval"
+NO_INTERVAL = "no interval, since answers row by row were not kept"
+LESS_THAN_HALF = "less than half"
 MISSING = "Not measured"
+USUAL_PROBES = {
+    "knn": LABELS["knn"], "linear": "linear probe", "fine_tune": LABELS["fine_tune"],
+}  # else: "Not measured: …"  # fmt: skip
 PROTOCOL = f"All of it in eval mode. {LABELS['rankme']} does not centre; spectra are of unit rows, centred."
 # What follows from it, by sense and layer.
 ADVICE = {

@@ -22,13 +22,13 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.images import ImageViews
@@ -223,6 +223,12 @@ class DigitViews(ImageViews):
         self.drop_probability = drop_probability
         dropping: list[Any] = [_Dropping(augmentation, drop_probability) for augmentation in self.augmentations]
         self.augmentations = dropping
+
+    if TYPE_CHECKING:  # with more options than its parent's
+
+        @classmethod
+        def for_model(cls, model: nn.Module, **options: Any) -> "DigitViews":
+            """Return views with size, mean and std of the model's own preprocessing."""
 
     def _read(self, items: Sequence[dict]) -> list[Any]:
         """Return (image, background) of each item; `_Dropping` chooses for each view."""

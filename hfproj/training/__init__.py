@@ -6,12 +6,8 @@ It imports every room below it: `hub` for pushing while it trains, `probes` and 
 from hfproj.training import callbacks as callbacks
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.training.callbacks import (
-    CollapseCallback,
-    CurvatureCallback,
-    OnlineProbeCallback,
-    SpectrumCallback,
-    UpdateRatioCallback,
-)
+    CollapseCallback, CurvatureCallback, OnlineProbeCallback, SpectrumCallback, UpdateRatioCallback,
+)  # fmt: skip
 from hfproj.training.trainer import ProjectionTrainer
 
 __all__ = [

@@ -68,10 +68,8 @@ def checkpoint_to_resume(wanted: str | Path | bool, folder: str | Path) -> str:
     if found is None:
         raise UsageError(f"{folder} holds no complete checkpoint to resume from; start without resume_from_checkpoint.")
     if not is_complete(Path(found)):
-        raise UsageError(
-            f"{wanted} is no complete checkpoint: it has no readable {TRAINER_STATE_NAME}. Resume from another one, or "
-            "with resume_from_checkpoint=True from the last complete one."
-        )
+        hint = "Resume from another one, or with resume_from_checkpoint=True from the last complete one"
+        raise UsageError(f"{wanted} is no complete checkpoint: it has no readable {TRAINER_STATE_NAME}. {hint}.")
     return found
 
 

@@ -75,10 +75,8 @@ class HubTrainer(MeasuringTrainer):
             raise UsageError(f"The access token of {who['name']} may only read; make one that may write ({where}).")
         owner = name.split("/")[0]
         if role == "write" and owner not in owners:  # the Hub does not list all rights of fine-grained tokens here
-            raise UsageError(
-                f"The access token is that of {who['name']}, who can't write to {owner}; set hub_model_id to a "
-                f"repository of {' or '.join(sorted(owners))}."
-            )
+            hint = f"set hub_model_id to a repository of {' or '.join(sorted(owners))}"
+            raise UsageError(f"The access token is that of {who['name']}, who can't write to {owner}; {hint}.")
         return name
 
     def create_model_card(

@@ -111,10 +111,8 @@ class AroundSteps(TrainerCallback):
     def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Refuse a stream that is too short."""
         if state.global_step == 0:
-            raise UsageError(
-                "train_dataset is a stream with too few images for one step; lower per_device_train_batch_size or "
-                "gradient_accumulation_steps."
-            )
+            hint = "lower per_device_train_batch_size or gradient_accumulation_steps"
+            raise UsageError(f"train_dataset is a stream with too few images for one step; {hint}.")
 
     def on_pre_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Drop the gradients of frozen parts, and put back the learning rates that are fixed."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -99,7 +100,8 @@ def check_options(model: Any, args: Any, others: Mapping[str, Any]) -> None:
 
 
 def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None:
-    """Refuse a data set that is smaller than a batch, and a stream that several workers would read."""
+    """Refuse what is no data set or smaller than a batch, and a stream that several workers would read."""
+    _check_data_set("train_dataset", dataset)
     batch, stream = args.train_batch_size * args.world_size, dataset is not None and is_stream(dataset)
     if stream and args.dataloader_num_workers > 1:
         raise UsageError(
@@ -113,12 +115,20 @@ def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None
         )
 
 
-def check_eval_dataset(dataset: Any) -> None:
-    """Refuse a stream: k-NN and RankMe need all rows, in the same order each time."""
+def _check_data_set(name: str, dataset: Any) -> None:
+    readable = dataset is None or hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
+    if isinstance(dataset, str | bytes | Mapping) or not readable:
+        what = f"Expected {name} to be a data set: items by index or, where it is a stream, by iteration"
+        raise UsageError(f"{what}, got {type(dataset).__name__} {reprlib.repr(dataset)}; load it, or pass one split.")
+
+
+def check_eval_dataset(dataset: Any, name: str = "eval_dataset") -> None:
+    """Refuse what is no data set, and a stream: k-NN and RankMe need all rows, in the same order each time."""
     for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        _check_data_set(name, part)
         if part is not None and is_stream(part):
             raise UsageError(
-                f"The eval data set is a stream ({type(part).__name__}); evaluation needs a length. Take its first "
+                f"The {name} is a stream ({type(part).__name__}); evaluation needs a length. Take its first "
                 "items with list(itertools.islice(stream, 1000))."
             )
 

@@ -99,7 +99,7 @@ class ProjectionTrainer(HubTrainer):
         setup.check_options(model, args, refused)
         setup.check_train_dataset(train_dataset, args)
         setup.check_eval_dataset(eval_dataset)
-        setup.check_eval_dataset(bank_dataset)
+        setup.check_eval_dataset(bank_dataset, "bank_dataset")
         checks.check_arguments(model, args, optimizers)
         made: Any = None if objective is None else setup.make_objective(objective, model, train_dataset)
         with args.main_process_first(desc="continue_from"):

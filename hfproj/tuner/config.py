@@ -9,7 +9,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
-from hfproj.errors import UsageError, check_choice
+from hfproj.errors import UsageError, check_choice, check_type
 from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.tuner.soundness import LARGEST_NUMBER
 from hfproj.typing import OneOf, Pooling
@@ -21,11 +21,9 @@ _REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mic
 _NEEDS_MORE = (PeftType.ADALORA, PeftType.XLORA, PeftType.POLY, PeftType.TRAINABLE_TOKENS)
 _CHANGES_BACKBONE = {
     "modules_to_save": "trainable=n for the last n blocks",
-    "bias": "bias='none'",
-    "trainable_token_indices": "trainable='full'",
-    "layer_replication": "the backbone as it is",
-    "target_parameters": "target_modules",
-}
+    "bias": "bias='none'", "trainable_token_indices": "trainable='full'",
+    "layer_replication": "the backbone as it is", "target_parameters": "target_modules",
+}  # fmt: skip
 
 
 def plain(value: Any) -> Any:
@@ -106,10 +104,13 @@ class ProjectionHeadConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("PROJECTION_HEAD")  # in the enum since hfproj.tuner was imported
         if self.task_type is not None:
-            raise UsageError(
-                f"Expected task_type to be None, got {self.task_type!r}: with a task type PeftModel expects input_ids "
-                "first, which images do not have."
-            )
+            why = "with a task type PeftModel expects input_ids first, which images do not have"
+            raise UsageError(f"Expected task_type to be None, got {self.task_type!r}: {why}.")
+        check_type("head", self.head, str, "give a name of hfproj.list_heads()")
+        check_type("head_options", self.head_options, Mapping, "give the keywords of the head")
+        check_type("layer", self.layer, int, "give the index of a block, or -1 for the final output")
+        of_peft = (PeftConfig, Mapping, type(None))
+        check_type("backbone_adapter", self.backbone_adapter, of_peft, "give a config of PEFT, such as LoraConfig(r=8)")
         if isinstance(self.predictor, str):
             self.predictor = {"head": self.predictor}
         if self.predictor is not None and "head" not in self.predictor:

@@ -28,9 +28,8 @@ def network_of(
     head = getattr(backbone, CHILD, None)
     if isinstance(head, ProjectionLayer) and head.active_name is not None:
         if (pooling, layer, in_dim) != (None, -1, None):
-            raise UsageError(
-                "pooling, layer and in_dim are those of the projection head; pass the backbone, or none of them."
-            )
+            hint = "pass the backbone, or none of them"
+            raise UsageError(f"pooling, layer and in_dim are those of the projection head; {hint}.")
         configs: Any = model.peft_config
         config = configs[head.active_name]
         pooling, layer, in_dim = config.pooling, config.layer, config.in_dim

@@ -93,7 +93,7 @@ def test_several_k_share_one_search():
     expected = {f"k={k}": one.score_leave_one_out() for k, one in single.items()}
     assert probe.results_["values"] == expected
     assert probe.results_["protocol"]["k_list"][-1] == 499
-    assert repr(probe) == "KNNProbe(k=(20, 1, 7, 1000), temperature=0.07, metric='cosine')"
+    assert repr(probe) == "KNNProbe(k=(20, 1, 7, 1000), temperature=0.07)"
     assert "values" not in single[20].results_
 
 

@@ -102,7 +102,7 @@ def test_the_page_of_a_real_run(tmp_path):
     better = f"The representation got better: 20-NN accuracy of h on digits went from {knn['h before']:.4f} to"
     assert f"{better} {knn['h after']:.4f} (+0." in page.text
     went = [f"{ranks[f'{layer} before']:.1f} to {ranks[f'{layer} after']:.1f}" for layer in "hz"]
-    ranks = f"RankMe of h went from {went[0]} and of z from {went[1]} on digits."
+    ranks = f"RankMe of h went from {went[0]} and of z went from {went[1]} on digits."
     assert f"No sign of dimensional collapse: {ranks}" in page.text
     assert "accelerate launch recipes/simclr_vit.py --seed 0" in page.text
     assert f"{knn['h after']:.4f} ± " in page.text
@@ -153,7 +153,7 @@ def test_worse_unclear_and_unknown_are_said():
     probe = [Measurement("probe", "h", when, v, unit="accuracy") for when, v in (("before", 0.8), ("after", 0.9))]
     assert "+0.1000; no interval" in Structure(render_report(a_result(measurements=probe, **bare))).text
     empty = Structure(render_report(Results()))
-    assert "Whether the representation got better is not known" in empty.text
+    assert "whether it got better is not known" in empty.text
     assert "Nothing was measured." in empty.text
     assert empty.all("img") == []
 
@@ -161,9 +161,9 @@ def test_worse_unclear_and_unknown_are_said():
 @pytest.mark.parametrize(
     ("ranks", "headline", "end"),
     [
-        ((14.0, 39.0), "No sign of dimensional collapse", "of z from 14.0 to 39.0 on set layer."),
-        ((14.0, 7.0), "No sign of dimensional collapse", "of z from 14.0 to 7.0 on set layer."),
-        ((14.0, 6.9), "A sign of dimensional collapse", "of z from 14.0 to 6.9 (less than half) on set layer."),
+        ((14.0, 39.0), "No sign of dimensional collapse", "of z went from 14.0 to 39.0 on set layer."),
+        ((14.0, 7.0), "No sign of dimensional collapse", "of z went from 14.0 to 7.0 on set layer."),
+        ((14.0, 6.9), "A sign of dimensional collapse", "of z went from 14.0 to 6.9 (less than half) on set layer."),
     ],
 )
 def test_ranks_in_words(ranks, headline, end):

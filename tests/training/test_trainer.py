@@ -443,7 +443,10 @@ def test_batches_that_cannot_work(tmp_path):
     refused("is a stream, and 2 workers would each count", tmp_path, dataset=StreamDataset(images(8)), max_steps=1,
             dataloader_num_workers=2)  # fmt: skip
     for place in ("eval_dataset", "bank_dataset"):
-        refused("eval data set is a stream.*islice", tmp_path, extra={place: StreamDataset(images(8))})
+        refused(f"{place} is a stream.*islice", tmp_path, extra={place: StreamDataset(images(8))})
+        refused(f"Expected {place} to be a data set.*got int 7", tmp_path, extra={place: 7})
+    for wrong in (7, "cifar10", {"train": images(8)}):
+        refused(r"Expected train_dataset to be a data set.*got (int|str|dict)", tmp_path, None, wrong)
 
 
 def test_models_without_a_head(tmp_path):

@@ -89,6 +89,8 @@ def right_data(
     hfproj.evaluate(model, test=hfproj.load_image_dataset("digits"))
     hfproj.extract_features(model, IndexedDataset(table), pooling="cls_mean")
     hfproj.cache_features(model, torch.utils.data.Subset(dataset, [0]), hfproj.ImageViews.for_model(model))
+    hfproj.ImageViews.for_model(model, num_views=3, flip_probability=None, blur_probability="auto", label_column=None)
+    hfproj.EvalImages.for_model(model, interpolation="bilinear", resize=40)
     hfproj.ProjectionTrainer(model, train_dataset=table, eval_dataset=tables, bank_dataset=RotatedImages(pictures))
     hfproj.ProjectionTrainer(model, train_dataset=stored, eval_dataset={"a": table, "b": pairs}, **options)
     hfproj.ProjectionTrainer(model, train_dataset=stream(), eval_dataset=dataset)
@@ -143,6 +145,10 @@ def wrong(model: PeftModel, dataset: torch.utils.data.Dataset, x: torch.Tensor) 
     AttentiveProbe(head=8)  # wrong
     register_probe("mine")  # wrong
     hfproj.ImageViews.for_modl(model)  # wrong
+    hfproj.ImageViews.for_model(model, veiws=2)  # wrong
+    hfproj.ImageViews.for_model(model, num_views="two")  # wrong
+    hfproj.ImageViews(size=8, mean=(0.5,), std=(0.5,), flip=0.5)  # wrong
+    hfproj.EvalImages.for_model(model, interpolation="cubic")  # wrong
 
 
 def wrong_data(model: PeftModel, dataset: torch.utils.data.Dataset, x: torch.Tensor) -> None:

@@ -168,10 +168,8 @@ class OnlineProbeCallback(ImageWatch):
     def check_batch(self, inputs: Mapping[str, Any]) -> None:
         """Refuse a batch without labels; the trainer calls it before the batch is learned from."""
         if inputs.get("labels") is None:
-            raise UsageError(
-                "OnlineProbeCallback learns from labels, but the batches have none: give the collator the name of "
-                "their column (label_column=…), or leave the callback out."
-            )
+            hint = "give the collator the name of their column (label_column=…), or leave the callback out"
+            raise UsageError(f"OnlineProbeCallback learns from labels, but the batches have none: {hint}.")
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Learn from the batch, and measure when it is due."""
@@ -205,10 +203,8 @@ class OnlineProbeCallback(ImageWatch):
         with self.trainer.accelerator.autocast():
             found = evaluation.features(self.trainer, self._held_out)
         if found.labels is None:
-            raise UsageError(
-                "The held-out images of OnlineProbeCallback have no labels: name their column in eval_collator "
-                "(label_column=…), or pass a labelled dataset=."
-            )
+            hint = "name their column in eval_collator (label_column=…), or pass a labelled dataset="
+            raise UsageError(f"The held-out images of OnlineProbeCallback have no labels: {hint}.")
         self._gather()
         if distributed.rank() == 0:
             for layer in LAYERS:

@@ -109,10 +109,8 @@ class ImageWatch(Watch):
         candidates = (self.dataset, first_of(self.trainer.eval_dataset), default)
         dataset = next((found for found in candidates if found is not None), None)
         if dataset is not None and is_stream(dataset):
-            raise UsageError(
-                f"{type(self).__name__} watches fixed images, and a stream has none: pass dataset=, for example "
-                f"list(itertools.islice(stream, {self.images}))."
-            )
+            hint = f"pass dataset=, for example list(itertools.islice(stream, {self.images}))"
+            raise UsageError(f"{type(self).__name__} watches fixed images, and a stream has none: {hint}.")
         return dataset
 
     @property
@@ -162,22 +160,19 @@ def check_bound(callback: TrainerCallback) -> None:
 
 # Name → function of views [views, images, dim]; METRICS has those of the rows of all views [rows, dim], too.
 _VIEWS: dict[str, Callable[[Tensor], float]] = {
-    "positive_cosine": diagnostics.positive_cosine,
-    "alignment": diagnostics.alignment,
+    "positive_cosine": diagnostics.positive_cosine, "alignment": diagnostics.alignment,
     "lidar": diagnostics.lidar_of_views,
-}
+}  # fmt: skip
 METRICS: dict[str, Callable[[Tensor], float]] = {
     name: getattr(diagnostics, name)
     for name in ("rankme", "effective_rank", "stable_rank", "participation_ratio", "nesum", "uniformity",
                  "wasserstein_uniformity", "whiteness", "matrix_entropy", "self_cluster")
 }  # fmt: skip
 METRICS |= {
-    "std": diagnostics.representation_std,
-    "alpha_req": lambda f: diagnostics.alpha_req(f).alpha,
+    "std": diagnostics.representation_std, "alpha_req": lambda f: diagnostics.alpha_req(f).alpha,
     "condition_number": lambda f: diagnostics.covariance_condition_number(f).on_support,
-    "offdiag_energy": diagnostics.covariance_offdiag_energy,
-    **_VIEWS,
-}
+    "offdiag_energy": diagnostics.covariance_offdiag_energy, **_VIEWS,
+}  # fmt: skip
 Metric = OneOf[
     "rankme", "std", "effective_rank", "stable_rank", "participation_ratio", "nesum", "alpha_req", "condition_number",
     "uniformity", "wasserstein_uniformity", "offdiag_energy", "whiteness", "matrix_entropy", "self_cluster",
