@@ -57,41 +57,32 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "backbones": ["FeatureBackbone", "load_backbone"],
-            "converters": ["convert", "list_converters"],
-            "data": [
-                "EpochSampler", "EvalImages", "EvalText", "ImageViews", "IndexedDataset", "TextViews",
-                "load_image_dataset",
-            ],
-            "errors": [
-                "AdapterFileError", "CollapseWarning", "HfprojError", "HubError", "NonFiniteLossError", "UsageError",
-            ],
-            "export": ["detach", "export_backbone_adapter", "export_merged", "export_onnx", "export_program"],
-            "features": ["CachedFeatures", "EvalFeatures", "FeatureViews", "cache_features", "extract_features"],
-            "heads": ["create_head", "list_heads", "register_head"],
-            "hub": ["from_pretrained", "list_adapters", "load_head", "push_to_hub"],
-            "objectives": ["create_objective", "list_objectives", "register_objective"],
-            "presets": ["get_preset", "list_presets"],
-            "probes": ["KNNProbe", "LinearProbe", "create_probe", "evaluate", "list_probes", "register_probe"],
-            "regularizers": ["create_regularizer", "list_regularizers", "register_regularizer"],
-            "reporting": ["report", "write_card"],
-            "results": ["Results"],
-            "studies": ["CorruptedDataset", "corrupt", "list_corruptions"],
-            "training": [
-                "CollapseCallback", "CurvatureCallback", "OnlineProbeCallback", "ProjectionTrainer",
-                "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback",
-            ],
-            "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
-        },
-        [
-            "backbones", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export", "features",
-            "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots", "presets",
-            "probes", "registry", "regularizers", "reporting", "results", "studies", "training", "tuner", "typing",
-        ],
-    )
+    __getattr__, __dir__ = lazy_names(__name__, {
+        "backbones": ["FeatureBackbone", "load_backbone"],
+        "converters": ["convert", "list_converters"],
+        "data": ["EpochSampler", "EvalImages", "EvalText", "ImageViews", "IndexedDataset", "TextViews",
+                 "load_image_dataset"],
+        "errors": ["AdapterFileError", "CollapseWarning", "HfprojError", "HubError", "NonFiniteLossError",
+                   "UsageError"],
+        "export": ["detach", "export_backbone_adapter", "export_merged", "export_onnx", "export_program"],
+        "features": ["CachedFeatures", "EvalFeatures", "FeatureViews", "cache_features", "extract_features"],
+        "heads": ["create_head", "list_heads", "register_head"],
+        "hub": ["from_pretrained", "list_adapters", "load_head", "push_to_hub"],
+        "objectives": ["create_objective", "list_objectives", "register_objective"],
+        "presets": ["get_preset", "list_presets"],
+        "probes": ["KNNProbe", "LinearProbe", "create_probe", "evaluate", "list_probes", "register_probe"],
+        "regularizers": ["create_regularizer", "list_regularizers", "register_regularizer"],
+        "reporting": ["report", "write_card"],
+        "results": ["Results"],
+        "studies": ["CorruptedDataset", "corrupt", "list_corruptions"],
+        "training": ["CollapseCallback", "CurvatureCallback", "OnlineProbeCallback", "ProjectionTrainer",
+                     "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback"],
+        "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
+    }, [
+        "backbones", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export", "features",
+        "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots", "presets",
+        "probes", "registry", "regularizers", "reporting", "results", "studies", "training", "tuner", "typing",
+    ])
 # fmt: on
 
 import hfproj.tuner  # noqa: F401  registers the PEFT method

@@ -48,9 +48,8 @@ class Registry(Generic[Made]):
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
             raise UsageError(f"Expected a name of letters, digits, '_', '-' and '.' for {self._a_kind}, got {name!r}.")
         if name in self._entries:
-            raise UsageError(
-                f"Expected a new name for {self._a_kind}, got {name!r}, which exists; choose another name."
-            )
+            wanted = f"a new name for {self._a_kind}"
+            raise UsageError(f"Expected {wanted}, got {name!r}, which exists; choose another name.")
         self.check(cls)
         self._entries[name] = (cls, line or next(iter((cls.__doc__ or "").strip().splitlines()), ""), {})
 

@@ -260,9 +260,8 @@ def last_blocks(backbone: nn.Module, point: ReadPoint, count: int) -> list[str]:
     blocks = [b for b in blocks_of(backbone) if any(n.startswith(b + ".") for n in names)]
     if not 1 <= count <= len(blocks):
         blocks_there = f"1 to {len(blocks)} blocks of {type(backbone).__name__}"
-        raise UsageError(
-            f"Expected trainable to be {blocks_there}, got {count}; to train all of it use trainable='full'."
-        )
+        wanted = f"trainable to be {blocks_there}"
+        raise UsageError(f"Expected {wanted}, got {count}; to train all of it use trainable='full'.")
     first = next(i for i, n in enumerate(names) if n.startswith(blocks[-count] + "."))
     return names[first:]
 

@@ -21,13 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "augment": ["Augmentation"],
-            "datasets": ["load_image_dataset", "split_off"],
-            "images": ["EvalImages", "ImageViews", "to_rgb_tensor"],
-            "indexing": ["EpochSampler", "IndexedDataset", "StreamDataset"],
-            "text": ["EvalText", "TextViews"],
-        },
-    )
+    __getattr__, __dir__ = lazy_names(__name__, {
+        "augment": ["Augmentation"], "datasets": ["load_image_dataset", "split_off"],
+        "images": ["EvalImages", "ImageViews", "to_rgb_tensor"],
+        "indexing": ["EpochSampler", "IndexedDataset", "StreamDataset"], "text": ["EvalText", "TextViews"],
+    })  # fmt: skip

@@ -190,9 +190,8 @@ class _Scatters(NamedTuple):
         sigma = sigma.masked_fill(sigma <= max(RESOLUTION * frobenius(self.within), rounding), 0.0)
         variance = sigma.square() / (objects * (self.views - 1)) + ridge
         if not ridge >= 0 or not (variance > 0).all():
-            raise UsageError(
-                f"Expected a positive ridge, since the scatter within objects is singular here, got {ridge}."
-            )
+            wanted = "a positive ridge, since the scatter within objects is singular here"
+            raise UsageError(f"Expected {wanted}, got {ridge}.")
         between = self.means.factor
         if self.means.constant or frobenius(between) <= RESOLUTION * self.means.norm():
             return 0.0

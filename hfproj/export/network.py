@@ -308,9 +308,8 @@ def _images(found: Attached) -> Tensor:
 def _rows_of(example: Tensor, name: str) -> Callable[[int], Batch]:
     """Return a maker of batches from the rows of `example`, again and again."""
     if example.ndim < 1 or not len(example):
-        raise UsageError(
-            f"Expected example as a batch of at least one row, got a tensor of shape {list(example.shape)}."
-        )
+        wanted = "example as a batch of at least one row"
+        raise UsageError(f"Expected {wanted}, got a tensor of shape {list(example.shape)}.")
     example = example.detach().cpu()
     example = example.float() if example.is_floating_point() else example
     return lambda rows: {name: example[torch.arange(rows) % len(example)].contiguous()}

@@ -73,10 +73,9 @@ def model_identity(model: Any) -> dict[str, Any]:
     architecture = [[n, *_described(m)] for n, m in model.named_modules() if in_use(n)]
     config = getattr(getattr(model, "config", None), "to_dict", None)
     found: dict[str, Any] = {
-        "class": _name(model),
-        "weights": digest(tensors),
+        "class": _name(model), "weights": digest(tensors),
         "architecture": digest([architecture, _loose(config()) if config else None]),
-    }
+    }  # fmt: skip
     if hasattr(model, "peft_config"):
         tuners = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
         active = set().union(*map(_active, tuners)) & set(model.peft_config)

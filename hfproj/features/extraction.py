@@ -237,9 +237,7 @@ def _store(
     return FeatureStore(
         cache_dir,
         cache_key.digest(everywhere[0]),  # fingerprints of data that can't be hashed differ between processes
-        made_of=everywhere[0],
-        rows=len(source.dataset),
+        made_of=everywhere[0], rows=len(source.dataset), settings={"batch_size": source.batch_size, **versions},
         shard_rows=-(-_SHARD_ROWS // source.batch_size) * source.batch_size,
-        settings={"batch_size": source.batch_size, **versions},
         names=["h", "z", "labels", "index", *(f"layers.{n}" for n in reader.layers), *["tokens"] * reader.tokens],
-    )
+    )  # fmt: skip

@@ -56,10 +56,9 @@ class FixedViews:
         own = range(count * rank() // world_size(), count * (rank() + 1) // world_size())
         loader = DataLoader(
             Subset(dataset, [i * rows // count for i in own]),  # spread over the set, which may be sorted by class
-            batch_size=batch_size,
-            collate_fn=collator,
+            batch_size=batch_size, collate_fn=collator,
             generator=torch.Generator(),  # a loader without its own generator advances the global one
-        )
+        )  # fmt: skip
         self.batches = list(loader)
         if not isinstance(self.batches[0], Mapping) or not self.batches[0].get("views"):
             raise UsageError("The collator gave no 'views'; use hfproj.ImageViews.for_model(model).")

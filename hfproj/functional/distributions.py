@@ -221,9 +221,8 @@ def matrix_mutual_information(
 def check_alpha(alpha: float) -> None:
     """Raise a UsageError if `alpha`, the order of an entropy, is not a positive finite number."""
     if not 0 < alpha < math.inf:
-        raise UsageError(
-            f"Expected alpha, the order of the entropy, to be a positive number (1 or 2 is usual), got {alpha}."
-        )
+        wanted = "alpha, the order of the entropy, to be a positive number (1 or 2 is usual)"
+        raise UsageError(f"Expected {wanted}, got {alpha}.")
 
 
 def _directions(f: Tensor) -> Tensor:

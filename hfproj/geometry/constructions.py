@@ -82,9 +82,8 @@ def constructed_equilibrium(
         (2.0, True)
     """
     if not alpha or not abs(alpha) < float("inf"):
-        raise UsageError(
-            f"Expected alpha, the length of the residual, to be a finite number other than 0, got {alpha}."
-        )
+        wanted = "alpha, the length of the residual, to be a finite number other than 0"
+        raise UsageError(f"Expected {wanted}, got {alpha}.")
     J = jacobian(head, h)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     left, sigma, _ = torch.linalg.svd(J, full_matrices=True)

@@ -226,9 +226,8 @@ def _cache_folder(repo_id: str, cache_dir: str | Path | None) -> Path:
 def _checked(revision: str | None) -> str | None:
     parts = revision.split("/") if isinstance(revision, str) else []
     if revision is not None and not (parts and all(map(is_folder_name, parts))):
-        raise UsageError(
-            f"Expected revision to be a branch, a tag, a whole commit or refs/pr/<number>, got {short(revision)}."
-        )
+        wanted = "revision to be a branch, a tag, a whole commit or refs/pr/<number>"
+        raise UsageError(f"Expected {wanted}, got {short(revision)}.")
     return revision
 
 

@@ -302,15 +302,12 @@ def _secrets(token: str) -> list[Pattern]:
     found = {value: words for value, words in values.items() if len(value) >= 12} | {token: "the access token"}
     places = {str(Path.home()): "home folder", str(Path.cwd()): "working folder"}
     places |= {tempfile.gettempdir(): "folder of temporary files"}
-    return [
-        *((re.compile(re.escape(value)), words) for value, words in found.items()),
-        *(
-            (re.compile(rf"(?<![\w.~/\\:-]){re.escape(place)}(?![\w-])"), f"the {words} of this machine")
-            for place, words in places.items()
-            if len(place) > 1
-        ),
-        (TOKEN, "an access token"),
-    ]
+    patterns = {re.escape(value): words for value, words in found.items()}
+    patterns |= {
+        rf"(?<![\w.~/\\:-]){re.escape(place)}(?![\w-])": f"the {words} of this machine"
+        for place, words in places.items() if len(place) > 1
+    }  # fmt: skip
+    return [*((re.compile(pattern), words) for pattern, words in patterns.items()), (TOKEN, "an access token")]
 
 
 def _accounts(owner: str) -> list[Pattern]:

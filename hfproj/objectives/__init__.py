@@ -43,10 +43,8 @@ OBJECTIVES: Registry[nn.Module] = Registry(
         "nnclr": ("hfproj.objectives.nnclr:NNCLR", "Predict the nearest neighbour of another view in a queue"),
         "swav": ("hfproj.objectives.swav:SwAV", "Predict the balanced prototype assignment of another view"),
     },
-    base=nn.Module,
-    needs=["forward"],
-    calls=lambda cls: {"forward": ["z", *(f"{keyword}=" for keyword in KEYWORDS)]},
-)
+    base=nn.Module, needs=["forward"], calls=lambda cls: {"forward": ["z", *(f"{keyword}=" for keyword in KEYWORDS)]},
+)  # fmt: skip
 
 
 def create_objective(name: str, **options: Any) -> nn.Module:

@@ -67,9 +67,8 @@ class AlignUniform(Objective):
     ):
         super().__init__()
         if check_positive("exponent", exponent, usual="2") < 1:
-            raise UsageError(
-                f"Expected exponent to be at least 1 (below, near views pull without bound), got {exponent}."
-            )
+            wanted = "exponent to be at least 1 (below, near views pull without bound)"
+            raise UsageError(f"Expected {wanted}, got {exponent}.")
         self.exponent, self.gather = exponent, gather
         self.kernel_scale = check_positive("kernel_scale", kernel_scale, usual="1 to 2")
         self.uniformity_weight = check_positive("uniformity_weight", uniformity_weight, usual="1")

@@ -237,7 +237,6 @@ def check_momentum(ema_momentum: Sequence[float]) -> tuple[float, float]:
         (0.99, 1.0)
     """
     if len(ema_momentum) != 2 or not all(0 <= m <= 1 for m in ema_momentum):
-        raise UsageError(
-            f"Expected ema_momentum to be two numbers from 0 to 1, at the start and end, got {ema_momentum}."
-        )
+        wanted = "ema_momentum to be two numbers from 0 to 1, at the start and end"
+        raise UsageError(f"Expected {wanted}, got {ema_momentum}.")
     return ema_momentum[0], ema_momentum[1]

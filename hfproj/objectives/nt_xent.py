@@ -70,9 +70,8 @@ class NTXent(Objective):
         super().__init__()
         whole = isinstance(tile_rows, int) and not isinstance(tile_rows, bool) and tile_rows >= 1
         if not (whole or tile_rows is None or tile_rows == "auto"):
-            raise UsageError(
-                f"Expected tile_rows to be a number from 1, 'auto', or None for no tiles, got {tile_rows!r}."
-            )
+            wanted = "tile_rows to be a number from 1, 'auto', or None for no tiles"
+            raise UsageError(f"Expected {wanted}, got {tile_rows!r}.")
         self.temperature, self.gather, self.tile_rows = check_temperature(temperature), gather, tile_rows
 
     def compute(self, z: Views, **given: object) -> ObjectiveOutput:

@@ -111,9 +111,8 @@ class ZeroCL(Objective):
         if images < 2:
             raise UsageError(f"Zero-CL needs at least 2 images, got {images} over all processes: use a larger batch.")
         if out_dim < 2 and self.mode != "feature":
-            raise UsageError(
-                f"Expected out_dim to be at least 2 for mode={self.mode!r}, got {out_dim}: it standardises features."
-            )
+            wanted = f"out_dim to be at least 2 for mode={self.mode!r}"
+            raise UsageError(f"Expected {wanted}, got {out_dim}: it standardises features.")
         terms = {}
         if self.mode != "instance":
             terms["feature"] = zero_cl_loss(z, variant=self.variant, eps=self.eps)

@@ -234,7 +234,6 @@ def plot_spectrum(spectra: Mapping[str, Any], path: Target = None, *, width: flo
 def _as_spectrum(name: str, values: Any) -> np.ndarray:
     curve = as_array(values, f"the spectrum {name!r}", shape="[dim]", dims=1)
     if not (curve > 0).any():
-        raise UsageError(
-            f"Expected the spectrum {name!r} to have a positive number at least, got {curve.tolist()!r:.80}."
-        )
+        wanted = f"the spectrum {name!r} to have a positive number at least"
+        raise UsageError(f"Expected {wanted}, got {curve.tolist()!r:.80}.")
     return np.maximum(curve, np.nanmax(curve) * 1e-300)  # a zero would break the line on a log axis; NaN stays

@@ -61,9 +61,8 @@ def _as_matrix(name: str, values: Any) -> np.ndarray:
         raise UsageError(f"Expected the covariance of {name!r} square and finite, got shape {[rows, columns]}.")
     scale = np.abs(matrix).max()
     if np.abs(matrix - matrix.T).max() > 1e-6 * scale or np.diag(matrix).min() < -1e-9 * scale:
-        raise UsageError(
-            f"Expected the covariance of {name!r} to be symmetric, variances ≥ 0 on its diagonal, got another matrix."
-        )
+        wanted = f"the covariance of {name!r} to be symmetric, variances ≥ 0 on its diagonal"
+        raise UsageError(f"Expected {wanted}, got another matrix.")
     return matrix
 
 

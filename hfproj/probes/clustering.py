@@ -97,7 +97,8 @@ class KMeansProbe(Classifier):
             UsageError: If the probe is not fitted, if there are no rows or their width is not that of `fit`, or if rows
                 are not finite.
         """
-        return self._names[self._assign(f)]
+        assigned = self._assign(f)  # refuses, before there are names
+        return self._names[assigned]
 
     def score(self, f: Inputs, y: Labels) -> float:
         """Return the accuracy of matched clusters on `f`, and keep it with NMI and ARI in `results_`.

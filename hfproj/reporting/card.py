@@ -79,7 +79,7 @@ def write_card(
 
     A picture that lies there already is replaced where it can be drawn, and shown in any case. The licence goes into
     the results, so that the card can be made of them again. Without `keep_results` no `results.json` is written;
-    the other options are those of `render_card`.
+    `repo_id`, `license`, `adapters` and `adapter` are those of `render_card`.
 
     Raises:
         UsageError: If `results` are no `Results`, there is no folder, or the licence is none of the Hub's identifiers.

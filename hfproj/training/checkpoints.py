@@ -106,9 +106,8 @@ class Continued:
         for name in options:
             check_choice("entry of continue_from:", name, _PLACE)
         if not isinstance(options.get("repo"), str | os.PathLike):
-            raise UsageError(
-                f"Expected continue_from to be a folder, a Hub repository, or a dict with 'repo', got {source!r}."
-            )
+            wanted = "continue_from to be a folder, a Hub repository, or a dict with 'repo'"
+            raise UsageError(f"Expected {wanted}, got {source!r}.")
         saved, own = open_adapter(**options), active_config(model)
         found = differences(saved.config, own)
         self.new, self.left = _exchanged(found, saved.config, own, objective)

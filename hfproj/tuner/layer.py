@@ -178,10 +178,8 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         point = self.points[name]
         source = output if point.module is None else captured[point.module]
         if source is None and point.module is not None:
-            raise UsageError(
-                f"{type(backbone).__name__} did not run its module {point.module!r}, which the head reads; set another "
-                "`layer` in its config."
-            )
+            kind, hint = type(backbone).__name__, "set another `layer` in its config"
+            raise UsageError(f"{kind} did not run its module {point.module!r}, which the head reads; {hint}.")
         h = rows = pool(source, point, _attention_mask(backbone, args, kwargs) if point.text else None)
         if self.num_views != 1:
             if self.num_views < 1 or h.shape[0] % self.num_views:
