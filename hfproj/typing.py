@@ -31,7 +31,7 @@ else:  # run-time type checkers let wrong values pass, for which there are bette
     OneOf = type("OneOf", (), {"__class_getitem__": lambda cls, words: str})  # OneOf["a", "b"] is any string
     AnyImage = Data = DataOrStream = Refused = Any
 
-Pooling: TypeAlias = OneOf["cls", "mean", "cls_mean", "max", "pooler"]
+Pooling: TypeAlias = OneOf["cls", "mean", "cls_mean", "max", "last", "pooler"]
 Interpolation: TypeAlias = OneOf["bicubic", "bilinear"]
 Resampling: TypeAlias = OneOf["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 When: TypeAlias = OneOf["before", "after"]

@@ -141,6 +141,7 @@ _FIELDS: dict[str, tuple[str, Check]] = {
     "layer": ("the index of a block", _whole(-10_000, 10_000)),
     "fingerprint": _or_none("what hfproj wrote", is_fingerprint),
     "backbone_check": ("error or warn", lambda value: value in ("error", "warn")),
+    "reading": _or_none("a whole number from 1 to 1,000", _whole(1, 1000)),
     **dict.fromkeys(("keep_original", "inference_mode"), _BOOL),
     **dict.fromkeys(("objective", "regularizers", "backbone_adapter", "backbone", "auto_mapping"), _OBJECT_OR_NONE),
     **dict.fromkeys(("task_type", "peft_version", "base_model_name_or_path", "revision"), _TEXT_OR_NONE),
