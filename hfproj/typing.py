@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
     from torch.utils.data import Dataset
+    from typing_extensions import Unpack as Unpack
 
     AnyImage: TypeAlias = Image.Image | np.ndarray | Tensor | Mapping[str, Any]  # a dict: as datasets stores it
     Item: TypeAlias = AnyImage | tuple[Any, ...]
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     Refused: TypeAlias = NoReturn  # of keywords that are taken only for the sake of a better message
 else:  # run-time type checkers let wrong values pass, for which there are better messages
     OneOf = type("OneOf", (), {"__class_getitem__": lambda cls, words: str})  # OneOf["a", "b"] is any string
+    Unpack = type("Unpack", (), {"__class_getitem__": lambda cls, keywords: Any})  # of **options: Unpack[Keywords]
     AnyImage = Data = DataOrStream = Refused = Any
 
 Pooling: TypeAlias = OneOf["cls", "mean", "cls_mean", "max", "last", "pooler"]

@@ -4,7 +4,7 @@ import dataclasses
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
-from typing_extensions import TypedDict, Unpack
 
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.indexing import index_and_labels
 from hfproj.data.pixels import to_image_tensor, to_rgb_tensor
 from hfproj.errors import UsageError, check_choice, unknown
-from hfproj.typing import OneOf, Resampling
+from hfproj.typing import OneOf, Resampling, Unpack
 
 # fmt: off
 # The keywords of collators and what they may be, for type checkers; values are checked where they are used.
