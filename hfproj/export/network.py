@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hfproj.backbones import (  # isort: skip
     EMBEDDED, FeatureBackbone, ReadPoint, bare_tensors, fit_image_size, image_preprocessing, library_of, pool,
+    without_left_padding, without_masking,
 )  # fmt: skip
 from hfproj.errors import UsageError
 from hfproj.files import installed_versions, portable
@@ -219,14 +220,19 @@ class _Images(_Network):
         self.options: dict[str, Any] = {"interpolate_pos_encoding": True} if fit_image_size(backbone, size) else {}
 
     def forward(self, pixel_values: Tensor) -> Batch:
-        return self._read(pixel_values, **self.options)
+        options = self.options
+        if self.point.reading > 1:  # this is a copy: it may stay as it is set for reading
+            options = without_masking(self.backbone, pixel_values, options, [])
+        return self._read(pixel_values, **options)
 
 
 class _Texts(_Network):
     """input_ids, attention_mask → h, z."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Batch:
-        return self._read(input_ids=input_ids, attention_mask=attention_mask, mask=attention_mask)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        given = without_left_padding(given) if self.point.reading > 1 else given
+        return self._read(**given, mask=given["attention_mask"])
 
 
 class _Plain(_Network):

@@ -137,6 +137,7 @@ _FIELDS: dict[str, tuple[str, Check]] = {
     "trainable": ("a text or a number of blocks", lambda value: isinstance(value, str) or _whole(1, 10_000)(value)),
     "pooling": _or_none(f"one of {', '.join(POOLINGS)}", lambda value: value in POOLINGS),
     "layer": ("the index of a block", _whole(-10_000, 10_000)),
+    "reading": _or_none("a whole number from 1 to 1,000", _whole(1, 1000)),
     **dict.fromkeys(("keep_original", "inference_mode"), _BOOL),
     **dict.fromkeys(("objective", "regularizers", "backbone_adapter", "backbone", "auto_mapping"), _OBJECT_OR_NONE),
     **dict.fromkeys(("task_type", "peft_version", "base_model_name_or_path", "revision"), _TEXT_OR_NONE),

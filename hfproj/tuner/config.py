@@ -9,6 +9,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
+from hfproj.backbones.structure import READING
 from hfproj.errors import UsageError, check_choice, check_type
 from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.typing import OneOf, Pooling
@@ -66,11 +67,12 @@ class ProjectionHeadConfig(PeftConfig):
             norm) that the representation depends on.
         trainable: ``"adapter"`` (head and `backbone_adapter`), ``"head"``, ``"full"`` (head and the whole backbone) or
             a number n (head and the last n blocks). Backbone tensors that are trained are saved with the adapter.
-        pooling: ``"cls"``, ``"mean"``, ``"cls_mean"``, ``"max"`` or ``"pooler"``; None takes ``"cls"`` where there is a
-            class token, else ``"mean"``.
+        pooling: ``"cls"``, ``"mean"``, ``"cls_mean"``, ``"max"``, ``"last"`` (token of a text) or ``"pooler"`` (the
+            backbone's own pooled output); None takes what the backbone's author reads (docs/backbones.md).
         layer: -1 for the backbone's final output, or the index of the block whose raw output is the representation.
         in_dim: Width of the representation; inferred unless the backbone is an unknown module.
         backbone: Source of the backbone, ``{"library", "id", "kwargs"}``; filled in when known.
+        reading: Version of the rules by which h is read, that of today unless given; 1 in adapters of hfproj 0.1.0.
         keep_original: Keep the original of every trained backbone tensor on the CPU, so that disabling and unloading
             restore the backbone bit for bit.
 
@@ -93,8 +95,11 @@ class ProjectionHeadConfig(PeftConfig):
     in_dim: int | None = None
     backbone: dict[str, Any] | None = None
     keep_original: bool = True
+    reading: int | None = None
 
     def __post_init__(self) -> None:
+        if self.reading is None:  # a config from a file has PEFT's version, and one from before the rules no more
+            self.reading = READING if self.peft_version is None else 1
         super().__post_init__()
         self.peft_type = PeftType("PROJECTION_HEAD")  # in the enum since hfproj.tuner was imported
         if self.task_type is not None:

@@ -22,7 +22,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from hfproj.backbones import bare_tensors, feeds_representation
+from hfproj.backbones import acting_modules, bare_tensors, skips_after
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.tuner import fitting
 from hfproj.tuner.backbone_tensors import BackboneTensors
@@ -68,11 +68,13 @@ class ProjectionHeadModel(BaseTuner):
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             layer.add(adapter_name, config, point, like)
+        layer.skips |= {adapter_name} if skips_after(model, point) else set()
         modules: Any = layer.projection_head_modules[adapter_name]
         config.out_dim = modules.head.out_dim
         if inner is not None:
             try:
                 self._inject_inner(model, inner, adapter_name, low_cpu_mem_usage)
+                fitting.check_inner(model, adapter_name, config, point)
             except Exception as error:
                 self._undo_injection(model, layer, adapter_name, trainability)
                 if isinstance(error, StopIteration | ValueError):
@@ -161,12 +163,13 @@ class ProjectionHeadModel(BaseTuner):
 
     def _freeze_parts_of(self, active: str, layer: ProjectionLayer) -> None:
         """Freeze what PEFT unfroze against the config: all (inference), the backbone's layers, or those h ignores."""
-        reached = {n.rpartition(".")[0] for n in feeds_representation(self.model, layer.points[active])}
+        reached = acting_modules(self.model, layer.points[active])
         head_only = self.peft_config[active].trainable == "head"
         for name, module in self.model.named_modules():
             if not isinstance(module, BaseTunerLayer):
                 continue
-            if self._frozen or (module is not layer and (head_only or name not in reached)):
+            wrapped = name.partition(".base_layer.")[0]  # PEFT's layer for MultiheadAttention has layers inside
+            if self._frozen or (module is not layer and (head_only or wrapped not in reached)):
                 module.set_requires_grad(active, False)
 
     def _set_batch_norm_modes(self) -> None:
