@@ -11,6 +11,7 @@ import timm
 import torch
 from cases import make_backbone, make_inputs
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     BartConfig,
@@ -62,7 +63,7 @@ def attach(backbone, **options):
 
 @pytest.mark.parametrize("name", [
     "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "test_byobnet", "mobilenetv3_small_050",
-    "ghostnet_050", "levit_128", "starnet_s050", "vit_tiny_patch16_dinov3_qkvb", "pvt_v2_b0", "resnet10t",
+    "ghostnet_050", "levit_128", "starnet_s050", "eva02_tiny_patch14_224", "pvt_v2_b0", "resnet10t",
 ])  # fmt: skip
 def test_of_timm_the_pooled_output_is_read_and_all_of_it_learns(name):
     row = benchmark.timm_row(name)
@@ -394,6 +395,18 @@ def test_torchs_fused_encoder_layers_do_not_leave_out_the_lora(targets, padded):
     kept = slice(None) if not padded else slice(0, 1)  # the fused path sets padding to zero, the other does not
     torch.testing.assert_close(evaluated[kept], trained[kept], rtol=1e-4, atol=1e-5)
     assert (evaluated - expected.mean(1)).abs().max() > 0.01
+
+
+def test_dilated_convolutions_are_left_out_and_refused():
+    backbone = timm.create_model("skresnet18", num_classes=0)
+    model = attach(copy.deepcopy(backbone), backbone_adapter=LoraConfig(r=2))
+    adapted = [m.base_layer for m in model.modules() if isinstance(m, LoraLayer)]
+    assert adapted
+    assert all(c.dilation == (1, 1) for c in adapted)
+    model(torch.randn(2, 3, 64, 64)).projection.sum().backward()
+    dilated = next(n for n, m in backbone.named_modules() if getattr(m, "dilation", (1, 1)) == (2, 2))
+    with pytest.raises(hfproj.UsageError, match="dilated convolution"):
+        attach(backbone, backbone_adapter=LoraConfig(r=2, target_modules=[dilated]))
 
 
 def test_out_proj_of_multihead_attention_is_refused():

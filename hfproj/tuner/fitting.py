@@ -123,7 +123,12 @@ def _default_targets(model: nn.Module, method: str, acting: set[str]) -> list[st
         return sorted(n for n, m in modules if "Norm" in type(m).__name__)
     # Exact types: a subclass has a forward of its own (padding, weight norm), which PEFT does not imitate.
     linear = [n for n, m in modules if type(m) is nn.Linear or (type(m) is Conv1D and method in _WITH_CONV1D)]
-    return sorted(linear or [n for n, m in modules if type(m) is nn.Conv2d and m.groups == 1])
+    return sorted(linear or [n for n, m in modules if type(m) is nn.Conv2d and m.groups == 1 and not _dilated(m)])
+
+
+def _dilated(module: Any) -> bool:
+    """Whether a convolution skips pixels, which the convolutions of PEFT's layers do not imitate."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and any(step != 1 for step in module.dilation)
 
 
 def check_inner(model: nn.Module, adapter: str, config: ProjectionHeadConfig, point: ReadPoint) -> None:
@@ -141,17 +146,23 @@ def check_inner(model: nn.Module, adapter: str, config: ProjectionHeadConfig, po
                 n: v for n, v in base.items() if isinstance(v, int | float | str | tuple) and not hasattr(module, n)
             }
             vars(module).update(lent)
+    adapted = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+        and not isinstance(module, ProjectionLayer)
+        and adapter in module._all_available_adapter_names()  # private to PEFT: there is no public list
+    ]
+    if dilated := [name for name, module in adapted if _dilated(getattr(module, "base_layer", None))]:
+        raise UsageError(f"PEFT can't adapt the dilated convolution {dilated[0]}; leave it out of target_modules.")
     if config.reading == 1:
         return  # an adapter of hfproj 0.1.0 goes on as it was; what could not learn stays frozen
     acting, used = acting_modules(model, point), {n.rpartition(".")[0] for n in feeds_representation(model, point)}
     idle = [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-        and not isinstance(module, ProjectionLayer)
-        and ".base_layer." not in f"{name}."  # the inside of another PEFT layer, which runs it in its own way
+        for name, _ in adapted
+        if ".base_layer." not in f"{name}."  # the inside of another PEFT layer, which runs it in its own way
         and name in used - acting
-        and adapter in module._all_available_adapter_names()  # private to PEFT: there is no public list
     ]
     if idle:
         raise UsageError(

@@ -143,7 +143,7 @@ def timm_row(name: str) -> dict[str, Any]:
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     try:
         backbone = timm.create_model(name, **options, depth=2).eval()  # a transformer of equal blocks
-    except (TypeError, AssertionError, IndexError, KeyError):
+    except (TypeError, ValueError, AssertionError, IndexError, KeyError):
         backbone = timm.create_model(name, **options).eval()
     settle(backbone)
     with torch.no_grad():
