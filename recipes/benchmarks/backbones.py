@@ -198,7 +198,11 @@ def transformers_families() -> Iterator[tuple[str, Any]]:
             continue
         model = model[0] if isinstance(model, tuple) else model
         whole = getattr(CONFIG_MAPPING[kind], "sub_configs", None)
-        if not whole and model.main_input_name in ("pixel_values", "input_ids"):
+        if (
+            not whole
+            and not model.__name__.startswith("Timm")
+            and model.main_input_name in ("pixel_values", "input_ids")
+        ):
             yield kind, model
 
 
