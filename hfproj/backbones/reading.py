@@ -27,6 +27,7 @@ from hfproj.backbones.dry_run import (
     module_of_features,
     reads_pre_logits,
     runs_shortened,
+    structure,
     with_gradients,
 )
 from hfproj.backbones.features import FeatureBackbone
@@ -43,6 +44,9 @@ from hfproj.backbones.reading_v1 import (
 from hfproj.backbones.structure import POOLINGS, READING, ReadPoint, bare_tensors, blocks_of, prefix_tokens_of
 from hfproj.errors import UsageError, check_choice
 from hfproj.typing import Pooling
+
+_FOUND: dict[tuple[str, str], tuple[frozenset[str], frozenset[str]] | None] = {}  # by structure and read point
+_MOST_FOUND = 256
 
 
 def resolve_read_point(
@@ -282,13 +286,17 @@ def channels_last(backbone: nn.Module, f: Tensor) -> bool:
     return named or f.shape[1] == f.shape[2] != f.shape[3]
 
 
-def _feeding(backbone: nn.Module, point: ReadPoint) -> tuple[DryRun, frozenset[str]] | None:
-    """Return the run of `backbone` without data and the names that h depends on in it; None where it shows none."""
-    dry = dry_run(backbone)
-    h = None if dry is None else representation_of(dry, point)
-    if dry is None or h is None:
-        return None
-    return dry, dry.feeding(h, repr(point))
+def _feeding(backbone: nn.Module, point: ReadPoint) -> tuple[frozenset[str], frozenset[str]] | None:
+    """Return what h depends on and which modules act on it, by a run without data; None where that shows no h."""
+    key = structure(backbone), repr(point)
+    if key not in _FOUND:
+        dry = dry_run(backbone)
+        h = None if dry is None else representation_of(dry, point)
+        names = frozenset() if dry is None or h is None else dry.feeding(h)
+        _FOUND[key] = None if dry is None or h is None else (names, dry.acting(names))
+        while len(_FOUND) > _MOST_FOUND:
+            del _FOUND[next(iter(_FOUND))]
+    return _FOUND[key]
 
 
 def feeds_representation(backbone: nn.Module, point: ReadPoint) -> list[str]:
@@ -300,7 +308,7 @@ def feeds_representation(backbone: nn.Module, point: ReadPoint) -> list[str]:
     found = None if point.reading == 1 else _feeding(backbone, point)
     if found is None:
         return feeding_by_names(backbone, point)
-    return [name for name in bare_tensors(backbone) if name in found[1]]
+    return [name for name in bare_tensors(backbone) if name in found[0]]
 
 
 def acting_modules(backbone: nn.Module, point: ReadPoint) -> set[str]:
@@ -312,7 +320,7 @@ def acting_modules(backbone: nn.Module, point: ReadPoint) -> set[str]:
     found = _feeding(backbone, point)
     if found is None:
         return {n.rpartition(".")[0] for n in feeding_by_names(backbone, point)}
-    return set(found[0].acting(found[1]))
+    return set(found[1])
 
 
 def skips_after(backbone: nn.Module, point: ReadPoint) -> bool:
