@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import io
 import pickle
 import sys
@@ -11,7 +12,7 @@ import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 
 from hfproj import UsageError
-from hfproj.data import Augmentation, EvalImages, ImageViews, IndexedDataset, to_rgb_tensor
+from hfproj.data import Augmentation, EvalImages, ImageViews, IndexedDataset, images, to_rgb_tensor
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 RNG = np.random.default_rng(0)
@@ -258,3 +259,15 @@ def test_for_model_asks_the_backbone(monkeypatch, interpolation, used):
     assert (views.size, views.seed, plain.size, plain.resize, plain.interpolation) == (24, 3, 24, 30, used)
     torch.testing.assert_close(plain.mean.flatten(), torch.tensor(MEAN))
     assert ImageViews.for_model(model, size=16).size == 16
+
+
+def test_the_keywords_that_checkers_know_are_those_of_the_classes():
+    """They stand twice: as options, and as what `for_model` hands on."""
+
+    def options(cls):
+        return {n for n, p in inspect.signature(cls).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+    parts = set(Augmentation.__dataclass_fields__)
+    assert set(images._Parts.__annotations__) == parts
+    assert set(images._OfViews.__annotations__) == options(ImageViews) | parts
+    assert set(images._OfEval.__annotations__) == options(EvalImages)

@@ -164,6 +164,13 @@ def test_eval_results(tmp_path):
         write_eval_results(a_result(), tmp_path / "missing")
 
 
+def test_the_length_is_that_of_the_training():
+    """`max_steps` ends a training before its epochs."""
+    result = a_result()
+    result.config["training"]["max_steps"] = 2
+    assert "| length | 2 steps, 256 a step and process |" in render_card(result)
+
+
 def test_the_body_says_what_a_reader_needs():
     text = body(render_card(a_result(), repo_id="me/x"))
     blank = "\u00a0"  # one that does not break
