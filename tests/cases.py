@@ -171,3 +171,20 @@ def assert_same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     changed = [n for n in a if not torch.equal(a[n], b[n])]
     assert not changed, f"changed: {changed[:5]}"
+
+
+def trainable_names(model: nn.Module) -> set[str]:
+    return {n.replace(".base_layer.", ".") for n, p in model.named_parameters() if p.requires_grad}
+
+
+class Blocks(nn.Module):
+    """Two blocks of which the first may be read."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.relu(block(x))
+        return x

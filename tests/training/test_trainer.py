@@ -1,17 +1,14 @@
-"""`ProjectionTrainer`: losses, groups of parameters, evaluation, streams, and what it refuses."""
-
-import re
+"""`ProjectionTrainer`: losses, epochs and streams, and what it refuses."""
 
 import datasets
 import pytest
 import torch
 from cases import QUERY
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from small import (
     Counting,
     Seen,
     adapter,
-    assert_equal,
     backbone,
     blocks,
     differs,
@@ -23,13 +20,12 @@ from small import (
     views,
 )
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 import hfproj
 from hfproj.data import StreamDataset
 from hfproj.objectives.nt_xent import nt_xent_loss
 from hfproj.regularizers import Weighted
-from hfproj.training.optimizer import parameter_groups
 
 
 def last(run, key):
@@ -211,206 +207,6 @@ def test_the_end_of_a_stream(tmp_path):
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-
-
-# --- parameter groups ---
-
-
-def group_of(model, **options):
-    """Name of each trainable parameter → (in the head, decays, learning rate)."""
-    names = {id(p): n for n, p in model.named_parameters()}
-    groups = parameter_groups(model, weight_decay=0.1, **options)
-    found = [(names[id(p)], (g["weight_decay"], g.get("lr"))) for g in groups for p in g["params"]]
-    assert len(found) == len(dict(found)) == len(trainable(model))
-    return dict(found)
-
-
-def test_decay_and_learning_rate_by_parameter():
-    model = head_model(backbone_adapter=LoraConfig(r=2, use_dora=True), prototypes=4)
-    groups = group_of(model, head_learning_rate=0.5)
-    for name, (decay, rate) in groups.items():
-        assert rate == (0.5 if ".hfproj." in name else None), name
-        scale = name.endswith(".bias") or "magnitude" in name or ".norm" in name
-        assert decay == (0 if scale else 0.1), name
-    parts = ("lora_A", "lora_B", "lora_magnitude_vector", "prototypes.weight", ".bias", ".norm")
-    assert all(any(part in name for name in groups) for part in parts)
-
-
-def test_scales_and_tokens_do_not_decay():
-    ia3 = get_peft_model(backbone(), hfproj.ProjectionHeadConfig(head="linear", backbone_adapter=IA3Config()))
-    assert {decay for name, (decay, _) in group_of(ia3).items() if "ia3_l" in name} == {0}
-    full = group_of(head_model(trainable="full"))
-    none = {name for name, (decay, _) in full.items() if decay == 0}
-    assert {n.rpartition(".")[2] for n in none} == {"bias", "weight", "cls_token", "position_embeddings"}
-    assert all("norm" in n for n in none if n.endswith(".weight"))
-    assert any("layernorm_before.weight" in n for n in none)
-    [of_blocks] = {v for n, v in full.items() if re.search(r"(mlp.fc1|intermediate.dense)\.weight$", n)}
-    assert of_blocks == (0.1, None)
-
-
-def test_the_heads_learning_rate_is_scheduled(tmp_path):
-    rates = []
-
-    class Rates(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-            rates.append([group["lr"] for group in optimizer.param_groups])
-
-    run = trainer(
-        tmp_path, max_steps=4, warmup_steps=0, head_learning_rate=0.2, lr_scheduler_type="linear",
-        extra={"callbacks": [Rates()]},
-    )  # fmt: skip
-    run.train()
-    backbone_rates, head_rates = ([r for r in rates[0] if r < 0.1], [r for r in rates[0] if r > 0.1])
-    assert set(backbone_rates) == {1e-2}
-    assert set(head_rates) == {0.2}
-    assert max(rates[2]) == pytest.approx(0.1)
-    assert min(rates[2]) == pytest.approx(5e-3)
-
-
-def test_a_frozen_head_by_learning_rate(tmp_path):
-    run = trainer(tmp_path, max_steps=2, head_learning_rate=0.0)
-    start = trainable(run.model)
-    run.train()
-    moved = {n for n, p in trainable(run.model).items() if not torch.equal(p, start[n])}
-    assert moved
-    assert not any(".hfproj." in n for n in moved)
-
-
-def test_learning_rate_zero_changes_no_parameter(tmp_path):
-    run = trainer(tmp_path, max_steps=3, learning_rate=0.0)
-    start = trainable(run.model)
-    run.train()
-    assert_equal(trainable(run.model), start)
-
-
-def test_an_optimizer_of_ones_own(tmp_path):
-    model = head_model()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
-    run = trainer(tmp_path, model, max_steps=2, extra={"optimizers": (optimizer, None)})
-    start = adapter(model)
-    run.train()
-    assert run.optimizer.optimizer is optimizer
-    assert len(optimizer.param_groups) == 1
-    assert differs(start, adapter(model))
-
-
-def test_nothing_trainable(tmp_path):
-    head_model().save_pretrained(tmp_path / "saved")
-    frozen = hfproj.from_pretrained(tmp_path / "saved", backbone=backbone())
-    with pytest.raises(hfproj.UsageError, match=r"No parameter is trainable.*is_trainable=True"):
-        trainer(tmp_path, frozen).train()
-
-
-# --- evaluation ---
-
-
-METRICS = {f"eval_{what}_{layer}" for what in ("knn", "rankme", "std", "positive_cosine") for layer in "hz"}
-METRICS |= {"eval_loss", "eval_runtime"}
-
-
-def test_metrics_and_their_definitions(tmp_path):
-    data = images(10, seed=1)
-    run = trainer(tmp_path, per_device_eval_batch_size=4, eval_knn_k=3, extra={"eval_dataset": data})
-    metrics = run.evaluate()
-    assert metrics.keys() == METRICS
-    features = hfproj.extract_features(run.model, data, collator=run.eval_collator, batch_size=4)
-    probe = hfproj.KNNProbe(k=3).fit(features.h, features.labels)
-    assert metrics["eval_knn_h"] == probe.score_leave_one_out()
-    assert metrics["eval_rankme_z"] == hfproj.diagnostics.rankme(features.z)
-    # Two batches of 4 of the 10 images, in epoch 0, with the running statistics.
-    losses = []
-    model = run.model.eval()
-    for start in (0, 4):
-        batch = views()([{**data[i], "index": i, "epoch": 0} for i in range(start, start + 4)])
-        losses.append(nt_xent_loss(torch.stack([model(v).projection for v in batch["views"]]), temperature=0.2).item())
-    assert metrics["eval_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
-
-
-def test_bank_labels_and_several_sets(tmp_path):
-    bank, labelled = images(9, seed=2), images(6, seed=3)
-    sets = {"a": labelled, "b": images(6, seed=4, labels=False)}
-    run = trainer(tmp_path, extra={"eval_dataset": sets, "bank_dataset": bank}, eval_knn_k=3)
-    metrics = run.evaluate()
-    assert "eval_a_knn_h" in metrics
-    assert not any(name.startswith("eval_b_knn") for name in metrics)
-    assert {"eval_b_rankme_h", "eval_b_loss"} < metrics.keys()
-    f, g = (hfproj.extract_features(run.model, d, collator=run.eval_collator) for d in (bank, labelled))
-    assert metrics["eval_a_knn_z"] == hfproj.KNNProbe(k=3).fit(f.z, f.labels).score(g.z, g.labels)
-    assert {n.replace("eval_", "eval_a_"): v for n, v in run.evaluate("a").items() if "runtime" not in n} == {
-        n: v for n, v in metrics.items() if "_a_" in n and "runtime" not in n
-    }
-    with pytest.raises(hfproj.UsageError, match="There is no eval_dataset"):
-        trainer(tmp_path).evaluate()
-
-
-def test_evaluation_changes_nothing(tmp_path):
-    runs = []
-    for strategy in ("no", "steps"):
-        run = trainer(
-            tmp_path,
-            head_model(dropout=0.2),
-            max_steps=4,
-            eval_strategy=strategy,
-            eval_steps=1,
-            eval_on_start=strategy == "steps",
-            extra={"eval_dataset": images(7, seed=1), "objective": Counting()},
-        )
-        run.train()
-        runs.append(run)
-    assert_equal(adapter(runs[1].model), adapter(runs[0].model))
-    assert torch.equal(runs[0].objective.center, runs[1].objective.center)
-
-    model, state = runs[0].model, torch.get_rng_state()
-    model.train()
-    blocks(model)[1].eval()
-    flags = [module.training for module in model.modules()]
-    runs[0].evaluate()
-    assert [module.training for module in model.modules()] == flags
-    assert runs[0].objective.training
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("name", ["default", "mine"])
-def test_best_checkpoint_and_early_stopping(tmp_path, name, monkeypatch):
-    """k-NN is best after step 2, then falls: training stops at step 4 and the weights of step 2 come back."""
-    scores = iter([0.2, 0.9, 0.5, 0.4, 0.3])
-    monkeypatch.setattr("hfproj.training.evaluation.probe", lambda trainer, dataset: {"knn_h": next(scores)})
-    model, objective = head_model(name=name), Counting()
-    kept = Kept(name, objective)
-    run = trainer(
-        tmp_path,
-        model,
-        num_train_epochs=9,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        metric_for_best_model="knn_h",
-        load_best_model_at_end=True,
-        extra={
-            "eval_dataset": images(6, seed=1),
-            "objective": objective,
-            "callbacks": [EarlyStoppingCallback(early_stopping_patience=2), kept],
-        },
-    )
-    assert run.args.greater_is_better
-    run.train()
-    assert run.state.global_step == 4
-    assert run.state.best_metric == 0.9
-    assert differs(kept.steps[2], kept.steps[4])
-    assert_equal(adapter(model, name), kept.steps[2])
-    assert torch.equal(objective.center, kept.centers[2])
-
-
-class Kept(TrainerCallback):
-    """Keeps the adapter and the objective's buffer after each step."""
-
-    def __init__(self, name, objective):
-        self.name, self.objective, self.steps, self.centers = name, objective, {}, {}
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.steps[state.global_step] = adapter(model, self.name)
-        self.centers[state.global_step] = self.objective.center.clone()
 
 
 # --- what is refused ---

@@ -1,47 +1,31 @@
-"""PEFT's verbs on heads: outputs, gradients, switching, copies, dtypes, checkpointing, compilation, refusals."""
+"""A head on a backbone: what comes out, who gets gradients, where its PEFT method goes."""
 
 import copy
-import gc
 import json
 import re
-import weakref
 
-import jaxtyping
-import peft
 import pytest
 import torch
 from cases import (
     BACKBONES,
     QUERY,
-    TEXT,
     TRAINED,
     VALUE,
     WIDTHS,
-    assert_same_tensors,
     make_backbone,
     make_config,
     make_inputs,
     perturb,
-    snapshot,
-    timm_vit,
+    trainable_names,
 )
 from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModel, ViTModel
 
 import hfproj
-from hfproj.backbones import bare_tensors
 
 
 def attach(name: str, trained: str = "head", **options: object) -> PeftModel:
     return get_peft_model(make_backbone(name), make_config(name, trained, **options))
-
-
-@pytest.fixture
-def lora_vit():
-    model = attach("vit", "lora")
-    perturb(model)
-    return model.eval()
 
 
 # --- what comes out ---
@@ -101,6 +85,7 @@ def test_masked_mean_of_a_text_by_hand():
 
 # --- who gets gradients ---
 
+
 POOLINGS = [(b, p, layer) for b in BACKBONES for p in ("cls", "mean", "cls_mean", "max", "pooler") for layer in (-1, 1)]
 
 
@@ -142,10 +127,6 @@ def test_impossible_poolings_are_refused(name):
             with pytest.raises(hfproj.UsageError, match=r"pooling|blocks|layer|dimensions") as caught:
                 attach(name, pooling=row[1], layer=row[2])(**make_inputs(name))
             assert "\n" not in str(caught.value)
-
-
-def trainable_names(model: nn.Module) -> set[str]:
-    return {n.replace(".base_layer.", ".") for n, p in model.named_parameters() if p.requires_grad}
 
 
 def test_head_only_keeps_its_lora_frozen():
@@ -190,91 +171,6 @@ def test_numbers_of_trainable_parameters(capsys):
     total = backbone + 6 * 16
     assert f"trainable params: {total:,} || all params: {total:,}" in capsys.readouterr().out
     assert attach("vit", head="linear", head_options={}).get_nb_trainable_parameters() == (96, total)
-
-
-# --- several heads ---
-
-
-@pytest.mark.parametrize("active", TRAINED)
-@pytest.mark.parametrize("added", TRAINED)
-def test_adding_a_head_leaves_the_active_one_alone(active, added, tmp_path):
-    inputs = make_inputs("vit")
-    attach("vit", added).save_pretrained(tmp_path)
-    model = attach("vit", active)
-    perturb(model)
-    z, names, before = model.eval()(**inputs).projection, trainable_names(model), snapshot(model)
-    model.add_adapter("b", make_config("vit", added))
-    model.load_adapter(tmp_path, adapter_name="c")
-    assert model.active_adapter == "default"
-    assert trainable_names(model) == names
-    assert torch.equal(model(**inputs).projection, z)
-    now = {n.replace(".base_layer.", "."): t for n, t in snapshot(model).items()}
-    assert_same_tensors({n.replace(".base_layer.", "."): t for n, t in before.items()},
-                        {n: now[n] for n in (m.replace(".base_layer.", ".") for m in before)})  # fmt: skip
-    with model.disable_adapter():
-        pass
-    assert trainable_names(model) == names
-    assert not any(m.training for m in model.modules())
-
-
-def test_adding_while_disabled_stays_disabled():
-    inputs, model = make_inputs("vit"), attach("vit")
-    expected = make_backbone("vit")(**inputs).last_hidden_state
-    with model.disable_adapter():
-        model.add_adapter("b", make_config("vit", "lora", backbone_adapter=LoraConfig(r=2, init_lora_weights=False)))
-        model.set_adapter("b")
-        assert torch.equal(model(**inputs).last_hidden_state, expected)
-    assert not torch.equal(model(**inputs).backbone_output.last_hidden_state, expected)
-
-
-def test_deleting_an_adapter():
-    inputs = make_inputs("vit")
-    model = attach("vit", "lora")
-    for name, trained in (("z_head", "head"), ("b_lora", "lora")):
-        model.add_adapter(name, make_config("vit", trained))
-        model.set_adapter(name)
-        perturb(model)
-    z = model.eval()(**inputs).projection
-    model.delete_adapter("z_head")  # not the active one
-    assert torch.equal(model(**inputs).projection, z)
-    with pytest.warns(UserWarning, match="default is active now"):
-        model.delete_adapter("b_lora")
-    assert not any("b_lora" in n or "z_head" in n for n in model.state_dict())
-    assert model.active_adapters == ["default"]
-    assert {
-        tuple(m.active_adapters) for m in model.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)
-    } == {("default",)}
-    assert model(**inputs).projection.shape == (4, 6)
-    assert list(model.get_base_model().hfproj.points) == ["default"]
-    with pytest.raises(ValueError, match="b_lora"):
-        model.delete_adapter("b_lora")
-    model.delete_adapter("default")
-    assert torch.equal(model.base_model(**inputs).last_hidden_state, make_backbone("vit")(**inputs).last_hidden_state)
-
-
-def test_two_active_heads_are_refused():
-    model = attach("vit")
-    model.add_adapter("b", make_config("vit"))
-    with pytest.raises(hfproj.UsageError, match="Only one head can be active at a time"):
-        model.base_model.set_adapter(["default", "b"])
-    assert model.base_model.active_adapters == ["default"]
-
-
-def test_kinds_that_would_wrap_each_other_are_refused():
-    model, inputs = attach("vit", "lora"), make_inputs("vit")
-    perturb(model)
-    z = model.eval()(**inputs).projection
-    with pytest.raises(hfproj.UsageError, match="another head's LORA wraps already"):
-        model.add_adapter("b", make_config("vit", "lora", backbone_adapter=IA3Config()))
-    assert list(model.peft_config) == ["default"]
-    assert torch.equal(model(**inputs).projection, z)
-
-
-def test_peft_reports_its_status():
-    model = attach("vit", "lora")
-    status = model.get_model_status()
-    assert (status.enabled, status.active_adapters, status.num_adapter_layers) == (True, ["default"], 3 * 6 + 1)
-    assert len(model.get_layer_status()) == 3 * 6 + 1
 
 
 # --- the backbone's PEFT method ---
@@ -364,231 +260,3 @@ def test_one_config_serves_for_several_backbones():
         assert model.peft_config["default"].in_dim == WIDTHS[name]
     after = config.to_dict()
     assert {k for k in before if before[k] != after[k]} <= {"base_model_name_or_path", "auto_mapping"}
-
-
-# --- copies, memory, dtypes, checkpointing, compilation ---
-
-
-@pytest.mark.parametrize(("name", "layer"), [("vit", -1), ("vit", 1), ("timm_vit", -1), ("timm_cnn", 1)])
-def test_a_deep_copy_uses_its_own_head(name, layer):
-    model, inputs = attach(name, "lora", layer=layer), make_inputs(name)
-    perturb(model)
-    model.train()(**inputs).projection.sum().backward()  # a step, as before an EMA copy
-    teacher = copy.deepcopy(model).eval()
-    z = teacher(**inputs).projection
-    perturb(model, 1)
-    assert torch.equal(teacher(**inputs).projection, z)
-    perturb(teacher, 2)
-    z = model.eval()(**inputs).projection
-    bare = teacher.unload()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in bare.modules())
-    assert torch.equal(model(**inputs).projection, z)
-
-
-def test_features_are_not_kept():
-    model = attach("timm_vit", "lora", layer=1)
-    model.get_base_model().set_grad_checkpointing(True)  # runs blocks, with their hooks, again in the backward
-    out = model.train()(**make_inputs("timm_vit"))
-    feature = weakref.ref(out.representation)
-    out.projection.sum().backward()
-    assert not any("_hfproj_feature" in m.__dict__ for m in model.modules())
-    del out
-    gc.collect()
-    assert feature() is None
-    copy.deepcopy(model)
-
-
-@pytest.mark.parametrize("layer", [-1, 1])
-@pytest.mark.parametrize("trained", ["lora", "full"])
-def test_gradient_checkpointing_gives_the_same_gradients(trained, layer):
-    grads = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        model = attach("vit", trained, layer=layer).train()
-        if checkpointing:
-            model.get_base_model().gradient_checkpointing_enable()
-        model(**make_inputs("vit")).projection.square().sum().backward()
-        grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
-    for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, rtol=0, atol=0, msg=name)
-
-
-@pytest.mark.parametrize("name", ["vit", "timm_vit", "timm_cnn"])
-@pytest.mark.parametrize(("trained", "low_cpu_mem_usage"), [("lora", False), ("head", True), ("full", True)])
-def test_bfloat16_backbone_keeps_a_float32_head(name, trained, low_cpu_mem_usage, tmp_path):
-    """LoRA with low_cpu_mem_usage is missing: PEFT rounds it to the backbone's dtype then."""
-    backbone = make_backbone(name).to(torch.bfloat16)
-    model = get_peft_model(backbone, make_config(name, trained))
-    perturb(model)
-    inputs = {n: x.to(torch.bfloat16) for n, x in make_inputs(name).items()}
-    out = model.eval()(**inputs)
-    assert (out.representation.dtype, out.projection.dtype) == (torch.bfloat16, torch.float32)
-    assert all(p.dtype == torch.float32 for n, p in model.named_parameters() if ".hfproj." in n or ".lora_" in n)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(
-        make_backbone(name).to(torch.bfloat16), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage
-    )
-    assert torch.equal(loaded(**inputs).projection, out.projection)
-
-
-def test_autocast():
-    model, inputs = attach("vit", "lora").train(), make_inputs("vit")
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(**inputs).projection.float().square().mean()
-    loss.backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-
-
-def test_float64_backbone_gets_a_float64_head(tmp_path):
-    model = get_peft_model(make_backbone("vit").double(), make_config("vit", "lora"))
-    perturb(model)
-    inputs = {n: x.double() for n, x in make_inputs("vit").items()}
-    out = model.eval()(**inputs)
-    assert out.projection.dtype == torch.float64
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(make_backbone("vit").double(), tmp_path, low_cpu_mem_usage=True)
-    assert torch.equal(loaded(**inputs).projection, out.projection)
-    model.float()
-    assert model(**make_inputs("vit")).projection.dtype == torch.float32
-
-
-class Blocks(nn.Module):
-    """Two blocks of which the first may be read."""
-
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = torch.relu(block(x))
-        return x
-
-
-@pytest.fixture
-def _unchecked_shapes():
-    jaxtyping.config.update("jaxtyping_disable", True)  # compiling the checks takes most of the time
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.usefixtures("_unchecked_shapes")
-def test_compiled():
-    options = {"head": "linear", "in_dim": 8, "backbone_adapter": LoraConfig(r=2)}
-    model, x = get_peft_model(Blocks(), hfproj.ProjectionHeadConfig(**options, layer=0)), torch.randn(4, 8)
-    perturb(model)
-    with torch.no_grad():
-        z = model(x).projection
-    compiled = torch.compile(model, backend="eager")
-    out = compiled(x)
-    torch.testing.assert_close(out.projection.detach(), z)
-    out.projection.sum().backward()
-    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
-    with model.disable_adapter():
-        assert isinstance(compiled(x), torch.Tensor)
-    torch.testing.assert_close(compiled(x).projection.detach(), z)
-
-    model.add_adapter("b", hfproj.ProjectionHeadConfig(**options))
-    model.set_adapter("b")
-    torch.compiler.reset()  # needed: compiled code does not notice new hooks
-    torch.testing.assert_close(compiled(x).projection, model(x).projection)
-    torch.compiler.reset()
-
-
-# --- doors that refuse ---
-
-
-def test_transformers_own_doors_refuse(lora_vit, tmp_path):
-    # Because of what we declare, or, in a transformers that wants a later PEFT than there is, because of that.
-    refusal = "shared state|version of PEFT you are using is not compatible"
-    with pytest.raises(ValueError, match=refusal):
-        make_backbone("vit").add_adapter(make_config("vit"))
-    make_backbone("vit").save_pretrained(tmp_path / "checkpoint")
-    model = get_peft_model(
-        ViTModel.from_pretrained(tmp_path / "checkpoint", add_pooling_layer=False), make_config("vit", "lora")
-    )
-    model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match=refusal):
-        ViTModel.from_pretrained(tmp_path / "checkpoint").load_adapter(str(tmp_path / "adapter"))
-    with pytest.raises(ValueError, match=refusal):
-        AutoModel.from_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match=refusal):
-        peft.inject_adapter_in_model(make_config("vit"), make_backbone("vit"))
-
-
-def test_merging_is_refused_before_anything_is_merged(lora_vit):
-    before = snapshot(lora_vit)
-    for verb in (lora_vit.merge_and_unload, lora_vit.merge_adapter):
-        with pytest.raises(hfproj.UsageError, match=r"can't be merged into a backbone.*model\.unload\(\)"):
-            verb()
-    assert_same_tensors(snapshot(lora_vit), before)
-
-
-def test_another_adapter_is_there_already():
-    with (
-        pytest.warns(UserWarning, match="modify a model with PEFT for a second time|Already found a `peft_config`"),
-        pytest.raises(hfproj.UsageError, match="backbone_adapter=LoraConfig"),
-    ):
-        get_peft_model(get_peft_model(make_backbone("vit"), LoraConfig(target_modules=[QUERY])).base_model.model,
-                       make_config("vit"))  # fmt: skip
-    taken = make_backbone("plain")
-    taken.hfproj = nn.Linear(2, 2)
-    with pytest.raises(hfproj.UsageError, match="submodule named 'hfproj'"):
-        get_peft_model(taken, make_config("plain"))
-    with pytest.raises(ValueError, match="different peft types"):
-        attach("vit").add_adapter("b", LoraConfig(target_modules=[QUERY]))
-
-
-def test_timm_images_of_another_size():
-    model = attach("timm_vit")
-    with pytest.raises(
-        hfproj.UsageError, match=r"made for images of 32 × 32 pixels, got 64 × 32.*dynamic_img_size=True"
-    ):
-        model(torch.randn(2, 3, 64, 32))
-    flexible = get_peft_model(timm_vit(dynamic_img_size=True), make_config("timm_vit"))
-    assert flexible(torch.randn(2, 3, 64, 32)).projection.shape == (2, 6)
-    assert attach("timm_cnn")(torch.randn(2, 3, 64, 48)).projection.shape == (2, 6)
-
-
-@pytest.mark.parametrize("name", ["vit", "dinov2", "dinov2_registers", "clip", "siglip", "vit_nano"])
-def test_transformers_images_of_another_size(name):
-    model = attach(name, pooling="mean").eval()
-    images = torch.randn(2, 3, 64, 32)
-    h = model(images).representation
-    kwargs = {} if "dinov2" in name else {"interpolate_pos_encoding": True}
-    bare = make_backbone(name)(images, **kwargs).last_hidden_state
-    prefix = {"dinov2_registers": 4, "siglip": 0}.get(name, 1)
-    torch.testing.assert_close(h, bare[:, prefix:].mean(1))
-
-
-def test_a_head_that_is_not_run_says_so():
-    class Skips(Blocks):
-        def forward(self, x):
-            return self.blocks[0](x)
-
-    backbone = Skips()
-    config = hfproj.ProjectionHeadConfig(head="linear", layer=1, in_dim=8, pooling="mean")
-    with pytest.raises(hfproj.UsageError, match=r"did not run its module 'blocks\.1'"):
-        get_peft_model(backbone, config)(torch.randn(2, 8))
-
-
-def test_tensors_of_the_backbone_are_named_as_without_adapters():
-    assert list(bare_tensors(attach("vit", "lora").get_base_model())) == list(make_backbone("vit").state_dict())
-    assert set(TEXT) & set(BACKBONES)
-
-
-def test_a_sequential_backbone_does_not_run_the_head_as_one_of_its_layers(tmp_path):
-    torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU())
-    x = torch.randn(3, 3, 2, 2)
-    h = backbone(x)
-    model = get_peft_model(backbone, hfproj.ProjectionHeadConfig(head="mlp", out_dim=4, in_dim=8)).eval()
-    out = model(x)
-    torch.testing.assert_close(out.representation, h, rtol=0, atol=0)
-    torch.testing.assert_close(out.projection, hfproj.detach(model).eval()(h), rtol=0, atol=0)
-    with model.disable_adapter():
-        assert torch.equal(model(x), h)
-    model.save_pretrained(tmp_path)
-    bare = model.unload()
-    assert len(bare) == 3
-    assert torch.equal(bare(x), h)
