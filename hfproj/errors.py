@@ -13,6 +13,10 @@ class UsageError(HfprojError, ValueError):
     """An argument, option, input or combination is invalid."""
 
 
+class NotMeasurableError(UsageError):
+    """The data has no value of what was asked for: no label, one class, one row. The message is the reason."""
+
+
 class AdapterFileError(HfprojError, ValueError):
     """A saved adapter is missing, damaged or meant for another backbone."""
 

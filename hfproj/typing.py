@@ -33,8 +33,9 @@ else:  # run-time type checkers let wrong values pass, for which there are bette
     Unpack = type("Unpack", (), {"__class_getitem__": lambda cls, keywords: Any})  # of **options: Unpack[Keywords]
     AnyImage = Data = DataOrStream = Refused = Any
 
-Pooling: TypeAlias = OneOf["cls", "mean", "cls_mean", "max", "pooler"]
+Pooling: TypeAlias = OneOf["cls", "mean", "cls_mean", "max", "last", "pooler"]
 Interpolation: TypeAlias = OneOf["bicubic", "bilinear"]
+Resampling: TypeAlias = OneOf["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 When: TypeAlias = OneOf["before", "after"]
 
 Features = Float[Tensor, "rows dim"]

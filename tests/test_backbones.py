@@ -1,5 +1,6 @@
 """Backbones: widths, read points, pooling, preprocessing, and the errors of loading."""
 
+import dataclasses
 import json
 import warnings
 
@@ -41,17 +42,21 @@ def representation(name: str, **options: object) -> torch.Tensor:
     return get_peft_model(make_backbone(name), make_config(name, **options)).eval()(**make_inputs(name)).representation
 
 
-@pytest.mark.parametrize("name", [n for n in BACKBONES if n != "plain"])
-def test_the_width_is_inferred(name):
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_width_is_found(name):
     assert resolve_read_point(make_backbone(name)).in_dim == WIDTHS[name] == representation(name).shape[1]
 
 
-def test_the_width_of_an_unknown_module_is_asked_for():
+def test_the_width_of_a_module_with_unknown_inputs_is_asked_for():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x[:, :10]
+
     with pytest.raises(hfproj.UsageError, match="pass in_dim="):
-        get_peft_model(make_backbone("plain"), hfproj.ProjectionHeadConfig())
-    model = get_peft_model(make_backbone("plain"), hfproj.ProjectionHeadConfig(in_dim=11))
+        get_peft_model(Net(), hfproj.ProjectionHeadConfig())
+    model = get_peft_model(Net(), hfproj.ProjectionHeadConfig(in_dim=11))
     with pytest.raises(hfproj.UsageError, match="has 10 dimensions and the head was made for 11"):
-        model(**make_inputs("plain"))
+        model(torch.ones(2, 12))
 
 
 @pytest.mark.parametrize("name", PREFIX)
@@ -63,7 +68,7 @@ def test_means_leave_out_class_token_and_registers(name):
     torch.testing.assert_close(representation(name, pooling="mean"), patches.mean(1), rtol=0, atol=1e-6)
     torch.testing.assert_close(representation(name, pooling="max"), patches.amax(1), rtol=0, atol=1e-6)
     if PREFIX[name]:
-        assert torch.equal(representation(name), tokens[:, 0])  # the default
+        assert torch.equal(representation(name, pooling="cls"), tokens[:, 0])
         both = torch.cat([tokens[:, 0], patches.mean(1)], dim=1)
         torch.testing.assert_close(representation(name, pooling="cls_mean"), both, rtol=0, atol=1e-6)
 
@@ -189,10 +194,13 @@ def test_combinations_that_cannot_work(name, options, said):
 
 
 def test_a_timm_classifier_is_no_pooler():
-    with pytest.raises(hfproj.UsageError, match="num_classes=0"):
-        get_peft_model(timm_vit(num_classes=5), hfproj.ProjectionHeadConfig(pooling="pooler"))
-    model = get_peft_model(timm_vit(num_classes=5), hfproj.ProjectionHeadConfig(trainable="full"))
+    backbone, x = timm_vit(num_classes=5).eval(), torch.randn(2, 3, 32, 32)
+    expected = backbone.forward_head(backbone.forward_features(x), pre_logits=True)
+    model = get_peft_model(backbone, hfproj.ProjectionHeadConfig(trainable="full")).eval()
+    assert torch.equal(model(x).representation, expected)
     assert not model.get_base_model().head.weight.requires_grad
+    with pytest.raises(hfproj.UsageError, match="num_classes=0"):
+        get_peft_model(timm.create_model("levit_128", num_classes=5), hfproj.ProjectionHeadConfig())
 
 
 # --- preprocessing ---
@@ -220,12 +228,8 @@ def test_preprocessing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         found = image_preprocessing(load_backbone(str(tmp_path)))
-    assert (found.size, found.mean, found.std, found.interpolation) == (
-        16,
-        (0.1, 0.2, 0.3),
-        (0.4, 0.5, 0.6),
-        "bilinear",
-    )
+    expected = (16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 20, "shortest", "down")
+    assert dataclasses.astuple(found)[:7] == expected
     with pytest.raises(hfproj.UsageError, match="image size of PlainNet is unknown; pass size="):
         image_preprocessing(make_backbone("plain"))
 
@@ -239,7 +243,8 @@ def test_where_a_backbone_came_from_is_noted(tmp_path):
     assert source_of(loaded) == {"library": "timm", "id": "resnet10t", "kwargs": {"pretrained": False}}
     ViTModel(ViTConfig(**SMALL)).save_pretrained(tmp_path)
     model = get_peft_model(AutoModel.from_pretrained(tmp_path), hfproj.ProjectionHeadConfig())
-    assert model.peft_config["default"].backbone == {"library": "transformers", "id": str(tmp_path), "kwargs": {}}
+    read = {"add_pooling_layer": True}  # its pooled output is read, and load_backbone leaves poolers out
+    assert model.peft_config["default"].backbone == {"library": "transformers", "id": str(tmp_path), "kwargs": read}
     assert source_of(make_backbone("vit")) is None
     assert load_backbone(str(tmp_path)).pooler is None
     assert load_backbone(str(tmp_path), add_pooling_layer=True).pooler is not None

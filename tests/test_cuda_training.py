@@ -52,7 +52,10 @@ def test_steps_in_mixed_precision(tmp_path, precision):
     near = 1e-4 if precision == "float32" else 0.2  # BatchNorm divides by the little in which 8 noise images differ
     assert losses(run)[0] == pytest.approx(losses(reference)[0], rel=near)
     assert all(math.isfinite(loss) for loss in losses(run))
-    assert all(math.isfinite(run.state.log_history[0][name]) for name in ("rankme_h", "std_z", "positive_cosine_z"))
+    assert all(
+        math.isfinite(run.state.log_history[0][name])
+        for name in ("batch_rankme_h", "batch_std_z", "batch_positive_cosine_z")
+    )
 
 
 def test_training_is_that_of_the_cpu(tmp_path):

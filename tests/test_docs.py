@@ -90,3 +90,11 @@ def test_the_cost_has_its_place():
     """`recipes/benchmarks/objectives.py table` writes between these."""
     text = (DOCS / "objectives.md").read_text(encoding="utf-8")
     assert re.search(r"## Cost of a step\n\n<!-- cost -->\n.+\n<!-- /cost -->\n", text, re.DOTALL)
+
+
+def test_the_page_on_training_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```python\n(.*?)```", (DOCS / "training.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block, "docs/training.md", "exec"), found := {})
+    assert set(found["shares"]) == {"werank_grad_share", "koleo_grad_share"}
+    assert min(found["shares"].values()) > 1e-4

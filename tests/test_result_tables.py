@@ -31,7 +31,25 @@ def of_gpu(found):
     return recipe("benchmarks/gpu").markdown(found)
 
 
-TABLES = [("transfer", of_transfer), ("dropped_digits", of_dropped_digits), ("gpu", of_gpu)]
+def of_fingerprint(found):
+    assert (found["false_alarms"], found["misses"], found["other_mistakes"]) == (0, 0, 0)
+    return recipe("benchmarks/fingerprint").table(found)
+
+
+def of_peft_common(found):
+    assert all(row["reason"] for row in found["rows"] if row["outcome"] == "failed")
+    return recipe("benchmarks/peft_common").table(found)
+
+
+def of_preprocessing(found):
+    assert max(value for row in found["largest"].values() for value in row.values()) <= 2
+    return recipe("benchmarks/preprocessing").table(found)
+
+
+TABLES = [
+    ("transfer", of_transfer), ("dropped_digits", of_dropped_digits), ("gpu", of_gpu), ("fingerprint", of_fingerprint),
+    ("peft_common", of_peft_common), ("preprocessing", of_preprocessing),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "table"), TABLES)

@@ -33,6 +33,7 @@ TABLE = [
     (BaseTuner, "_create_and_replace", None),
     (BaseTuner, "_mark_only_adapters_as_trainable", ["model"]),
     (BaseTuner, "_enable_adapter_layers", ["enabled"]),
+    (BaseTuner, "_check_target_module_compatiblity", ["peft_config", "model", "target_name"]),
     (
         BaseTuner,
         "_get_adapter_state_dict",

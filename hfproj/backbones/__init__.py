@@ -5,16 +5,34 @@ is a tensor ``[batch, dim]``, ``[batch, tokens, dim]`` or ``[batch, dim, height,
 none: only the files beside the rooms, such as `hfproj.errors`.
 """
 
+from hfproj.backbones.dry_run import shorten
 from hfproj.backbones.features import FeatureBackbone
 from hfproj.backbones.loading import EMBEDDED, embedded_folder, library_of, load_backbone, source_of
 from hfproj.backbones.preprocessing import ImagePreprocessing, image_preprocessing
+from hfproj.backbones.pooling import by_name, mask_of, pool, without_left_padding
 from hfproj.backbones.reading import (
-    POOLINGS, ReadPoint, bare_tensors, blocks_of, feeds_representation, fit_image_size, last_blocks, pool,
+    acting_modules,
+    channels_last,
+    feeds_representation,
+    last_blocks,
+    pooling_of_tokens,
     resolve_read_point,
-)  # fmt: skip
+    skips_after,
+)
+from hfproj.backbones.structure import (
+    POOLINGS,
+    READING,
+    ReadPoint,
+    bare_tensors,
+    blocks_of,
+    fit_image_size,
+    without_masking,
+)
 
 __all__ = [
-    "EMBEDDED", "POOLINGS", "FeatureBackbone", "ImagePreprocessing", "ReadPoint", "bare_tensors", "blocks_of",
-    "embedded_folder", "feeds_representation", "fit_image_size", "image_preprocessing", "last_blocks", "library_of",
-    "load_backbone", "pool", "resolve_read_point", "source_of",
+    "EMBEDDED", "POOLINGS", "READING", "FeatureBackbone", "ImagePreprocessing", "ReadPoint", "acting_modules",
+    "bare_tensors", "blocks_of", "by_name", "channels_last", "embedded_folder", "feeds_representation",
+    "fit_image_size", "image_preprocessing", "last_blocks", "library_of", "load_backbone", "mask_of", "pool",
+    "pooling_of_tokens", "resolve_read_point", "shorten", "skips_after", "source_of",
+    "without_left_padding", "without_masking",
 ]  # fmt: skip

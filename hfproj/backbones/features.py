@@ -5,6 +5,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
+from hfproj.backbones.structure import READING
 from hfproj.errors import UsageError
 from hfproj.typing import Pooling
 
@@ -19,7 +20,9 @@ class FeatureBackbone(nn.Module):
         in_dim: Width of the representation.
         pooling: How the real backbone was pooled.
         layer: Which of its blocks was read; -1 for its final output.
+        reading: Version of the rules by which it was read, see `hfproj.backbones.reading`.
         source: ``{"library", "id", "kwargs"}`` of the real backbone, if known.
+        fingerprint: That of the real backbone, if known: ``model.peft_config["default"].fingerprint``.
 
     Example:
         >>> import torch
@@ -28,10 +31,12 @@ class FeatureBackbone(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, *, pooling: Pooling = "cls", layer: int = -1, source: dict[str, Any] | None = None
-    ) -> None:
+        self, in_dim: int, *, pooling: Pooling = "cls", layer: int = -1, source: dict[str, Any] | None = None,
+        reading: int = READING, fingerprint: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.in_dim, self.pooling, self.layer = in_dim, pooling, layer
+        self.in_dim, self.pooling, self.layer, self.reading = in_dim, pooling, layer, reading
+        self.fingerprint = fingerprint
         self.__dict__["hfproj_source"] = source
 
     @classmethod
@@ -47,7 +52,8 @@ class FeatureBackbone(nn.Module):
                 "The adapter trains the backbone too, so its representations change with every step and can't be "
                 "cached; attach a head with trainable='head' and no backbone_adapter."
             )
-        return cls(config.in_dim, pooling=config.pooling, layer=config.layer, source=config.backbone)
+        how = {"pooling": config.pooling, "layer": config.layer, "reading": config.reading}
+        return cls(config.in_dim, **how, source=config.backbone, fingerprint=config.fingerprint)
 
     def check(self, pooling: Pooling | None, layer: int) -> None:
         """Refuse a head that would read the backbone in another place than the cached features come from.

@@ -1,13 +1,19 @@
 """Loading a backbone by name, and the source of a backbone."""
 
+import copy
 import difflib
 import inspect
+import re
+import weakref
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
 from hfproj.typing import OneOf
@@ -92,15 +98,31 @@ def _load_transformers(name: str, revision: str | None, token: str | bool | None
             if "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters:
                 kwargs.setdefault("add_pooling_layer", False)  # else ViTs get a pooler with random weights
         options = {"revision": revision, "token": token, "trust_remote_code": False, "use_safetensors": True}
-        backbone = cls.from_pretrained(source, **options, **kwargs)
+        backbone, report = cls.from_pretrained(source, **options, **kwargs, output_loading_info=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"No backbone could be loaded from {name!r}; expected 'vit_nano', the id of a Hub model with safetensors, "
             f"a folder with config.json and model.safetensors, or 'timm/resnet18.a1_in1k'. ({one_line(error)})"
         ) from error
+    _refuse_missing(backbone, report.get("missing_keys", ()), name)
     if embedded:
         backbone.name_or_path = backbone.config._name_or_path = ""  # a path of this installation says nothing elsewhere
     return backbone
+
+
+_UNREAD = {"pooler", "head", "mask_token"}  # h is not read from those that a file lacks, see `resolve_read_point`
+
+
+def _refuse_missing(backbone: nn.Module, missing: Collection[str], name: str) -> None:
+    """Refuse files without the tensors of the model, which transformers makes at random with a line in its log."""
+    lacking = sorted(key for key in missing if not _UNREAD & set(key.split(".")))
+    if lacking:
+        total, more = len(backbone.state_dict()), " and others" * (len(lacking) > 2)
+        raise UsageError(
+            f"The files of {name!r} lack {len(lacking)} of the {total} tensors of {type(backbone).__name__} "
+            f"({', '.join(lacking[:2])}{more}), which would be random; they are another model's, or damaged. For "
+            "random weights make the model from its config and attach the head to it."
+        )
 
 
 def _refuse_kernels(config: Any, name: str) -> None:
@@ -134,21 +156,158 @@ def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Mo
 
 
 def source_of(backbone: nn.Module) -> dict[str, Any] | None:
-    """Return ``{"library", "id", "kwargs"}`` that loads `backbone` again, or None where that is unknown."""
+    """Return ``{"library", "id", "kwargs"}`` that loads `backbone` again, or None where it comes from nowhere.
+
+    "id" is None where the backbone is of a known library, but not what its name would load: a timm model with other
+    blocks than the published one, a transformers model with another config than its files.
+    """
     if "hfproj_source" in backbone.__dict__:
         return backbone.__dict__["hfproj_source"]
     library, model = library_of(backbone), cast(Any, backbone)
     if library == "transformers" and getattr(model, "name_or_path", None):
-        no_pooler = {"add_pooling_layer": False} if getattr(model, "pooler", ...) is None else {}
-        return {"library": library, "id": model.name_or_path, "kwargs": no_pooler}
-    config = getattr(model, "pretrained_cfg", None) or {}
-    if library == "timm" and config.get("architecture"):
-        name = f"timm/{config['architecture']}" + (f".{config['tag']}" if config.get("tag") else "")
-        return {"library": library, "id": name, "kwargs": {"num_classes": model.num_classes}}
+        kwargs = {"add_pooling_layer": False} if getattr(model, "pooler", ...) is None else {}
+        changed = _changed_settings(model)
+        known = set(changed) <= set(SHAPING)
+        if quantization := quantization_of(model):
+            changed["quantization_config"] = quantization
+        return {"library": library, "id": model.name_or_path if known else None, "kwargs": kwargs | changed}
+    if library == "timm":
+        return _timm_source(model)
     return None
+
+
+# Of transformers' configs, what changes the computation and no shape, and what may be set when a model is loaded.
+_SETTINGS = re.compile(
+    r"(\w*_)?(heads|groups|hidden_act|activation|act|eps|epsilon|image_size|patch_size|window_size|rope_theta|stride)"
+    r"|num_hidden_layers|hidden_activation|activation_function|model_args|position_embedding_type|is_causal|is_decoder|use_\w*pos\w*"
+)
+SHAPING = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act", "layer_norm_eps", "rms_norm_eps",
+    "image_size",
+)  # fmt: skip
+
+
+def plain_values(value: Any) -> Any:
+    """Return a config's values as JSON can hold them; what it can't is given as text."""
+    if isinstance(value, Mapping):
+        return {str(k): plain_values(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain_values(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def settings_of(model: Any) -> dict[str, Any]:
+    """Return the settings of a transformers model, or of a config, that change what it computes."""
+    values = plain_values(getattr(model, "config", model).to_dict())
+    return {n: v for n, v in values.items() if _SETTINGS.fullmatch(n) and v is not None}
+
+
+def quantization_of(backbone: nn.Module) -> dict[str, Any] | None:
+    """Return transformers' config of a quantized model, as plain values."""
+    found = getattr(getattr(backbone, "config", None), "quantization_config", None)
+    return None if found is None else plain_values(found.to_dict() if hasattr(found, "to_dict") else found)
+
+
+def _changed_settings(model: Any) -> dict[str, Any]:
+    """Return in which settings a transformers model is another than the config.json in its files."""
+    from transformers import AutoConfig
+
+    try:
+        files = AutoConfig.from_pretrained(model.name_or_path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return {}
+    tower = getattr(files, "vision_config", None)  # CLIP's and SigLIP's
+    own = settings_of(model)
+    there = settings_of(files if files.model_type == model.config.model_type or tower is None else tower)
+    return {name: own[name] for name in own if name in there and own[name] != there[name]}
+
+
+_TIMM: "weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[str, Any] | None]]" = weakref.WeakKeyDictionary()
+
+
+def _timm_source(model: Any) -> dict[str, Any] | None:
+    """Return the source of a timm model, whose shapes are compared with those of the architecture that it names."""
+    published = getattr(model, "pretrained_cfg", None) or {}
+    if not published.get("architecture"):
+        return None
+    state = sum(p.numel() for p in model.parameters())  # a classifier may be put in its place later
+    if (kept := _TIMM.get(model)) is None or (kept[0] != state and not hasattr(model, "hfproj")):
+        name = f"timm/{published['architecture']}" + (f".{published['tag']}" if published.get("tag") else "")
+        kwargs = _timm_arguments(model, published)
+        known = {"library": "timm", "id": None if kwargs is None else name, "kwargs": kwargs or {}}
+        kept = _TIMM[model] = (state, known)
+    return copy.deepcopy(kept[1])
+
+
+def _timm_arguments(model: Any, published: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments with which `timm.create_model` makes a model of these shapes; None if none are found."""
+    arguments = {"num_classes": model.num_classes}
+    first, embed = published.get("first_conv"), getattr(model, "patch_embed", None)
+    first = first if isinstance(first, str) else next(iter(first or ()), None)
+    channels = getattr(dict(model.named_modules()).get(first or ""), "in_channels", None)
+    size = getattr(embed, "img_size", None)
+    others: dict[str, Any] = (
+        {"in_chans": channels} if channels not in (None, published.get("input_size", [3])[0]) else {}
+    )
+    if size is not None and tuple(size) != tuple(published.get("input_size", ()))[1:]:
+        others["img_size"] = list(size)
+    pooling = getattr(model, "global_pool", None)
+    if getattr(model, "dynamic_img_size", False):
+        others["dynamic_img_size"] = True
+    tries = [others, others | {"global_pool": pooling}] if isinstance(pooling, str) else [others]
+    wanted = _appearance(model)
+    for extra in tries:
+        try:
+            made = _on_meta(published["architecture"], arguments | extra)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError):  # it takes no such argument
+            continue
+        if _appearance(made) == wanted:
+            return arguments | extra
+    return None
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out what fills tensors of the meta device, which takes most of the time that a model is made in."""
+
+    _FILLS = frozenset(("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        filled = args[0] if args else options.get("tensor")
+        if getattr(func, "__name__", "") in self._FILLS and isinstance(filled, torch.Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **options)
+
+
+def _on_meta(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+    import timm
+    from accelerate import init_empty_weights
+
+    try:
+        with torch.device("meta"), _NoInitialisation():
+            return timm.create_model(architecture, pretrained=False, **arguments)
+    except (RuntimeError, NotImplementedError):  # it reads a number from a tensor while it is made
+        with init_empty_weights():
+            return timm.create_model(architecture, pretrained=False, **arguments)
+
+
+def _appearance(model: nn.Module) -> dict[str, Any]:
+    """Return names, shapes and settings of a model without adapters."""
+    found: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if name.split(".")[0] != "hfproj":
+            settings = [
+                type(module).__name__,
+                *(getattr(module, n, None) for n in ("num_heads", "eps", "stride", "groups")),
+            ]
+            found[f"{name}:"] = settings
+    return found
 
 
 def files_of(backbone: nn.Module) -> str | None:
     """Return the folder or Hub id of a transformers model's files, or None where it is unknown."""
-    name = (source_of(backbone) or {}).get("id")
+    kept = backbone.__dict__.get("hfproj_source") or {}
+    name = (
+        kept.get("id") or (library_of(backbone) == "transformers" and getattr(backbone, "name_or_path", None)) or None
+    )
     return str(embedded_folder()) if name == EMBEDDED else name

@@ -117,12 +117,13 @@ class Augmentation:
     def __call__(
         self, images: Sequence[Tensor], *, size: int, seed: int = 0, epoch: int | Sequence[int] = 0,
         index: Sequence[int], view: int = 0,
-    ) -> Float[Tensor, "batch 3 {size} {size}"]:  # fmt: skip
+    ) -> Float[Tensor, "batch channels {size} {size}"]:  # fmt: skip
         """Return one view of each image, in [0, 1].
 
         Args:
-            images: Tensors [3, height, width], uint8 or float in [0, 1], of any sizes; all on one device, where the
-                views are made from the same draws as on any other.
+            images: Tensors [channels, height, width], uint8 or float in [0, 1], of any sizes; all on one device, where
+                the views are made from the same draws as on any other. Of other than three channels the parts that
+                `for_colour` names are left out, and contrast is about the mean over all channels.
             size: Side of the views in pixels.
             seed: Seed of the run.
             epoch: One for all, or one per image.
@@ -130,34 +131,51 @@ class Augmentation:
             view: Number of the view.
 
         Raises:
-            UsageError: If a tensor is no colour image.
+            UsageError: If a tensor is no image, or the numbers of channels differ.
         """
+        channels = len(images[0]) if len(images) and images[0].ndim else 3
         for image in images:
-            if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+            if image.ndim != 3 or len(image) != channels or not (
+                image.dtype == torch.uint8 or image.is_floating_point()
+            ):  # fmt: skip
                 given = f"got {list(image.shape)} of {image.dtype}; hfproj.data.to_rgb_tensor makes one of any image"
-                raise UsageError(f"Expected images [3, height, width], uint8 or float in [0, 1], {given}.")
+                raise UsageError(f"Expected images [{channels}, height, width], uint8 or float in [0, 1], {given}.")
         indices = np.asarray(index, dtype=np.int64)
         epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape)
         draws = uniforms(_DRAWS, seed=seed, epoch=epochs, index=indices, view=view)
-        out = torch.empty(len(images), 3, size, size, device=images[0].device if len(images) else None)
+        out = torch.empty(len(images), channels, size, size, device=images[0].device if len(images) else None)
         for start in range(0, len(images), _CHUNK):
             part = slice(start, start + _CHUNK)
             out[part] = self._views(images[part], draws[part], size)
         return out
+
+    def for_colour(self) -> list[str]:
+        """Return the parts that are on and have a meaning for red, green and blue alone.
+
+        Example:
+            >>> Augmentation(grayscale_probability=0).for_colour()
+            ['saturation', 'hue']
+        """
+        jitters = (self.color_jitter_probability or 0) * (self.color_jitter_strength or 0)
+        on = [name for name in ("saturation", "hue") if jitters * (getattr(self, name) or 0)]
+        return on + [name for name in ("grayscale_probability", "solarize_probability") if getattr(self, name)]
 
     def _views(self, images: Sequence[Tensor], u: np.ndarray, size: int) -> Tensor:
         x = self._crop(images, u, size)
         _apply(x, u[:, _FLIP] < (self.flip_probability or 0), lambda part, rows: part.flip(-1))
         if self.rotation_degrees or self.translation:
             x = self._move(x, u, size)
+        grey, solarize = (
+            (p or 0) if x.shape[1] == 3 else 0 for p in (self.grayscale_probability, self.solarize_probability)
+        )
         self._jitter(x, u)
-        _apply(x, u[:, _GRAY] < (self.grayscale_probability or 0), lambda part, rows: ops.grayscale(part))
+        _apply(x, u[:, _GRAY] < grey, lambda part, rows: ops.grayscale(part))
         blur = (0.5 if size > 64 else 0) if self.blur_probability == "auto" else (self.blur_probability or 0)
         # SimCLR's kernel: a radius of size // 10 // 2 either side of the centre.
         kernel_size = 2 * max(size // 20, 1) + 1
         sigma = _between(u[:, _SIGMA], *self.blur_sigma)
         _apply(x, u[:, _BLUR] < blur, lambda part, rows: ops.gaussian_blur(part, _f32(sigma[rows], part), kernel_size))
-        _apply(x, u[:, _SOLARIZE] < (self.solarize_probability or 0), lambda part, rows: ops.solarize(part, 0.5))
+        _apply(x, u[:, _SOLARIZE] < solarize, lambda part, rows: ops.solarize(part, 0.5))
         return x
 
     def _crop(self, images: Sequence[Tensor], u: np.ndarray, size: int) -> Tensor:
@@ -170,7 +188,7 @@ class Augmentation:
         groups: dict[tuple, list[int]] = {}
         for row, image in enumerate(images):
             groups.setdefault((image.dtype, image.shape), []).append(row)
-        out = torch.empty(len(images), 3, size, size, device=images[0].device)
+        out = torch.empty(len(images), len(images[0]), size, size, device=images[0].device)
         for rows in groups.values():
             x = torch.stack([images[row] for row in rows])
             x = x.float() if x.is_floating_point() else x.float().div_(255)
@@ -190,7 +208,7 @@ class Augmentation:
         for turn in range(4):
             for number, name in enumerate(_JITTERS):
                 strength = (getattr(self, name) or 0) * (self.color_jitter_strength or 0)
-                if not strength:
+                if not strength or (x.shape[1] != 3 and name in ("saturation", "hue")):
                     continue
                 low, high = (-strength, strength) if name == "hue" else (max(0, 1 - strength), 1 + strength)
                 factor = _between(u[:, _FACTORS][:, number], low, high)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Images = Float[Tensor, "batch 3 height width"]
+Images = Float[Tensor, "batch channels height width"]  # three, where an operation is one on colours
 PerImage = Float[Tensor, " batch"]
 Integers = Int[Tensor, " batch"]
 
@@ -55,8 +55,9 @@ def adjust_brightness(x: Images, factor: PerImage) -> Images:
 
 
 def adjust_contrast(x: Images, factor: PerImage) -> Images:
-    """Blend with the mean grey value: ``clamp(factor · x + (1 - factor) · mean)``."""
-    mean = sum_pixels(luminance(x).squeeze(1)) / (x.shape[-2] * x.shape[-1])
+    """Blend with the mean grey value: ``clamp(factor · x + (1 - factor) · mean)``; without colours, the mean value."""
+    grey = luminance(x).squeeze(1) if x.shape[1] == 3 else x.flatten(1, 2)
+    mean = sum_pixels(grey) / grey[0].numel()
     return (x * _column(factor)).add_(_column((1 - factor) * mean)).clamp_(0, 1)
 
 
@@ -114,7 +115,9 @@ def gaussian_blur(x: Images, sigma: PerImage, kernel_size: int) -> Images:
     return out
 
 
-def _blur_one(x: Float[Tensor, "3 height width"], half: list[float], radius: int) -> Float[Tensor, "3 height width"]:
+def _blur_one(
+    x: Float[Tensor, "channels height width"], half: list[float], radius: int
+) -> Float[Tensor, "channels height width"]:
     for dim, padding in ((1, (0, 0, radius, radius)), (2, (radius, radius, 0, 0))):
         length = x.shape[dim]
         padded = F.pad(x[None], padding, mode="reflect")[0]
@@ -127,14 +130,14 @@ def _blur_one(x: Float[Tensor, "3 height width"], half: list[float], radius: int
 
 def resized_crop(
     x: Images, top: Integers, left: Integers, height: Integers, width: Integers, size: int
-) -> Float[Tensor, "batch 3 {size} {size}"]:
+) -> Float[Tensor, "batch channels {size} {size}"]:
     """Resize a rectangle of each image to a square, bilinearly with antialiasing.
 
     An image not larger than `size` is only magnified, where antialiasing does nothing, and goes with all others of
     its kind through one ``grid_sample``; larger ones go one by one.
     """
     if max(x.shape[-2:]) > size:
-        out = x.new_empty(len(x), 3, size, size)
+        out = x.new_empty(*x.shape[:2], size, size)
         for i, (y0, x0, h, w) in enumerate(torch.stack((top, left, height, width), 1).tolist()):
             part = x[i : i + 1, :, y0 : y0 + h, x0 : x0 + w]
             out[i] = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)[0]

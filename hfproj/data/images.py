@@ -1,23 +1,23 @@
 """Images to batches: `ImageViews` makes augmented views for training, `EvalImages` plain pixels for measuring."""
 
 import dataclasses
-import io
 import operator
-import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Float, Shaped
+from PIL import Image
 from torch import Tensor, nn
 
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.indexing import index_and_labels
+from hfproj.data.pixels import to_image_tensor, to_rgb_tensor
 from hfproj.errors import UsageError, check_choice, unknown
-from hfproj.typing import AnyImage, Interpolation, OneOf, Unpack
+from hfproj.typing import OneOf, Resampling, Unpack
 
 # fmt: off
 # The keywords of collators and what they may be, for type checkers; values are checked where they are used.
@@ -29,6 +29,7 @@ class _Of(TypedDict, total=False):
     std: Sequence[Number]
     image_column: str
     label_column: str | None
+    flip_channels: bool
 class _Parts(TypedDict, total=False):
     scale: _Pair | None
     ratio: _Pair
@@ -53,110 +54,28 @@ class _OfViews(_Of, _Parts, total=False):
 
 
 class _OfEval(_Of, total=False):
-    resize: int | None; interpolation: Interpolation  # noqa: E702
+    resize: int | None; resize_mode: OneOf["shortest", "exact", "longest"]; resizer: OneOf["torch", "pil"]  # noqa: E702
+    interpolation: Resampling; crop_rounding: OneOf["even", "down"]  # noqa: E702
 # fmt: on
 
+__all__ = ["EvalImages", "ImageViews", "to_rgb_tensor"]
 
-def to_rgb_tensor(image: AnyImage, column: str = "image") -> UInt8[Tensor, "3 height width"]:
-    """Return any image as uint8 RGB.
-
-    Args:
-        image: A PIL image of any mode, a numpy array, a tensor, or a ``{"bytes", "path"}`` dict as `datasets` stores
-            images. Transparency is laid over white. 16-bit grey is divided by 257. Arrays are [height, width] or
-            [height, width, 1, 3 or 4], also channels first; floating-point values in [0, 1], integers in 0 to 255.
-        column: Name of the item's entry, for messages.
-
-    Raises:
-        UsageError: If it is no image, its values are out of range, or a file cannot be decoded.
-
-    Example:
-        >>> to_rgb_tensor(np.array([[0.0, 1.0]])).tolist()
-        [[[0, 255]], [[0, 255]], [[0, 255]]]
-    """
-    if isinstance(image, dict) and ("bytes" in image or "path" in image):
-        image = _decode(image)
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
-    if isinstance(image, Image.Image):
-        array = _pil_to_array(image, column)
-    elif isinstance(image, np.ndarray):
-        array = _array_to_uint8(image, column)
-    else:
-        raise UsageError(
-            f"Column {column!r} holds no image: expected a PIL image, an array or encoded bytes, got "
-            f"{type(image).__name__} {reprlib.repr(image)}. Name the column with the images: image_column=… "
-            "(--image_column), or cast it: dataset.cast_column(name, datasets.Image())."
-        )
-    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
-
-
-def _decode(stored: dict) -> Image.Image:
-    data, path = stored.get("bytes"), stored.get("path")
-    if data is None and path is None:
-        raise UsageError("The image has neither bytes nor a path. Drop the row, for example with dataset.select().")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data) if data is not None else str(path))
-        image.load()
-        return ImageOps.exif_transpose(image)  # datasets.Image turns photographs upright as well
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = f"The image {path or ''} cannot be decoded ({type(error).__name__}: {error})"
-        raise UsageError(f"{what}. Repair the file or drop the row.") from error
-
-
-def _pil_to_array(image: Image.Image, column: str) -> np.ndarray:
-    if image.mode == "F":
-        return _array_to_uint8(np.asarray(image), column)
-    if image.mode.startswith("I"):  # mode "I" is what older versions of Pillow make of 16-bit PNG files
-        array = np.asarray(image)
-        _check_range(array, 65535, column)
-        return _array_to_uint8(array.astype(np.uint16), column)
-    if image.has_transparency_data:
-        image = _over_white(image.convert("RGBA"))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _check_range(array: np.ndarray, high: int, column: str) -> None:
-    if array.size and not (array.min() >= 0 and array.max() <= high):  # so written, NaN fails too
-        what = f"Column {column!r} holds {array.dtype} values from {array.min()} to {array.max()}"
-        raise UsageError(f"{what}; an image of this type has values from 0 to {high}. Rescale them, or store uint8.")
-
-
-def _array_to_uint8(array: np.ndarray, column: str) -> np.ndarray:
-    """Return [height, width, 3] uint8."""
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or not array.size:
-        shapes = "[height, width] or [height, width, 1, 3 or 4 channels]"
-        raise UsageError(f"Column {column!r} holds an array of shape {array.shape}; an image is {shapes}.")
-    if array.dtype == bool:
-        array = array * np.uint8(255)
-    elif array.dtype == np.uint16:
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        floating = np.issubdtype(array.dtype, np.floating)
-        _check_range(array, 1 if floating else 255, column)
-        array = np.rint(array * 255).astype(np.uint8) if floating else array.astype(np.uint8)
-    if array.shape[-1] == 4:
-        return np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
-    return np.broadcast_to(array, (*array.shape[:2], 3))
+_PIL = {kind.name.lower(): kind for kind in Image.Resampling}
+_NOT_TORCHS = ("box", "hamming") if "lanczos" in (F.interpolate.__doc__ or "") else ("box", "hamming", "lanczos")
 
 
 class _Images:
     """What the two collators share: reading the items and normalising the pixels."""
 
     def __init__(
-        self, size: int, mean: Sequence[Number], std: Sequence[Number], image_column: str, label_column: str | None
-    ):
-        if size < 1 or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            what = "Expected size ≥ 1 and three values each of mean and std (std > 0)"
+        self, size: int, mean: Sequence[Number], std: Sequence[Number], image_column: str, label_column: str | None,
+        flip_channels: bool,
+    ):  # fmt: skip
+        if size < 1 or not 1 <= len(mean) == len(std) or min(std) <= 0:
+            what = "Expected size ≥ 1, and one value of mean and std for each channel (three values for RGB; std > 0)"
             raise UsageError(f"{what}, got size={size}, mean={mean}, std={std}.")
         self.size, self.image_column, self.label_column = size, image_column, label_column
+        self.flip_channels = flip_channels
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32)[:, None, None] for x in (mean, std))
 
     def _read(self, items: Sequence[dict]) -> list[Tensor]:
@@ -166,18 +85,34 @@ class _Images:
                 what = f"The items have no column {self.image_column!r}; they have {', '.join(map(repr, item))}"
                 raise UsageError(f"{what}. Name the one with the images: image_column=… (--image_column).")
             try:
-                images.append(to_rgb_tensor(item[self.image_column], self.image_column))
+                images.append(to_image_tensor(item[self.image_column], len(self.mean), self.image_column))
             except UsageError as error:
                 where = f" (item {item['index']} of the data set)" if "index" in item else ""
                 raise UsageError(f"{error}{where}") from error
         return images
 
+    def _normalized(self, x: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
+        return (x.flip(1) if self.flip_channels else x).sub_(self.mean).div_(self.std)
+
 
 def _settings(model: nn.Module, options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the options, and what is not among them of the model's own preprocessing at their size."""
     from hfproj.backbones import image_preprocessing
 
-    found = image_preprocessing(model)
+    with warnings.catch_warnings():
+        if "mean" in options and "std" in options:  # what is warned of is that these are unknown
+            warnings.simplefilter("ignore", UserWarning)
+        found = image_preprocessing(model)
+    found = found.at(options.get("size", found.size))
     return {**{name: getattr(found, name) for name in names}, **options}
+
+
+def _without_colour(augmentations: list[Augmentation], channels: int) -> None:
+    """Say once what `Augmentation` leaves out of images that are no colour images."""
+    left_out = dict.fromkeys(part for augmentation in augmentations for part in augmentation.for_colour())
+    if channels != 3 and left_out:
+        what = f"Images of {channels} channels have no colours: {', '.join(left_out)} are left out of their views"
+        warnings.warn(f"{what}. Set them to 0 to say that you know.", stacklevel=3)
 
 
 def _for_each_view(augmentation: Augmentation | Sequence[Augmentation], name: str, views: int) -> list[Augmentation]:
@@ -188,7 +123,7 @@ def _for_each_view(augmentation: Augmentation | Sequence[Augmentation], name: st
 
 
 @torch.no_grad()
-def _try_size(model: nn.Module, size: int) -> None:
+def _try_size(model: nn.Module, size: int, channels: int) -> None:
     """Refuse a size of local views that the backbone fails on: there is no other way to know for every architecture."""
     from hfproj.backbones import fit_image_size
 
@@ -198,7 +133,7 @@ def _try_size(model: nn.Module, size: int) -> None:
     backbone.eval()
     try:
         options = {"interpolate_pos_encoding": True} if fit_image_size(backbone, (size, size)) else {}
-        backbone(like.new_zeros(1, 3, size, size), **options)
+        backbone(like.new_zeros(1, channels, size, size), **options)
     except Exception as error:
         raise UsageError(
             f"{type(backbone).__name__} takes no views of local_size={size} ({type(error).__name__}: {error}). Take "
@@ -212,17 +147,19 @@ def _try_size(model: nn.Module, size: int) -> None:
 class ImageViews(_Images):
     """Collator of augmented views: a list of items → ``{"views", "index", "labels"}``.
 
-    ``views`` is a list of `num_views` float tensors [batch, 3, size, size], normalised; ``index`` is int64 [batch];
-    ``labels``, int64 [batch], is there if all items have the label column. A view depends on (seed, epoch, index, view)
-    alone: not on the batch, the worker, the rank or the number of threads.
+    ``views`` is a list of `num_views` float tensors [batch, channels, size, size], normalised; ``index`` is int64
+    [batch]; ``labels``, int64 [batch], is there if all items have the label column. A view depends on (seed, epoch,
+    index, view) alone: not on the batch, the worker, the rank or the number of threads.
 
     With `local_views` it is multi-crop (SwAV, DINO): smaller views of smaller parts come after the `num_views` others,
-    as tensors [batch, 3, local_size, local_size]. The papers crop the others from at least 0.4 (DINO) or 0.14 (SwAV) of
-    the image: ``scale=(0.4, 1.0)``.
+    as tensors [batch, channels, local_size, local_size]. The papers crop the others from at least 0.4 (DINO) or 0.14
+    (SwAV) of the image: ``scale=(0.4, 1.0)``.
 
     Args:
         size: Side of the views in pixels.
-        mean, std: Of each channel; pixels in [0, 1] become (x − mean) / std.
+        mean, std: Of each channel, and thereby how many channels there are; pixels in [0, 1] become (x − mean) / std.
+            With other than three `hfproj.data.pixels.to_image_tensor` reads the images, and operations on colours are
+            left out, with a warning.
         num_views: Views of each image, at least 1.
         local_views: Further views of `local_size`: 6 in SwAV, 8 in DINO. 0: none.
         local_size: Their side in pixels, one that the backbone takes: 96 beside 224 in both papers.
@@ -232,6 +169,7 @@ class ImageViews(_Images):
         label_column: Entry that holds the class number; None for no labels.
         augmentation: An `Augmentation`, or a list of one for each of the `num_views` (BYOL's two differ).
         local_augmentation: The same for the `local_views`; None: the first of the others with `local_scale`.
+        flip_channels: Whether the backbone takes blue, green, red.
         options: Instead of `augmentation`, options of `Augmentation`.
 
     Raises:
@@ -249,9 +187,10 @@ class ImageViews(_Images):
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], num_views: int = 2,
         local_views: int = 0, local_size: int | None = None, local_scale: tuple[Number, Number] = (0.05, 0.4),
         seed: int = 0, image_column: str = "image", label_column: str | None = "label",
-        augmentation: _Augmentations = None, local_augmentation: _Augmentations = None, **options: Unpack[_Parts],
+        augmentation: _Augmentations = None, local_augmentation: _Augmentations = None, flip_channels: bool = False,
+        **options: Unpack[_Parts],
     ):  # fmt: skip
-        super().__init__(size, mean, std, image_column, label_column)
+        super().__init__(size, mean, std, image_column, label_column, flip_channels)
         if num_views < 1:
             raise UsageError(f"Expected num_views to be at least 1, got {num_views}.")
         for option in options:
@@ -271,6 +210,7 @@ class ImageViews(_Images):
                 local_augmentation = dataclasses.replace(self.augmentations[0], scale=local_scale)
             self.augmentations += _for_each_view(local_augmentation, "local_views", local_views)
             self.sizes += [local_size] * local_views
+        _without_colour(self.augmentations, len(mean))
 
     @classmethod
     def for_model(cls, model: nn.Module, **options: Unpack[_OfViews]) -> "ImageViews":
@@ -279,9 +219,9 @@ class ImageViews(_Images):
         Raises:
             UsageError: In the cases of the class, or if the backbone takes no images of `local_size`.
         """
-        views = cls(**_settings(model, options, "size", "mean", "std"))
+        views = cls(**_settings(model, options, "size", "mean", "std", "flip_channels"))
         if views.local_size is not None:
-            _try_size(model, views.local_size)
+            _try_size(model, views.local_size, len(views.mean))
         return views
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
@@ -296,24 +236,29 @@ class ImageViews(_Images):
             augment(images, size=size, seed=self.seed, epoch=epoch, index=index, view=view)
             for view, (augment, size) in enumerate(zip(self.augmentations, self.sizes))
         ]
-        views = [view.sub_(self.mean).div_(self.std) for view in views]
-        return {"views": views, **index_and_labels(items, self.label_column)}
+        return {"views": [self._normalized(view) for view in views], **index_and_labels(items, self.label_column)}
 
 
 class EvalImages(_Images):
     """Collator without randomness: a list of items → ``{"pixel_values", "index", "labels"}``.
 
-    The shorter side is resized to `resize` (antialiased, in 8 bits as image processors do), the centre cropped
-    to `size`, the pixels normalised. An image that has the size already is only normalised. ``pixel_values`` is float
-    [batch, 3, size, size]; ``index`` and ``labels``, int64 [batch], are there if all items have them.
+    Images are resized (antialiased, in 8 bits as image processors do), the centre is cropped to `size`, the pixels are
+    normalised. ``pixel_values`` is float [batch, channels, size, size]; ``index`` and ``labels``, int64 [batch], are
+    there if all items have them.
 
     Args:
-        size, mean, std, image_column, label_column: As in `ImageViews`.
-        resize: Length of the shorter side before the crop, at least `size`; None: `size`.
-        interpolation: ``"bicubic"`` or ``"bilinear"``.
+        size, mean, std, image_column, label_column, flip_channels: As in `ImageViews`.
+        resize: Length of the resized side before the crop, at least `size`; None: `size`.
+        interpolation: ``"bicubic"``, ``"bilinear"``, ``"nearest"``, ``"lanczos"``, ``"box"`` or ``"hamming"``.
+        resize_mode: ``"shortest"``: the shorter side becomes `resize`. ``"exact"``: both do, whatever the image's shape
+            (ViT, SigLIP). ``"longest"``: the longer side does; the border has the colour of `mean` (timm's "border").
+        resizer: What resizes: ``"torch"`` (transformers; box and hamming are always PIL's) or ``"pil"`` (timm), which
+            differ by a few grey levels in bicubic.
+        crop_rounding: Where a crop begins that would begin at half a pixel: at the ``"even"`` one (torchvision) or
+            ``"down"`` (transformers).
 
     Raises:
-        UsageError: If `resize` is below `size` or the interpolation is unknown; on call, if an item has no image.
+        UsageError: If `resize` is below `size` or an option is unknown; on call, if an item has no image.
 
     Example:
         >>> collate = EvalImages(size=2, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -323,35 +268,79 @@ class EvalImages(_Images):
 
     def __init__(
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], resize: int | None = None,
-        interpolation: Interpolation = "bicubic", image_column: str = "image", label_column: str | None = "label",
+        interpolation: Resampling = "bicubic", image_column: str = "image", label_column: str | None = "label",
+        resize_mode: OneOf["shortest", "exact", "longest"] = "shortest",
+        resizer: OneOf["torch", "pil"] = "torch", crop_rounding: OneOf["even", "down"] = "even",
+        flip_channels: bool = False,
     ):  # fmt: skip
-        super().__init__(size, mean, std, image_column, label_column)
-        check_choice("interpolation", interpolation, ("bicubic", "bilinear"))
+        super().__init__(size, mean, std, image_column, label_column, flip_channels)
+        check_choice("interpolation", interpolation, list(_PIL))
+        check_choice("resize_mode", resize_mode, ("shortest", "exact", "longest"))
+        check_choice("resizer", resizer, ("torch", "pil"))
+        check_choice("crop_rounding", crop_rounding, ("even", "down"))
         if resize is not None and resize < size:
             raise UsageError(f"Expected resize to be at least size, which is cropped from it, got {resize} < {size}.")
         self.resize, self.interpolation = resize or size, interpolation
+        self.resize_mode, self.resizer, self.crop_rounding = resize_mode, resizer, crop_rounding
 
     @classmethod
     def for_model(cls, model: nn.Module, **options: Unpack[_OfEval]) -> "EvalImages":
-        """Return a collator with size, mean, std and interpolation of the model's own preprocessing.
+        """Return a collator that prepares images as the model's own image processor or timm's transform does.
 
-        An interpolation other than ``"bilinear"`` becomes ``"bicubic"`` (timm knows ``"random"`` and others).
+        With `size` in the `options`, which go to the class, `resize` keeps its ratio to it.
+
+        Raises:
+            UsageError: In the cases of the class, or if the image size is unknown.
         """
-        settings = _settings(model, options, "size", "mean", "std", "interpolation")
-        if "interpolation" not in options and settings["interpolation"] != "bilinear":
-            settings["interpolation"] = "bicubic"
-        return cls(**settings)
+        names = ("interpolation", "resize", "resize_mode", "resizer", "crop_rounding", "flip_channels")
+        settings = _settings(model, options, "size", "mean", "std", *names)
+        resize = settings["resize"] or settings["size"]
+        found = cls(**(settings if "resize" in options else {**settings, "resize": None}))
+        found.resize = resize  # below the size in a few processors, which then pad with black
+        return found
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         """Return the batch of `items`."""
-        x = torch.stack([self._fit(image) for image in self._read(items)]).div_(255).sub_(self.mean).div_(self.std)
+        x = self._normalized(torch.stack([self._fit(image) for image in self._read(items)]))
         return {"pixel_values": x, **index_and_labels(items, self.label_column)}
 
-    def _fit(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 size size"]:
-        size, sides = self.size, image.shape[1:]
-        if sides == (size, size):
-            return image.float()
-        target = [self.resize if side == min(sides) else int(self.resize * side / min(sides)) for side in sides]
-        image = F.interpolate(image[None], size=target, mode=self.interpolation, antialias=True)[0]
-        top, left = (round((side - size) / 2) for side in target)
-        return image[:, top : top + size, left : left + size].float()
+    def _fit(self, image: Shaped[Tensor, "channels height width"]) -> Float[Tensor, "channels size size"]:
+        size, whole = self.size, not image.is_floating_point()
+        image = _resized(image, self._target(*image.shape[1:]), self.interpolation, self.resizer)
+        image = image.float().div_(255) if whole else image
+        missing = [max(size - side, 0) for side in image.shape[1:]]
+        if any(missing):
+            top, left = missing[0] // 2, missing[1] // 2
+            fill = (self.mean * 255).round() / 255 if self.resize_mode == "longest" else torch.zeros_like(self.mean)
+            padded = fill.expand(-1, *(max(size, side) for side in image.shape[1:])).clone()
+            padded[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+            image = padded
+        rounded = int if self.crop_rounding == "down" else round
+        top, left = (rounded((side - size) / 2) for side in image.shape[1:])
+        return image[:, top : top + size, left : left + size]
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize_mode == "exact":
+            return self.resize, self.resize
+        if self.resize_mode == "longest":
+            ratio = max(height, width) / self.resize
+            return max(round(height / ratio), 1), max(round(width / ratio), 1)
+        short = min(height, width)
+        high, wide = (self.resize if side == short else int(self.resize * side / short) for side in (height, width))
+        return high, wide
+
+
+def _resized(
+    image: Shaped[Tensor, "channels height width"], target: tuple[int, int], interpolation: str, resizer: str
+) -> Shaped[Tensor, "channels {target[0]} {target[1]}"]:
+    """Return the image of its type: uint8, or float in [0, 1]."""
+    if image.shape[1:] == target:
+        return image
+    if resizer == "pil" or interpolation in _NOT_TORCHS:  # band by band: PIL has no images of any number of them
+        bands = [Image.fromarray(band).resize(target[::-1], _PIL[interpolation]) for band in image.numpy()]
+        image = torch.from_numpy(np.stack([np.asarray(band) for band in bands]))
+    elif interpolation == "nearest":
+        image = F.interpolate(image[None], size=target, mode="nearest-exact")[0]
+    else:
+        image = F.interpolate(image[None], size=target, mode=interpolation, antialias=True)[0]
+    return image.clamp_(0, 1) if image.is_floating_point() else image

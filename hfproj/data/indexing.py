@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from hfproj.errors import UsageError
+from hfproj.functional.labels import class_number, described
 from hfproj.typing import Data
 
 _UNREADABLE = (OSError, SyntaxError)  # what Pillow raises for missing, truncated and broken files (PNG: SyntaxError)
@@ -46,28 +47,34 @@ def as_item(value: Any) -> dict[str, Any]:
 
 
 def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[str, Int[Tensor, " batch"]]:
-    """Return ``index`` and, but for `label_column` None, ``labels`` of a batch, int64, each if all items have it.
+    """Return ``index``, if all items have it, and, but for `label_column` None, ``labels``, if one has; both int64.
+
+    An item without a label (no such entry, None or NaN) has the label −1.
 
     Raises:
-        UsageError: If a label is no integer.
+        UsageError: If a label is a score, a name, or anything else that is no whole number.
 
     Example:
-        >>> index_and_labels([{"index": 7, "label": 2}], "label")
-        {'index': tensor([7]), 'labels': tensor([2])}
+        >>> index_and_labels([{"index": 7, "label": 2}, {"index": 8, "label": None}], "label")
+        {'index': tensor([7, 8]), 'labels': tensor([ 2, -1])}
     """
     found = {}
-    for name, column in (("index", "index"), ("labels", label_column)):
-        if column is None or not all(column in item for item in items):
-            continue
-        values = [item[column] for item in items]
+    if all("index" in item for item in items):
         try:
-            found[name] = torch.tensor([operator.index(value) for value in values], dtype=torch.int64)
-        except TypeError:
-            other = next((value for value in values if not hasattr(value, "__index__")), values[0])
-            raise UsageError(
-                f"Column {column!r} must hold class numbers, got {type(other).__name__} {other!r}. Encode it "
-                "(dataset.class_encode_column), name another label_column, or set label_column=None."
-            ) from None
+            found["index"] = torch.tensor([operator.index(item["index"]) for item in items], dtype=torch.int64)
+        except TypeError as error:
+            raise UsageError(f"Column 'index' must hold positions, which are whole numbers: {error}.") from None
+    if label_column is not None and any(label_column in item for item in items):
+        numbers = []
+        for value in (item.get(label_column) for item in items):
+            try:
+                numbers.append(class_number(value))
+            except TypeError:
+                raise UsageError(
+                    f"Column {label_column!r} must hold class numbers, {described(value)}, name another "
+                    "label_column, or set label_column=None."
+                ) from None
+        found["labels"] = torch.tensor(numbers, dtype=torch.int64)
     return found
 
 

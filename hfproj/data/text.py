@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hfproj.backbones import source_of
+from hfproj.backbones.loading import files_of
 from hfproj.data.indexing import index_and_labels
 from hfproj.errors import UsageError
 
@@ -106,11 +106,11 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
         UsageError: If it is not known where these files are, or they have no tokenizer.
     """
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    source = source_of(backbone)
+    source = files_of(backbone)
     hint = "pass one: hfproj.TextViews(tokenizer, …)"
     if source is None:
         raise UsageError(f"The origin of {type(backbone).__name__} is unknown, and with it its tokenizer; {hint}.")
     try:
-        return AutoTokenizer.from_pretrained(source["id"])
+        return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UsageError(f"{source['id']} has no tokenizer that transformers can load ({error}); {hint}.") from error
+        raise UsageError(f"{source} has no tokenizer that transformers can load ({error}); {hint}.") from error

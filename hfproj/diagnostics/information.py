@@ -132,7 +132,8 @@ def information_bounds(
 
 def entropy(rows: RowFactor, alpha: float) -> float:
     """Return S_α of unit rows."""
-    values = rows.singular_values(center=False).square() / rows.size
+    sigma = rows.resolved(center=False) if alpha < 1 else rows.singular_values(center=False)  # orders below 1 raise it
+    values = sigma.square() / rows.size
     zeros = 1 - float(values.sum())  # the fraction of rows without a direction
     if zeros > 0.5 / rows.size:
         values = torch.cat([values, values.new_tensor([zeros])])

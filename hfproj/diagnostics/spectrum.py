@@ -15,7 +15,9 @@ References:
 Deviations:
     Ranks come from a float64 Gram matrix where its rounding moves them by less than 1e-10, else from triangular factors
     (`hfproj.diagnostics._factors`); the spectra always from the latter. Singular values up to 16·2.2e-16·‖f‖_F (f
-    before centring) are rounding and count as 0, so that constant features have rank 0 when centred.
+    before centring) are rounding and count as 0, so that constant features have rank 0 when centred. Of features in
+    float32 or narrower, ranks, condition numbers and the fit of α leave out what may be their rounding, too, and
+    features that are constant but for it count as constant (`hfproj.diagnostics._factors`).
     Some ports of RankMe use ε = 1e-5: it reads several percent too high. Google's adds 1e-12 to every λ of NESum and to
     σ_max. Chaudhry's code has the clamped condition number only, which says nothing but λ_max·1e7 once the rank is
     below dim. R² is that of the weighted fit over the fitted ranks, in [0, 1]; the ports report it unweighted, one of
@@ -29,8 +31,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._factors import entropy_singular_values, gram_spectrum, singular_values_of
-from hfproj.errors import UsageError, check_choice
+from hfproj.diagnostics._factors import (
+    entropy_singular_values,
+    eps_of,
+    gram_spectrum,
+    rounding_of,
+    row_factor,
+    singular_values_of,
+)
+from hfproj.errors import NotMeasurableError, UsageError, check_choice
 from hfproj.typing import Features, OneOf
 
 FIT_RANGE = (6, 100)
@@ -188,8 +197,8 @@ def participation_ratio(f: Features, *, center: bool = True) -> float:
 def numerical_rank(f: Features, *, tol: float = 1e-8, center: bool = False) -> int:
     """Return the number of singular values above tol·σ_1, from 0 (all zero) to min(rows, dim).
 
-    `center` subtracts the mean row; `tol` is in [0, 1). The numbers inside are float64; features that a model computed
-    in float32 carry rounding of about 1e-7 of their size in every direction, so that they need tol = 1e-6 or more.
+    `center` subtracts the mean row; `tol` is in [0, 1). Singular values that may be the rounding of the dtype of `f` do
+    not count, whatever `tol` is: of float32 those up to 16·1.2e-7·‖f‖_F.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or tol lies outside [0, 1).
@@ -198,7 +207,7 @@ def numerical_rank(f: Features, *, tol: float = 1e-8, center: bool = False) -> i
         >>> numerical_rank(torch.diag(torch.tensor([1.0, 1e-3, 1e-9])))
         2
     """
-    return count_above(singular_values_of(f, center=center), tol)
+    return count_above(row_factor(f).resolved(center=center), tol)
 
 
 @torch.no_grad()
@@ -214,7 +223,7 @@ def pseudo_condition_number(f: Features) -> float:
         >>> round(pseudo_condition_number(torch.diag(torch.tensor([4.0, 2.0, 1.0]))), 6)
         0.25
     """
-    return smallest_over_largest(singular_values_of(f, center=False))
+    return smallest_over_largest(row_factor(f).resolved(center=False))
 
 
 @torch.no_grad()
@@ -225,7 +234,8 @@ def covariance_condition_number(
 
     `center` and `normalize` are those of `singular_values`. An eigenvalue belongs to the support if its root is above
     `tol` times the largest root; `clamped` raises smaller eigenvalues to `floor` (1e-7: the code of Chaudhry 2026).
-    Constant features give infinity on any support, rank 0 and 0 when clamped.
+    Constant features give infinity on any support, rank 0 and 0 when clamped. Eigenvalues that may be the rounding of
+    the dtype of `f` are 0, as in `numerical_rank`: behind a final LayerNorm `full` is infinite.
 
     Raises:
         UsageError: If `f` has fewer than two rows, or rows that are not finite, or tol lies outside [0, 1).
@@ -235,7 +245,7 @@ def covariance_condition_number(
         >>> round(covariance_condition_number(f, normalize=False).full, 6)  # variances 2/3 and 1/6
         4.0
     """
-    sigma = singular_values_of(f, center=center, normalize=normalize)
+    sigma = row_factor(f, normalize=normalize).resolved(center=center)
     return condition_number(sigma, len(f), f.shape[1], tol=tol, floor=floor)
 
 
@@ -256,7 +266,7 @@ def alpha_req(f: Features, *, fit_range: tuple[int, int] = FIT_RANGE) -> Decay:
         >>> round(alpha_req(f).alpha, 6)
         1.5
     """
-    return fit_power_law(singular_values_of(f, center=True), fit_range)
+    return fit_power_law(row_factor(f).resolved(center=True), fit_range, eps_of(f))
 
 
 def eigenvalues(sigma: Tensor, rows: int, dim: int) -> Tensor:
@@ -308,7 +318,7 @@ def condition_number(sigma: Tensor, rows: int, dim: int, *, tol: float, floor: f
     return ConditionNumber(full, ratio[rank - 1] ** -2, rank, largest / max(smallest**2 * largest, floor))
 
 
-def fit_power_law(sigma: Tensor, fit_range: tuple[int, int]) -> Decay:
+def fit_power_law(sigma: Tensor, fit_range: tuple[int, int], eps: float) -> Decay:
     """Return the fit to the squares of singular values, sorted descending."""
     first, last = fit_range
     if not 1 <= first < last:
@@ -317,7 +327,8 @@ def fit_power_law(sigma: Tensor, fit_range: tuple[int, int]) -> Decay:
     last_used = min(last, available)
     if last_used - first + 1 < _FEWEST:
         needs = f"at least {_FEWEST} eigenvalues of ranks {first} to {last} for the fit of α"
-        raise UsageError(f"Expected {needs}, got only {available} above rounding; lower fit_range or take more rows.")
+        found = f"got only {available} above rounding; lower fit_range or take more rows"
+        raise NotMeasurableError(f"Expected {needs}, {found}.")
     ranks = torch.arange(first, last_used + 1, dtype=sigma.dtype, device=sigma.device)
     x, weights = ranks.log(), 1 / ranks
     weights = weights / weights.sum()
@@ -325,5 +336,7 @@ def fit_power_law(sigma: Tensor, fit_range: tuple[int, int]) -> Decay:
     x, y = x - (weights * x).sum(), y - (weights * y).sum()
     slope = (weights * x * y).sum() / (weights * x * x).sum()
     residual, variance = (weights * (y - slope * x).square()).sum(), (weights * y.square()).sum()
-    exact = residual.sqrt() < 1e-12  # of a flat spectrum both are rounding
+    exact = residual.sqrt() < max(
+        1e-12, rounding_of(eps) if eps > 1e-9 else 0.0
+    )  # of a flat spectrum both are rounding
     return Decay(-slope.item(), 1.0 if exact else (1 - residual / variance).item())

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj.diagnostics import spectrum as read
-from hfproj.diagnostics._factors import RowFactor, Stream, factor_of, global_rows
+from hfproj.diagnostics._factors import EPS, RowFactor, Stream, eps_of, factor_of, global_rows
 from hfproj.diagnostics.covariance import correlation, mean_offdiagonal, offdiagonal, offdiagonal_fraction
 from hfproj.diagnostics.information import entropy
 from hfproj.diagnostics.spectrum import FIT_RANGE, ConditionNumber, Decay
@@ -57,6 +57,7 @@ class SpectrumState(Stream):
         self.normalize = normalize
         self._rows: RowFactor | None = None
         self._pending: list[Tensor] = []
+        self._eps = EPS  # of the widest rounding among the rows that are pending
 
     @property
     def count(self) -> int:
@@ -88,6 +89,7 @@ class SpectrumState(Stream):
         if bad := describe_bad_rows(f, start=self.count, stream=" of the stream"):
             self._refuse(bad)
             return self
+        self._eps = max(self._eps, eps_of(f))
         for block in blocks(f.detach(), normalize=self.normalize, rows=2 * dim):
             if len(block):
                 self._pending.append(block)
@@ -133,7 +135,7 @@ class SpectrumState(Stream):
         return new
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state as tensors: count, normalize, origin, offset and factor (mean = origin + offset).
+        """Return the state as tensors: count, normalize, eps, origin, offset and factor (mean = origin + offset).
 
         Raises:
             UsageError: If rows were refused.
@@ -142,6 +144,7 @@ class SpectrumState(Stream):
         rows = self._flush()
         empty = torch.empty(0, 0, dtype=torch.float64)
         tensors = {name: getattr(rows, name) if rows else empty for name in _TENSORS}
+        tensors["eps"] = torch.tensor(rows.eps if rows else EPS, dtype=torch.float64)
         return {"count": torch.tensor(self.count), "normalize": torch.tensor(self.normalize), **tensors}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -150,12 +153,14 @@ class SpectrumState(Stream):
         Raises:
             UsageError: If the entries are others, or `normalize` is not that of this state.
         """
-        if set(state) != {"count", "normalize", *_TENSORS}:
+        if set(state) - {"eps"} != {"count", "normalize", *_TENSORS}:  # eps is not in older states
             raise UsageError(f"Expected what SpectrumState.state_dict returned, got the entries {sorted(state)}.")
         if bool(state["normalize"]) != self.normalize:
             raise UsageError(f"The saved state has normalize={bool(state['normalize'])}, this one {self.normalize}.")
         count = int(state["count"])
-        self._rows = RowFactor(count, *(state[name].clone() for name in _TENSORS)) if count else None
+        eps = float(state.get("eps", EPS))
+        origin, offset, factor = (state[name].clone() for name in _TENSORS)
+        self._rows = RowFactor(count, origin, offset, factor, eps) if count else None
         self._pending, self._refused = [], ""
 
     def mean(self) -> Float[Tensor, " dim"]:
@@ -201,22 +206,23 @@ class SpectrumState(Stream):
 
     def numerical_rank(self, *, tol: float = 1e-8, center: bool = False) -> int:
         """Return `numerical_rank`: 0 to min(rows, dim)."""
-        return read.count_above(self._read().singular_values(center=center), tol)
+        return read.count_above(self._read().resolved(center=center), tol)
 
     def alpha_req(self, *, fit_range: tuple[int, int] = FIT_RANGE) -> Decay:
         """Return `alpha_req`: the exponent α, from 0, and R², in [0, 1]."""
-        return read.fit_power_law(self._read().singular_values(center=True), fit_range)
+        rows = self._read()
+        return read.fit_power_law(rows.resolved(center=True), fit_range, rows.eps)
 
     def pseudo_condition_number(self) -> float:
         """Return `pseudo_condition_number`: 0 (rank deficient) to 1 (all singular values equal)."""
-        return read.smallest_over_largest(self._read().singular_values(center=False))
+        return read.smallest_over_largest(self._read().resolved(center=False))
 
     def covariance_condition_number(
         self, *, center: bool = True, tol: float = 1e-8, floor: float = 1e-7
     ) -> ConditionNumber:
         """Return `covariance_condition_number`: ratios of eigenvalues, from 1, and the rank of the support."""
         rows = self._read()
-        sigma = rows.singular_values(center=center)
+        sigma = rows.resolved(center=center)
         return read.condition_number(sigma, rows.size, len(rows.mean), tol=tol, floor=floor)
 
     def covariance_offdiag_energy(self) -> float:
@@ -239,7 +245,7 @@ class SpectrumState(Stream):
     def representation_std(self) -> float:
         """Return `representation_std`: 0 (collapsed) to about 1/√dim; needs `normalize`."""
         rows = self._unit("representation_std")
-        return mean_deviation(rows.factor.square().sum(0), rows.mean, rows.size)
+        return mean_deviation(rows.factor.square().sum(0), rows.mean, rows.size, rows.eps)
 
     def wasserstein_uniformity(self) -> float:
         """Return `wasserstein_uniformity`: 0 (uniform) to √2 (a point); needs `normalize`."""
@@ -257,10 +263,11 @@ class SpectrumState(Stream):
     @torch.no_grad()
     def _flush(self) -> RowFactor | None:
         if self._pending:
-            part = factor_of(torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0])
+            block = torch.cat(self._pending) if len(self._pending) > 1 else self._pending[0]
+            part = factor_of(block, self._eps)
             # A state that was loaded goes to where the features are.
             rows = self._rows.to(part.factor.device).merge(part) if self._rows else part.reduced()
-            self._rows, self._pending = rows, []
+            self._rows, self._pending, self._eps = rows, [], EPS
         return self._rows
 
     def _read(self) -> RowFactor:

@@ -22,7 +22,16 @@ import math
 import torch
 from torch import Tensor
 
-from hfproj.diagnostics._factors import RESOLUTION, RowFactor, centre_of, minus, row_factor
+from hfproj.diagnostics._factors import (
+    RESOLUTION,
+    RowFactor,
+    centre_of,
+    constant_columns,
+    eps_of,
+    minus,
+    noise,
+    row_factor,
+)
 from hfproj.diagnostics.spectrum import count_above
 from hfproj.errors import UsageError
 from hfproj.functional.distributions import uniformity as pairwise_uniformity
@@ -50,7 +59,7 @@ def representation_std(f: Features) -> float:
     origin, offset = centre_of(f, normalize=True)
     deviations = (minus(block, (origin, offset)) for block in blocks(f, normalize=True))
     squares = torch.stack([deviation.square().sum(0) for deviation in deviations]).sum(0)
-    return mean_deviation(squares, origin + offset, len(f))
+    return mean_deviation(squares, origin + offset, len(f), eps_of(f))
 
 
 @torch.no_grad()
@@ -130,7 +139,7 @@ def coherence(f: Features, *, tol: float = 1e-8) -> float:
     """
     rows = row_factor(f)
     _, sigma, vh = torch.linalg.svd(rows.rows(center=False), full_matrices=False)
-    sigma = sigma.masked_fill(sigma <= RESOLUTION * rows.norm(), 0.0)
+    sigma = sigma.masked_fill(sigma <= max(RESOLUTION, noise(rows.eps, *f.shape)) * rows.norm(), 0.0)
     rank = count_above(sigma, tol)
     if rank == 0:
         return 0.0
@@ -139,9 +148,9 @@ def coherence(f: Features, *, tol: float = 1e-8) -> float:
     return leverage * f.shape[0] / f.shape[1]
 
 
-def mean_deviation(squares: Tensor, mean: Tensor, count: int) -> float:
+def mean_deviation(squares: Tensor, mean: Tensor, count: int, eps: float) -> float:
     """Return the mean of √(squares/(count − 1)), columns whose squared deviations `squares` are rounding being 0."""
-    constant = squares <= RESOLUTION**2 * (squares + count * mean.square())
+    constant = constant_columns(squares, mean, count, eps)
     return (squares.masked_fill(constant, 0.0) / (count - 1)).sqrt().mean().item()
 
 

@@ -29,9 +29,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.diagnostics._factors import RESOLUTION, RowFactor, Stream, factor_of, frobenius, global_rows, reduce_rows
+from hfproj.diagnostics._factors import (
+    EPS,
+    RESOLUTION,
+    RowFactor,
+    Stream,
+    eps_of,
+    factor_of,
+    frobenius,
+    global_rows,
+    noise,
+    reduce_rows,
+)
 from hfproj.diagnostics.spectrum import exp_entropy
-from hfproj.errors import UsageError, check_type
+from hfproj.errors import NotMeasurableError, UsageError, check_type
 from hfproj.functional.feature_rows import check_features, check_shape, describe_bad_rows, double_rows
 from hfproj.typing import Views
 
@@ -101,7 +112,8 @@ def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> floa
     check_type("features", f, Tensor, "stack them: torch.stack(…)")
     if f.ndim != 3 or f.shape[0] < 2 or f.shape[1] < 2:
         needs = "at least two objects of at least two views, [objects, views, dim]"
-        raise UsageError(f"Expected {needs}, got shape {list(f.shape)}.")
+        error = NotMeasurableError if f.ndim == 3 else UsageError
+        raise error(f"Expected {needs}, got shape {list(f.shape)}.")
     check_features(f.flatten(0, 1), what="features (rows numbered object · views + view)")
     found = _scatters_of(f)
     found.warn_of_counts(ridge, stacklevel=4)
@@ -131,8 +143,8 @@ def _check_exponent(alpha: float) -> None:
 def _check_view_shape(z: Tensor) -> None:
     check_type("views", z, Tensor, "stack them: torch.stack([z_a, z_b])")
     if z.ndim != 3 or z.shape[0] < 2:
-        wanted = "at least two views [views, batch, dim] for positive pairs"
-        raise UsageError(f"Expected {wanted}, got shape {list(z.shape)}.")
+        error = NotMeasurableError if z.ndim == 3 and z.shape[0] else UsageError
+        raise error(f"Expected at least two views [views, batch, dim] for positive pairs, got shape {list(z.shape)}.")
 
 
 def check_views(z: Tensor) -> None:
@@ -173,13 +185,15 @@ class _Scatters(NamedTuple):
         objects, dim = self.means.size, self.within.shape[1]
         _, sigma, vh = torch.linalg.svd(self.within, full_matrices=True)
         sigma = torch.cat([sigma, sigma.new_zeros(dim - len(sigma))])
-        sigma = sigma.masked_fill(sigma <= RESOLUTION * frobenius(self.within), 0.0)
+        # Differences within objects have the rounding of the features themselves.
+        rounding = noise(self.means.eps, objects * (self.views - 1), dim) * self.means.norm() * math.sqrt(self.views)
+        sigma = sigma.masked_fill(sigma <= max(RESOLUTION * frobenius(self.within), rounding), 0.0)
         variance = sigma.square() / (objects * (self.views - 1)) + ridge
         if not ridge >= 0 or not (variance > 0).all():
             wanted = "a positive ridge, since the scatter within objects is singular here"
             raise UsageError(f"Expected {wanted}, got {ridge}.")
         between = self.means.factor
-        if frobenius(between) <= RESOLUTION * self.means.norm():
+        if self.means.constant or frobenius(between) <= RESOLUTION * self.means.norm():
             return 0.0
         values = torch.linalg.svdvals(between @ vh.T / variance.sqrt())[: min(objects, dim)].square() / (objects - 1)
         values = torch.cat([values, values.new_zeros(dim - len(values))])
@@ -215,7 +229,8 @@ def _block_scatters(part: Tensor) -> _Scatters:
         math.sqrt(k / (k + 1)) * (block[:, k] - block[:, :k].mean(1) if k > 1 else block[:, 1] - block[:, 0])
         for k in range(1, block.shape[1])
     ]
-    return _Scatters(factor_of(block.mean(1)).reduced(), reduce_rows(torch.cat(contrasts)), block.shape[1])
+    means = factor_of(block.mean(1), eps_of(part)).reduced()
+    return _Scatters(means, reduce_rows(torch.cat(contrasts)), block.shape[1])
 
 
 class ViewState(Stream):
@@ -313,12 +328,16 @@ class ViewState(Stream):
         """
         self._check_refused()
         parts, own = [torch.empty(0, 0, dtype=torch.float64)] * 4, self._scatters
+        eps = own.means.eps if own else EPS
         if own:
             parts = [own.means.origin, own.means.offset, own.means.factor, own.within]
         return {
-            "count": torch.tensor(self.count), "views": torch.tensor(own.views if own else 0),
-            "sums": torch.tensor([self.alpha, *self._sums.tolist()], dtype=torch.float64), **dict(zip(_TENSORS, parts)),
-        }  # fmt: skip
+            "count": torch.tensor(self.count),
+            "views": torch.tensor(own.views if own else 0),
+            "sums": torch.tensor([self.alpha, *self._sums.tolist()], dtype=torch.float64),
+            "eps": torch.tensor(eps, dtype=torch.float64),
+            **dict(zip(_TENSORS, parts)),
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Become what `state_dict` returned.
@@ -326,14 +345,14 @@ class ViewState(Stream):
         Raises:
             UsageError: If the entries are others, or the exponent is not that of this state.
         """
-        if set(state) != {"count", "views", "sums", *_TENSORS}:
+        if set(state) - {"eps"} != {"count", "views", "sums", *_TENSORS}:  # eps is not in older states
             raise UsageError(f"Expected what ViewState.state_dict returned, got the entries {sorted(state)}.")
         if (alpha := float(state["sums"][0])) != self.alpha:
             raise UsageError(f"The saved state has alpha={alpha}, this one {self.alpha}.")
         count = int(state["count"])
         origin, offset, factor, within = (state[name].clone() for name in _TENSORS)
         self._sums, self._refused = state["sums"][1:].cpu(), ""
-        means = RowFactor(count, origin, offset, factor)
+        means = RowFactor(count, origin, offset, factor, float(state.get("eps", EPS)))
         self._scatters = _Scatters(means, within, int(state["views"])) if count else None
 
     def positive_cosine(self) -> float:

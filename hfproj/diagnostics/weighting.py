@@ -17,15 +17,14 @@ Deviations:
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.diagnostics._factors import RESOLUTION, minus
-from hfproj.diagnostics.spectrum import exp_entropy, singular_values
+from hfproj.diagnostics._factors import EPS, RESOLUTION, eps_of, minus, rounding_of, row_factor
+from hfproj.diagnostics.spectrum import exp_entropy
 from hfproj.errors import UsageError, check_type
 from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.typing import Features
@@ -62,11 +61,13 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
     check_features(phi, what="known features phi")
     if len(f) != len(phi):
         raise UsageError(f"f and phi must hold the same rows, got {len(f)} rows of f and {len(phi)} of phi.")
+    eps = eps_of(phi)
     f, phi = double_rows(f), double_rows(phi)
     norm = torch.linalg.vector_norm(phi, dim=0)
     f, phi = (minus(x, (x.mean(0), (x - x.mean(0)).mean(0))) for x in (f, phi))
     deviation = torch.linalg.vector_norm(phi, dim=0)
-    if constant := (deviation <= RESOLUTION * norm).nonzero().flatten().tolist():
+    rounding = RESOLUTION if eps <= EPS else rounding_of(eps) / 2
+    if constant := (deviation <= rounding * norm).nonzero().flatten().tolist():
         raise UsageError(f"Expected known features that vary; constant: columns {', '.join(map(str, constant))}.")
     return torch.linalg.vector_norm(f.T @ (phi / deviation), dim=0) / math.sqrt(len(f))
 
@@ -117,5 +118,6 @@ def layer_inequality(
     check_type("layers", layers, Mapping, "give each layer's features a name")
     for name, f in layers.items():
         check_features(f, what=f"features of {name}")
-    weigh = partial(singular_values, center=True) if phi is None else partial(feature_weights, phi=phi)
-    return {name: weight_inequality(weigh(f)) for name, f in layers.items()}
+    if phi is None:
+        return {name: weight_inequality(row_factor(f).resolved(center=True)) for name, f in layers.items()}
+    return {name: weight_inequality(feature_weights(f, phi)) for name, f in layers.items()}

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from hfproj.backbones import (  # isort: skip
     EMBEDDED, FeatureBackbone, ReadPoint, bare_tensors, fit_image_size, image_preprocessing, library_of, pool,
+    without_left_padding, without_masking,
 )  # fmt: skip
+from hfproj.backbones.preprocessing import channels_of, preprocessor_config
 from hfproj.errors import UsageError
 from hfproj.files import installed_versions, portable
 from hfproj.tuner import ProjectionHeadConfig
@@ -219,14 +221,19 @@ class _Images(_Network):
         self.options: dict[str, Any] = {"interpolate_pos_encoding": True} if fit_image_size(backbone, size) else {}
 
     def forward(self, pixel_values: Tensor) -> Batch:
-        return self._read(pixel_values, **self.options)
+        options = self.options
+        if self.point.reading > 1:  # this is a copy: it may stay as it is set for reading
+            options = without_masking(self.backbone, pixel_values, options, [])
+        return self._read(pixel_values, **options)
 
 
 class _Texts(_Network):
     """input_ids, attention_mask → h, z."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Batch:
-        return self._read(input_ids=input_ids, attention_mask=attention_mask, mask=attention_mask)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        given = without_left_padding(given) if self.point.reading > 1 else given
+        return self._read(**given, mask=given["attention_mask"])
 
 
 class _Plain(_Network):
@@ -287,6 +294,7 @@ def _of_model(found: Attached, example: Tensor | None) -> Traceable:
     known = known_preprocessing(found.model, found.name)
     if known is not None:
         about |= {"image_mean": json.dumps(known.mean), "image_std": json.dumps(known.std)}
+        about["image_processor"] = json.dumps(preprocessor_config(known.at(size[1])))
     batches = _rows_of(example, "pixel_values")
     return Traceable(_Images(*parts, size), batches, {"pixel_values": ("batch",)}, ("h", "z"), about)
 
@@ -300,10 +308,7 @@ def _images(found: Attached) -> Tensor:
     except UsageError as error:
         hint = "pass images of the size that the graph is to take as example=…"
         raise UsageError(f"The image size of {type(found.backbone).__name__} is unknown; {hint}.") from error
-    channels = getattr(getattr(found.backbone, "config", None), "num_channels", None)
-    if channels is None:
-        channels = next((m.in_channels for m in found.backbone.modules() if isinstance(m, nn.Conv2d)), 3)
-    return torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(3, channels_of(found.backbone), size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _rows_of(example: Tensor, name: str) -> Callable[[int], Batch]:

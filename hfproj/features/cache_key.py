@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from hfproj.data.indexing import IndexedDataset
+from hfproj.data.pixels import upright
 from hfproj.errors import UsageError
 
 SAMPLE = 256  # items whose content stands for a data set without a fingerprint
@@ -258,6 +259,7 @@ def _update(content: Any, value: Any) -> None:
         for part in value:
             _update(content, part)
     elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # a PIL image
+        value = upright(value)
         colours = value.convert("RGBA") if value.mode == "P" else value  # the bytes of mode "P" lack its palette
         content.update(f"image {value.mode} {value.size}\n".encode() + colours.tobytes())
     else:

@@ -22,6 +22,7 @@ from hfproj.errors import UsageError, check_type
 from hfproj.features import cache_key
 from hfproj.features.reader import Reader, view_batches
 from hfproj.features.store import FeatureStore
+from hfproj.functional.labels import labels_as_given
 from hfproj.typing import Data, OneOf, Pooling
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -38,7 +39,7 @@ class Features:
     Attributes:
         h: Representations.
         z: Projections; None for a model without an active head.
-        labels: What the collator gave as "labels", or None.
+        labels: What the collator gave as "labels": class numbers, −1 for none; scores as they are. Or None.
         index: What the collator gave as "index", or the position in the data set.
         layers: Name of each intermediate layer asked for → what it gave, pooled like h.
         tokens: The sequence that h is pooled from, if asked for: with class token and registers, the positions of a
@@ -52,7 +53,7 @@ class Features:
 
     h: Float[Tensor, "rows dim"]
     z: Float[Tensor, "rows out_dim"] | None
-    labels: Int[Tensor, " rows"] | None
+    labels: Int[Tensor, " rows"] | Float[Tensor, " rows"] | None
     index: Int[Tensor, " rows"]
     layers: dict[str, Float[Tensor, "rows _"]] = field(default_factory=dict)
     tokens: Float[Tensor, "rows tokens token_dim"] | None = None
@@ -175,9 +176,10 @@ class Source:
             found = {"h": torch.stack([self.reader(view)["h"] for view in view_batches(batch)], 1)}
         else:
             found = self.reader(batch)
-        for key in ("labels", "index"):
-            if batch.get(key) is not None:
-                found[key] = torch.as_tensor(batch[key]).cpu().long()
+        if batch.get("labels") is not None:
+            found["labels"] = labels_as_given(batch["labels"])
+        if batch.get("index") is not None:
+            found["index"] = torch.as_tensor(batch["index"]).cpu().long()
         found.setdefault("index", torch.tensor(rows))
         for key, tensor in found.items():
             if len(tensor) != len(rows):

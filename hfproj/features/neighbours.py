@@ -25,7 +25,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.functional.feature_rows import check_features, exact_unit_rows
 from hfproj.functional.rows import full_precision
 from hfproj.typing import Features
@@ -159,7 +159,7 @@ class NeighbourBank:
         """Yield the same of each row that this process holds and its nearest others; raises as `search_within`."""
         check_k(k)
         if self.rows < 2:
-            raise UsageError("Leaving one out needs a bank of at least 2 rows, got 1.")
+            raise NotMeasurableError("Leaving one out needs a bank of at least 2 rows, got 1.")
         rounds = self._rounds(self._bank, k + 1, sharded=self.sharded)
         return ((start, _others(found, self.start + start)) for start, found in rounds)
 

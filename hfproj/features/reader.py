@@ -9,7 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfproj.backbones import ReadPoint, blocks_of, fit_image_size, pool, resolve_read_point
+from hfproj.backbones import (
+    READING,
+    FeatureBackbone,
+    ReadPoint,
+    blocks_of,
+    channels_last,
+    fit_image_size,
+    mask_of,
+    pool,
+    pooling_of_tokens,
+    resolve_read_point,
+    without_left_padding,
+    without_masking,
+)
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.modes import evaluating
 from hfproj.tuner.layer import CHILD, ProjectionLayer
@@ -46,7 +59,8 @@ class Reader:
         # A pooler gives one vector and no tokens, and only of the end: what lies before it is pooled by the default.
         by_pooler = self._point.pooling == "pooler"
         self._pooling = None if by_pooler else self._point.pooling
-        self._token_point = resolve_read_point(self.backbone, in_dim=1) if by_pooler else self._point
+        tokens_by = pooling_of_tokens(self.backbone) if by_pooler and tokens else None
+        self._token_point = self._resolve(tokens_by, -1) if tokens_by else self._point
         if isinstance(layers, str):
             if layers != "all":
                 raise UsageError(f"Expected layers='all' or a list, got {layers!r}; do you mean layers=[{layers!r}]?")
@@ -55,16 +69,20 @@ class Reader:
         self._captured: dict[tuple[str, str], Any] = {}
         self._entered = ExitStack()
 
+    def _resolve(self, pooling: Pooling | None, layer: int) -> ReadPoint:
+        reading = READING if isinstance(self.backbone, FeatureBackbone) else self._point.reading
+        return resolve_read_point(self.backbone, pooling=pooling, layer=layer, in_dim=1, reading=reading)
+
     def _layer(self, layer: int | str) -> tuple[str, ReadPoint]:
         if isinstance(layer, bool) or not isinstance(layer, int | str):
             raise UsageError(f"Expected a layer as the index of a block or the name of a submodule, got {layer!r}.")
         if isinstance(layer, int):
-            point = resolve_read_point(self.backbone, pooling=self._pooling, layer=layer, in_dim=1)
+            point = self._resolve(self._pooling, layer) if layer != -1 else self._point
             return FINAL if layer == -1 else str(point.module), point
         names = [name for name, _ in self.backbone.named_modules() if name and name.split(".")[0] != CHILD]
         if layer not in names:
             raise unknown("layer", layer, [name for name in names if name.count(".") < 3])
-        point = resolve_read_point(self.backbone, pooling=self._pooling, in_dim=1)
+        point = self._resolve(self._pooling or pooling_of_tokens(self.backbone), -1)
         return layer, dataclasses.replace(point, module=layer, side="output")
 
     @property
@@ -76,6 +94,7 @@ class Reader:
         return {
             "pooling": self._point.pooling, "module": self._point.module, "side": self._point.side,
             "layers": {name: [point.module, point.side, point.pooling] for name, point in self.layers.items()},
+            **({"reading": self._point.reading} if self._point.text and self._point.reading > 1 else {}),
             "tokens": self.tokens, "dtype": str(self.dtype).removeprefix("torch."),
             "autocast": None if mixed is None else str(mixed).removeprefix("torch."),
         }  # fmt: skip
@@ -88,6 +107,10 @@ class Reader:
             hook = module.register_forward_pre_hook(keep) if before else module.register_forward_hook(keep)
             self._entered.callback(hook.remove)
         self._entered.callback(self._captured.clear)
+        head: Any = getattr(self.backbone, CHILD, None)
+        if isinstance(head, ProjectionLayer) and (self.layers or self.tokens):
+            self._entered.callback(setattr, head, "whole", head.whole)
+            head.whole = True  # blocks after the one that the head reads are read here
         self._entered.enter_context(evaluating(self.model))
         return self
 
@@ -101,29 +124,41 @@ class Reader:
         """Return h, z?, ``layers.<name>`` and tokens? of a batch, on the CPU."""
         mixed = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
         self._captured.clear()
+        undo: list[Any] = []
+        batch, options = self._prepared(batch, undo)
         with torch.inference_mode(), mixed:
-            output = run(self.model, batch, self.device, **self._options(batch))
-            mask = batch["inputs"].get("attention_mask") if "inputs" in batch else None
-            mask = None if mask is None else mask.to(self.device)
+            try:
+                output = run(self.model, batch, self.device, **options)
+            finally:
+                for restore in undo:
+                    restore()
+            inputs = {n: v.to(self.device) for n, v in batch.get("inputs", {}).items() if n.endswith("attention_mask")}
             found: dict[str, Tensor] = {}
             own = getattr(output, "representation", None)
             bare = getattr(output, "backbone_output", None) if own is not None else output
-            found["h"] = own if own is not None else self._pooled(self._point, bare, mask)
+            found["h"] = own if own is not None else self._pooled(self._point, bare, inputs)
             if getattr(output, "projection", None) is not None:
                 found["z"] = output.projection
             for name, point in self.layers.items():
-                found[f"layers.{name}"] = self._pooled(point, bare, mask)
+                found[f"layers.{name}"] = self._pooled(point, bare, inputs)
             if self.tokens:
                 found["tokens"] = self._sequence(self._source(self._token_point, bare))
             return {name: self._stored(name, f) for name, f in found.items()}
 
-    def _options(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options that a bare backbone needs, and that the head's hook gives it otherwise."""
+    def _prepared(self, batch: Mapping[str, Any], undo: list[Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """Return the batch and the options that a bare backbone needs, and that the head's hooks give it otherwise."""
+        options: dict[str, Any] = {}
+        if self._point.reading > 1 and self._point.text and "inputs" in batch:
+            batch = {**batch, "inputs": without_left_padding(batch["inputs"])}
         images = batch.get("pixel_values", batch.get("inputs", {}).get("pixel_values"))
-        if self._has_hooks or not isinstance(images, Tensor) or images.ndim != 4:
-            return {}
-        fits = fit_image_size(self.backbone, (images.shape[-2], images.shape[-1]))
-        return {"interpolate_pos_encoding": True} if fits else {}
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            return batch, options
+        if not self._has_hooks and fit_image_size(self.backbone, (images.shape[-2], images.shape[-1])):
+            options["interpolate_pos_encoding"] = True
+        if self._point.reading > 1:
+            noise = without_masking(self.backbone, images, {}, undo).get("noise")
+            options |= {} if noise is None else {"noise": noise.to(self.device)}
+        return batch, options
 
     def _source(self, point: ReadPoint, output: Any) -> Any:
         if point.module is None:
@@ -132,21 +167,21 @@ class Reader:
             raise UsageError(f"{type(self.backbone).__name__} did not run its module {point.module!r}.")
         return self._captured[point.module, point.side]
 
-    def _pooled(self, point: ReadPoint, output: Any, mask: Tensor | None) -> Tensor:
+    def _pooled(self, point: ReadPoint, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         source = self._source(point, output)
         if point.pooling == "pooler":
             pooled = source[1] if isinstance(source, tuple) else getattr(source, "pooler_output", source)
             width = pooled.shape[1] if isinstance(pooled, Tensor) else 0
         else:
             f = self._tensor(source)
-            width = f.shape[1] if f.ndim == 4 and not self._channels_last(f) else f.shape[-1]
+            width = f.shape[1] if f.ndim == 4 and not channels_last(self.backbone, f) else f.shape[-1]
             width *= 2 if point.pooling == "cls_mean" else 1
-        return pool(source, dataclasses.replace(point, in_dim=width), mask if point.text else None)
+        return pool(source, dataclasses.replace(point, in_dim=width), mask_of(point, inputs))
 
     def _sequence(self, source: Any) -> Tensor:
         f = self._tensor(source)
         if f.ndim == 4:
-            f = f.flatten(1, 2) if self._channels_last(f) else f.flatten(2).mT
+            f = f.flatten(1, 2) if channels_last(self.backbone, f) else f.flatten(2).mT
         if f.ndim != 3:
             found = f"one vector per item ({tuple(f.shape)}) from {type(self.backbone).__name__}"
             raise UsageError(f"Expected tokens, got {found}; leave tokens out.")
@@ -162,11 +197,6 @@ class Reader:
                 f"last_hidden_state or a model with an active head; {type(self.backbone).__name__} returned {found}."
             )
         return value
-
-    def _channels_last(self, f: Tensor) -> bool:
-        """Return whether a feature map has its channels last, as those of timm's Swin family have."""
-        named = any(getattr(m, "output_fmt", "") == "NHWC" for m in (self.backbone, *self.backbone.children()))
-        return named or f.shape[1] == f.shape[2] != f.shape[3]
 
     def _stored(self, name: str, f: Tensor) -> Tensor:
         stored = f.to(self.dtype)

@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from hfproj.data.indexing import IndexedDataset
+from hfproj.data.indexing import IndexedDataset, index_and_labels
 from hfproj.data.philox import uniforms
 from hfproj.distributed import gather_rows, rank, world_size
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features.extraction import Source, collect
 from hfproj.features.reader import Reader, run_head, view_batches
 from hfproj.functional.modes import evaluating
@@ -49,7 +49,9 @@ class FixedViews:
         dataset = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
         rows, count = len(dataset), min(images, len(dataset))
         if count < max(2, world_size()):
-            raise UsageError(f"Expected at least 2 images and 1 per process, got {count} for {world_size()} processes.")
+            raise NotMeasurableError(
+                f"Expected at least 2 images and 1 per process, got {count} for {world_size()} processes."
+            )
         self.images = count
         own = range(count * rank() // world_size(), count * (rank() + 1) // world_size())
         loader = DataLoader(
@@ -94,7 +96,7 @@ class CachedFeatures(Dataset):
 
     Args:
         features: One row per image and view.
-        labels: Class of each image.
+        labels: Class of each image (−1: none), or a score.
 
     Raises:
         UsageError: If there are not as many labels as images.
@@ -105,7 +107,11 @@ class CachedFeatures(Dataset):
         (10, torch.Size([4, 8]), 3)
     """
 
-    def __init__(self, features: Float[Tensor, "images views dim"], labels: Int[Tensor, " images"] | None = None):
+    def __init__(
+        self,
+        features: Float[Tensor, "images views dim"],
+        labels: Int[Tensor, " images"] | Float[Tensor, " images"] | None = None,
+    ):
         if labels is not None and len(labels) != len(features):
             raise UsageError(f"Expected a label for each of {len(features)} images, got {len(labels)} labels.")
         self.features, self.labels = features, labels
@@ -115,7 +121,7 @@ class CachedFeatures(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {"features": self.features[index]}
-        return item if self.labels is None else {**item, "label": int(self.labels[index])}
+        return item if self.labels is None else {**item, "label": self.labels[index].item()}
 
 
 def cache_features(
@@ -201,6 +207,5 @@ class EvalFeatures:
 
 
 def _labels(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    if not all("label" in item for item in items):
-        return {}
-    return {"labels": torch.tensor([int(item["label"]) for item in items])}
+    own = [{name: item[name] for name in ("label",) if name in item} for item in items]
+    return index_and_labels(own, "label")  # without the index of cached items

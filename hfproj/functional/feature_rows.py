@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hfproj.errors import UsageError, check_type
+from hfproj.errors import NotMeasurableError, UsageError, check_type
 
 _BLOCK_ELEMENTS = 2**22  # 32 MiB of float64
 
@@ -14,8 +14,8 @@ def check_features(f: Tensor, *, minimum: int = 2, what: str = "features") -> No
     """Refuse anything but a `[rows, dim]` matrix of at least `minimum` finite floating-point rows, called `what`.
 
     Raises:
-        UsageError: If the shape or dtype is another, there are too few rows or no column, or a row holds NaN or
-            infinity; the message names these rows.
+        UsageError: If the shape or dtype is another, or a row holds NaN or infinity; the message names these rows.
+        NotMeasurableError: If there are too few rows or no column.
 
     Example:
         >>> check_features(torch.tensor([[0.0], [float("nan")], [1.0]]))
@@ -37,7 +37,7 @@ def check_shape(f: Tensor, *, minimum: int = 2, what: str = "features") -> None:
         )
     if f.shape[0] < minimum or f.shape[1] < 1:
         rows = f"{minimum} row{'s' * (minimum != 1)}"
-        raise UsageError(f"Expected at least {rows} and a column of {what}, got shape {list(f.shape)}.")
+        raise NotMeasurableError(f"Expected at least {rows} and a column of {what}, got shape {list(f.shape)}.")
 
 
 def describe_bad_rows(f: Tensor, *, what: str = "features", start: int = 0, stream: str = "") -> str:

@@ -65,12 +65,15 @@ def cholesky_whiten(z: Float[Tensor, "*groups rows dim"], *, eps: float = 0.0) -
         >>> torch.allclose(z.T @ z / 31, torch.eye(4), atol=1e-4)
         True
     """
+    given = torch.finfo(z.dtype).eps
     z = at_least_float32(z)
+    # The variance of the rounding of numbers narrower than z is computed in, at most.
+    rounding = given**2 * z.detach().square().mean(-2) if given > torch.finfo(z.dtype).eps else None
     z = z - z.mean(-2, keepdim=True)
     z = z - z.mean(-2, keepdim=True)  # equal rows are zero then, not the rounding of their mean
     identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     with full_precision(z):
-        first = _cholesky(_shrunk_covariance(z, identity, eps), z.shape, eps)
+        first = _cholesky(_shrunk_covariance(z, identity, eps), z.shape, eps, rounding)
         z = torch.linalg.solve_triangular(first.mT, z, upper=True, left=False)
         # A covariance has the square of its rows' condition number, and digits are lost in it. Whitened once more, from
         # next to the identity, z has them back: Σ = L₁L₂(L₁L₂)ᵀ.
@@ -86,7 +89,7 @@ def _shrunk_covariance(z: Tensor, identity: Tensor, eps: float) -> Tensor:
     return (1 - eps) * covariance + eps * identity if eps else covariance
 
 
-def _cholesky(covariance: Tensor, shape: torch.Size, eps: float) -> Tensor:
+def _cholesky(covariance: Tensor, shape: torch.Size, eps: float, given: Tensor | None = None) -> Tensor:
     """Return L of the covariance of centred rows of `shape` with ε of the identity in it; refuse a singular one."""
     rows, dim = shape[-2:]
     factor, failed = torch.linalg.cholesky_ex(covariance)
@@ -94,6 +97,7 @@ def _cholesky(covariance: Tensor, shape: torch.Size, eps: float) -> Tensor:
     # A pivot is what a column has left after the columns before it: nothing but rounding, if it is as small as that.
     pivots, variances = (m.detach().diagonal(dim1=-2, dim2=-1) for m in (factor, covariance))
     rounding = dim * torch.finfo(covariance.dtype).eps * variances
+    rounding = rounding if given is None or eps else torch.maximum(rounding, given)
     if too_few or (failed.bool() | (pivots.square() <= rounding).any(-1)).any():
         raise UsageError(
             f"Whitening needs a covariance of full rank, and that of {rows} rows in {dim} dimensions is singular: the "

@@ -20,9 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hfproj.backbones import load_backbone
-from hfproj.backbones.loading import timm_part_of
-from hfproj.backbones.preprocessing import OF_ADAPTER, own_processor, settings_of
-from hfproj.errors import AdapterFileError, HfprojError, UsageError, one_line
+from hfproj.backbones.preprocessing import OF_ADAPTER, has_preprocessing, settings_of
+from hfproj.errors import AdapterFileError, HfprojError, UsageError, check_choice, one_line
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
 from hfproj.hub import untrusted, validation
 from hfproj.hub.sources import Folder, Remote, adapters_in, open_source
@@ -31,6 +30,8 @@ from hfproj.hub.validation import HEAD_KEYS, check_tensors, read_config
 from hfproj.results import Results
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
+from hfproj.tuner.soundness import check_head
+from hfproj.typing import OneOf
 
 HEADER_FIRST = 1 << 26  # bytes from which on a file's header is read before the rest is downloaded
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -40,6 +41,7 @@ def from_pretrained(
     repo: str | Path, *, adapter: str = "default", backbone: nn.Module | None = None, adapter_name: str | None = None,
     is_trainable: bool = False, revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None, low_cpu_mem_usage: bool = False,
+    backbone_check: OneOf["error", "warn"] | None = None,
 ) -> PeftModel:  # fmt: skip
     """Load an adapter together with the backbone it was trained on.
 
@@ -54,10 +56,12 @@ def from_pretrained(
             the latter.
         cache_dir: Where downloads of the adapter are kept; None is huggingface_hub's cache.
         low_cpu_mem_usage: Make the head on the meta device before its weights arrive.
+        backbone_check: ``"warn"`` if a backbone with other weights than the adapter was made on is meant; the adapter's
+            card says so when it is pushed. None takes what the adapter's config says, usually ``"error"``.
 
     Raises:
-        AdapterFileError: If there is no such adapter, it is damaged or hostile, or its tensors are those of another
-            head or backbone.
+        AdapterFileError: If there is no such adapter, it is damaged or hostile, its tensors are those of another
+            head or backbone, or the backbone is not the one that it was made on.
         HubError: If the Hub refuses or can't be reached.
         UsageError: If the config does not say which backbone to load, or `backbone` carries a head already.
 
@@ -74,6 +78,9 @@ def from_pretrained(
         hint = "use model.load_adapter(repo, name) to put a second head beside it, model.unload() to start from it bare"
         raise UsageError(f"This backbone carries an adapter already; {hint}.")
     saved = open_adapter(repo, adapter=adapter, revision=revision, token=token, cache_dir=cache_dir)
+    if backbone_check is not None:
+        check_choice("backbone_check", backbone_check, ("error", "warn"))
+        saved.config.backbone_check = backbone_check
     if backbone is None:
         backbone = _load_backbone(saved)
     validation.check_rank(saved.config, backbone, saved.where)
@@ -110,6 +117,7 @@ def load_head(
     modules = HeadModules(saved.config, cast(int, saved.config.in_dim))
     tensors = load_file(saved.folder / ADAPTER_WEIGHTS)
     modules.load_state_dict({k.removeprefix(HEAD_KEYS): v for k, v in tensors.items() if k.startswith(HEAD_KEYS)})
+    check_head(modules, {}, modules.head.in_dim)
     return modules.head.eval()
 
 
@@ -311,7 +319,7 @@ def _attach(
 def _preprocessing(backbone: nn.Module, saved: SavedAdapter) -> dict[str, Any] | None:
     """Return the adapter's own account of its images where the backbone has none, for `image_preprocessing`."""
     text = getattr(backbone, "main_input_name", None) == "input_ids"
-    if text or OF_ADAPTER in backbone.__dict__ or timm_part_of(backbone) or own_processor(backbone):
+    if text or OF_ADAPTER in backbone.__dict__ or has_preprocessing(backbone):
         return None
     file = saved.file(PREPROCESSING)
     return None if file is None else read_json(file, saved.where)

@@ -26,7 +26,7 @@ from hfproj.files import TOKEN, portable, write_json
 from hfproj.objectives.buffers import START, Position, save_buffers
 from hfproj.reporting.card import render_card, write_card, write_eval_results
 from hfproj.results import Results
-from hfproj.tuner.description import describe_adapter, known_preprocessing, starts_random
+from hfproj.tuner.description import describe_adapter, known_base, known_preprocessing, starts_random
 from hfproj.tuner.layer import CHILD
 
 ROOT = "default"  # the adapter that lies in the root
@@ -102,7 +102,7 @@ def hub_base(config: Any, adapter: str = ROOT) -> str | None:
     """
     if starts_random(config.backbone):
         return None
-    base = _HUB_PREFIX.sub("", str((config.backbone or {}).get("id") or config.base_model_name_or_path or ""))
+    base = _HUB_PREFIX.sub("", str(known_base(config.backbone, config.base_model_name_or_path) or ""))
     if not base:
         return None
     if not _ID.fullmatch(base) or os.path.isdir(base):
@@ -137,9 +137,13 @@ def stage(
         save_buffers(objective, place, before=before)
     if ema is not None:
         ema.save(place)
-    shown = without_tokens(results or unmeasured or described(model, subject))
+    shown = without_tokens(_with_digest(results or unmeasured or described(model, subject), model, subject))
     for name in names:
-        own, keep = (shown, results is not None) if name == subject else (described(model, name), False)
+        own, keep = (
+            (shown, results is not None)
+            if name == subject
+            else (_with_digest(described(model, name), model, name), False)
+        )
         write_card(
             own, folder_of(folder, name), repo_id=repo_id, license=license, adapters=names, adapter=name,
             keep_results=keep,
@@ -180,7 +184,9 @@ def _adapter_files(
             place.mkdir(parents=True, exist_ok=True)
             for file in (filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS):
                 shutil.copyfile(folder_of(saved, name) / file, place / file)
-        _name_base(place / filenames.ADAPTER_CONFIG, hub_base(model.peft_config[name], name))
+        base = hub_base(model.peft_config[name], name)
+        _check_known(model.peft_config[name], base, name)
+        _name_base(place / filenames.ADAPTER_CONFIG, base)
         settings = preprocessing or known_preprocessing(model, name)
         if settings is not None:
             write_json(place / filenames.PREPROCESSING, preprocessor_config(settings))
@@ -189,6 +195,32 @@ def _adapter_files(
 def folder_of(folder: Path, adapter: str) -> Path:
     """Return where PEFT has an adapter below a folder."""
     return folder if adapter == ROOT else folder / adapter
+
+
+def _check_known(config: Any, base: str | None, adapter: str) -> None:
+    """Refuse an adapter whose backbone nobody else finds and nobody could recognise."""
+    known = config.fingerprint or {}
+    if base is None and "sha256" not in known and (config.trainable != "full" or not starts_random(config.backbone)):
+        hint = (
+            "attach it to a backbone with a public source, or to one whose tensors are all in memory and not quantized"
+        )
+        if not known:
+            hint = "for cached features use FeatureBackbone.of(model), or give it source= and fingerprint="
+        raise UsageError(
+            f"The backbone of adapter {adapter!r} has no public source, and no digest by which who has it could tell "
+            f"that it is the right one; {hint}."
+        )
+
+
+def _with_digest(results: Results, model: PeftModel, adapter: str) -> Results:
+    """Return results with what the adapter's config says of its backbone now that it is saved."""
+    known, now = results.config.get("adapter"), describe_adapter(model, adapter)["adapter"]
+    if not isinstance(known, dict):
+        return results
+    kept = now.get("fingerprint", {})
+    if digest := (model.peft_config[adapter].fingerprint or {}).get("sha256"):
+        kept = kept | {"sha256": digest}
+    return dataclasses.replace(results, config=results.config | {"adapter": known | {"fingerprint": kept}})
 
 
 def _name_base(file: Path, base: str | None) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hfproj.errors import AdapterFileError, one_line
+from hfproj.tuner.soundness import problem_of
 
 LARGEST_CONFIG = 1 << 20  # bytes; a real adapter_config.json has a few thousand
 LARGEST_JSON = 1 << 26  # of results.json, which holds outcomes row by row
@@ -195,16 +196,17 @@ def _damaged(path: Path, where: str, error: Exception) -> AdapterFileError:
 
 
 def check_finite(path: Path, where: str) -> None:
-    """Refuse a file of tensors with NaN or infinity, of which only NaN is computed, by an `AdapterFileError`."""
+    """Refuse a file whose tensors can't be computed with in float32 (`problem_of`), by an `AdapterFileError`."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  a handle, no dictionary
-            bad = [short(name, 120) for name, t in tensors if t.is_floating_point() and not bool(t.isfinite().all())]
+            found = [(short(name, 120), problem) for name, t in tensors if (problem := problem_of(name, t))]
     except SafetensorError as error:
         raise _damaged(path, where, error) from error
-    if bad:
+    if found:
+        bad = [name for name, problem in found if problem == found[0][1]]
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        what = f"{where}: {path.name} holds NaN or infinity in {', '.join(bad[:3])}{more}"
+        what = f"{where}: {path.name} holds {found[0][1]} in {', '.join(bad[:3])}{more}"
         raise AdapterFileError(f"{what}: its training diverged or it is damaged; take an earlier checkpoint.")
 
 

@@ -24,6 +24,7 @@ from peft.utils import PeftType
 from torch import nn
 
 from hfproj.backbones import EMBEDDED, POOLINGS
+from hfproj.backbones.fingerprint import is_fingerprint
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.heads import HEADS
@@ -31,6 +32,7 @@ from hfproj.hub.sources import is_repo_id
 from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost, read_json, short
 from hfproj.tuner.config import WIDEST, ProjectionHeadConfig, entries, plain
 from hfproj.tuner.layer import CHILD, HeadModules
+from hfproj.tuner.soundness import LARGEST_NUMBER
 
 HEAD_KEYS = f"base_model.model.{CHILD}.projection_head_modules."
 BACKBONE_KEYS = f"base_model.model.{CHILD}.backbone."
@@ -94,7 +96,7 @@ def _whole(low: int, high: int) -> Check:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
 
 
 def _is_name(value: Any) -> bool:
@@ -137,6 +139,9 @@ _FIELDS: dict[str, tuple[str, Check]] = {
     "trainable": ("a text or a number of blocks", lambda value: isinstance(value, str) or _whole(1, 10_000)(value)),
     "pooling": _or_none(f"one of {', '.join(POOLINGS)}", lambda value: value in POOLINGS),
     "layer": ("the index of a block", _whole(-10_000, 10_000)),
+    "fingerprint": _or_none("what hfproj wrote", is_fingerprint),
+    "backbone_check": ("error or warn", lambda value: value in ("error", "warn")),
+    "reading": _or_none("a whole number from 1 to 1,000", _whole(1, 1000)),
     **dict.fromkeys(("keep_original", "inference_mode"), _BOOL),
     **dict.fromkeys(("objective", "regularizers", "backbone_adapter", "backbone", "auto_mapping"), _OBJECT_OR_NONE),
     **dict.fromkeys(("task_type", "peft_version", "base_model_name_or_path", "revision"), _TEXT_OR_NONE),
@@ -163,6 +168,7 @@ def _check_backbone_fields(values: dict[str, Any], where: str) -> None:
 
 
 _MODULE_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
+_SEED = re.compile(r".*(seed|key)")
 _ANY_NUMBER = re.compile(r".*(alpha|lambda|seed|key|warmup|interval)")  # they set no size
 _CHOICES = re.compile(
     r"init_\w+|mask_type|variant|decomposition_method|wavelet_family|config_\w+|ab_svd_init|psoft_svd|bias"
@@ -205,7 +211,8 @@ def _inner_problem(name: str, value: Any, default: Any) -> str | None:
         return None if isinstance(default, bool | str | None) and not name.endswith("_config") else f"{short(default)}"
     if isinstance(value, str) and _CHOICES.fullmatch(name):
         return None if re.fullmatch(r"\w{0,40}", value) else "the name of a choice"
-    if _is_number(value) and (_is_number(default) or default is None):
+    seed = isinstance(value, int) and _SEED.fullmatch(name)
+    if seed or (_is_number(value) and (_is_number(default) or default is None)):
         bounded = _ANY_NUMBER.fullmatch(name) or isinstance(value, float) or abs(value) <= LARGEST_RANK
         return None if bounded else f"a number of at most {LARGEST_RANK:,}"
     if value is None and (default is None or name in ("r", "alpha")):
@@ -225,7 +232,7 @@ def _is_pattern_table(value: Any) -> bool:
         return True
     if not isinstance(value, dict) or len(value) > 2000 or sum(map(pattern_cost, value)) > MOST_STEPS / 60:
         return False
-    return all(isinstance(n, float) or _whole(0, LARGEST_RANK)(n) for n in value.values())
+    return all(_is_number(n) if isinstance(n, float) else _whole(0, LARGEST_RANK)(n) for n in value.values())
 
 
 def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) -> None:
@@ -248,14 +255,35 @@ def _is_image_size(value: Any) -> bool:
     return len(value) == 2 and all(map(_is_size, value)) if isinstance(value, list) else _is_size(value)
 
 
+def _is_quantization(value: Any) -> bool:
+    """Whether a config of quantization is one of bitsandbytes, of plain values; others name classes or files."""
+    if not isinstance(value, dict) or value.get("quant_method") != "bitsandbytes":
+        return False
+    simple = (v is None or isinstance(v, bool) or _is_number(v) or (isinstance(v, str) and re.fullmatch(r"\w{0,20}", v))
+              or (isinstance(v, list) and all(map(_is_name, v))) for v in value.values())  # fmt: skip
+    return all(simple) and all(re.fullmatch(r"_?(load_in|llm_int8|bnb_4bit)_\w{1,40}|quant_method", n) for n in value)
+
+
 _KWARGS: dict[str, Check] = {
     **dict.fromkeys(("add_pooling_layer", "dynamic_img_size", "pretrained", "class_token", "no_embed_class"), _is_bool),
-    **dict.fromkeys(("img_size", "patch_size"), _is_image_size), "num_classes": _whole(0, WIDEST),
-    "embed_dim": _whole(1, 2048), "depth": _whole(1, 64), "num_heads": _whole(1, 256),
-    "mlp_ratio": lambda value: _is_number(value) and 0 < value <= 8, "reg_tokens": _whole(0, 256), "in_chans": _is_size,
+    **dict.fromkeys(("img_size", "patch_size"), _is_image_size),
+    "num_classes": _whole(0, WIDEST),
+    "embed_dim": _whole(1, 2048),
+    "depth": _whole(1, 64),
+    "num_heads": _whole(1, 256),
+    "mlp_ratio": lambda value: _is_number(value) and 0 < value <= 8,
+    "reg_tokens": _whole(0, 256),
+    "in_chans": _is_size,
     "global_pool": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,20}", value) is not None,
-    "attn_implementation": lambda value: value in _ATTENTION, "dtype": lambda value: value in _DTYPES,
-}  # fmt: skip
+    "num_hidden_layers": _whole(0, 1000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _whole(1, 1024)),
+    "hidden_act": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,40}", value) is not None,
+    **dict.fromkeys(("layer_norm_eps", "rms_norm_eps"), lambda value: _is_number(value) and 0 <= value < 1),
+    "image_size": _is_image_size,
+    "quantization_config": _is_quantization,
+    "attn_implementation": lambda value: value in _ATTENTION,
+    "dtype": lambda value: value in _DTYPES,
+}
 
 
 def backbone_source(config: ProjectionHeadConfig, where: str, *, local: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ With unit rows ẑ of all views, S = ẐẐᵀ/τ and P(i) the other rows of row
     L = (τ/τ_base) · mean_i −(1/|P(i)|) Σ_{p ∈ P(i)} log( exp S_ip / Σ_{j≠i} exp S_ij ),
 
 where a row without another of its class contributes 0. An image with a negative label has no class: its rows find its
-other views alone.
+other views alone, so that with one view it only is what others are compared with. Scores (floats) are refused.
 
 References:
     Khosla et al. 2020, "Supervised Contrastive Learning", arXiv 2004.11362, eq. 2 (L_out); HobbitLong/SupContrast
@@ -23,7 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.errors import check_choice
+from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import cosine_logits
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive, check_temperature
 from hfproj.typing import OneOf, Scalar, Views
@@ -70,7 +70,8 @@ class SupCon(Objective):
         reduction: Mean over ``"all"`` rows (SupContrast) or the ``"valid"`` ones, which have another of their class.
 
     Raises:
-        UsageError: If an option is out of range; in a call, without one label for each image, or with one image.
+        UsageError: If an option is out of range; in a call, without one label for each image, with one image, or with
+            one view of images without labels.
 
     Example:
         >>> z, labels = torch.eye(4).repeat(1, 2, 1), torch.arange(4).repeat(2)
@@ -92,7 +93,13 @@ class SupCon(Objective):
     def compute(self, z: Views, *, labels: Tensor, **given: object) -> ObjectiveOutput:
         """Return the loss and ``positive_cosine``, the mean cosine between rows of a class."""
         self.check_per_image("labels", labels, z)
+        views = len(z)
         z, labels = self.global_batch(z), distributed.gather_rows(labels.to(z.device, torch.int64))
+        if views == 1 and (labels < 0).all():
+            raise UsageError(
+                "SupCon with one view of each image learns from labels, and no image of this batch has one (all are "
+                "negative): name the column of the labels (label_column=…), or take two views."
+            )
         loss, cosine = supcon_loss(z, labels, temperature=self.temperature, reduction=self.reduction)
         if self.base_temperature is not None:
             loss = loss * (self.temperature / self.base_temperature)

@@ -57,7 +57,8 @@ _SIMCSE = Preset(
     source="princeton-nlp/SimCSE: README.md and run_unsup_example.sh, 10⁶ sentences of Wikipedia, length 32. The views "
     "are two passes of a sentence under dropout, so a collator of yours makes them. Evaluate h: the head is for "
     "training only. fp16 there.",
-    objective={"name": "simcse", "temperature": 0.05}, head="simcse", training=training(1.0, 64, 3e-5, 0.0, **_BERT),
+    objective={"name": "simcse", "temperature": 0.05}, head="simcse", pooling="cls",
+    training=training(1.0, 64, 3e-5, 0.0, **_BERT),
 )  # fmt: skip
 
 PUBLISHED: dict[str, Preset] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfproj.tuner import ProjectionHeadConfig
+from hfproj.typing import Pooling
 
 Settings = dict[str, Any]
 
@@ -26,7 +27,7 @@ class Preset:
         head: Name of the head.
         head_options: Its options, without `out_dim`.
         out_dim: Width of the projection; None where the head decides it.
-        predictor, prototypes, scales: As in `ProjectionHeadConfig`.
+        predictor, prototypes, scales, pooling: As in `ProjectionHeadConfig`.
         regularizers: As in `ProjectionTrainer`.
         views: Options of `hfproj.ImageViews`; those that are missing are its defaults, SimCLR's.
         training: Values of `ProjectionTrainingArguments`.
@@ -41,6 +42,7 @@ class Preset:
     predictor: dict[str, Any] | None = None
     prototypes: int | dict[str, Any] | None = None
     scales: dict[str, float] | None = None
+    pooling: Pooling | None = None
     regularizers: dict[str, Any] = field(default_factory=dict)
     views: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class Preset:
         Raises:
             UsageError: If a change contradicts another value.
         """
-        names = ("head", "head_options", "out_dim", "predictor", "prototypes", "scales")
+        names = ("head", "head_options", "out_dim", "predictor", "prototypes", "scales", "pooling")
         own = {name: copy.deepcopy(getattr(self, name)) for name in names}
         return ProjectionHeadConfig(**{**own, **changes})
 

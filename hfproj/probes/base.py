@@ -16,14 +16,16 @@ from torch import Tensor
 
 from hfproj.errors import NonFiniteLossError, UsageError
 from hfproj.functional.feature_rows import check_features, double_rows
+from hfproj.functional.labels import class_numbers, labelled_rows
 from hfproj.registry import options_of
 from hfproj.typing import Features
 
 Inputs = Float[Tensor, "rows *rest"] | Float[np.ndarray, "rows *rest"]  # features [rows, dim] or tokens
-Labels = Int[Tensor, " rows"] | Int[np.ndarray, " rows"] | Sequence[int]
+Labels = Int[Tensor, " rows"] | Int[np.ndarray, " rows"] | Iterable[int | float | None]  # None, NaN and −1: no label
 
 Own = TypeVar("Own", bound="Classifier")
 
+_CONSTANT = 2  # in units of the dtype's spacing: the largest rounding error is a half
 _BLOCK_ELEMENTS = 2**17  # of float64 at a time: 1 MiB, which stays in a CPU's cache
 
 
@@ -41,6 +43,7 @@ class Named:
     unit = "accuracy"
     on = "features"
     results_: dict[str, Any]
+    _train_unlabelled = 0
     _left_out: tuple[str, ...] = ()  # options that change no number, or have no plain form
 
     def _options(self) -> dict[str, Any]:
@@ -60,7 +63,7 @@ class Classifier(Named):
 
     Attributes:
         classes_: `[classes]` labels, sorted.
-        correct_: After scoring: `[rows]` bool, for `paired_interval`.
+        correct_: After scoring: `[labelled rows]` bool, for `paired_interval`.
     """
 
     classes_: Int[Tensor, " classes"]
@@ -69,14 +72,16 @@ class Classifier(Named):
     _dim: int
 
     def fit(self: Own, f: Inputs, y: Labels) -> Own:
-        """Fit on `f` and labels `y` (any integers).
+        """Fit on the rows of `f` that have a label: `y`, integers; −1, None and NaN are none.
 
         Raises:
             UsageError: If there are no rows, if rows are not finite, or if labels are no integers or do not match them.
+            NotMeasurableError: If no row has a label.
             NonFiniteLossError: If the loss became NaN or infinite.
         """
         self._check_input(f, "training features")
-        self.classes_, codes = torch.unique(as_labels(y, len(f)), return_inverse=True)
+        f, labels, self._train_unlabelled = labelled(f, y, "training")
+        self.classes_, codes = torch.unique(labels, return_inverse=True)
         self._rows = len(f)
         self._fit(f, codes)
         self._dim = f.shape[-1]
@@ -114,36 +119,73 @@ class Classifier(Named):
         return self.classes_[self._codes(f).cpu()]
 
     def score(self, f: Inputs, y: Labels) -> float:
-        """Return the accuracy on `f`, and keep it with its protocol in `results_` and row by row in `correct_`.
+        """Return the accuracy on the rows of `f` that have a label, and keep it with its protocol in `results_`.
+
+        `correct_` has it row by row.
 
         Raises:
             UsageError: As `predict`, or if labels are no integers or do not match the rows.
+            NotMeasurableError: If no row has a label.
         """
+        self._check(f)
+        f, truth, left_out = self._scored(f, y)
         predicted = self.predict(f)
-        self.correct_ = predicted == as_labels(y, len(predicted))
+        self.correct_ = predicted == truth
         value = self.correct_.double().mean().item()
         sizes = {"train_rows": self._rows, "classes": len(self.classes_), "test_rows": len(predicted)}
-        self.results_ = {"value": value, "protocol": {**self._protocol(), **sizes}}
+        self.results_ = {"value": value, "protocol": {**self._protocol(), **sizes, **left_out}}
         return value
+
+    def _scored(self, f: Any, y: Labels) -> tuple[Any, Int[Tensor, " labelled"], dict[str, int]]:
+        """Return the test rows that have a label, their labels, and for the protocol how many were left out."""
+        f, truth, unlabelled = labelled(f, y, "test")
+        return f, truth, left_out(self._train_unlabelled, unlabelled)
 
 
 def as_labels(y: Any, rows: int) -> Int[Tensor, " rows"]:
-    """Return labels as int64 `[rows]` on the CPU.
+    """Return labels as int64 `[rows]` on the CPU, −1 for None and NaN.
 
     Example:
-        >>> as_labels([3, -7], 2)
-        tensor([ 3, -7])
+        >>> as_labels([3, -7, None], 3)
+        tensor([ 3, -7, -1])
     """
-    expected = f"Expected one integer label for each of {rows} rows"
     try:
-        labels = torch.as_tensor(y).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{expected}, got {type(y).__name__}: {error}") from error
-    if labels.dtype == torch.bool or labels.shape == (0,):  # torch takes an empty list for floats
-        labels = labels.long()
-    if labels.is_floating_point() or labels.is_complex() or labels.shape != (rows,):
-        raise UsageError(f"{expected}, got {labels.dtype} of shape {list(labels.shape)}.")
-    return labels.long()
+        labels = class_numbers(y)
+    except (UsageError, TypeError) as error:
+        reason = str(error).removeprefix("Expected class numbers, ").rstrip(".")
+        raise UsageError(f"Expected one integer label for each of {rows} rows, {reason}.") from error
+    if labels.shape != (rows,):
+        found = f"got {labels.dtype} of shape {list(labels.shape)}"
+        raise UsageError(f"Expected one integer label for each of {rows} rows, {found}.")
+    return labels
+
+
+def labelled(f: Any, y: Any, what: str) -> tuple[Any, Int[Tensor, " labelled"], int]:
+    """Return the rows (of a tensor or an array) that have a class, their labels, and how many rows have none.
+
+    Raises:
+        NotMeasurableError: If none has.
+
+    Example:
+        >>> labelled(torch.tensor([[1.0], [2.0]]), [-1, 5], "test")
+        (tensor([[2.]]), tensor([5]), 1)
+    """
+    labels = as_labels(y, len(f))
+    kept = labelled_rows(labels, what)
+    if kept.all():
+        return f, labels, 0
+    rows = kept.to(f.device) if isinstance(f, Tensor) else kept.numpy()
+    return f[rows], labels[kept], int((~kept).sum())
+
+
+def left_out(train: int, test: int) -> dict[str, int]:
+    """Return for a protocol how many rows had no label, where there were any.
+
+    Example:
+        >>> left_out(0, 3)
+        {'test_unlabelled': 3}
+    """
+    return {name: n for name, n in (("train_unlabelled", train), ("test_unlabelled", test)) if n}
 
 
 def check_numbers(**values: int | float) -> None:
@@ -278,8 +320,9 @@ class Scaling(NamedTuple):
             return cls(mean, torch.ones_like(mean))
         squares = [rows * (spread + (of_block - mean).square()) for rows, of_block, spread in parts]
         variance = torch.stack(squares).sum(0) / len(f)
-        # The mean of equal numbers has a rounding error, which must not become the unit of a column.
-        constant = variance.sqrt() <= 1e-12 * mean.abs()
+        # The mean of equal numbers has a rounding error, and numbers that a model computed have that of their dtype;
+        # neither must become the unit of a column.
+        constant = variance.sqrt() <= max(1e-12, _CONSTANT * torch.finfo(f.dtype).eps) * mean.abs()
         return cls(mean, torch.where(constant, 0.0, variance.clamp_min(torch.finfo(mean.dtype).tiny).rsqrt()))
 
     def apply(self, f: Features, order: Int[Tensor, " kept"] | None = None) -> Float[Tensor, "kept dim"]:

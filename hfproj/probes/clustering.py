@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.feature_rows import double_rows
-from hfproj.probes.base import Classifier, Inputs, Labels, as_labels, check_numbers
+from hfproj.probes.base import Classifier, Inputs, Labels, check_numbers
 from hfproj.typing import OneOf
 
 MATCHINGS = ("fitted", "scored")
@@ -105,11 +105,13 @@ class KMeansProbe(Classifier):
 
         Raises:
             UsageError: As `predict`, or if labels are no integers or do not match the rows.
+            NotMeasurableError: As `Classifier.score`.
         """
         from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+        self._check(f)
+        f, truth, left_out = self._scored(f, y)
         assigned = self._assign(f)
-        truth = as_labels(y, len(f))
         names = self._names if self.matching == "fitted" else self._match(assigned, truth, truth.unique())
         self.correct_ = names[assigned] == truth
         with warnings.catch_warnings():
@@ -119,7 +121,7 @@ class KMeansProbe(Classifier):
         values = {"accuracy": self.correct_.double().mean().item(), "NMI": float(nmi), "ARI": float(ari)}
         found = {"clusters": self._kmeans.n_clusters, "clusters_found": len(np.unique(self._kmeans.labels_))}
         sizes = {"train": self._rows, "test": len(f), "classes": len(self.classes_)}
-        protocol = {**self._settings("seed"), **found, **sizes}
+        protocol = {**self._settings("seed"), **found, **sizes, **left_out}
         self.results_ = {"value": values["accuracy"], "values": values, "protocol": protocol}
         return values["accuracy"]
 

@@ -1,23 +1,30 @@
 """Measure a model: probes on h, z and intermediate layers, rank, spread and spectra; and what needs no labels."""
 
 import copy
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hfproj import diagnostics as d
+from hfproj.data.indexing import as_item
 from hfproj.diagnostics.spectrum import FIT_RANGE
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features.extraction import Features, extract_features
 from hfproj.features.similarity import linear_cka, mutual_knn
 from hfproj.features.views import FixedViews
 from hfproj.files import portable
+from hfproj.functional.labels import UNLABELLED, labelled_rows
+from hfproj.probes.base import as_labels, left_out
 from hfproj.probes.registry import ProbeLike, make_probes
-from hfproj.results import LAYERS, Measurement, Results, pack_outcomes
+from hfproj.results import LAYERS, Measurement, Missing, Results, pack_outcomes
 from hfproj.tuner.description import describe_adapter
 from hfproj.typing import Data, OneOf, Probe, When
 
@@ -26,6 +33,7 @@ _RIDGE = 1e-4  # LiDAR's
 _OVERLAP = 20  # neighbours
 _POSITIVE_IMAGES = 512
 Number = tuple[str, float, dict[str, Any]]  # name, value, protocol
+Measure = tuple[str, Callable[[], float], dict[str, Any]]
 
 
 def evaluate(
@@ -80,39 +88,33 @@ def evaluate(
     read = {**options, "layers": layers, "tokens": any(_on(probe) == "tokens" for probe in chosen or [])}
     held_out = extract_features(model, test, **read)
     bank = extract_features(model, train, **read) if train is not None and labels is not None else None
-    labelled = bank is not None and bank.labels is not None and held_out.labels is not None
-    if chosen and not labelled:
+    rows, why = _labelled_rows(bank, held_out, (train, test), collator)
+    if chosen and bank is None:
         raise UsageError("Probes need labels in `train` and `test`, got none; pass probes=[] to go without probes.")
-    chosen = make_probes(["knn"] * labelled) if chosen is None else chosen
+    if chosen and rows is None and (bank is None or None in (bank.labels, held_out.labels)):
+        raise UsageError(f"Probes need labels in `train` and `test`: {why}. Pass probes=[] to go without probes.")
+    chosen = make_probes(["knn"] * (bank is not None)) if chosen is None else chosen
     results = Results(config=describe_adapter(model), seeds=[seed])
-    name = str(portable(dataset)) if dataset else ""
-
-    def add(layer: str, number: Number, unit: str = "", outcomes: str = "") -> None:
-        what, value, protocol = number
-        protocol = {**protocol, "seed": seed}
-        results.measurements.append(Measurement(what, layer, when, value, name, unit, protocol, outcomes))
+    adding = _Adding(results, when, str(portable(dataset)) if dataset else "", seed, rows, why, _column(collator))
 
     for layer, f in held_out.by_name().items():
         for probe in chosen:
             if bank is not None and _on(probe) == "features":
-                _score(add, layer, probe, (bank.by_name()[layer], bank.labels), (f, held_out.labels))
-        add(layer, ("rankme", d.rankme(f, eps=_EPS), {"rows": len(f), "eps": _EPS}))
-        add(layer, ("representation_std", d.representation_std(f), {"rows": len(f)}))
-        if layer in LAYERS:
+                adding.score(layer, probe, bank.by_name()[layer], f)
+        adding.measure(layer, "rankme", partial(d.rankme, f, eps=_EPS), {"rows": len(f), "eps": _EPS})
+        adding.measure(layer, "representation_std", partial(_directed, d.representation_std, f), {"rows": len(f)})
+        if layer in LAYERS and len(f) > 1:
             results.spectra[f"{layer} {when}"] = d.covariance_spectrum(f).tolist()
     for probe in chosen:
         if _on(probe) == "tokens" and bank is not None:
-            _score(add, "tokens", probe, (bank.tokens, bank.labels), (held_out.tokens, held_out.labels))
+            adding.score("tokens", probe, bank.tokens, held_out.tokens)
         elif _on(probe) == "model":
-            _score(add, "h", probe, (model, train), (test,))
+            adding.score_model(probe, (model, train), (test,))
     positive: dict[str, Tensor] = {}
     if views is not None:
-        fixed = FixedViews(test, views, images=_POSITIVE_IMAGES, batch_size=batch_size)
-        positive = dict(zip(LAYERS, fixed.features(model, device)))
-    for layer, f in positive.items():
-        add(layer, ("positive_cosine", d.positive_cosine(f), {"views": f.shape[0], "images": f.shape[1]}))
-    if not labelled:
-        results.notes += _add_without_labels(add, held_out, positive, _reference(model, reference, test, options))
+        positive = adding.views(test, views, batch_size, model, device)
+    if rows is None:
+        results.notes += _add_without_labels(adding, held_out, positive, _reference(model, reference, test, options))
     return results
 
 
@@ -120,53 +122,190 @@ def _on(probe: Probe) -> str:
     return getattr(probe, "on", "features")
 
 
-def _score(add: Callable[..., None], layer: str, probe: Probe, train: tuple, test: tuple) -> None:
-    """Fit a copy of the probe on `train`, score it on `test`, and add every number that it gives."""
-    fitted = copy.deepcopy(probe).fit(*train)
-    value = fitted.score(*test)
-    found = fitted.results_
-    if not isinstance(found, Mapping) or not isinstance(found.get("protocol"), Mapping):
-        wanted = f"results_ of the probe {probe.name!r} as a dict with 'protocol', a dict of its settings"
-        raise UsageError(f"Expected {wanted}, got {found!r}; set it in score().")
-    # "seed" in a measurement is that of the training run.
-    protocol = {"probe_seed" if name == "seed" else name: value for name, value in found["protocol"].items()}
-    unit = getattr(probe, "unit", "")
-    correct = getattr(fitted, "correct_", None)
-    add(layer, (probe.name, value, protocol), unit, "" if correct is None else pack_outcomes(correct.tolist()))
-    for key, other in found.get("values", {}).items():
-        setting, _, of = key.partition("=")
-        if of:  # the same number under another setting, such as k=10
-            if str(protocol.get(setting)) != of:
-                add(layer, (probe.name, other, {**protocol, setting: int(of)}), unit)
-        elif key != unit:
-            add(layer, (f"{probe.name}_{key}", other, protocol))
+def _column(collator: Any) -> str | None:
+    """Return which column a collator reads labels from, as far as it says so; None: nothing, or not known."""
+    return "label" if collator is None else getattr(collator, "label_column", None)
+
+
+def _labelled_rows(
+    bank: Features | None, held_out: Features, data: tuple[Any, Any], collator: Any
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor] | None, str]:
+    """Return labels and labelled rows of the training and the test set, or None and why probes can't be scored."""
+    if bank is None:
+        return None, ""
+    found: list[Tensor] = []
+    for name, features, dataset in zip(("train", "test"), (bank, held_out), data):
+        if features.labels is None:
+            return None, _why_no_labels(name, dataset, collator)
+        try:
+            labels = as_labels(features.labels, len(features))
+        except UsageError as error:
+            hint = "Pass labels=None to measure without labels"
+            raise UsageError(f"The labels of `{name}` are no classes. {error} {hint}.") from error
+        found += [labels, labels != UNLABELLED]
+    labels, known, truth, scored = found
+    left = [
+        f"{int((~k).sum())} of {len(k)} {n} rows" for n, k in (("training", known), ("test", scored)) if not k.all()
+    ]
+    if left:
+        warnings.warn(f"{' and '.join(left)} have no label and are left out of the probes.", stacklevel=3)
+    try:
+        labelled_rows(labels, "training")
+        labelled_rows(truth, "test")
+    except NotMeasurableError as error:
+        return None, str(error)
+    if len(classes := labels[known].unique()) < 2:
+        return None, f"all labelled training rows are of one class, {int(classes)}"
+    return (labels, known, truth, scored), ""
+
+
+def _why_no_labels(name: str, dataset: Any, collator: Any) -> str:
+    if collator is not None and _column(collator) is None:
+        reads = "reads no labels (label_column=None)" if hasattr(collator, "label_column") else "gave no 'labels'"
+        return f"the collator {reads}"
+    columns = getattr(dataset, "column_names", None)
+    have = ", ".join(map(repr, columns if isinstance(columns, Sequence) else as_item(dataset[0])))
+    hint = "name it: collator=hfproj.EvalImages.for_model(model, label_column=…)"
+    return f"the items of `{name}` have no column {_column(collator)!r}, only {have}; {hint}"
+
+
+@dataclass
+class _Adding:
+    """Adds measurements of a data set to `results`, and what the data has no value of, with the reason."""
+
+    results: Results
+    when: When
+    dataset: str
+    seed: int
+    rows: tuple[Tensor, Tensor, Tensor, Tensor] | None  # labels and labelled rows of the training and the test set
+    why: str  # there are none
+    column: str | None  # of the labels
+
+    def number(self, layer: str, number: Number, unit: str = "", outcomes: str = "") -> None:
+        what, value, protocol = number
+        if isinstance(value, float) and not math.isfinite(value):
+            return self.missing(layer, what, f"its value is {value}", unit)
+        protocol = {**protocol, "seed": self.seed}
+        self.results.measurements.append(
+            Measurement(what, layer, self.when, value, self.dataset, unit, protocol, outcomes)
+        )
+
+    def missing(self, layer: str, name: str, reason: str, unit: str = "") -> None:
+        self.results.missing.append(Missing(name, layer, self.when, reason.removesuffix("."), self.dataset, unit))
+
+    def measure(self, layer: str, name: str, compute: Callable[[], float], protocol: dict[str, Any]) -> None:
+        try:
+            self.number(layer, (name, compute(), protocol))
+        except NotMeasurableError as error:
+            self.missing(layer, name, str(error))
+
+    def score(self, layer: str, probe: Probe, train: Any, test: Any) -> None:
+        """Fit a copy of the probe on the labelled rows of `train`, score it on those of `test`."""
+        if self.rows is None:
+            return self.missing(layer, probe.name, self.why, getattr(probe, "unit", ""))
+        labels, known, truth, scored = self.rows
+        parts = [(f, y) if k.all() else (f[k], y[k]) for f, y, k in ((train, labels, known), (test, truth, scored))]
+        left = left_out(int((~known).sum()), int((~scored).sum()))
+        self.score_model(probe, *parts, layer=layer, said=left | _said(self.column))
+
+    def score_model(
+        self,
+        probe: Probe,
+        train: tuple,
+        test: tuple,
+        *,
+        layer: str = "h",
+        said: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Fit a copy of the probe on `train`, score it on `test`, and add every number that it gives."""
+        fitted, unit = copy.deepcopy(probe), getattr(probe, "unit", "")
+        try:
+            value = fitted.fit(*train).score(*test)
+        except NotMeasurableError as error:
+            return self.missing(layer, probe.name, str(error), unit)
+        found = fitted.results_
+        if not isinstance(found, Mapping) or not isinstance(found.get("protocol"), Mapping):
+            raise UsageError(
+                f"Expected results_ of the probe {probe.name!r} as a dict with 'protocol', a dict of its settings, got "
+                f"{found!r}; set it in score()."
+            )
+        # "seed" in a measurement is that of the training run.
+        protocol = {"probe_seed" if name == "seed" else name: v for name, v in found["protocol"].items()} | dict(said)
+        correct = getattr(fitted, "correct_", None)
+        outcomes = "" if correct is None else pack_outcomes(correct.tolist())
+        self.number(layer, (probe.name, value, protocol), unit, outcomes)
+        for key, other in found.get("values", {}).items():
+            setting, _, of = key.partition("=")
+            if of:  # the same number under another setting, such as k=10
+                if str(protocol.get(setting)) != of:
+                    self.number(layer, (probe.name, other, {**protocol, setting: int(of)}), unit)
+            elif key != unit:
+                self.number(layer, (f"{probe.name}_{key}", other, protocol))
+
+    def views(
+        self, test: Any, views: Callable, batch_size: int, model: nn.Module, device: torch.device | str | None
+    ) -> dict[str, Tensor]:
+        """Add the cosine of positive pairs; return the features of views, where there are two of two items or more."""
+        try:
+            fixed = FixedViews(test, views, images=_POSITIVE_IMAGES, batch_size=batch_size)
+        except NotMeasurableError as error:
+            for layer in LAYERS:
+                self.missing(layer, "positive_cosine", str(error))
+            return {}
+        found = dict(zip(LAYERS, fixed.features(model, device)))
+        for layer, f in found.items():
+            protocol = {"views": f.shape[0], "images": f.shape[1]}
+            self.measure(layer, "positive_cosine", partial(_directed, d.positive_cosine, f), protocol)
+        return found
+
+
+def _said(column: str | None) -> dict[str, str]:
+    return {"labels": column} if column not in (None, "label") else {}
+
+
+def _directed(measure: Callable[[Tensor], float], f: Tensor) -> float:
+    """Return a measure of directions; rows that are all zero have none."""
+    if not f.any():
+        raise NotMeasurableError("all rows are zero and have no direction")
+    return measure(f)
+
+
+def _spread(f: Tensor) -> float:
+    return float(d.covariance_spectrum(f)[0])  # of unit rows
+
+
+def _compared(measure: Callable[[Tensor, Tensor], float], spread: Callable[[Tensor], float], *both: Tensor) -> float:
+    """Return how alike two representations are; one without spread is like anything."""
+    if min(map(spread, both)) == 0:
+        raise NotMeasurableError("all rows of one of the representations are the same")
+    return measure(*both)
 
 
 def _add_without_labels(
-    add: Callable[..., None], held_out: Features, positive: Mapping[str, Tensor], before: Tensor | None
+    adding: _Adding, held_out: Features, positive: Mapping[str, Tensor], before: Tensor | None
 ) -> list[str]:
     """Add what needs no labels, and return notes of LiDAR's warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for layer, f in held_out.by_name().items():
-            for number in _without_labels(f, positive.get(layer), before):
-                add(layer, number)
+            for measure in _without_labels(f, positive.get(layer), before):
+                adding.measure(layer, *measure)
     return list(dict.fromkeys(str(w.message) for w in caught if "LiDAR" in str(w.message)))
 
 
-def _without_labels(f: Tensor, views: Tensor | None, before: Tensor | None) -> Iterator[Number]:
+def _without_labels(f: Tensor, views: Tensor | None, before: Tensor | None) -> Iterator[Measure]:
     """Yield what needs no labels of features, of views of them, and of h before training."""
-    if min(f.shape[0] - 1, f.shape[1]) > FIT_RANGE[0] + 2:
-        yield "alpha_req", d.alpha_req(f).alpha, {"rows": len(f), "fit_range": list(FIT_RANGE)}
+    yield "alpha_req", lambda: d.alpha_req(f).alpha, {"rows": len(f), "fit_range": list(FIT_RANGE)}
     if views is not None:
         protocol = {"views": views.shape[0], "images": views.shape[1]}
-        yield "alignment", d.alignment(views), protocol
-        yield "lidar", d.lidar_of_views(views, ridge=_RIDGE), {**protocol, "ridge": _RIDGE}
-    yield "uniformity", d.uniformity(f), {"rows": len(f)}
+        yield "alignment", lambda: _directed(d.alignment, views), protocol
+        yield "lidar", lambda: d.lidar_of_views(views, ridge=_RIDGE), {**protocol, "ridge": _RIDGE}
+    yield "uniformity", lambda: _directed(d.uniformity, f), {"rows": len(f)}
     if before is not None:
         k = min(_OVERLAP, len(f) - 1)
-        yield "knn_overlap", mutual_knn(f, before, k=k), {"rows": len(f), "k": k}
-        yield "cka", linear_cka(f, before), {"rows": len(f)}
+        overlap = partial(mutual_knn, k=max(1, k))
+        yield "knn_overlap", lambda: _compared(overlap, _spread, f, before), {"rows": len(f), "k": k}
+        yield "cka", lambda: _compared(linear_cka, d.nesum, f, before), {"rows": len(f)}
 
 
 def _reference(model: Any, reference: nn.Module | None, test: Any, options: Mapping[str, Any]) -> Tensor | None:

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hfproj.errors import UsageError
-from hfproj.probes.base import Classifier, Inputs, Labels, as_labels, check_numbers, shuffled_classes
+from hfproj.probes.base import Classifier, Inputs, Labels, check_numbers, shuffled_classes
 from hfproj.probes.linear import LinearProbe
 from hfproj.probes.registry import ProbeLike, make_probe
 
@@ -89,15 +89,16 @@ class FewShotProbe(Classifier):
 
         Raises:
             UsageError: As `predict`, or if labels are no integers or do not match the rows.
+            NotMeasurableError: As `Classifier.score`.
         """
         self._check(f)
-        truth = as_labels(y, len(f))
+        f, truth, left_out = self._scored(f, y)
         self.correct_draws_ = torch.stack([probe.predict(f) == truth for probe in self.probes_])
         accuracies = self.correct_draws_.double().mean(1)
         value = accuracies.mean().item()
         std = accuracies.std().item() if self.draws > 1 else 0.0
         sizes = {"classes": len(self.classes_), "classes_with_fewer_rows": self._short}
-        sizes |= {"train_rows": self._rows, "test_rows": len(f)}
+        sizes |= {"train_rows": self._rows, "test_rows": len(f), **left_out}
         protocol = {**self._settings(), "probe": repr(self.probe), **sizes}
         self.results_ = {"value": value, "values": {"std": std}, "draws": accuracies.tolist(), "protocol": protocol}
         return value

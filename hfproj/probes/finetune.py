@@ -39,8 +39,18 @@ from hfproj.data.indexing import IndexedDataset, as_item
 from hfproj.errors import UsageError, unknown
 from hfproj.features.reader import run_head, view_batches
 from hfproj.functional.feature_rows import describe_bad_rows
+from hfproj.functional.labels import labelled_rows
 from hfproj.functional.modes import evaluating
-from hfproj.probes.base import Named, as_labels, check_decay, check_numbers, cosine, descend, shuffled_classes
+from hfproj.probes.base import (
+    Named,
+    as_labels,
+    check_decay,
+    check_numbers,
+    cosine,
+    descend,
+    left_out,
+    shuffled_classes,
+)  # fmt: skip
 from hfproj.tuner.network import network_of
 from hfproj.typing import Data, OneOf, Pooling
 
@@ -71,7 +81,7 @@ class FineTuneProbe(Named):
         collator: Makes training batches of items with "index" and "epoch": ``{"pixel_values"}``, ``{"inputs"}`` or
             ``{"views"}`` of one view. None: `augmentation` and the preprocessing of `eval_collator`.
         eval_collator: Makes test batches; None: ``EvalImages.for_model(model)``.
-        label_column: Entry of an item that holds its class number.
+        label_column: Entry of an item that holds its class number; −1, None and NaN are no label.
         pooling, layer: Of a model without a projection head, see `ProjectionHeadConfig`; a head has its own.
         in_dim: Likewise, if the width of h can't be inferred from the backbone.
         seed: Seed of the chosen images, of their order, of their augmentation and of dropout.
@@ -81,7 +91,7 @@ class FineTuneProbe(Named):
     Attributes:
         indices_: After fitting: the rows of `train` that were used.
         results_: After scoring: `{"value": accuracy, "protocol": {…}}`.
-        correct_: After scoring: `[rows]` bool, for `paired_interval`.
+        correct_: After scoring: `[labelled rows]` bool, for `paired_interval`.
 
     Raises:
         UsageError: If an option is out of its range.
@@ -153,7 +163,9 @@ class FineTuneProbe(Named):
         if not len(items):
             raise UsageError("The data set is empty: there is nothing to fine-tune on.")
         labels = labels_of(train, self.label_column)
-        self.indices_ = fraction_of_each_class(labels, self.fraction, self.seed)
+        known = labelled_rows(labels, "training").nonzero().flatten()
+        chosen = fraction_of_each_class(labels[known], self.fraction, self.seed)
+        self.indices_, self._train_unlabelled = known[chosen].tolist(), len(labels) - len(known)
         self.classes_, codes = torch.unique(labels[self.indices_], return_inverse=True)
         self._train_rows = len(items)
         self._collate, self._collate_train = self._collators(model)
@@ -184,8 +196,7 @@ class FineTuneProbe(Named):
         Raises:
             UsageError: If the probe is not fitted, if there are no items, or if logits are not finite.
         """
-        if not hasattr(self, "_network"):
-            raise UsageError("This probe is not trained yet: call fit(model, train) first.")
+        self._check_fitted()
         items: Any = test
         if not len(items):
             raise UsageError("The data set is empty: there is nothing to predict.")
@@ -202,16 +213,28 @@ class FineTuneProbe(Named):
 
         Raises:
             UsageError: As `predict`, or if items have no integer labels.
+            NotMeasurableError: If no item has a label.
         """
-        predicted = self.predict(test)
-        self.correct_ = predicted == labels_of(test, self.label_column)
+        self._check_fitted()
+        labels = labels_of(test, self.label_column)
+        known = labelled_rows(labels, "test").nonzero().flatten()
+        unlabelled, labels = len(labels) - len(known), labels[known]
+        items: Any = test
+        predicted = self.predict(Subset(items, known.tolist()) if unlabelled else items)
+        self.correct_ = predicted == labels
         value = self.correct_.double().mean().item()
         rows = hashlib.sha256(np.asarray(self.indices_, dtype=np.int64).tobytes()).hexdigest()[:16]
         sizes = {"train_rows": len(self.indices_), "train_rows_of": self._train_rows, "train_rows_sha256": rows,
-                 "test_rows": len(predicted), "classes": len(self.classes_)}  # fmt: skip
-        protocol = {**self._settings("seed"), **self._read, **self._images(), **sizes}
+                 "test_rows": len(known), "classes": len(self.classes_),
+                 **left_out(self._train_unlabelled, unlabelled)}  # fmt: skip
+        named = {} if self.label_column == "label" else {"labels": self.label_column}
+        protocol = {**self._settings("seed"), **self._read, **self._images(), **sizes, **named}
         self.results_ = {"value": value, "protocol": protocol}
         return value
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_network"):
+            raise UsageError("This probe is not trained yet: call fit(model, train) first.")
 
     def _collators(self, model: nn.Module) -> tuple[Callable, Callable]:
         """Return the collators of testing and of training."""
@@ -222,14 +245,18 @@ class FineTuneProbe(Named):
             return collate, collate
         mean, std = collate.mean.flatten().tolist(), collate.std.flatten().tolist()
         views = ImageViews(size=collate.size, mean=mean, std=std, num_views=1, seed=self.seed, label_column=None,
-                           image_column=collate.image_column, augmentation=self.augmentation)  # fmt: skip
+                           image_column=collate.image_column, augmentation=self.augmentation,
+                           flip_channels=collate.flip_channels)  # fmt: skip
         return collate, views
 
     def _images(self) -> dict[str, Any]:
         """Return what the protocol says of the images."""
         said: dict[str, Any] = {"collator": type(self._collate).__name__}
         if isinstance(self._collate, EvalImages):
-            said |= {"size": self._collate.size, "interpolation": self._collate.interpolation}
+            collate = self._collate
+            said |= {"size": collate.size, "interpolation": collate.interpolation}
+            if (collate.resize, collate.resize_mode) != (collate.size, "shortest"):
+                said |= {"resize": collate.resize, "resize_mode": collate.resize_mode}
         if isinstance(self._collate_train, ImageViews) and self.collator is None:
             off = Augmentation.none()
             parts = asdict(self._collate_train.augmentations[0])
@@ -317,17 +344,17 @@ def fraction_of_each_class(labels: Int[Tensor, " rows"], fraction: float, seed: 
 
 
 def labels_of(dataset: Any, column: str) -> Int[Tensor, " rows"]:
-    """Return the labels of a data set; of a 🤗 data set without decoding its images."""
+    """Return the labels of a data set, −1 where there is none; of a 🤗 data set without decoding its images."""
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, Sequence) and column in columns:
         return as_labels(list(dataset[column]), len(dataset))
     found = []
     for row in range(len(dataset)):
         item = as_item(dataset[row])
-        if column not in item:
+        found.append(item.get(column))
+        if column not in item and row == 0:
             have = ", ".join(map(repr, item))
             raise UsageError(f"Item {row} has no label: it has {have}. Name the column: label_column=….")
-        found.append(item[column])
     return as_labels(found, len(found))
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hfproj.errors import UsageError
+from hfproj.functional.labels import labelled_rows
 from hfproj.probes.base import Classifier, Labels, Scaling, as_labels, check_numbers, check_path, hold_out
 from hfproj.probes.linear import L2_PATH, SoftmaxRegression, middle, predicted_codes
 from hfproj.typing import Features
@@ -42,7 +43,7 @@ def group_accuracies(correct: Bool[Tensor, " rows"], groups: Labels) -> dict[int
     """
     if not len(correct):
         raise UsageError("Expected at least one row, got none.")
-    numbers, codes = torch.unique(as_labels(groups, len(correct)), return_inverse=True)
+    numbers, codes = torch.unique(_group_numbers(groups, len(correct)), return_inverse=True)
     sums = torch.zeros(len(numbers), dtype=torch.float64).scatter_add_(0, codes, correct.cpu().double())
     return dict(zip(numbers.tolist(), (sums / torch.bincount(codes)).tolist()))
 
@@ -91,13 +92,14 @@ class GroupRobustProbe(Classifier):
         self.l2_path = check_path("l2_path", self.l2_path)
 
     def fit(self, f: Features, y: Labels, groups: Labels) -> "GroupRobustProbe":  # type: ignore[override]
-        """Fit on features `f`, labels `y` and the group (or attribute) of each row, any integers.
+        """Fit on features, labels as in `Classifier.fit`, and the group (or attribute) of each row, any integer.
 
         Raises:
             UsageError: If there are no rows, if rows are not finite, or if labels or groups are no integers or do not
                 match the rows.
         """
-        self._groups = as_labels(groups, len(f))
+        known = labelled_rows(as_labels(y, len(f)), "training")
+        self._groups = _group_numbers(groups, len(f))[known]
         return super().fit(f, y)
 
     def _fit(self, f: Tensor, codes: Tensor) -> None:
@@ -127,8 +129,10 @@ class GroupRobustProbe(Classifier):
         Raises:
             UsageError: As `predict`, or if labels or groups are no integers or do not match the rows.
         """
+        self._check(f)
+        groups = _group_numbers(groups, len(f))[labelled_rows(as_labels(y, len(f)), "test")]
+        f, truth, left_out = self._scored(f, y)
         predicted = self.predict(f)
-        truth, groups = as_labels(y, len(f)), as_labels(groups, len(f))
         self.correct_ = predicted == truth
         cells = _cells(truth, groups)
         found = group_accuracies(self.correct_, cells)
@@ -140,7 +144,12 @@ class GroupRobustProbe(Classifier):
         if self.l2 is None:
             protocol["chosen"] = {"l2": self.l2_, "on_rows": self._chosen_on}
         protocol |= {"train_rows": self._rows, "train_groups": len(self._sizes), "classes": len(self.classes_)}
-        protocol |= {"rows_of_each_group": int(self._sizes.min()), "test_rows": len(f), "test_groups": len(found)}
+        protocol |= {
+            "rows_of_each_group": int(self._sizes.min()),
+            "test_rows": len(f),
+            "test_groups": len(found),
+            **left_out,
+        }
         self.results_ = {"value": values["worst group"], "values": values, "protocol": protocol}
         return values["worst group"]
 
@@ -159,6 +168,13 @@ class GroupRobustProbe(Classifier):
 
         problem = self._problem(x, codes, kept[_balanced(cells[kept], generator)])
         return problem.best(self.l2_path, rating)[0], len(held)
+
+
+def _group_numbers(groups: Labels, rows: int) -> Tensor:
+    """Return the group of each row, any integer; every row has one."""
+    if (missing := sum(group is None or group != group for group in groups)) > 0:
+        raise UsageError(f"Expected a group for each of {rows} rows, got none for {missing}; leave these rows out.")
+    return as_labels(groups, rows)
 
 
 def _cells(codes: Tensor, groups: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ from torch import Tensor
 from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.features.neighbours import NeighbourBank, Neighbours, check_ks, together
-from hfproj.probes.base import Labels, Named, as_labels
+from hfproj.functional.feature_rows import check_features
+from hfproj.functional.labels import UNLABELLED, labelled_rows
+from hfproj.probes.base import Labels, Named, as_labels, left_out
 from hfproj.typing import Features
 
 _VOTES = 2**22  # float64 votes held at a time: 32 MiB
@@ -47,7 +49,7 @@ class KNNProbe(Named):
         classes_: `[classes]` labels, sorted.
         results_: After scoring: `{"value": accuracy, "protocol": {k, temperature, metric, bank, queries, …}}`; with
             several k also `"values"`, the accuracy of each: `{"k=10": …}`.
-        correct_: After scoring: `[queries]` bool, for `paired_interval`.
+        correct_: After scoring: `[labelled queries]` bool, for `paired_interval`.
 
     Raises:
         UsageError: If k < 1, if there is no k or one twice, or if temperature ≤ 0.
@@ -74,7 +76,7 @@ class KNNProbe(Named):
 
     @torch.no_grad()
     def fit(self, f: Features, y: Labels, *, sharded: bool = False) -> "KNNProbe":
-        """Take `f` and its labels (any integers) as the bank.
+        """Take the rows of `f` that have a label as the bank: `y` as in `Classifier.fit`.
 
         Args:
             f: Rows of the bank.
@@ -85,8 +87,10 @@ class KNNProbe(Named):
         Raises:
             UsageError: If there are no rows, if rows are not finite, or if labels are no integers or do not match them;
                 of a sharded bank on every process, also if parts have different widths.
+            NotMeasurableError: If no row has a label.
         """
-        labels = together(lambda: as_labels(y, len(f)), sharded)
+        together(lambda: check_features(f, minimum=0 if sharded else 1, what="bank"), sharded)
+        f, labels, self._train_unlabelled = self._labelled(f, y, "bank", sharded)
         bank = NeighbourBank(f, sharded=sharded)
         self.classes_ = labels.unique()
         if bank.sharded:
@@ -121,17 +125,19 @@ class KNNProbe(Named):
 
         Raises:
             UsageError: As `predict`, or if labels are no integers or do not match the rows.
+            NotMeasurableError: If no query has a label.
         """
         self._fitted().check(f, sharded=sharded)
-        truth = together(lambda: as_labels(y, len(f)), sharded or self._bank.sharded)
+        f, truth, unlabelled = self._labelled(f, y, "test", sharded, or_bank=self._bank.sharded)
         predicted = self._vote(self._bank.chunks(f, max(self._ks), sharded=sharded))
-        return self._keep(predicted == truth, sharded=sharded)
+        return self._keep(predicted == truth, sharded=sharded, unlabelled=unlabelled)
 
     def score_leave_one_out(self) -> float:
         """Return the accuracy on the bank itself, each row classified by the other rows.
 
         Raises:
-            UsageError: If the probe is not fitted, or if the bank has one row.
+            UsageError: If the probe is not fitted.
+            NotMeasurableError: If the bank has one row.
         """
         bank = self._fitted()
         predicted = self._vote(bank.chunks_within(max(self._ks)))
@@ -161,7 +167,21 @@ class KNNProbe(Named):
             raise UsageError("This probe has no bank yet: call fit(features, labels) first.")
         return self._bank
 
-    def _keep(self, correct: Tensor, *, sharded: bool, leave_one_out: bool = False) -> float:
+    def _labelled(
+        self, f: Tensor, y: Labels, what: str, sharded: bool, *, or_bank: bool = False
+    ) -> tuple[Tensor, Tensor, int]:
+        """Return the rows that have a label, their labels, and how many have none; `sharded`: on all processes."""
+        labels = together(lambda: as_labels(y, len(f)), sharded or or_bank)
+        kept = labels != UNLABELLED
+        counts = [(int(kept.sum()), len(labels))]
+        if sharded and distributed.world_size() > 1:
+            counts = distributed.gather_objects(counts[0])
+        known, rows = map(sum, zip(*counts))
+        if rows and not known:
+            labelled_rows(torch.full((rows,), UNLABELLED), what)  # raises
+        return (f, labels, 0) if known == rows else (f[kept.to(f.device)], labels[kept], rows - known)
+
+    def _keep(self, correct: Tensor, *, sharded: bool, leave_one_out: bool = False, unlabelled: int = 0) -> float:
         """Keep accuracies of `[ks, queries]`, with `sharded` over the queries of all processes."""
         if sharded and distributed.world_size() > 1:
             by_row = correct.T.to(self._bank.device, torch.uint8).contiguous()
@@ -173,6 +193,7 @@ class KNNProbe(Named):
         protocol: dict[str, Any] = {"k": ks[0], "temperature": self.temperature, "metric": "cosine"}
         protocol |= {"bank": rows, "queries": correct.shape[1], "classes": len(self.classes_)}
         protocol |= {"leave_one_out": True} if leave_one_out else {}
+        protocol |= left_out(self._train_unlabelled, unlabelled)
         self.results_ = {"value": accuracies[0], "protocol": protocol}
         if isinstance(self.k, tuple):
             protocol["k_list"] = ks

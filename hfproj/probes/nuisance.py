@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hfproj.data.images import to_rgb_tensor
 from hfproj.data.indexing import as_item
+from hfproj.data.pixels import to_image_tensor
 from hfproj.errors import UsageError, unknown
-from hfproj.probes.base import Labels
+from hfproj.functional.labels import labelled_rows
+from hfproj.probes.base import Labels, as_labels
 from hfproj.probes.registry import ProbeLike, make_probe
 from hfproj.results.verdict import Interval, paired_interval
 from hfproj.typing import Data
@@ -103,7 +104,8 @@ def probe_gap(
             name = f"{kind} {layer}"
             accuracy[name] = probe.score(getattr(test, layer), truth)
             correct[name], protocol[name] = probe.correct_, probe.results_["protocol"]
-    groups = _rows_together(getattr(test, "index", None), len(test.h))
+    index, known = getattr(test, "index", None), labelled_rows(as_labels(truth, len(test.h)), "test")
+    groups = _rows_together(index if index is None else index.cpu()[known], int(known.sum()))
     drawn = {name: values[groups].double().mean(1) for name, values in correct.items()}
 
     def gap(after: str, before: str) -> Interval:
@@ -133,8 +135,9 @@ class RotatedImages(Dataset):
 
     Args:
         dataset: Anything with a length and integer indices: a ``datasets.Dataset``, a torchvision data set, a list.
-        image_column: Entry of an item that holds the image; it becomes a uint8 tensor ``[3, height, width]``.
+        image_column: Entry of an item that holds the image; it becomes a tensor ``[channels, height, width]``.
         label_column: Entry that becomes the label.
+        channels: How many the backbone takes.
 
     Raises:
         UsageError: If the data set has no length or no indices; on access, if an item has no image.
@@ -145,10 +148,13 @@ class RotatedImages(Dataset):
         (4, [[1, 3], [0, 2]], 1, 0)
     """
 
-    def __init__(self, dataset: Data, *, image_column: str = "image", label_column: str = "label"):
+    def __init__(
+        self, dataset: Data, *, image_column: str = "image", label_column: str = "label", channels: int = 3
+    ):  # fmt: skip
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise UsageError(f"Expected a data set with a length and indices, got a {type(dataset).__name__}.")
         self.dataset, self.image_column, self.label_column = dataset, image_column, label_column
+        self.channels = channels
 
     def __len__(self) -> int:
         return 4 * len(self.dataset)
@@ -161,5 +167,6 @@ class RotatedImages(Dataset):
         if self.image_column not in item:
             have = ", ".join(map(repr, item))
             raise UsageError(f"The items have no column {self.image_column!r}, got {have}; pass image_column=….")
-        image = torch.rot90(to_rgb_tensor(item[self.image_column], self.image_column), turns, (1, 2))
+        image = to_image_tensor(item[self.image_column], self.channels, self.image_column)
+        image = torch.rot90(image, turns, (1, 2))
         return {**item, self.image_column: image.contiguous(), self.label_column: turns, "index": row}

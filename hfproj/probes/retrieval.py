@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features.neighbours import NeighbourBank, Neighbours, check_ks
-from hfproj.functional.feature_rows import double_rows
+from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.functional.rows import full_precision
-from hfproj.probes.base import Labels, Named, as_labels
+from hfproj.probes.base import Labels, Named, labelled, left_out
 from hfproj.typing import Features
 
 _ELEMENTS = 2**21  # float64 cosines held at a time: 16 MiB, and as much again for their order
@@ -48,8 +48,8 @@ class RetrievalProbe(Named):
     Attributes:
         results_: After scoring: `{"value": mAP, "values": {"mAP": …, "recall@1": …}, "protocol": {…}}`; `left_out` of
             the protocol counts the queries without a positive.
-        average_precision_: `[queries]` float64, NaN where a query was left out.
-        correct_: `[queries]` bool: the nearest row is of the query's class; False where a query was left out.
+        average_precision_: `[labelled queries]` float64, NaN where a query was left out.
+        correct_: `[labelled queries]` bool: the nearest row is of the query's class; False where a query was left out.
 
     Raises:
         UsageError: If k < 1, or if there is no k or one twice.
@@ -73,13 +73,15 @@ class RetrievalProbe(Named):
         self._ks = self.k if isinstance(self.k, tuple) else (self.k,)
 
     def fit(self, f: Features, y: Labels) -> "RetrievalProbe":
-        """Take `f` and its labels (any integers) as the gallery.
+        """Take the rows of `f` that have a label as the gallery: `y` as in `Classifier.fit`.
 
         Raises:
             UsageError: If there are no rows, if rows are not finite, or if labels are no integers or do not match them.
+            NotMeasurableError: If no row has a label.
         """
+        check_features(f, minimum=1, what="bank")
+        f, self._labels, self._train_unlabelled = labelled(f, y, "gallery")
         self._gallery = NeighbourBank(f)
-        self._labels = as_labels(y, len(f))
         self._f = f.detach()
         return self
 
@@ -96,18 +98,21 @@ class RetrievalProbe(Named):
         """Return mAP of the queries `f` against the gallery, and keep all numbers in `results_`.
 
         Raises:
-            UsageError: As `predict`, if labels are no integers or do not match the rows, or if no query has a positive.
+            UsageError: As `predict`, or if labels are no integers or do not match the rows.
+            NotMeasurableError: If no query has a label or a positive.
         """
         gallery = self._fitted()
         gallery.check(f)
-        truth = as_labels(y, len(f))
-        return self._keep(gallery.chunks(f, max(self._ks)), f, truth, leave_one_out=False)
+        f, truth, unlabelled = labelled(f, y, "test")
+        found = gallery.chunks(f, max(self._ks))
+        return self._keep(found, f, truth, leave_one_out=False, unlabelled=unlabelled)
 
     def score_leave_one_out(self) -> float:
         """Return mAP of each row of the gallery as a query against the others.
 
         Raises:
-            UsageError: If the probe is not fitted, if the gallery has one row, or if no class has two rows.
+            UsageError: If the probe is not fitted.
+            NotMeasurableError: If the gallery has one row, or no class has two rows.
         """
         found = self._fitted().chunks_within(max(self._ks))
         return self._keep(found, self._f, self._labels, leave_one_out=True)
@@ -117,13 +122,16 @@ class RetrievalProbe(Named):
             raise UsageError("This probe has no gallery yet: call fit(features, labels) first.")
         return self._gallery
 
-    def _keep(self, found: Iterator[tuple[int, Neighbours]], f: Tensor, truth: Tensor, *, leave_one_out: bool) -> float:
+    def _keep(
+        self, found: Iterator[tuple[int, Neighbours]], f: Tensor, truth: Tensor, *, leave_one_out: bool,
+        unlabelled: int = 0,
+    ) -> float:  # fmt: skip
         classes, sizes = self._labels.unique(return_counts=True)
         place = torch.searchsorted(classes, truth).clamp_max(len(classes) - 1)
         counted = torch.where(classes[place] == truth, sizes[place] - int(leave_one_out), 0) > 0
         if not counted.any():
             none = f"None of {len(truth)} queries has a row of its class in the gallery of {self._gallery.rows} rows"
-            raise UsageError(f"{none}. Were the labels of queries and gallery made in the same way?")
+            raise NotMeasurableError(f"{none}. Were the labels of queries and gallery made in the same way?")
         hits = torch.cat([self._labels[near.rows] for _, near in found]) == truth[:, None]
         self.correct_ = hits[:, 0]
         self.average_precision_ = self._average_precision(f, truth, leave_one_out)
@@ -132,6 +140,7 @@ class RetrievalProbe(Named):
         protocol: dict[str, Any] = {"k": list(self._ks), "metric": "cosine", "gallery": self._gallery.rows}
         protocol |= {"queries": len(truth), "left_out": int((~counted).sum()), "classes": len(classes)}
         protocol |= {"leave_one_out": True} if leave_one_out else {}
+        protocol |= left_out(self._train_unlabelled, unlabelled)
         self.results_ = {"value": values["mAP"], "values": values, "protocol": protocol}
         return values["mAP"]
 

@@ -18,7 +18,7 @@ from hfproj.regularizers import REGULARIZERS
 from hfproj.reporting.markdown import Code, one_line
 from hfproj.reporting.metadata import base_model_of, license_of, mapping, modality_of, trained_on
 from hfproj.results import LAYERS, WHENS, Measurement, Results, Verdict, findings, verdicts, words
-from hfproj.results.measurement import Key, row_names, settings_text, short
+from hfproj.results.measurement import Key, missing_sentences, row_names, settings_text, short
 
 _METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LN tuning"}  # as people write them
 _OF_PEFT = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "alpha", "oft_block_size", "boft_block_size")
@@ -52,6 +52,7 @@ class Context:
         self.backbone = base.removeprefix("./") if isinstance(base, str) and one_line(base) else "a backbone"
         self.title = f"{head} head on {self.backbone}" if head else f"Projection head on {self.backbone}"
         self.base_model = base_model_of(results)  # the backbone, where it is a Hub id
+        self.private = "fingerprint" in adapter and not (base or mapping(adapter.get("backbone")).get("id"))
         self.embedded = str(results.config.get("base_model") or "").split("/")[-1] == EMBEDDED  # ships with hfproj
         self.method = _method(inner["peft_type"]) if inner.get("peft_type") else ""  # PEFT's on the backbone
         self.layer = None if layer == -1 else layer  # the block that h is read from; None: the last
@@ -64,6 +65,7 @@ class Context:
         self.continued = str(recipe.get("continue_from") or "")  # the adapter that training went on from
         self.measured, self.labelled = bool(measured), bool(labelled)  # whether anything was, and with labels
         self.missing = missing  # usual probes that were not run
+        self.unmeasured = missing_sentences(results.missing)  # what could not be measured, and why
         self.tables = _tables(results, {(v.key, v.layer): v for v in judged})
         self.cells = results.cells()  # h and z in one table, the header first
         self.layer_cells = results.layer_cells()  # every layer, where there are others, the header first
@@ -153,6 +155,8 @@ def _settings(
     if adapter:
         library, layer = mapping(adapter.get("backbone")).get("library"), adapter.get("layer", -1)
         rows.append(("backbone", [Code(backbone), *([str(library)] if library else [])]))
+        if digest := mapping(adapter.get("fingerprint")).get("sha256"):
+            rows.append((words.BACKBONE["digest"], [Code(str(digest))]))
         rows.append(("h", _options({"pooling": adapter.get("pooling"), "layer": layer if layer != -1 else None})))
         head = [Code(adapter["head"])] if adapter.get("head") else []
         widths = f"{adapter.get('in_dim', '?')} → {adapter.get('out_dim', '?')}"

@@ -85,7 +85,8 @@ def _probes(results: Results) -> list[Picture]:
 
 
 def _over_steps(results: Results) -> list[Picture]:
-    rows = results.history or [row for row in results.log if "loss" in row and "step" in row]
+    logged = [row for row in results.log if "loss" in row and "step" in row]
+    rows = results.history or [{name.removeprefix("batch_"): v for name, v in row.items()} for row in logged]
     if not rows:
         return []
     notes = ["batch"] * (not results.history) + ["bands"] * (len({row["step"] for row in rows}) < len(rows))

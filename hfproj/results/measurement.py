@@ -75,6 +75,44 @@ class Measurement:
         return words.label(self.name, self.unit, self.protocol)
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A measure that the data has no value of, and why.
+
+    Attributes:
+        name, layer, when, dataset, unit: As of a `Measurement`.
+        reason: In words, without a full stop.
+
+    Raises:
+        UsageError: If a field has another type.
+    """
+
+    name: str
+    layer: str
+    when: str
+    reason: str
+    dataset: str = ""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, str):
+                raise UsageError(f"The {name} of a missing measure must be a str, got {value!r}.")
+
+
+def missing_sentences(missing: Iterable[Missing]) -> list[str]:
+    """Return what was not measured and why, a sentence for each reason.
+
+    Example:
+        >>> missing_sentences(Missing("knn", layer, "after", "no labels", unit="accuracy") for layer in ("h", "z"))
+        ['k-NN accuracy of h and z after training: no labels.']
+    """
+    layers: dict[tuple[str, ...], list[str]] = {}
+    for m in missing:
+        layers.setdefault((words.label(m.name, m.unit, {}), m.when, m.dataset, m.reason), []).append(m.layer)
+    return [words.missing(name, list(dict.fromkeys(of)), *rest) for (name, *rest), of in layers.items()]
+
+
 @runtime_checkable
 class Measured(Protocol):
     """What verdicts are made from: `Results`."""

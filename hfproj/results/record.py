@@ -7,7 +7,7 @@ to everything.
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,33 @@ from hfproj.errors import AdapterFileError, UsageError, check_type
 from hfproj.files import installed_versions, portable, write_atomic
 from hfproj.results import words
 from hfproj.results.history import file_in
-from hfproj.results.measurement import LAYERS, WHENS, Key, Measurement, mean_std, row_names, unpack_outcomes
+from hfproj.results.measurement import (
+    LAYERS,
+    WHENS,
+    Key,
+    Measurement,
+    Missing,
+    mean_std,
+    missing_sentences,
+    row_names,
+    short,
+    unpack_outcomes,
+)  # fmt: skip
 from hfproj.results.verdict import findings
 
 FORMAT = 1
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
-_LATER: dict[str, type] = {"history": list, "geometry": dict}  # not in the first files; left out while empty
+# Of an adapter's config: what a trainer sets, perhaps after a first evaluation, what decides no number, and what is
+# completed when the adapter is saved.
+_OF_TRAINING = ("objective", "regularizers")
+_OF_USE = ("inference_mode", "peft_version", "revision", "auto_mapping", "task_type", "backbone_check")
+_ADAPTERS = (("adapter",), ("adapter", "backbone_adapter"))
+_GROW = (("fingerprint",), ("backbone",))
+_LATER: dict[str, type] = {
+    "history": list,
+    "geometry": dict,
+    "missing": list,
+}  # not in the first files; left out while empty
 
 
 @dataclass
@@ -39,11 +60,12 @@ class Results:
         spectra: "h before", "h after", "z before", "z after" → covariance eigenvalues, sorted descending.
         log: The trainer's log history.
         notes: Anything a reader must know.
-        history: What was measured while training, a mapping per step: "step", "epoch", and metrics whose names end in
-            their layer ("rankme_h", "std_z", …) or have none ("loss", "lambda_min", …). Results of several seeds have
-            "seed" too.
+        history: What was measured while training, of views of a few images and not of the evaluation set: a mapping per
+            step, "step", "epoch", and metrics whose names end in their layer ("rankme_h", "std_z", …) or have none
+            ("loss", "lambda_min", …). Results of several seeds have "seed" too.
         geometry: Measurements that are no single number, all optional: "metric_condition_number", "orbits",
             "covariance", "feature_weights", "collapse" (the alarm: its step, cause, and what was seen), "scalars".
+        missing: What was to be measured and has no value, with the reasons.
 
     Example:
         >>> measurements = [Measurement("rankme", "h", "before", 12.8), Measurement("rankme", "h", "after", 18.7)]
@@ -62,6 +84,7 @@ class Results:
     notes: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     geometry: dict[str, Any] = field(default_factory=dict)
+    missing: list[Missing] = field(default_factory=list)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write strict JSON, atomically: into a file whose name ends in `.json`, or as `results.json` into a folder.
@@ -94,6 +117,7 @@ class Results:
                 raise ValueError(f"its format is not {FORMAT}; a newer hfproj may have written it")
             content = {**{name: kind() for name, kind in _LATER.items()}, **content}
             content["measurements"] = [Measurement(**m) for m in content["measurements"]]
+            content["missing"] = [Missing(**m) for m in content["missing"]]
             for f in fields(cls):
                 expected = _KINDS.get(f.name, list)
                 if not isinstance(content[f.name], expected):
@@ -114,14 +138,13 @@ class Results:
 
         Raises:
             UsageError: If a measurement or an entry of config has two values: the results belong to different models;
-                or if something else than results is given.
+                or if something else than results is given. Objective and regularizers may differ where one of two was
+                measured before training.
         """
         merged = Results(**{f.name: type(getattr(self, f.name))(getattr(self, f.name)) for f in fields(self)})
         for other in others:
             check_type("other results", other, Results, "read a file by Results.load")
-            for name, value in other.config.items():
-                if portable(merged.config.setdefault(name, value)) != portable(value):
-                    raise UsageError(f"The results differ in config[{name!r}]: {merged.config[name]!r} and {value!r}.")
+            merged.config = _join_configs(merged, other)
             if other.versions != merged.versions:
                 merged.notes.append("Parts of these results come from different versions of the libraries.")
             for m in other.measurements:
@@ -132,6 +155,7 @@ class Results:
                         "Give each run its own seed (`evaluate(seed=…)`) or data set name."
                     )
                 merged.measurements += [] if same else [m]
+            merged.missing += [m for m in other.missing if m not in merged.missing]
             merged.history = _join_histories(merged, other)
             merged.seeds += [s for s in other.seeds if s not in merged.seeds]
             merged.spectra = {**other.spectra, **merged.spectra}
@@ -190,7 +214,8 @@ class Results:
         """Return the numbers as aligned text: mean ± standard deviation where there are several seeds.
 
         Below it stand a table of intermediate layers, if there are any, and what training did: where an accuracy was
-        measured before and after it, whether it got better, with the interval of the difference.
+        measured before and after it, whether it got better, with the interval of the difference; then what could not
+        be measured, and why.
         """
         return self._written(_aligned, "\n")
 
@@ -201,6 +226,7 @@ class Results:
     def _written(self, table: Callable[[list[list[str]]], str], between: str) -> str:
         tables = [table(cells) for cells in (self.cells(), self.layer_cells()) if cells]
         said = [str(finding) for finding in findings(self) if finding.sense != "rank"]
+        said += [f"{words.MISSING}: {sentence}" for sentence in missing_sentences(self.missing)]
         return "\n\n".join([*tables, *([between.join(said)] if said else [])])
 
     def cells(self) -> list[list[str]]:
@@ -260,6 +286,35 @@ def _aligned(cells: list[list[str]]) -> str:
 def _markdown(cells: list[list[str]]) -> str:
     lines = [cells[0], ["---", *["---:"] * (len(cells[0]) - 1)], *cells[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _join_configs(one: Results, two: Results) -> dict[str, Any]:
+    """Return the entries of both configs; where one was measured before training, what training sets is the other's."""
+    untrained = [{m.when for m in results.measurements} == {"before"} for results in (one, two)]
+    free = _OF_USE + _OF_TRAINING * any(untrained)
+    first, other = one.config, two.config
+    joined, adapters = {**other, **first}, [config.get("adapter") for config in (first, other)]
+    if all(isinstance(adapter, Mapping) for adapter in adapters):
+        joined["adapter"] = {}
+        for adapter in adapters if untrained[0] else reversed(adapters):
+            joined["adapter"].update(adapter or {})
+    for name in first.keys() & other.keys():
+        if found := _difference(portable(first[name]), portable(other[name]), (name,), free):
+            path, *values = found
+            shown = " and ".join(f"{'nothing' if v is None else short(v):.60}" for v in values)
+            setting = "".join(f"[{part!r}]" for part in path)
+            raise UsageError(f"The results belong to different models: config{setting} is {shown}.")
+    return joined
+
+
+def _difference(mine: Any, theirs: Any, path: tuple[str, ...], free: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """Return the first setting in which two configs differ: its path, and both values."""
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        names = [name for name in {**mine, **theirs} if path not in _ADAPTERS or name not in free]
+        found = (_difference(mine.get(name), theirs.get(name), (*path, name), free) for name in names)
+        return next(filter(None, found), None)
+    later = path[1:2] in _GROW and None in (mine, theirs)
+    return None if mine == theirs or later else (path, mine, theirs)
 
 
 def _join_histories(first: Results, other: Results) -> list[dict]:

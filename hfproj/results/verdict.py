@@ -81,7 +81,8 @@ class Finding(NamedTuple):
     """What training did, in words: a headline, and a text that ends in a full stop.
 
     Attributes:
-        sense: A key of `words.HEADLINES`: "alarm", "worse", "collapse", "unclear", "better" or "rank".
+        sense: A key of `words.HEADLINES`: "alarm", "worse", "collapse", "unclear", "better", "rank" or
+            "backbone".
         headline: The few words to set in bold.
         text: What was measured, and what follows from it.
     """
@@ -96,7 +97,7 @@ class Finding(NamedTuple):
     @property
     def warns(self) -> bool:
         """Whether a reader must be warned."""
-        return self.sense in ("alarm", "worse", "collapse")
+        return self.sense in ("alarm", "worse", "collapse", "backbone")
 
 
 def paired_interval(
@@ -189,7 +190,11 @@ def findings(results: Measured) -> list[Finding]:
     """
     ranks = rank_changes(results)
     spoken = [_ranks(ranks)] if ranks else []
-    found = [_alarm(results.geometry.get("collapse")), *(_judged(results, "worse", layer) for layer in LAYERS)]
+    found = [
+        _backbone(results),
+        _alarm(results.geometry.get("collapse")),
+        *(_judged(results, "worse", layer) for layer in LAYERS),
+    ]
     found += [finding for finding in spoken if finding.warns]
     found += [_judged(results, sense, "h") for sense in ("unclear", "better")]
     return [f for f in [*found, *(finding for finding in spoken if not finding.warns)] if f is not None]
@@ -223,6 +228,16 @@ def _alarm(alarm: Any) -> Finding | None:
     step = f" at step {alarm['step']}" if alarm.get("step") is not None else ""
     what = alarm.get("what") or alarm.get("cause") or "its cause was not recorded."
     return Finding("alarm", words.HEADLINES["alarm"] + step, str(what))
+
+
+def _backbone(results: Measured) -> Finding | None:
+    """Return that the adapter is used on other weights than it was made on, where its config says so."""
+    adapter: Any = getattr(results, "config", {}).get("adapter")
+    kept = adapter.get("fingerprint") if isinstance(adapter, Mapping) else None
+    other = kept.get("instead_of") if isinstance(kept, Mapping) else None
+    return (
+        Finding("backbone", words.HEADLINES["backbone"], words.BACKBONE["meant"].format(other=other)) if other else None
+    )
 
 
 def _way(name: str, before: float, after: float) -> str:

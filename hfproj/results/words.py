@@ -3,6 +3,7 @@
 To change how a verdict, an interval or a rounding reads, change it here.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 # What measures are called where the name itself, its underscores as blanks, is not what people write. A measure with a
@@ -29,14 +30,22 @@ HEADLINES = {
     "better": "The {layer} got better", "worse": "The {layer} got worse", "unclear": "No gain was measured",
     "alarm": "The collapse alarm rang while it trained", "collapse": "A sign of dimensional collapse",
     "rank": "No sign of dimensional collapse",
+    "backbone": "Another backbone than it was made on",
 }  # fmt: skip
 # Where no accuracy of h was measured before and after training.
 UNKNOWN = "No accuracy of h was measured before and after training: whether it got better is not known."
 LAYER_NAMES = {"h": "representation", "z": "projection"}
+BACKBONE = {
+    "meant": "The adapter was made on {other} and is used here, as its author says, on a backbone with other weights.",
+    "private": "Its backbone has no public source. Who has it passes it as `backbone=`, and it is compared with the "
+    "one that the adapter was made on.",
+    "digest": "SHA-256 of the backbone's tensors",
+}
 WENT = "went from {before} to {after}"
 INTERVAL = "95 % interval"
 NO_INTERVAL = "no interval, since answers row by row were not kept"
 LESS_THAN_HALF = "less than half"
+MISSING = "Not measured"
 USUAL_PROBES = {
     "knn": LABELS["knn"], "linear": "linear probe", "fine_tune": LABELS["fine_tune"],
 }  # else: "Not measured: …"  # fmt: skip
@@ -92,6 +101,16 @@ def interval(name: str, low: float, high: float) -> str:
         '−0.0100 to +0.0200'
     """
     return f"{change(name, low)} to {change(name, high)}"
+
+
+def missing(name: str, layers: Sequence[str], when: str, dataset: str, reason: str) -> str:
+    """Return what was not measured, and why.
+
+    Example:
+        >>> missing("RankMe", ["h"], "after", "digits", "one row")
+        'RankMe of h after training on digits: one row.'
+    """
+    return f"{name} of {' and '.join(layers)} {when} training{f' on {dataset}' if dataset else ''}: {reason}."
 
 
 def _digits(name: str) -> int:

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hfproj.data.images import to_rgb_tensor
 from hfproj.data.indexing import as_item
+from hfproj.data.pixels import to_rgb_tensor
 from hfproj.errors import UsageError
 from hfproj.typing import Data
 

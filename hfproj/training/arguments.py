@@ -32,7 +32,8 @@ class ProjectionTrainingArguments(TrainingArguments):
             depends on (seed, epoch, image, view) only.
         eval_knn_k: Neighbours of the online k-NN.
         eval_knn_temperature: Temperature of the online k-NN.
-        log_representation: Log RankMe, standard deviation and positive-pair cosine of the last batch with the loss.
+        log_representation: Log RankMe, standard deviation and positive-pair cosine of the last batch with the loss, as
+            ``batch_rankme_h`` ….
 
     ``dataloader_persistent_workers=True`` saves time where workers start more slowly than an epoch of a small data set
     takes; a run with dropout then does not resume bit for bit, since torch draws from the global generator whenever

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from peft.utils import set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
@@ -28,9 +28,11 @@ from hfproj.heads import HEADS
 from hfproj.hub.pull import open_adapter
 from hfproj.objectives.buffers import START, Position, load_buffers, read_position
 from hfproj.training.ema import EMA
-from hfproj.training.setup import Source, active_config, active_name
+from hfproj.training.setup import PARTS, Source, active_config, active_name
 from hfproj.tuner import ProjectionHeadConfig
+from hfproj.tuner.belonging import check_continued
 from hfproj.tuner.config import plain
+from hfproj.tuner.layer import CHILD
 
 LOG = logging.getLogger("hfproj.training")
 _COMPARED = ("head", "in_dim", "out_dim", "scales", "pooling", "layer", "trainable")
@@ -94,10 +96,12 @@ class Continued:
     """The adapter that a run continues from, whose tensors are loaded into the active adapter of `model`.
 
     `source` is a folder or repository, or a dict of "repo" and "adapter", "revision", "token" or "cache_dir". Both
-    adapters must have the same parts; that of `model` gets the saved one's objective where it has none yet.
+    adapters must have the same head and train the same of the backbone; that of `model` gets the saved one's objective
+    where it has none yet. Under another `objective`, a predictor, prototypes or scales that only it needs stay as they
+    were made, and those that it has no use for are left behind.
     """
 
-    def __init__(self, model: PeftModel, source: Source):
+    def __init__(self, model: PeftModel, source: Source, objective: nn.Module | None = None):
         options = dict(source) if isinstance(source, Mapping) else {"repo": source}
         for name in options:
             check_choice("entry of continue_from:", name, _PLACE)
@@ -105,17 +109,26 @@ class Continued:
             wanted = "continue_from to be a folder, a Hub repository, or a dict with 'repo'"
             raise UsageError(f"Expected {wanted}, got {source!r}.")
         saved, own = open_adapter(**options), active_config(model)
-        found = list(differences(saved.config, own))
+        found = differences(saved.config, own)
+        self.new, self.left = _exchanged(found, saved.config, own, objective)
+        for name in [*self.new, *self.left]:
+            found.pop(name)
         if found:
             raise UsageError(
-                f"The adapter of {saved.where} and this model's do not have the same parts: {'; '.join(found)}. Make "
+                f"The adapter of {saved.where} and this model's do not have the same parts: "
+                f"{'; '.join(said for part in found.values() for said in part)}. Make "
                 "the model with hfproj.from_pretrained(…, is_trainable=True), or with the same options."
             )
+        check_continued(saved.config, own)
         tensors = load_file(saved.folder / filenames.ADAPTER_WEIGHTS)
+        if self.new or self.left:
+            made = get_peft_model_state_dict(model, adapter_name=active_name(model))
+            tensors = {n: t for n, t in tensors.items() if _part(n) not in {*self.new, *self.left}}
+            tensors |= {n: t for n, t in made.items() if _part(n) in self.new}
         set_peft_model_state_dict(model, tensors, adapter_name=active_name(model))
         if own.objective is None:
             own.objective, own.regularizers = saved.config.objective, saved.config.regularizers
-        self.saved = saved
+        self.saved, self.own = saved, own
         self.same_objective = True  # as far as that is known
 
     def restore_objective(self, objective: nn.Module, *, log: bool) -> Position:
@@ -124,6 +137,8 @@ class Continued:
         now = (getattr(objective, "created", None) or {}).get("name")
         self.same_objective = before is None or now is None or before == now
         position, continues, fresh = START, ["the adapter's tensors"], ["optimizer", "schedules", "epochs and views"]
+        lacking = [n for n in PARTS if getattr(self.own, n) and not getattr(self.saved.config, n)]
+        fresh += [f"the {part}" for part in dict.fromkeys([*self.new, *lacking])]
         folder = self._folder(filenames.OBJECTIVE)
         if objective.state_dict():
             (continues if folder else fresh).append(f"buffers of {type(objective).__name__}")
@@ -135,6 +150,7 @@ class Continued:
             (continues if self._folder(filenames.EMA) else fresh).append("the EMA teacher")
         if log:
             other = "" if self.same_objective else f" It was trained on {before}, this run is on {now}."
+            other += f" Left behind: the {' and the '.join(self.left)}." if self.left else ""
             LOG.warning(
                 f"Continuing from {self.saved.where}, at step {position.step} and epoch {position.epoch:.2f}: "
                 f"{', '.join(continues)}. Fresh: {', '.join(fresh)}.{other}"
@@ -154,13 +170,41 @@ class Continued:
         return None if (found := self.saved.file(name)) is None else found.parent
 
 
-def differences(saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> Iterator[str]:
-    """Yield in words each part in which two adapters differ, so that their tensors or what they compute disagree."""
+def differences(saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> dict[str, list[str]]:
+    """Return part → in words, in what of it two adapters differ: their tensors or what they compute would disagree."""
     parts = [_parts(config) for config in (saved, own)]
+    found: dict[str, list[str]] = {}
     for name in sorted(parts[0].keys() | parts[1].keys()):
         there, here = (part.get(name) for part in parts)
         if there != here:
-            yield f"{name} is {_short(there)} there and {_short(here)} here"
+            said = f"{name} is {_short(there)} there and {_short(here)} here"
+            found.setdefault(name.partition(".")[0], []).append(said)
+    return found
+
+
+def _exchanged(
+    found: Mapping[str, Any], saved: ProjectionHeadConfig, own: ProjectionHeadConfig, objective: nn.Module | None
+) -> tuple[list[str], list[str]]:
+    """Return which of the differing parts another objective starts anew, and which it leaves behind."""
+    if objective is None:
+        return [], []
+    needs: Any = getattr(objective, "needs", frozenset())
+    created: Any = getattr(objective, "created", None) or {}
+    other = (saved.objective or {}).get("name") not in (None, created.get("name"))
+    new, left = [], []
+    for part in PARTS:
+        there, here = (bool(getattr(config, part)) for config in (saved, own))
+        if part in found and here and PARTS[part] in needs and (other or not there):
+            new.append(part)
+        elif part in found and there and not here and PARTS[part] not in needs:
+            left.append(part)
+    return new, left
+
+
+def _part(name: str) -> str | None:
+    """Return the part of the adapter to which a tensor belongs, from its name in a file."""
+    _, of_head, rest = name.partition(f".{CHILD}.projection_head_modules.")
+    return rest.partition(".")[0] if of_head else None
 
 
 def _parts(config: ProjectionHeadConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What `ProjectionTrainer` measures and logs: k-NN, RankMe and std of held-out features, loss and cosine of views."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,32 +15,53 @@ from transformers import Trainer
 from hfproj import distributed
 from hfproj.data.indexing import IndexedDataset
 from hfproj.diagnostics import rankme, representation_std
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features import extract_features
+from hfproj.functional.labels import UNLABELLED
 from hfproj.functional.modes import evaluating
 from hfproj.probes import KNNProbe
 from hfproj.regularizers import Weighted
-from hfproj.training import setup
+from hfproj.training import checks, setup
+from hfproj.training.shares import GradientShares
 from hfproj.training.views import describe_rows
 from hfproj.typing import Data
+
+LOG = logging.getLogger("hfproj.training")
 
 
 def probe(trainer: Any, dataset: Any) -> dict[str, float]:
     """Return ``knn_*`` (with labels), ``rankme_*`` and ``std_*`` of h and z; the bank is the trainer's."""
-    args = trainer.args
     test, metrics = features(trainer, dataset), {}
     bank = features(trainer, trainer.bank_dataset) if trainer.bank_dataset is not None else None
+    sources = {"the eval data set": (test, dataset), "bank_dataset": (bank or test, trainer.bank_dataset or dataset)}
+    bare = [(name, part) for name, (found, part) in sources.items() if found.labels is None or (found.labels < 0).all()]
+    for name, part in bare[:1]:
+        reason = checks.why_unlabelled(trainer, part, name) or f"no row of {name} has a label"
+        trainer.say_once(f"k-NN is not measured: {reason}.")
     for layer in ("h", "z"):
         f = getattr(test, layer)
-        if test.labels is not None:
-            knn = KNNProbe(k=args.eval_knn_k, temperature=args.eval_knn_temperature)
-            if bank is None:
-                metrics[f"knn_{layer}"] = knn.fit(f, test.labels).score_leave_one_out()
-            else:
-                metrics[f"knn_{layer}"] = knn.fit(getattr(bank, layer), bank.labels).score(f, test.labels)
-        metrics[f"rankme_{layer}"] = rankme(f)
-        metrics[f"std_{layer}"] = representation_std(f)
+        measures = {"knn": lambda layer=layer: _knn(trainer.args, layer, bank, test)} if not bare else {}
+        measures |= {"rankme": lambda f=f: rankme(f), "std": lambda f=f: representation_std(f)}
+        for name, measure in measures.items():
+            try:
+                metrics[f"{name}_{layer}"] = measure()
+            except UsageError as error:  # no reason to end a training
+                if name != "knn" and not isinstance(error, NotMeasurableError):
+                    raise
+                trainer.say_once(f"{name}_{layer} is not measured: {str(error).removesuffix('.')}.")
+    left = sum(int((part.labels == UNLABELLED).sum()) for part in (test, bank) if part and part.labels is not None)
+    if left and not bare:
+        trainer.say_once(f"{left} held-out rows have no label and are left out of the k-NN.")
     return metrics
+
+
+def _knn(args: Any, layer: str, bank: Any, test: Any) -> float:
+    """Return the k-NN accuracy on the labelled rows; raise UsageError if it can't be measured."""
+    knn = KNNProbe(k=args.eval_knn_k, temperature=args.eval_knn_temperature)
+    knn.fit(getattr(bank or test, layer), (bank or test).labels)
+    if len(knn.classes_) < 2:
+        raise NotMeasurableError(f"all labelled rows of the k-NN's bank are of one class, {int(knn.classes_)}")
+    return knn.score_leave_one_out() if bank is None else knn.score(getattr(test, layer), test.labels)
 
 
 def features(trainer: Any, dataset: Any) -> Any:
@@ -92,13 +114,21 @@ class MeasuringTrainer(Trainer):
     last_batch: dict[str, Any]
     regularizers: dict[str, Weighted]
     bare_model: Callable[[], Any]
+    shares: GradientShares
+    _said: set[str]
     _terms: dict[str, list[Tensor]]
+
+    def say_once(self, text: str) -> None:
+        """Log `text` as a warning, from one process and only the first time."""
+        if self.is_world_process_zero() and text not in self._said:
+            LOG.warning(text)
+        self._said.add(text)
 
     def record(self, values: Mapping[str, float]) -> None:
         """Write what was measured into `history`, where numbers that are not finite are None; log ``probe_<name>``."""
         self._history_row().update({n: float(v) if math.isfinite(v) else None for n, v in values.items()})
         should_log = self.control.should_log  # of the step's own line, which logging takes for written
-        self.log({f"probe_{n}": float(v) for n, v in values.items()})
+        self.log({f"probe_{n}": float(v) for n, v in values.items() if math.isfinite(v)})
         self.control.should_log = should_log
 
     def _history_row(self) -> dict[str, Any]:
@@ -110,16 +140,17 @@ class MeasuringTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log `logs`, with the objective's terms and the state of the representation while training."""
         if "loss" in logs:
-            logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()}
+            logs |= {n: torch.stack(v).float().mean().item() for n, v in self._terms.items()} | self.shares.values
             if any(hasattr(callback, "bind") for callback in self.callback_handler.callbacks):
                 self._history_row().update({n: v for n, v in logs.items() if n != "epoch" and math.isfinite(v)})
             if self.args.log_representation:
-                logs |= describe_rows({n: self.last_batch[n] for n in ("h", "z") if n in self.last_batch})
+                found = describe_rows({n: self.last_batch[n] for n in ("h", "z") if n in self.last_batch})
+                logs |= {f"batch_{n}": v for n, v in found.items()}
             for name, regularizer in self.regularizers.items():
                 report: Any = getattr(regularizer.module, "report", None)
                 if report is not None:
                     logs |= {f"{name}_{key}": float(value) for key, value in report(self.bare_model()).items()}
-            self._terms = {}
+            self._terms, self.shares.values = {}, {}
         super().log(logs, start_time)
 
     def evaluate(
@@ -127,6 +158,9 @@ class MeasuringTrainer(Trainer):
         ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
     ) -> dict[str, float]:  # fmt: skip
         """Return ``knn_*`` (with labels), ``rankme_*``, ``std_*``, ``loss`` and ``positive_cosine_*`` of h and z.
+
+        What can't be measured (no label, one class) is left out, and a warning says why. RankMe and std are those of
+        all rows of the data set, as `hfproj.evaluate` has them.
 
         Names begin with `metric_key_prefix`. The k-NN searches `bank_dataset`, or each image among the others of
         `eval_dataset`. Loss and cosine are means over batches of views that are the same at each evaluation.

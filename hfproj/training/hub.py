@@ -3,6 +3,7 @@
 `transformers`' own methods would push the whole output folder with pickled settings, and a card of their own over ours.
 """
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable
@@ -226,7 +227,8 @@ class HubTrainer(MeasuringTrainer):
         if not all(hasattr(collator, name) for name in ("size", "mean", "std")):
             return known
         mean, std = (tuple(round(v, 6) for v in getattr(collator, n).flatten().tolist()) for n in ("mean", "std"))
-        return ImagePreprocessing(collator.size, mean, std, "bicubic" if known is None else known.interpolation)
+        known = ImagePreprocessing(collator.size, mean, std) if known is None else known.at(collator.size)
+        return dataclasses.replace(known, mean=mean, std=std)
 
 
 def _refuse(method: str, unsupported: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
+from hfproj.training.gradients import frozen_parts, part_of
 from hfproj.training.setup import Args, Control, ProjectionTrainer, State
 from hfproj.tuner.layer import CHILD
 
@@ -80,6 +81,9 @@ def make_optimizer(trainer: ProjectionTrainer, model: nn.Module) -> torch.optim.
     cls, kwargs = trainer.optimizer_cls_and_kwargs or trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     is_class = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
     own_groups = not is_class or {"params", "model", "optimizer_dict"} & set(kwargs)
+    wanted = [n for n in ("head_learning_rate", "fixed_predictor_rate") if getattr(args, n)]
+    if own_groups and wanted:
+        raise UsageError(f"{', '.join(wanted)} would have no effect: {args.optim} makes its own groups; leave it out.")
     return None if own_groups else cls(groups, **kwargs)
 
 
@@ -116,12 +120,10 @@ class AroundSteps(TrainerCallback):
         if not hasattr(Trainer, "_get_grad_norm"):  # transformers before it had the method that the trainer overrides
             gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
             trainer.check_gradient(torch.nn.utils.get_total_norm(gradients))
-        frozen = trainer.objective.frozen(trainer.step()) if hasattr(trainer.objective, "frozen") else ()
+        frozen = frozen_parts(trainer)
         if frozen:
             for name, parameter in trainer.bare_model().named_parameters():
-                # base_model.model.hfproj.projection_head_modules.<adapter>.<part>.…
-                path = name.split(".")
-                if CHILD in path and path[path.index(CHILD) + 3] in frozen:
+                if part_of(name) in frozen:
                     parameter.grad = None
         for group in kwargs["optimizer"].param_groups:
             if group.get(FIXED_RATE):

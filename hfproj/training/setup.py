@@ -1,23 +1,27 @@
 """What `ProjectionTrainer` checks and prepares before it starts: options, data sets, model, objective, regularizers."""
 
+import logging
 import os
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers.training_args import ParallelMode
 
+from hfproj import distributed
 from hfproj.data.indexing import IndexedDataset, StreamDataset
 from hfproj.errors import UsageError, unknown
+from hfproj.heads import create_head
 from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.objectives.base import check_needs
 from hfproj.regularizers import Weighted, weighted
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.tuner import ProjectionHeadConfig
-from hfproj.tuner.layer import CHILD, HeadModules
+from hfproj.tuner.layer import CHILD, HeadModules, Prototypes
 
 if TYPE_CHECKING:
     import transformers as hf
@@ -39,6 +43,7 @@ else:  # no circular import; and run-time type checkers let wrong values pass, f
     ProjectionTrainer = Model = Args = State = Control = Processing = Arguments = Collator = Any
     Objective = Regularizers = Source = Limits = Any
 
+LOG = logging.getLogger("hfproj.training")
 # Options of transformers.Trainer that would be ignored, or would scale the loss once more.
 _REPLACED = {
     "compute_loss_func": "pass objective=… and regularizers=…",
@@ -51,7 +56,7 @@ _OPTIONS = (
     "eval_collator", "continue_from", "callbacks", "optimizers", "optimizer_cls_and_kwargs", "processing_class",
 )  # fmt: skip
 # Parts of an adapter that only some objectives use, with the keyword by which they ask for it.
-_PARTS = {"predictor": "prediction", "prototypes": "scores", "scales": "scales"}
+PARTS = {"predictor": "prediction", "prototypes": "scores", "scales": "scales"}
 
 
 def is_stream(dataset: Any) -> bool:
@@ -167,9 +172,12 @@ def make_objective(given: Objective, model: PeftModel, dataset: Any) -> nn.Modul
 
 
 def prepare_objective(
-    model: PeftModel, objective: Objective | None, regularizers: Regularizers | None, dataset: Any
+    model: PeftModel, objective: Objective | None, regularizers: Regularizers | None, dataset: Any, *, log: bool = True
 ) -> tuple[nn.Module, dict[str, Weighted]]:
-    """Return the objective and the regularizers that are asked for, with the model made ready for them."""
+    """Return the objective and the regularizers that are asked for, with the model made ready for them.
+
+    An adapter that was trained under another objective gets the parts that it lacks, which is logged if `log`.
+    """
     config = active_config(model)
     if objective is None:
         objective = config.objective or "nt_xent"
@@ -179,10 +187,47 @@ def prepare_objective(
         raise UsageError(f"Expected regularizers to be {expected}, got {regularizers!r}.")
     made = make_objective(objective, model, dataset)
     added = {name: weighted(name, value) for name, value in (regularizers or {}).items()}
+    if config.objective is not None:
+        _add_parts(model, made, log=log)
     _prepare_model(model, made)
     config.objective = getattr(made, "created", None)
     config.regularizers = {name: regularizer.describe() for name, regularizer in added.items()} or None
     return made, added
+
+
+def _add_parts(model: PeftModel, objective: Any, *, log: bool) -> None:
+    """Make the predictor, prototypes and scales that the objective needs and the adapter, trained under another, lacks.
+
+    They are those of ``ProjectionHeadConfig.for_objective``.
+    """
+    modules, config = active_modules(model), active_config(model)
+    like = next(modules.parameters(), next(model.parameters()))
+    wanted: Any
+    wanted, dim = ProjectionHeadConfig.for_objective(objective, head=config.head), modules.head.out_dim
+    made: dict[str, Any] = {}
+    if wanted.predictor is not None and modules.predictor is None:
+        options = made["predictor"] = dict(wanted.predictor)
+        modules.predictor = create_head(**{"in_dim": dim, "out_dim": dim, "name": options["head"], **_rest(options)})
+    if wanted.prototypes is not None and modules.prototypes is None:
+        made["prototypes"] = getattr(objective, "created", {}).get("prototypes", wanted.prototypes)
+        modules.prototypes = Prototypes(dim, made["prototypes"])
+    scales = {n: v for n, v in (wanted.scales or {}).items() if n not in modules.scales}
+    if scales:
+        made["scales"] = {**(config.scales or {}), **scales}
+        modules.scales.update({n: nn.Parameter(torch.tensor(float(v))) for n, v in scales.items()})
+    for part, value in made.items():
+        setattr(config, part, value)
+        getattr(modules, part).to(like.device, like.dtype)
+    if made and log and distributed.rank() == 0:
+        name = (config.objective or {}).get("name")
+        LOG.warning(
+            f"Kept: head and backbone as trained on {name}. New for {type(objective).__name__}: "
+            f"{', '.join(f'{part}={value!r}' for part, value in made.items())}."
+        )
+
+
+def _rest(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "head"}
 
 
 def _prepare_model(model: PeftModel, objective: Any) -> None:
@@ -196,6 +241,6 @@ def _prepare_model(model: PeftModel, objective: Any) -> None:
     if "scales" in needs and missing:
         raise UsageError(f"{type(objective).__name__} needs scales: pass ProjectionHeadConfig(scales={missing}).")
     trainable = any(parameter.requires_grad for parameter in model.parameters())  # else it was loaded frozen
-    for part, keyword in _PARTS.items():  # a part without a gradient must be frozen: DDP would wait for one
+    for part, keyword in PARTS.items():  # a part without a gradient must be frozen: DDP would wait for one
         if getattr(modules, part) is not None:
             getattr(modules, part).requires_grad_(trainable and keyword in needs)

@@ -21,19 +21,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from hfproj.data.images import ImageViews
 from hfproj.data.indexing import EpochSampler, StreamDataset
-from hfproj.errors import AdapterFileError, NonFiniteLossError, UsageError
+from hfproj.errors import AdapterFileError, UsageError
 from hfproj.features.views import FixedViews
 from hfproj.hub.staging import folder_of
 from hfproj.objectives.base import Step, check_needs, check_views
 from hfproj.objectives.buffers import BEFORE, START, Position, load_buffers, read_position, save_buffers
 from hfproj.results.history import HISTORY_FILE, read_history, write_history
-from hfproj.training import setup
+from hfproj.training import checks, gradients, setup
 from hfproj.training.arguments import ProjectionTrainingArguments
-from hfproj.training.checkpoints import Continued, checkpoint_to_resume, last_complete_checkpoint, replacing
+from hfproj.training.checkpoints import Continued, checkpoint_to_resume, replacing
 from hfproj.training.ema import EMA
 from hfproj.training.hub import HubTrainer
 from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.patch_dropout import PatchDropout
+from hfproj.training.shares import GradientShares
 from hfproj.training.views import detached, forward_views
 from hfproj.typing import Data, DataOrStream, Refused
 
@@ -57,7 +58,8 @@ class ProjectionTrainer(HubTrainer):
         eval_collator: Makes eval batches; None takes ``EvalImages.for_model(model)``.
         continue_from: A folder or Hub repository whose adapter the active one continues from, or ``{"repo", "adapter",
             "revision", "token"}``: its tensors, the objective's buffers and the EMA teacher if they lie there, and the
-            step and epoch that the objective sees. Optimizer, schedules and views start fresh.
+            step and epoch that the objective sees. Optimizer, schedules and views start fresh; under another
+            objective so does what only that one needs (see docs/training.md).
         callbacks, optimizers, optimizer_cls_and_kwargs, processing_class: As in ``transformers.Trainer``.
         **refused: Its other options, which would have no effect here, are refused.
 
@@ -72,7 +74,9 @@ class ProjectionTrainer(HubTrainer):
 
     Raises:
         UsageError: If the model has no head, several GPUs are used without a launcher, the data set is smaller than a
-            batch, options contradict each other, the adapter to continue from has other parts, or it can't be pushed.
+            batch, options contradict each other or have no effect, a metric won't be measured, views would be equal,
+            the adapter to continue from has other parts, or it can't be pushed; while training, if the first backward
+            pass gives a trained tensor no gradient.
         AdapterFileError: If the adapter to continue from is missing or damaged.
         NonFiniteLossError: While training, at the first loss or gradient that is not finite; checkpoints stay.
     """
@@ -96,10 +100,12 @@ class ProjectionTrainer(HubTrainer):
         setup.check_train_dataset(train_dataset, args)
         setup.check_eval_dataset(eval_dataset)
         setup.check_eval_dataset(bank_dataset, "bank_dataset")
+        checks.check_arguments(model, args, optimizers)
+        made: Any = None if objective is None else setup.make_objective(objective, model, train_dataset)
         with args.main_process_first(desc="continue_from"):
-            self._continued = None if continue_from is None else Continued(model, continue_from)
-        self.objective: Any
-        self.objective, self.regularizers = setup.prepare_objective(model, objective, regularizers, train_dataset)
+            self._continued = None if continue_from is None else Continued(model, continue_from, made)
+        prepared = setup.prepare_objective(model, made, regularizers, train_dataset, log=self._continued is None)
+        self.objective, self.regularizers = prepared
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
         train_dataset = setup.indexed(train_dataset)
         if isinstance(train_dataset, StreamDataset):
@@ -122,12 +128,15 @@ class ProjectionTrainer(HubTrainer):
         self.history: list[dict[str, Any]] = []
         self.probe_batches: dict[tuple, FixedViews] = {}  # of the callbacks that watch fixed images
         self.epoch, self.last_batch = 0, {}
-        self._terms: dict[str, list[Tensor]] = {}
+        self._terms, self._said = {}, set()
+        self.has_own_optimizer, self._first = optimizers[0] is not None, True
+        self.shares = GradientShares(self)
         self._train_sampler: EpochSampler | None = None
         rate = self.args.patch_dropout
         self._patch_dropout = PatchDropout.for_model(model, rate=rate, seed=self.args.seed) if rate else None
         self.add_callback(AroundSteps(self))
         self._bind(list(self.callback_handler.callbacks))
+        checks.check_trainer(self)
 
     # --- data ---
 
@@ -176,20 +185,34 @@ class ProjectionTrainer(HubTrainer):
                     "to start again at its beginning, or use a data set with a length."
                 )
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        self._terms, self.last_batch = {}, {}
+        self._terms, self.last_batch, self._first = {}, {}, True
         kept = Path(resume_from_checkpoint or "") / HISTORY_FILE
         self.history = read_history(kept) if resume_from_checkpoint and kept.is_file() else []
         self._ema_teacher()
         if self._patch_dropout is not None:
             self._patch_dropout.attach()
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            with checks.checkpointing_of_timm(self.model, self.args):
+                return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.objective.position = self.position()
             if self._patch_dropout is not None:
                 self._patch_dropout.remove()
 
     # --- loss ---
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Return the loss of a micro-batch after its backward pass, of which the first one of a training is checked.
+
+        Raises:
+            UsageError: If a trained tensor got no gradient.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.shares.finish()
+        if self._first and gradients.check_gradients(self):
+            gradients.warn_of_equal_views(self, inputs["views"])
+            self._first = False
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -210,7 +233,10 @@ class ProjectionTrainer(HubTrainer):
         for callback in self.callback_handler.callbacks if model.training else ():
             if hasattr(callback, "check_batch"):
                 callback.check_batch(inputs)
+        measured = model.training and self.shares.due()
         with ExitStack() as stack:
+            if measured:
+                stack.enter_context(self.shares.reading())
             if self._patch_dropout is not None and model.training:
                 if inputs.get("index") is None:
                     raise UsageError("patch_dropout needs 'index' from the collator; hfproj.ImageViews gives it.")
@@ -226,14 +252,17 @@ class ProjectionTrainer(HubTrainer):
         check_needs(self.objective, given)
         loss, terms = self.objective(out.z, **given)
         terms = dict(terms)
+        objective, added = loss, {}
         if self.regularizers:
             terms["objective"] = loss.detach()
         for name, regularizer in self.regularizers.items():
-            value = regularizer.module(self.bare_model(), out.h, out.z, step=step)
+            value = added[name] = regularizer.module(self.bare_model(), out.h, out.z, step=step)
             terms[name] = value.detach()
             loss = loss + regularizer.at(self.progress()) * value
         if not torch.isfinite(loss):
-            raise self._non_finite("loss", loss.item())
+            raise gradients.non_finite(self, "loss", loss.item())
+        if measured:
+            self.shares.take(out.h, objective, added)
         if model.training:
             for name, value in terms.items():
                 self._terms.setdefault(name, []).append(value.detach())
@@ -294,15 +323,7 @@ class ProjectionTrainer(HubTrainer):
         """Raise NonFiniteLossError for a `norm` that is not finite: the step would put NaN into the next checkpoint."""
         scaled = getattr(self.accelerator, "scaler", None) is not None  # fp16's loss scaler skips such a step by itself
         if norm is not None and not scaled and not math.isfinite(norm):
-            raise self._non_finite("gradient", float(norm))
-
-    def _non_finite(self, what: str, value: float) -> NonFiniteLossError:
-        last = last_complete_checkpoint(self.args.output_dir)
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-        return NonFiniteLossError(
-            f"The {what} became {value} at step {self.state.global_step + 1}; training stopped, {kept}. Lower "
-            "learning_rate, raise warmup_steps or the temperature, or set max_grad_norm."
-        )
+            raise gradients.non_finite(self, "gradient", float(norm))
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the optimizer: head and backbone, each with and without weight decay (biases, norms, scales: none)."""

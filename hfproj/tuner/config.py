@@ -9,8 +9,10 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
+from hfproj.backbones.structure import READING
 from hfproj.errors import UsageError, check_choice, check_type
 from hfproj.objectives import OBJECTIVES, create_objective
+from hfproj.tuner.soundness import LARGEST_NUMBER
 from hfproj.typing import OneOf, Pooling
 
 WIDEST = 1 << 20  # of a representation, a layer, a projection; 65,536 prototypes are the most that a paper has
@@ -66,13 +68,17 @@ class ProjectionHeadConfig(PeftConfig):
             norm) that the representation depends on.
         trainable: ``"adapter"`` (head and `backbone_adapter`), ``"head"``, ``"full"`` (head and the whole backbone) or
             a number n (head and the last n blocks). Backbone tensors that are trained are saved with the adapter.
-        pooling: ``"cls"``, ``"mean"``, ``"cls_mean"``, ``"max"`` or ``"pooler"``; None takes ``"cls"`` where there is a
-            class token, else ``"mean"``.
+        pooling: ``"cls"``, ``"mean"``, ``"cls_mean"``, ``"max"``, ``"last"`` (token of a text) or ``"pooler"`` (the
+            backbone's own pooled output); None takes what the backbone's author reads (docs/backbones.md).
         layer: -1 for the backbone's final output, or the index of the block whose raw output is the representation.
         in_dim: Width of the representation; inferred unless the backbone is an unknown module.
         backbone: Source of the backbone, ``{"library", "id", "kwargs"}``; filled in when known.
+        reading: Version of the rules by which h is read, that of today unless given; 1 in adapters of hfproj 0.1.0.
         keep_original: Keep the original of every trained backbone tensor on the CPU, so that disabling and unloading
             restore the backbone bit for bit.
+        fingerprint: What the backbone was, filled in when the head is attached, and compared from then on.
+        backbone_check: ``"error"`` refuses a backbone with other weights than the adapter was made on; ``"warn"`` says
+            that they are meant, and the card says so. Another structure is always refused.
 
     Raises:
         UsageError: If an option is unknown, out of its range, or contradicts another.
@@ -93,8 +99,13 @@ class ProjectionHeadConfig(PeftConfig):
     in_dim: int | None = None
     backbone: dict[str, Any] | None = None
     keep_original: bool = True
+    fingerprint: dict[str, Any] | None = None
+    backbone_check: OneOf["error", "warn"] = "error"
+    reading: int | None = None
 
     def __post_init__(self) -> None:
+        if self.reading is None:  # a config from a file has PEFT's version, and one from before the rules no more
+            self.reading = READING if self.peft_version is None else 1
         super().__post_init__()
         self.peft_type = PeftType("PROJECTION_HEAD")  # in the enum since hfproj.tuner was imported
         if self.task_type is not None:
@@ -116,6 +127,7 @@ class ProjectionHeadConfig(PeftConfig):
             self.backbone_adapter = cast(dict[str, Any], plain(self.backbone_adapter.to_dict()))
         if self.backbone_adapter is not None:
             self._check_backbone_adapter(self.backbone_adapter)
+        check_choice("backbone_check", self.backbone_check, ("error", "warn"))
         number = isinstance(self.trainable, int) and not isinstance(self.trainable, bool)
         if not number:
             check_choice("value of trainable", self.trainable, ("head", "adapter", "full", "a number of blocks"))
@@ -219,8 +231,12 @@ class ProjectionHeadConfig(PeftConfig):
         if adapter.get("megatron_config") is not None:  # makes PEFT import the module megatron_core
             raise UsageError("backbone_adapter with megatron_config is not supported: it would import a module.")
         init = adapter.get("init_lora_weights")
-        if isinstance(init, str) and init.split("_niter")[0] in _REWRITES_BACKBONE:
+        if isinstance(init, str) and init.lower().startswith(_REWRITES_BACKBONE):  # PEFT takes any capitals
             raise UsageError(
                 f"init_lora_weights={init!r} rewrites the backbone's weights, so that it could not be restored; "
                 "use init_lora_weights=True, 'gaussian' or 'orthogonal'."
             )
+        for name, value in entries(adapter):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and "seed" not in name and "key" not in name and not abs(value) <= LARGEST_NUMBER:
+                raise UsageError(f"backbone_adapter: {name}={value!r}: expected at most {LARGEST_NUMBER:,.0f}.")

@@ -34,7 +34,9 @@ def describe_adapter(model: nn.Module, adapter: str | None = None) -> dict[str, 
     config = configs[adapter]
     values = config.to_dict() if hasattr(config, "to_dict") else dict(vars(config))
     backbone = values.get("backbone")
-    base = _portable_id((backbone or {}).get("id") or values.get("base_model_name_or_path"))
+    base = _portable_id(known_base(backbone, values.get("base_model_name_or_path")))
+    if kept := values.get("fingerprint"):  # the rest stays in the adapter's own config, the digest comes with a push
+        values["fingerprint"] = {n: kept[n] for n in ("dtype", "quantization", "instead_of") if kept.get(n)}
     for owner, key in ((values, "base_model_name_or_path"), (backbone, "id")):
         if isinstance(owner, dict) and owner.get(key):
             owner[key] = base
@@ -44,6 +46,11 @@ def describe_adapter(model: nn.Module, adapter: str | None = None) -> dict[str, 
     if modality := {"input_ids": "text", "pixel_values": "image"}.get(takes):
         found["modality"] = modality
     return portable(found | {"adapter": {key: value for key, value in values.items() if value is not None}})
+
+
+def known_base(backbone: Mapping[str, Any] | None, name: str | None) -> str | None:
+    """Return what a config's `backbone` is loaded from, else PEFT's own `name`; None where that would load another."""
+    return (backbone or {}).get("id", name)
 
 
 def starts_random(backbone: Mapping[str, Any] | None) -> bool:

@@ -1,16 +1,31 @@
 """What a config means for one backbone: where h is read, which tensors are trained, which layers PEFT reaches."""
 
+import inspect
 import re
 from typing import Any
 
 from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from hfproj.backbones import ReadPoint, feeds_representation, last_blocks, resolve_read_point, source_of
+from hfproj.backbones import (
+    READING,
+    FeatureBackbone,
+    ReadPoint,
+    acting_modules,
+    feeds_representation,
+    last_blocks,
+    library_of,
+    resolve_read_point,
+    source_of,
+)
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, ProjectionLayer
+
+_WITH_CONV1D = ("LORA", "IA3")  # methods of PEFT that know transformers' transposed linear layer
 
 
 def refuse_foreign(model: nn.Module) -> None:
@@ -28,21 +43,29 @@ def refuse_foreign(model: nn.Module) -> None:
 def resolve(model: nn.Module, config: ProjectionHeadConfig) -> ReadPoint:
     """Return where h is read, and fill what the backbone decides into `config`."""
     saved_width = config.in_dim
+    if isinstance(model, FeatureBackbone):
+        config.reading = model.reading
+    how: dict[str, Any] = {"pooling": config.pooling, "layer": config.layer, "reading": config.reading or READING}
+    if library_of(model) == "torch" and config.reading != 1:
+        how["in_dim"] = saved_width  # of a plain module the input is a guess, and so may its width be
     try:
-        point = resolve_read_point(model, pooling=config.pooling, layer=config.layer)
+        point = resolve_read_point(model, **how)
     except UsageError:
         if saved_width is None:
             raise
-        point = resolve_read_point(model, pooling=config.pooling, layer=config.layer, in_dim=saved_width)
+        point = resolve_read_point(model, **{**how, "in_dim": saved_width})
     if saved_width is not None and saved_width != point.in_dim:
         raise AdapterFileError(
             f"This head takes a representation of {saved_width} dimensions, but {type(model).__name__} gives "
             f"{point.in_dim} (pooling={point.pooling!r}, layer={config.layer}); use the backbone it was made for"
-            + (f" ({config.backbone['id']})." if config.backbone else ".")
+            + (f" ({made_on})." if (made_on := (config.backbone or {}).get("id")) else ".")
         )
     config.in_dim, config.pooling = point.in_dim, point.pooling
     if config.backbone is None:
         config.backbone = source_of(model)
+        made = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+        if config.backbone and made and point.pooling == "pooler":  # else load_backbone leaves it out
+            config.backbone = {**config.backbone, "kwargs": {**config.backbone["kwargs"], "add_pooling_layer": True}}
     return point
 
 
@@ -58,26 +81,93 @@ def resolved_inner(model: nn.Module, config: ProjectionHeadConfig, point: ReadPo
     inner: Any = config.inner_config()
     if inner is None:
         return None
-    if getattr(inner, "target_modules", None) in (None, "all-linear"):
-        reached = {n.rpartition(".")[0] for n in feeds_representation(model, point)}
-        layers = [(n, m) for n, m in model.named_modules() if not isinstance(m, BaseTunerLayer)]
-        bare = {n.replace(".base_layer", ""): m for n, m in layers}
-        modules = {n: m for n, m in bare.items() if n in reached}
-        # Exact types: a subclass has a forward of its own (padding, weight norm), which PEFT does not imitate.
-        if inner.peft_type == "LN_TUNING":
-            targets = [n for n, m in modules.items() if "Norm" in type(m).__name__]
-        else:
-            targets = [n for n, m in modules.items() if type(m) is nn.Linear]
-            targets = targets or [n for n, m in modules.items() if type(m) is nn.Conv2d and m.groups == 1]
+    named = getattr(inner, "target_modules", None) not in (None, "all-linear")
+    acting = acting_modules(model, point)
+    if not named:
+        targets = [n for n in _default_targets(model, inner.peft_type, acting) if _takes(model, inner, n)]
         if not targets:
             kind, method = type(model).__name__, inner.peft_type.value
             raise UsageError(f"{kind} has no layer that {method} can adapt; give the backbone_adapter target_modules.")
-        targets.sort()
         # PEFT takes a name for a suffix: 'norm' would match 'blocks.0.attn.norm', too. A pattern matches in full.
-        ambiguous = any(n.endswith(f".{t}") for t in targets for n in bare if n not in targets)
+        ambiguous = any(n.endswith(f".{t}") for t in targets for n, _ in _bare(model) if n not in targets)
         chosen = "|".join(re.escape(t) for t in targets) if ambiguous else targets
         inner.target_modules = config.backbone_options["target_modules"] = chosen
+        kinds = {type(m) for n, m in _bare(model) if n in targets}
+        if kinds == {Conv1D} and hasattr(inner, "fan_in_fan_out"):
+            inner.fan_in_fan_out = True
         if inner.peft_type == "IA3" and inner.feedforward_modules is None:
             inner.feedforward_modules = []
     inner.inference_mode, inner.base_model_name_or_path = config.inference_mode, None
     return inner
+
+
+def _bare(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    layers = [(n, m) for n, m in model.named_modules() if not isinstance(m, BaseTunerLayer)]
+    return [(n.replace(".base_layer", ""), m) for n, m in layers]
+
+
+def _takes(model: nn.Module, inner: Any, target: str) -> bool:
+    """Return whether PEFT adapts this layer: of Mamba it refuses those that a fused kernel reads."""
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
+    try:  # private to PEFT, which has no public list of them; the method reads nothing of a tuner
+        tuner._check_target_module_compatiblity(tuner, inner, model, target.rpartition(".")[2])
+    except ValueError:
+        return False
+    return True
+
+
+def _default_targets(model: nn.Module, method: str, acting: set[str]) -> list[str]:
+    """Return the names of the layers that `method` adapts: those of its kinds that run and feed h."""
+    modules = [(n, m) for n, m in _bare(model) if n in acting]
+    if method == "LN_TUNING":
+        return sorted(n for n, m in modules if "Norm" in type(m).__name__)
+    # Exact types: a subclass has a forward of its own (padding, weight norm), which PEFT does not imitate.
+    linear = [n for n, m in modules if type(m) is nn.Linear or (type(m) is Conv1D and method in _WITH_CONV1D)]
+    return sorted(linear or [n for n, m in modules if type(m) is nn.Conv2d and m.groups == 1 and not _dilated(m)])
+
+
+def _dilated(module: Any) -> bool:
+    """Whether a convolution skips pixels, which the convolutions of PEFT's layers do not imitate."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and any(step != 1 for step in module.dilation)
+
+
+def check_inner(model: nn.Module, adapter: str, config: ProjectionHeadConfig, point: ReadPoint) -> None:
+    """Refuse PEFT layers in place of layers that the config names but that never run; lend the others attributes.
+
+    The backbone's code may read an attribute (the stride of a convolution) that PEFT's layer does not have.
+
+    Raises:
+        UsageError: If the backbone uses the weight of such a layer without running it.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and isinstance(getattr(module, "base_layer", None), nn.Module):
+            base = vars(module.base_layer)
+            lent = {
+                n: v for n, v in base.items() if isinstance(v, int | float | str | tuple) and not hasattr(module, n)
+            }
+            vars(module).update(lent)
+    adapted = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+        and not isinstance(module, ProjectionLayer)
+        and adapter in module._all_available_adapter_names()  # private to PEFT: there is no public list
+    ]
+    if dilated := [name for name, module in adapted if _dilated(getattr(module, "base_layer", None))]:
+        raise UsageError(f"PEFT can't adapt the dilated convolution {dilated[0]}; leave it out of target_modules.")
+    if config.reading == 1:
+        return  # an adapter of hfproj 0.1.0 goes on as it was; what could not learn stays frozen
+    acting, used = acting_modules(model, point), {n.rpartition(".")[0] for n in feeds_representation(model, point)}
+    idle = [
+        name
+        for name, _ in adapted
+        if ".base_layer." not in f"{name}."  # the inside of another PEFT layer, which runs it in its own way
+        and name in used - acting
+    ]
+    if idle:
+        raise UsageError(
+            f"{type(model).__name__} uses the weight of {', '.join(idle[:3])}"
+            + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
+            + " without running the layer, so that a PEFT layer in its place would never act; leave it out of "
+            "target_modules, or leave target_modules out."
+        )

@@ -4,8 +4,9 @@ The layer is a child of the backbone named ``hfproj``. The hooks are module-leve
 module they are called with: a deep copy of the model (an EMA teacher) therefore uses its own head, not the original's.
 """
 
-import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from hfproj.backbones import ReadPoint, fit_image_size, pool
+from hfproj.backbones import (
+    ReadPoint,
+    by_name,
+    fit_image_size,
+    mask_of,
+    pool,
+    shorten,
+    without_left_padding,
+    without_masking,
+)
 from hfproj.errors import UsageError
 from hfproj.heads import create_head
 from hfproj.tuner.config import ProjectionHeadConfig
@@ -32,7 +42,7 @@ class ProjectionOutput(ModelOutput):
         prediction: p ``[batch, out_dim]``, where the adapter has a predictor.
         scores: Prototype logits ``[batch, prototypes]``, cosines of z with each prototype, where the adapter has any.
         scales: Name → learnable scalar, where the adapter has any.
-        backbone_output: What the bare backbone returned.
+        backbone_output: What the bare backbone returned; None where `layer` leaves the blocks after it out.
     """
 
     representation: Tensor | dict[str, Any] | None = None  # a dict of all fields when accelerate makes a copy
@@ -110,6 +120,11 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         self.points: dict[str, ReadPoint] = {}
         self.num_views = 1
         self.handles: list[Any] = []
+        self.undo: list[Callable[[], Any]] = []  # while the backbone runs: what restores it as it was
+        self.avoids_fused_layers = False
+        self.skips: set[str] = set()  # adapters that leave the blocks after the one they read out of the computation
+        self.whole = False  # whether all blocks are run all the same, for somebody who reads those too
+        self.shortened = False
 
     def forward(self, x: Any) -> Any:
         """Return `x`: a backbone that is a Sequential runs this child in turn; the hooks run the heads."""
@@ -154,6 +169,7 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
             modules.train(self.training)  # a head that joins others takes over their mode
         self.projection_head_modules[name] = modules
         self.points[name] = point
+        self.skips.discard(name)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget adapter `adapter_name`."""
@@ -180,7 +196,7 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
         if source is None and point.module is not None:
             kind, hint = type(backbone).__name__, "set another `layer` in its config"
             raise UsageError(f"{kind} did not run its module {point.module!r}, which the head reads; {hint}.")
-        h = rows = pool(source, point, _attention_mask(backbone, args, kwargs) if point.text else None)
+        h = rows = pool(source, point, mask_of(point, by_name(backbone, args, kwargs) if point.text else kwargs))
         if self.num_views != 1:
             if self.num_views < 1 or h.shape[0] % self.num_views:
                 rows_there = f"the {h.shape[0]} rows of the batch"
@@ -188,26 +204,42 @@ class ProjectionLayer(nn.Module, BaseTunerLayer):
             rows = h.reshape(self.num_views, -1, h.shape[-1])
         modules: Any = self.projection_head_modules[name]
         scales = dict(modules.scales) or None
-        return ProjectionOutput(representation=h, **modules(rows), scales=scales, backbone_output=output)
-
-
-def _attention_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
-    if "attention_mask" in kwargs or len(args) < 2:
-        return kwargs.get("attention_mask")
-    return inspect.signature(backbone.forward).bind_partial(*args).arguments.get("attention_mask")
+        whole = None if self.shortened else output
+        return ProjectionOutput(representation=h, **modules(rows), scales=scales, backbone_output=whole)
 
 
 def before_backbone(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Take ``num_views`` out of the call, prepare the captures, and ask for interpolated positions where needed."""
-    layer = getattr(module, CHILD)
+    layer: ProjectionLayer = getattr(module, CHILD)
     layer.num_views = kwargs.pop("num_views", 1)
+    layer.shortened = False
     for point in layer.points.values():
         if point.module is not None:
             module.get_submodule(point.module).__dict__[_FEATURE] = None
     images = kwargs.get("pixel_values", args[0] if args else None)
     if isinstance(images, Tensor) and images.ndim == 4 and fit_image_size(module, (images.shape[-2], images.shape[-1])):
         kwargs.setdefault("interpolate_pos_encoding", True)
+    active = layer.points.get(layer.active_name or "")
+    if active is None:
+        return args, kwargs
+    if active.text and active.reading > 1:
+        args, kwargs = (), without_left_padding(by_name(module, args, kwargs))
+    if active.reading > 1:
+        kwargs = without_masking(module, images, kwargs, layer.undo)
+    layer.shortened = layer.active_name in layer.skips and not layer.whole and not torch.compiler.is_compiling()
+    if layer.shortened:
+        layer.undo.append(shorten(module, str(active.module)))
+    if layer.avoids_fused_layers and torch.backends.mha.get_fastpath_enabled():
+        torch.backends.mha.set_fastpath_enabled(False)
+        layer.undo.append(partial(torch.backends.mha.set_fastpath_enabled, True))
     return args, kwargs
+
+
+def restore(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    """Undo what `before_backbone` switched off for this call, also when the backbone raised an error."""
+    layer: ProjectionLayer = getattr(module, CHILD)
+    while layer.undo:
+        layer.undo.pop()()
 
 
 def after_backbone(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -233,7 +265,15 @@ def install_hooks(backbone: nn.Module, layer: ProjectionLayer) -> None:
     layer.handles = [
         backbone.register_forward_pre_hook(before_backbone, with_kwargs=True),
         backbone.register_forward_hook(after_backbone, with_kwargs=True),
+        backbone.register_forward_hook(restore, with_kwargs=True, always_call=True),
     ]
+    # torch's fused kernels read the weights of the layers inside, past what PEFT has put in their place.
+    layer.avoids_fused_layers = any(
+        isinstance(module, BaseTunerLayer)
+        for fused in backbone.modules()
+        if isinstance(fused, nn.TransformerEncoderLayer | nn.MultiheadAttention)
+        for module in fused.modules()
+    )
     for name, side in sorted({(p.module, p.side) for p in layer.points.values() if p.module is not None}):
         module = backbone.get_submodule(name)
         if side == "input":

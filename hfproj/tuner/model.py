@@ -22,13 +22,14 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from hfproj.backbones import bare_tensors, feeds_representation
+from hfproj.backbones import acting_modules, bare_tensors, skips_after
 from hfproj.errors import AdapterFileError, UsageError, one_line
-from hfproj.tuner import fitting
+from hfproj.tuner import belonging, fitting
 from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.config import ProjectionHeadConfig, plain
 from hfproj.tuner.description import starts_random
 from hfproj.tuner.layer import CHILD, ProjectionLayer, install_hooks, remove_hooks
+from hfproj.tuner.soundness import Kept, check_head, check_sound
 
 PREFIX = "projection_head_"
 _MODULES = f".{CHILD}.projection_head_modules."
@@ -48,6 +49,7 @@ class ProjectionHeadModel(BaseTuner):
     # The only place between the module's own __init__ and the first injection, both of which BaseTuner.__init__ runs.
     def _pre_injection_hook(self, model: nn.Module, config: ProjectionHeadConfig, adapter_name: str) -> None:
         self.backbone_tensors = BackboneTensors()
+        self._given: dict[str, ProjectionHeadConfig] = {}  # the callers' own configs, until tensors are loaded
         self._frozen = False  # whether the active adapter was asked for without gradients
 
     def inject_adapter(
@@ -56,10 +58,13 @@ class ProjectionHeadModel(BaseTuner):
     ) -> None:  # fmt: skip
         """Attach the head of adapter `adapter_name`, and its PEFT method for the backbone, to `model`."""
         # What the backbone decides is filled into a copy: the caller's config may serve for another backbone too.
-        config: ProjectionHeadConfig = copy.deepcopy(self.peft_config[adapter_name])
+        given: Any = self.peft_config[adapter_name]
+        config: ProjectionHeadConfig = copy.deepcopy(given)
         fitting.refuse_foreign(model)
         point = fitting.resolve(model, config)
         names = fitting.trained_names(model, config, point)
+        current = belonging.current_fingerprint(model, config, point, self.backbone_tensors, names)
+        belonging.check_backbone(config, current, model, stacklevel=4)
         inner = fitting.resolved_inner(model, config, point)
         first = not hasattr(model, CHILD)
         layer = ProjectionLayer() if first else getattr(model, CHILD)
@@ -68,11 +73,13 @@ class ProjectionHeadModel(BaseTuner):
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             layer.add(adapter_name, config, point, like)
+        layer.skips |= {adapter_name} if skips_after(model, point) else set()
         modules: Any = layer.projection_head_modules[adapter_name]
         config.out_dim = modules.head.out_dim
         if inner is not None:
             try:
                 self._inject_inner(model, inner, adapter_name, low_cpu_mem_usage)
+                fitting.check_inner(model, adapter_name, config, point)
             except Exception as error:
                 self._undo_injection(model, layer, adapter_name, trainability)
                 if isinstance(error, StopIteration | ValueError):
@@ -88,6 +95,7 @@ class ProjectionHeadModel(BaseTuner):
             config.backbone_adapter = written
         model.add_module(CHILD, layer)
         self.peft_config[adapter_name] = config
+        self._given[adapter_name] = given
         install_hooks(model, layer)
         self.backbone_tensors.add(model, adapter_name, names, keep_original=config.keep_original)
         if names and not config.keep_original and not starts_random(config.backbone):
@@ -112,8 +120,13 @@ class ProjectionHeadModel(BaseTuner):
         if layer is not None:
             remove_hooks(layer)
         outer = model.__dict__.pop("peft_config", None)
+        kept = Kept(bare_tensors(model))
         try:
             inject_adapter_in_model(inner, model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+            rewritten, restored = kept.restore(bare_tensors(model))
+            if rewritten:
+                lost = "" if restored else ", which has to be loaded again"
+                raise ValueError(f"it rewrites {rewritten[0]} of the backbone when it is attached{lost}")
         finally:
             model.__dict__.pop("peft_config", None)
             if outer is not None:
@@ -161,12 +174,13 @@ class ProjectionHeadModel(BaseTuner):
 
     def _freeze_parts_of(self, active: str, layer: ProjectionLayer) -> None:
         """Freeze what PEFT unfroze against the config: all (inference), the backbone's layers, or those h ignores."""
-        reached = {n.rpartition(".")[0] for n in feeds_representation(self.model, layer.points[active])}
+        reached = acting_modules(self.model, layer.points[active])
         head_only = self.peft_config[active].trainable == "head"
         for name, module in self.model.named_modules():
             if not isinstance(module, BaseTunerLayer):
                 continue
-            if self._frozen or (module is not layer and (head_only or name not in reached)):
+            wrapped = name.partition(".base_layer.")[0]  # PEFT's layer for MultiheadAttention has layers inside
+            if self._frozen or (module is not layer and (head_only or wrapped not in reached)):
                 module.set_requires_grad(active, False)
 
     def _set_batch_norm_modes(self) -> None:
@@ -216,6 +230,7 @@ class ProjectionHeadModel(BaseTuner):
             self.set_adapter(others[:1], inference_mode=self._frozen)
         super().delete_adapter(adapter_name)
         self.backbone_tensors.forget(adapter_name)
+        self._given.pop(adapter_name, None)
         install_hooks(self.model, getattr(self.model, CHILD))
 
     def unload(self) -> nn.Module:
@@ -251,6 +266,8 @@ class ProjectionHeadModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:  # fmt: skip
         inner, tuner = config.inner_config(), model.base_model
+        kept, layer = tuner.backbone_tensors, getattr(tuner.model, CHILD)
+        belonging.refresh(tuner.model, config, layer.points[adapter_name], kept, kept.names.get(adapter_name, ()))
         # PEFT drops tensors with another adapter's name in their path: with an adapter "mlp", those of all MLPs.
         own = {f"{_MODEL}.{n}": t.detach() for n, t in tuner._own_tensors(adapter_name).items()}
         selector: Any = super() if inner is None else PEFT_TYPE_TO_TUNER_MAPPING[inner.peft_type]
@@ -286,8 +303,26 @@ class ProjectionHeadModel(BaseTuner):
             rest = inner_class._remap_adapter_state_dict_for_load(model, inner, adapter_name, rest)
         mapped |= rest
         tuner._check_saved(adapter_name, config, mapped, saved_backbone)
+        own = {f"{_MODEL}.{n}": t for n, t in tuner._own_tensors(adapter_name).items()}
+        check_sound(mapped, own)
+        check_sound(saved_backbone, bare_tensors(tuner.model))
+        modules = getattr(tuner.model, CHILD).projection_head_modules[adapter_name]
+        head = {k.partition(f"{_MODULES}{adapter_name}.")[2]: v for k, v in mapped.items() if _MODULES in k}
+        check_head(modules, head, config.in_dim)
         tuner.backbone_tensors.load(tuner.model, adapter_name, saved_backbone)
+        tuner._return_config(adapter_name)
         return mapped
+
+    def _return_config(self, adapter: str) -> None:
+        """Make the object that was given for a saved adapter the adapter's config, as PEFT's other methods do.
+
+        That of a new head stays as it was given: it may serve for another backbone. PEFT marks those that it loads for
+        inference, and a config from a file has its width.
+        """
+        given = self._given.pop(adapter, None)
+        if given is not None and (given.inference_mode or given.in_dim is not None):
+            given.__dict__.update(self.peft_config[adapter].__dict__)
+            self.peft_config[adapter] = given
 
     def _check_saved(
         self, adapter: str, config: ProjectionHeadConfig, mapped: dict[str, Tensor], backbone: dict[str, Tensor]

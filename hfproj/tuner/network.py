@@ -11,6 +11,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hfproj.backbones.loading import bare_backbone
+from hfproj.backbones.structure import READING
 from hfproj.errors import UsageError
 from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, ProjectionLayer, remove_hooks
@@ -24,7 +25,7 @@ def network_of(
 
     Its output's `representation` is h. Tensors that h does not depend on stay frozen. Half precision becomes float32.
     """
-    backbone = bare_backbone(model)
+    backbone, reading = bare_backbone(model), READING
     head = getattr(backbone, CHILD, None)
     if isinstance(head, ProjectionLayer) and head.active_name is not None:
         if (pooling, layer, in_dim) != (None, -1, None):
@@ -32,7 +33,7 @@ def network_of(
             raise UsageError(f"pooling, layer and in_dim are those of the projection head; {hint}.")
         configs: Any = model.peft_config
         config = configs[head.active_name]
-        pooling, layer, in_dim = config.pooling, config.layer, config.in_dim
+        pooling, layer, in_dim, reading = config.pooling, config.layer, config.in_dim, config.reading or READING
     bare = copy.deepcopy(backbone)
     for parameter in bare.parameters():
         parameter.grad = None
@@ -40,8 +41,9 @@ def network_of(
     bare.to(torch.promote_types(like.dtype, torch.float32))
     _merge_adapters(bare)
     config = ProjectionHeadConfig(
-        head="identity", pooling=pooling, layer=layer, in_dim=in_dim, trainable="full", keep_original=False
-    )
+        head="identity", pooling=pooling, layer=layer, in_dim=in_dim, trainable="full", keep_original=False,
+        reading=reading,
+    )  # fmt: skip
     with warnings.catch_warnings():  # that the originals are given up: this is a copy
         warnings.filterwarnings("ignore", message="keep_original=False")
         return get_peft_model(bare, config)

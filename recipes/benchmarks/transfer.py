@@ -66,7 +66,9 @@ def backbone_of(name: str, weights: Path | None) -> tuple[nn.Module, hfproj.Eval
         : len(model.state_dict())
     ]  # the last two: classifier
     model.load_state_dict(dict(zip(model.state_dict(), values, strict=True)))
-    return model, hfproj.EvalImages.for_model(model, size=EFFICIENTNET_PIXELS)
+    # The whole of these small images, not timm's central crop.
+    pixels = EFFICIENTNET_PIXELS
+    return model, hfproj.EvalImages.for_model(model, size=pixels, resize=pixels, resizer="torch")
 
 
 def images_of(dataset: str, limit: int) -> dict[str, Any]:

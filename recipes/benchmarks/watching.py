@@ -2,8 +2,10 @@
 
     python recipes/benchmarks/watching.py    # vit_nano with LoRA on handwritten digits, two minutes on 2 CPU cores
 
-Each callback has its defaults; a step is NT-Xent on two views of a batch. Times are CPU seconds of this process, the
-smallest of `ROUNDS` measurements and the median of the steps. Writes recipes/benchmarks/results/watching.json and .md.
+Each callback has its defaults; a step is NT-Xent on two views of a batch. The shares of regularizers in the gradient
+are of four terms (on z, on h, on weights of head and LoRA), at a log every 50 steps. Times are CPU seconds of this
+process, the smallest of `ROUNDS` measurements and the median of the steps. Writes
+recipes/benchmarks/results/watching.json and .md.
 """
 
 import os
@@ -22,6 +24,8 @@ from hfproj.files import installed_versions, write_atomic, write_json
 
 OUT = Path(__file__).resolve().parent / "results" / "watching"
 STEPS, BATCHES, ROUNDS = 8, (64, 256), 3
+LOGGED = 50
+TERMS = {"wasserstein": 0.1, "koleo": {"weight": 0.1, "on": "h"}, "orthogonality": 1e-3, "werank": 1e-3}
 
 
 class Stopwatch(TrainerCallback):
@@ -85,6 +89,42 @@ def measure(batch: int) -> list[dict]:
     return rows
 
 
+def shares(batch: int) -> dict:
+    """Return what the shares of `TERMS` cost: the times of their calls in steps that are all logged."""
+    set_seed(0)
+    config = hfproj.ProjectionHeadConfig(
+        head="mlp", head_options={"hidden_dim": 512}, out_dim=128, backbone_adapter=LoraConfig(r=8)
+    )
+    model = get_peft_model(hfproj.load_backbone("vit_nano"), config)
+    clock = Stopwatch()
+    trainer = hfproj.ProjectionTrainer(
+        model,
+        hfproj.ProjectionTrainingArguments(
+            output_dir="runs/watching", max_steps=STEPS, per_device_train_batch_size=batch, save_strategy="no",
+            report_to="none", disable_tqdm=True, logging_steps=1, log_representation=False,
+        ),
+        regularizers=TERMS,
+        train_dataset=hfproj.load_image_dataset("digits", split="train"),
+        data_collator=hfproj.ImageViews.for_model(model, flip_probability=0.0),
+        callbacks=[clock],
+    )  # fmt: skip
+    spent = []
+
+    def timed(call):
+        def run(*args):
+            start = time.process_time()
+            call(*args)
+            spent.append(time.process_time() - start)
+
+        return run
+
+    trainer.shares.take, trainer.shares.finish = timed(trainer.shares.take), timed(trainer.shares.finish)
+    trainer.train()
+    each = [take + finish for take, finish in zip(spent[::2], spent[1::2])]
+    step = statistics.median(clock.seconds[1:]) - statistics.median(each)
+    return row("shares of four regularizers", batch, statistics.median(each), LOGGED, step)
+
+
 def row(name: str, batch: int, seconds: float, every: int, step: float) -> dict:
     return {
         "callback": name,
@@ -97,7 +137,7 @@ def row(name: str, batch: int, seconds: float, every: int, step: float) -> dict:
 
 
 def main() -> None:
-    rows = [found for batch in BATCHES for found in measure(batch)]
+    rows = [found for batch in BATCHES for found in [*measure(batch), shares(batch)]]
     content = {"settings": {"steps": STEPS, "rounds": ROUNDS}, "versions": installed_versions(), "rows": rows}
     lines = ["# What watching costs", "", "Written by `recipes/benchmarks/watching.py`; CPU seconds, defaults.", ""]
     lines += ["| callback | batch | a measurement | a step | every so many steps | fraction of the training |"]

@@ -284,6 +284,8 @@ def test_impossible_options_are_refused(options, message):
         Augmentation(**options)
 
 
-def test_images_without_three_channels_are_refused():
+def test_images_of_other_types_and_of_several_numbers_of_channels_are_refused():
     with pytest.raises(UsageError, match="to_rgb_tensor"):
-        Augmentation()([torch.rand(1, 8, 8)], size=8, index=[0])
+        Augmentation()([torch.rand(1, 8, 8), torch.rand(3, 8, 8)], size=8, index=[0, 1])
+    with pytest.raises(UsageError, match="to_rgb_tensor"):
+        Augmentation()([torch.zeros(3, 8, 8, dtype=torch.int32)], size=8, index=[0])

@@ -1,9 +1,6 @@
-import dataclasses
 import inspect
 import io
 import pickle
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -11,7 +8,9 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 
+import hfproj
 from hfproj import UsageError
+from hfproj.backbones import ImagePreprocessing
 from hfproj.data import Augmentation, EvalImages, ImageViews, IndexedDataset, images, to_rgb_tensor
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -228,10 +227,15 @@ def test_evaluation_is_torchvisions_resize_and_crop(height, width, interpolation
 
 
 def test_evaluation_keeps_what_has_the_size():
-    batch = EvalImages(size=12, resize=14, mean=MEAN, std=STD)([items()[2]])
+    """To the bit: published numbers of vit_nano are of images that have its size."""
+    batch = EvalImages(size=12, mean=MEAN, std=STD)([items()[2]])
     assert list(batch) == ["pixel_values", "labels"]
     expected = tvf.normalize(to_rgb_tensor(items()[2]["image"]) / 255, MEAN, STD)
     assert torch.equal(batch["pixel_values"][0], expected)
+    nano = EvalImages.for_model(hfproj.load_backbone("vit_nano"))
+    item = items(side=32)[0]
+    plain = (to_rgb_tensor(item["image"]).float().div_(255)).sub_(nano.mean).div_(nano.std)
+    assert torch.equal(nano([item])["pixel_values"][0], plain)
     assert EvalImages(size=12, mean=MEAN, std=STD)([DATASET[3]])["index"].tolist() == [3]
 
 
@@ -242,23 +246,19 @@ def test_evaluation_options():
         EvalImages(size=12, mean=MEAN, std=STD, interpolation="bicubik")
 
 
-@pytest.mark.parametrize(("interpolation", "used"), [("bilinear", "bilinear"), ("random", "bicubic")])
-def test_for_model_asks_the_backbone(monkeypatch, interpolation, used):
-    @dataclasses.dataclass
-    class Preprocessing:
-        size = 24
-        mean = MEAN
-        std = STD
-
-    Preprocessing.interpolation = interpolation
-    fake = types.ModuleType("hfproj.backbones")
+@pytest.mark.parametrize("interpolation", ["bilinear", "lanczos"])
+def test_for_model_asks_the_backbone(monkeypatch, interpolation):
+    own = ImagePreprocessing(24, MEAN, STD, interpolation, 32, "exact", "down", True)
     model = torch.nn.Identity()
-    fake.image_preprocessing = lambda given: {model: Preprocessing()}[given]
-    monkeypatch.setitem(sys.modules, "hfproj.backbones", fake)
+    monkeypatch.setattr(hfproj.backbones, "image_preprocessing", lambda given: {model: own}[given])
     views, plain = ImageViews.for_model(model, seed=3), EvalImages.for_model(model, resize=30)
-    assert (views.size, views.seed, plain.size, plain.resize, plain.interpolation) == (24, 3, 24, 30, used)
+    assert (views.size, views.seed, plain.size, plain.resize, plain.interpolation) == (24, 3, 24, 30, interpolation)
+    assert (plain.resize_mode, plain.crop_rounding, plain.flip_channels, views.flip_channels) == (
+        "exact", "down", True, True
+    )  # fmt: skip
     torch.testing.assert_close(plain.mean.flatten(), torch.tensor(MEAN))
     assert ImageViews.for_model(model, size=16).size == 16
+    assert EvalImages.for_model(model, size=48).resize == 64
 
 
 def test_the_keywords_that_checkers_know_are_those_of_the_classes():

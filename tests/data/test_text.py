@@ -69,9 +69,9 @@ def test_simcse_trains_on_sentences(tmp_path, columns):
         data_collator=hfproj.TextViews(tokenizer(), columns=columns),
     )
     run.train()
-    logs = [entry for entry in run.state.log_history if "positive_cosine_h" in entry]
+    logs = [entry for entry in run.state.log_history if "batch_positive_cosine_h" in entry]
     assert len(logs) == 3
-    assert logs[0]["positive_cosine_h"] < 0.9999  # dropout makes the views differ
+    assert logs[0]["batch_positive_cosine_h"] < 0.9999  # dropout makes the views differ
     assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in logs)
 
 

@@ -73,7 +73,7 @@ def test_the_state_stays_small():
     state = streamed(f)
     assert (state.count, state.dim) == (2000, 8)
     sizes = {name: tensor.numel() for name, tensor in state.state_dict().items()}
-    assert sizes == {"count": 1, "normalize": 1, "origin": 8, "offset": 8, "factor": 64}
+    assert sizes == {"count": 1, "normalize": 1, "eps": 1, "origin": 8, "offset": 8, "factor": 64}
     assert repr(state) == "SpectrumState(count=2000, dim=8, normalize=False)"
 
 

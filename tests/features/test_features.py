@@ -166,7 +166,8 @@ def test_a_backbone_without_a_head_gives_the_h_and_the_layers_that_heads_on_it_r
         expected = extract_features(model, data, **options)
         assert expected.z.shape == (5, 4)
         found = features.layers["final" if layer == -1 else blocks[layer]]
-        torch.testing.assert_close(found, expected.h, rtol=0, atol=0)
+        # torch picks the kernel of SigLIP's attention pooling by whether its weights are frozen
+        torch.testing.assert_close(found, expected.h, rtol=0, atol=1e-6 if name == "siglip" else 0)
         with model.disable_adapter():
             bare = extract_features(model, data, **options)
         assert bare.z is None

@@ -231,3 +231,26 @@ def test_buffers_and_where_training_stood(tmp_path):
     assert read_position(tmp_path) == Position()
     save_buffers(nn.Identity(), tmp_path)  # nothing to keep
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_without_a_public_source_goes_with_its_digest_and_the_words(model, tmp_path):
+    staged = stage(model, tmp_path, "me/heads", results=results())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    digest = config["fingerprint"]["sha256"]
+    card = (tmp_path / "README.md").read_text()
+    assert len(digest) == 64
+    assert digest in card
+    assert "Its backbone has no public source" in card
+    check(staged.folder)
+
+
+def test_a_backbone_that_nobody_could_recognise_is_not_pushed(tmp_path):
+    features = hfproj.FeatureBackbone(16)
+    unknown = get_peft_model(features, hfproj.ProjectionHeadConfig(head="linear", out_dim=4))
+    with pytest.raises(hfproj.UsageError, match="no public source, and no digest"):
+        stage(unknown, tmp_path / "a", "me/heads")
+    backbone = make_backbone("vit")
+    with pytest.warns(UserWarning, match="keep_original"):
+        lost = get_peft_model(backbone, make_config("vit", "two_blocks", keep_original=False))
+    with pytest.raises(hfproj.UsageError, match="no public source, and no digest"):
+        stage(lost, tmp_path / "b", "me/heads")

@@ -26,7 +26,7 @@ def with_constants(f, y):
 
 HARD = {
     "very unbalanced": lambda: (clusters(400, 6, 2, 1)[0], (torch.arange(400) < 3).long()),
-    "one sample a class": lambda: (torch.randn(7, 5), torch.arange(7) * 3 - 4),
+    "one sample a class": lambda: (torch.randn(7, 5), torch.arange(7) * 3 - 5),
     "one class": lambda: (torch.randn(20, 5), torch.full((20,), 6)),
     "one row": lambda: (torch.randn(1, 5), torch.tensor([2])),
     "separable": lambda: separable(60),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hfproj.errors import AdapterFileError, UsageError
-from hfproj.results import Measurement, Results, pack_outcomes, unpack_outcomes
+from hfproj.results import Measurement, Missing, Results, pack_outcomes, unpack_outcomes
 
 
 def knn(layer, when, value, seed=0, **protocol):
@@ -215,6 +215,68 @@ def test_history_and_geometry_survive_the_file_and_are_left_out_while_empty(tmp_
 def test_damage_of_history_and_geometry_is_named(tmp_path, entry):
     with pytest.raises(AdapterFileError, match=r"results\.json is damaged"):
         Results.load(damaged(tmp_path, lambda content: content.update(entry)))
+
+
+def adapter(**changed):
+    return {
+        "head": "mlp",
+        "head_options": {"depth": 2},
+        "backbone_adapter": {"r": 4, "inference_mode": False},
+        **changed,
+    }
+
+
+def measured(when, **changed):
+    return Results(config={"base_model": "me/vit", "adapter": adapter(**changed)}, measurements=[knn("h", when, 0.5)])
+
+
+def test_merge_takes_what_training_sets_from_the_later_evaluation():
+    trained = measured("after", objective={"name": "byol"}, regularizers={"koleo": {"weight": 0.1}})
+    planned = measured("before", objective={"name": "nt_xent"})
+    for merged in (measured("before").merge(trained), trained.merge(measured("before")), planned.merge(trained)):
+        assert merged.config == trained.config
+    reloaded = measured(
+        "after", inference_mode=True, backbone_adapter={"r": 4, "inference_mode": True, "revision": None}
+    )
+    assert measured("before", fingerprint={"shapes": "ab"}, inference_mode=False).merge(
+        measured("after", fingerprint={"shapes": "ab", "sha256": "cd"}, **{})
+    )
+    assert measured("before").merge(reloaded).config["adapter"]["inference_mode"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"head_options": {"depth": 3}}, r"config\['adapter'\]\['head_options'\]\['depth'\] is 2 and 3\."),
+        ({"backbone_adapter": {"r": 8}}, r"\['backbone_adapter'\]\['r'\] is 4 and 8\."),
+        ({"predictor": {"head": "mlp"}}, r"config\['adapter'\]\['predictor'\] is nothing and"),
+        ({"head": "x" * 5000}, r"\['head'\] is mlp and x+"),
+        ({"objective": {"name": "byol"}}, r"\['objective'\]\['name'\] is nt_xent and byol"),
+        ({"fingerprint": {"shapes": "other"}}, r"\['fingerprint'\]\['shapes'\] is ab and other"),
+    ],
+)
+def test_merge_names_the_one_setting_that_differs(changed, said):
+    kept = {"objective": {"name": "nt_xent"}, "fingerprint": {"shapes": "ab"}}
+    with pytest.raises(UsageError, match=said) as refusal:
+        measured("after", **kept).merge(measured("after", **{**kept, **changed}))
+    assert len(str(refusal.value)) < 250
+
+
+def test_missing_measures_are_kept_and_old_files_have_none(tmp_path):
+    results = a_result(missing=[Missing("lidar", layer, "after", "one view", "digits") for layer in ("h", "z")])
+    path = results.save(tmp_path)
+    loaded = Results.load(path)
+    assert loaded.missing == results.missing
+    assert "Not measured: LiDAR of h and z after training on digits: one view." in loaded.to_markdown()
+    assert a_result().merge(loaded, loaded).missing == results.missing
+    content = json.loads(path.read_text())
+    content["missing"][0]["reason"] = None
+    path.write_text(json.dumps(content))
+    with pytest.raises(AdapterFileError, match="reason"):
+        Results.load(path)
+    del content["missing"]
+    path.write_text(json.dumps(content))
+    assert Results.load(path).missing == []
 
 
 def test_merge_keeps_histories_of_seeds_apart_and_each_step_of_one_seed_once():

@@ -230,3 +230,104 @@ def test_one_of_several_adapters(tmp_path):
     assert fresh.started == Position()
     config = json.loads((tmp_path / "first/checkpoint-4/adapter_config.json").read_text())
     assert config["peft_type"] == "PROJECTION_HEAD"
+
+
+# --- under another objective ---
+
+OTHER = {
+    "byol": ({"name": "byol"}, {"predictor": {"head": "mlp", "hidden_dim": 8}}, "predictor"),
+    "swav": ({"name": "swav"}, {"prototypes": 5}, "prototypes"),
+    "dino": ({"name": "dino", "prototypes": 7}, {"prototypes": 7}, "prototypes"),
+    "sigmoid": ({"name": "sigmoid"}, {"scales": {"log_inverse_temperature": 2.0, "bias": -5.0}}, "scales"),
+    "vicreg": ({"name": "vicreg"}, {}, None),
+}
+
+
+def z_of(model):
+    x = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return model.eval()(x).projection
+
+
+@pytest.mark.parametrize("prepared", [True, False], ids=["made with the part", "made without"])
+@pytest.mark.parametrize("method", ["byol", "swav", "dino", "sigmoid"])
+def test_what_a_new_objective_needs_in_addition_is_made(tmp_path, caplog, method, prepared):
+    objective, parts, part = OTHER[method]
+    trainer(tmp_path / "a", head_model(1), extra={"objective": "nt_xent"}, **RUN).train()
+    source = tmp_path / "a/checkpoint-4"
+    expected = z_of(loaded(source))
+    model = head_model(5, **(parts if prepared else {}))
+    with caplog.at_level(logging.WARNING, "hfproj.training"):
+        made = trainer(tmp_path / "b", model, extra={"objective": objective, "continue_from": source}, **RUN)
+    [text] = [record.getMessage() for record in caplog.records]
+    assert "the adapter's tensors" in text
+    assert f"Fresh: optimizer, schedules, epochs and views, the {part}" in text
+    assert "It was trained on nt_xent, this run is on" in text
+    assert torch.equal(z_of(made.model), expected)
+    before = adapter(made.model)
+    made.train()
+    after = adapter(made.model)
+    assert differs({n: t for n, t in before.items() if f".{part}." in n}, after)
+    again = head_model(6)
+    assert again.load_adapter(tmp_path / "b/checkpoint-4", "saved")
+    assert getattr(again.peft_config["saved"], part)
+
+
+def loaded(source):
+    model = head_model(9)
+    model.load_adapter(source, "saved")
+    model.set_adapter("saved")
+    return model
+
+
+@pytest.mark.parametrize("method", ["byol", "swav", "sigmoid"])
+def test_what_a_new_objective_has_no_use_for_is_left_behind(tmp_path, caplog, method):
+    objective, parts, part = OTHER[method]
+    trainer(tmp_path / "a", head_model(1, **parts), extra={"objective": objective}, **RUN).train()
+    source = tmp_path / "a/checkpoint-4"
+    expected = z_of(loaded(source))
+    with caplog.at_level(logging.WARNING, "hfproj.training"):
+        made = trainer(tmp_path / "b", head_model(5), extra={"objective": "vicreg", "continue_from": source}, **RUN)
+    assert f"Left behind: the {part}." in caplog.records[-1].getMessage()
+    assert torch.equal(z_of(made.model), expected)
+    made.train()
+    # a model that has the part keeps it, frozen
+    kept = trainer(
+        tmp_path / "c", head_model(5, **parts), extra={"objective": "vicreg", "continue_from": source}, **RUN
+    )
+    assert torch.equal(z_of(kept.model), expected)
+    own = {n: p for n, p in kept.model.named_parameters() if f".{part}." in n}
+    before = {n: p.detach().clone() for n, p in own.items()}
+    kept.train()
+    assert_equal(before, own)
+
+
+def test_parts_that_both_use_are_kept_where_they_agree(tmp_path, caplog):
+    predictor = {"predictor": {"head": "mlp", "hidden_dim": 8}}
+    trainer(tmp_path / "a", head_model(1, **predictor), extra={"objective": "byol"}, **RUN).train()
+    source = tmp_path / "a/checkpoint-4"
+    made = trainer(tmp_path / "b", head_model(5, **predictor), extra={"objective": "simsiam", "continue_from": source})
+    assert_equal(adapter(made.model), adapter(loaded(source), "saved"))
+    wider = head_model(5, predictor={"head": "mlp", "hidden_dim": 9})
+    with caplog.at_level(logging.WARNING, "hfproj.training"):
+        made = trainer(tmp_path / "c", wider, extra={"objective": "simsiam", "continue_from": source})
+    assert "the predictor" in caplog.records[-1].getMessage()
+    assert torch.equal(z_of(made.model), z_of(loaded(source)))
+    extra = {"objective": "byol", "continue_from": source}
+    with pytest.raises(hfproj.UsageError, match=r"predictor\.hidden_dim is 8 there and 9 here"):
+        trainer(tmp_path / "d", head_model(5, predictor={"head": "mlp", "hidden_dim": 9}), extra=extra)
+
+
+def test_an_adapter_that_was_loaded_goes_on_under_another_objective(tmp_path, caplog):
+    trainer(tmp_path / "a", head_model(1), extra={"objective": "nt_xent"}, **RUN).train()
+    model = head_model(9)
+    model.load_adapter(tmp_path / "a/checkpoint-4", "saved", is_trainable=True)
+    model.set_adapter("saved")
+    expected = z_of(model)
+    with caplog.at_level(logging.WARNING, "hfproj.training"):
+        made = trainer(tmp_path / "b", model, extra={"objective": "byol"}, **RUN)
+    [record] = caplog.records
+    text = "Kept: head and backbone as trained on nt_xent. New for BYOL: predictor={'head': 'mlp', 'hidden_dim': 512}."
+    assert record.getMessage() == text
+    assert torch.equal(z_of(made.model), expected)
+    made.train()

@@ -125,12 +125,3 @@ class Kept(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.steps[state.global_step] = adapter(model, self.name)
         self.centers[state.global_step] = self.objective.center.clone()
-
-
-def test_a_metric_that_does_not_exist(tmp_path):
-    run = trainer(
-        tmp_path, eval_strategy="steps", eval_steps=1, metric_for_best_model="knn_x", max_steps=1,
-        extra={"eval_dataset": images(6)},
-    )  # fmt: skip
-    with pytest.raises(KeyError, match=r"eval_knn_x.*eval_knn_h"):
-        run.train()

@@ -77,7 +77,7 @@ def test_resumed_and_loaded_by_workers_is_the_same_run(one, two):
 def test_metrics_and_log_are_those_of_one_process(one, two):
     expected = one["global batch"]["log"]
     assert any("eval_knn_h" in entry for entry in expected)
-    assert any("rankme_z" in entry for entry in expected)
+    assert any("batch_rankme_z" in entry for entry in expected)
     for rank in range(2):
         log = two[rank]["global batch"]["log"]
         assert [entry.keys() for entry in log] == [entry.keys() for entry in expected]

@@ -91,8 +91,8 @@ def test_the_log_holds_terms_and_the_state_of_the_representation(tmp_path):
     run = trainer(tmp_path, max_steps=4, logging_steps=2, log_representation=True)
     run.train()
     entry = run.state.log_history[0]
-    assert {f"{what}_{layer}" for what in ("rankme", "std", "positive_cosine") for layer in "hz"} < entry.keys()
-    assert 1 <= entry["rankme_h"] <= 8.01
+    assert {f"batch_{what}_{layer}" for what in ("rankme", "std", "positive_cosine") for layer in "hz"} < entry.keys()
+    assert 1 <= entry["batch_rankme_h"] <= 8.01
     assert -1 <= entry["positive_cosine"] <= 1
 
 
@@ -254,6 +254,9 @@ def test_models_without_a_head(tmp_path):
 def test_needs_of_an_objective(tmp_path):
     class Needy(Counting):
         needs = frozenset({"prediction"})
+
+        def forward(self, z, *, prediction=None, **others):
+            return super().forward(prediction, **others)
 
     refused(r"Needy needs 'prediction'.*ProjectionHeadConfig\(predictor=", tmp_path, extra={"objective": Needy()},
             train=True)  # fmt: skip

@@ -97,8 +97,8 @@ def test_pooling_and_layer():
         assert represent(network_of(attach("vit", "head", **options)), inputs).equal(expected)
     with pytest.raises(UsageError, match="pooling, layer and in_dim are those of the projection head"):
         network_of(attach("vit", "head"), pooling="mean")
-    with pytest.raises(UsageError, match="width of PlainNet's representation can't be inferred"):
-        network_of(make_backbone("plain"))
+    with pytest.raises(UsageError, match="width of Identity's representation can't be found"):
+        network_of(torch.nn.Identity())
 
 
 def test_another_peft_method_without_a_head_is_merged():

@@ -31,7 +31,8 @@ from torch.utils.data import Subset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import distributed
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
+from hfproj.functional.labels import UNLABELLED
 from hfproj.probes import KNNProbe
 from hfproj.training import evaluation
 from hfproj.training.callbacks.watching import ImageWatch, check_bound
@@ -58,8 +59,12 @@ class OnlineClassifier:
 
     @torch.no_grad()
     def learn(self, f: Float[Tensor, "rows dim"], y: Int[Tensor, " rows"]) -> tuple[float, float]:
-        """Take a step; return how many rows of all processes were right before it, and how many there were."""
-        largest, negative = distributed.all_reduce_max(torch.stack([y.max(), -y.min()])).tolist()
+        """Take a step on the rows whose label is not −1; return how many of all processes were right before it."""
+        f, y = f[y != UNLABELLED], y[y != UNLABELLED]
+        ends = torch.stack([y.max(), -y.min()]) if len(y) else torch.tensor([-1, 0], device=y.device)
+        largest, negative = distributed.all_reduce_max(ends).tolist()
+        if largest < 0 and negative <= 0:
+            return 0.0, 0.0
         if negative > 0 or largest >= _MOST_CLASSES:
             found = f"labels from {-negative} to {largest}. Encode them: dataset.class_encode_column(…)"
             raise UsageError(f"OnlineProbeCallback needs class numbers from 0, got {found}.")
@@ -77,8 +82,9 @@ class OnlineClassifier:
 
     @torch.no_grad()
     def accuracy(self, f: Float[Tensor, "rows dim"], y: Int[Tensor, " rows"]) -> float:
-        """Return the fraction of rows that are right."""
+        """Return the fraction of the rows with a label that are right; NaN if there are none."""
         assert self.weight is not None
+        f, y = f[(y != UNLABELLED).to(f.device)], y[y != UNLABELLED]
         logits = f.to(self.weight) @ self.weight[:, :-1].mT + self.weight[:, -1]
         return (logits.argmax(1).cpu() == y.cpu()).double().mean().item()
 
@@ -211,7 +217,10 @@ class OnlineProbeCallback(ImageWatch):
 
     def _knn(self, layer: str, f: Tensor, y: Tensor) -> float:
         bank, probe = self._bank[layer], KNNProbe(k=self.k, temperature=self.temperature)
-        return probe.fit(bank, self._bank["labels"]).score(f.to(bank.device), y)
+        try:
+            return probe.fit(bank, self._bank["labels"]).score(f.to(bank.device), y)
+        except NotMeasurableError:  # no label
+            return math.nan
 
     def _gather(self) -> None:
         """Add what the processes have kept since the last time to the bank, in the order of one process."""

@@ -15,6 +15,7 @@ References:
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -184,8 +185,8 @@ class SpectrumCallback(ProbeWatch):
     """Records diagnostics of h and z: `trainer.history` gets ``rankme_h``, ``rankme_z``, ``std_h`` …, one row a step.
 
     They are those of `hfproj.diagnostics` over all views of the probe batch, whose images and augmentations stay the
-    same, on any number of processes; the model is in eval mode. The log has them as ``probe_rankme_h`` …, since
-    ``rankme_h`` there is that of the training batch. The history is written beside each saved adapter
+    same, on any number of processes; the model is in eval mode. The log has them as ``probe_rankme_h`` …;
+    ``batch_rankme_h`` there is that of the training batch. The history is written beside each saved adapter
     (``history.parquet``), and resumed from there.
 
     Args:
@@ -229,7 +230,8 @@ def _value(name: str, f: Tensor) -> float:
     try:
         finite = bool(torch.isfinite(f).all())
         return METRICS[name](f if name in _VIEWS else f.flatten(0, 1)) if finite else math.nan
-    except UsageError:  # too few dimensions for α, for example: no reason to end a training
+    except UsageError as error:  # too few dimensions for α, for example: no reason to end a training
+        warnings.warn(f"{name} is not measured: {error}", stacklevel=2)
         return math.nan
 
 

@@ -1,0 +1,337 @@
+r"""Which backbone an adapter belongs to: a small description that survives a cast, a copy and a renaming of modules.
+
+Of every tensor up to 512 entries at fixed positions are summed with fixed pseudo-random weights :math:`w`; the sums of
+tensors of one shape are added up, :math:`s = \sum_t a_t \sum_i w_i x_{t,i}`, in three ways: with a factor :math:`a_t`
+from the tensor's name, with one from the numbers in its name (the index of its block), and with 1. Where the names are
+the same the first is compared; where only the numbers are, the second; else the third. So a swap of two layers is seen,
+and a renaming of modules is not.
+
+A cast rounds to nearest on every device. The sums are therefore made three times, of the entries as they are and as
+rounded to bfloat16 and float16: a model and its cast agree in the sums of the coarser type, up to the order of
+summation, while one optimizer step at 1e-5 changes the sums of float32 by a factor of 1e5 more. Two casts of one model
+to different types are compared within the rounding error of the coarser one.
+
+The statistics of BatchNorm are summed apart. Quantized tensors are counted and not compared.
+"""
+
+import hashlib
+import re
+import weakref
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hfproj.backbones.loading import library_of, plain_values, quantization_of, settings_of
+from hfproj.files import portable
+
+VERSION = 1
+SAMPLES = 512  # entries of a tensor
+SAME = 1e-9  # of the root of the summed squares: float64 sums in another order differ by 1e-15 of it
+LEVELS = ("float32", "bfloat16", "float16")
+_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+_OBJECTS = ("kwargs", "settings", "quantization", "shapes", "quantized", "weights", "statistics")
+STATISTICS = ("running_mean", "running_var")
+
+
+def _hashed(numbers: np.ndarray) -> np.ndarray:
+    """Return a fixed pseudo-random number in [0, 1) for each whole number (the finalizer of MurmurHash3)."""
+    h = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        h = (h ^ (h >> np.uint64(33))) * np.uint64(factor)
+    return ((h ^ (h >> np.uint64(33))) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _positions(size: int) -> np.ndarray:
+    """Return which entries of a tensor with `size` entries are read: one from each of 512 equal parts."""
+    if size <= SAMPLES:
+        return np.arange(size)
+    places = np.arange(SAMPLES)
+    return np.minimum(((places + _hashed(places + SAMPLES)) * (size / SAMPLES)).astype(np.int64), size - 1)
+
+
+def samples_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return the entries at `_positions` of each tensor in float64, read with one transfer per device and dtype."""
+    found: dict[str, np.ndarray] = {}
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        alike.setdefault((tensor.device, tensor.dtype), []).append(name)
+    for (device, dtype), names in alike.items():
+        places = {n: torch.from_numpy(_positions(n)).to(device) for n in {tensors[name].numel() for name in names}}
+        read = [tensors[name].detach().reshape(-1)[places[tensors[name].numel()]] for name in names]
+        wide = torch.float32 if dtype != torch.float64 else dtype
+        values = torch.cat(read).to("cpu", wide).nan_to_num().double().numpy()
+        cuts = np.cumsum([len(part) for part in read])[:-1]
+        found |= dict(zip(names, np.split(values, cuts), strict=True))
+    return found
+
+
+def _rounded(values: np.ndarray, level: str) -> np.ndarray:
+    return torch.from_numpy(values).to(getattr(torch, level)).double().nan_to_num(posinf=0.0, neginf=0.0).numpy()
+
+
+def _factor(text: str) -> float:
+    """Return a fixed number in ±[0.5, 1.5) for a text."""
+    value = float(_hashed(np.array([zlib.crc32(text.encode())]))[0])
+    return (2 * value + 0.5) if value < 0.5 else -(2 * value - 0.5)
+
+
+def _numbers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part.isdigit())
+
+
+def _crc(texts: Iterable[str]) -> int:
+    return zlib.crc32("\n".join(sorted(texts)).encode())
+
+
+def _sketch(samples: Mapping[str, np.ndarray]) -> list[Any]:
+    """Return what is kept of tensors of one shape: count, digests of their names, scale, and sums for each level."""
+    names = sorted(samples)
+    values = np.stack([samples[name] for name in names])
+    hashed = _hashed(np.arange(values.shape[1]))
+    weights = np.where(hashed < 0.5, 2 * hashed + 0.5, 0.5 - 2 * hashed)  # ± up to 1.5
+    factors = [[_factor(n) for n in names], [_factor(_numbers(n)) for n in names], [1.0] * len(names)]
+    sums = [[float(np.dot(f, _rounded(values, level) @ weights)) for f in factors] for level in LEVELS]
+    scale = float(np.sqrt(np.square(values * weights).sum()))
+    return [len(names), _crc(names), _crc(map(_numbers, names)), scale, *sums]
+
+
+def _is_quantized(tensor: Tensor) -> bool:
+    """Return whether a weight is kept in fewer bits (bitsandbytes, torchao), so that its entries are codes."""
+    codes = isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex())
+    return codes or type(tensor).__module__.startswith("torchao.") or hasattr(tensor, "quant_state")
+
+
+def _shape(tensor: Tensor, module: nn.Module | None, quantized: bool) -> str:
+    wide, high = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    packed = quantized and isinstance(wide, int) and isinstance(high, int)  # else bitsandbytes' [n / 2, 1]
+    return "x".join(map(str, (high, wide) if packed else tensor.shape)) or "1"
+
+
+def fingerprint(
+    backbone: nn.Module, tensors: Mapping[str, Tensor], *, source: Mapping[str, Any] | None = None,
+    apart: Collection[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Return the fingerprint of a backbone: plain JSON values, a few kilobytes, in milliseconds.
+
+    Args:
+        backbone: The backbone, bare or with adapters.
+        tensors: Its tensors on which the representation depends, by their names as in `bare_tensors`; the original
+            values where an adapter trains them.
+        source: Where it comes from, see `source_of`.
+        apart: Names of tensors that belong to the adapter and not to the backbone: their shapes count alone.
+
+    Returns:
+        "version", "library", "id", "revision" and "kwargs" as far as they are known, "settings" that no shape shows,
+        "quantization" (transformers' config of it), "dtype" (the coarsest type that holds the values), "shapes"
+        ("768x768" → how many), "quantized" (how many of them are), and "weights" and "statistics" (shape → sums).
+    """
+    modules = _modules(backbone, tensors)
+    shapes: dict[str, int] = {}
+    packed: dict[str, int] = {}
+    read: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        quantized = _is_quantized(tensor)
+        shape = _shape(tensor, modules.get(name.rpartition(".")[0]), quantized)
+        if not quantized and not tensor.is_floating_point():
+            continue  # counters
+        shapes[shape] = shapes.get(shape, 0) + 1
+        if quantized:
+            packed[shape] = packed.get(shape, 0) + 1
+        elif name not in apart and not tensor.is_meta and tensor.numel():
+            read[name] = tensor
+    samples = samples_of(read)
+    groups: dict[str, dict[str, dict[str, np.ndarray]]] = {"weights": {}, "statistics": {}}
+    for name, values in samples.items():
+        kind = "statistics" if name.rpartition(".")[2] in STATISTICS else "weights"
+        groups[kind].setdefault("x".join(map(str, read[name].shape)) or "1", {})[name] = values
+    found = {
+        "version": VERSION,
+        "library": library_of(backbone),
+        "revision": getattr(getattr(backbone, "config", None), "_commit_hash", None),
+        **origin(source),
+        "settings": _settings(backbone, modules.values()),
+        "quantization": quantization_of(backbone),
+        "dtype": _dtype(read, samples),
+        "shapes": shapes,
+        "quantized": packed,
+        **{kind: {shape: _sketch(part) for shape, part in found.items()} for kind, found in groups.items()},
+    }
+    return {name: value for name, value in found.items() if value not in (None, {})}
+
+
+def origin(source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a fingerprint says of a backbone's source, without paths of this machine."""
+    known = {"id": (source or {}).get("id"), "revision": (source or {}).get("revision")}
+    return {n: portable(v) for n, v in known.items() if v} | {
+        "kwargs": plain_values((source or {}).get("kwargs") or {})
+    }
+
+
+def _dtype(tensors: Mapping[str, Tensor], samples: Mapping[str, np.ndarray]) -> str | None:
+    """Return the coarsest type that holds the values, which a model that was cast back and forth keeps."""
+    declared = {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
+    for level in ("bfloat16", "float16"):
+        if level in declared:
+            return level
+    if not samples:
+        return None
+    values = np.concatenate(list(samples.values()))
+    exact = [level for level in ("bfloat16", "float16") if np.array_equal(_rounded(values, level), values)]
+    return exact[0] if exact and np.unique(values).size > 2 else "float32"
+
+
+def _modules(backbone: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the backbone's own modules that hold the tensors `names`, named as if there were no adapter."""
+    parts = [name.split(".") for name in names]
+    holders = {".".join(part[:end]) for part in parts for end in range(len(part))}
+    bare = ((re.sub(r"\.(base_layer|original_module)(?=\.|$)", "", n), m) for n, m in backbone.named_modules())
+    return {name: module for name, module in bare if name in holders}  # what a PEFT layer wraps comes after it
+
+
+def _settings(backbone: nn.Module, modules: Iterable[nn.Module]) -> dict[str, Any]:
+    """Return settings that change what the backbone computes and that no shape shows."""
+    if library_of(backbone) == "transformers":
+        return settings_of(backbone)
+    counts: dict[str, dict[str, int]] = {}
+    for module in modules:
+        for name in ("num_heads", "eps"):
+            if isinstance(value := getattr(module, name, None), int | float):
+                found = counts.setdefault(name, {})
+                found[str(value)] = found.get(str(value), 0) + 1
+    return counts
+
+
+def is_fingerprint(value: Any) -> bool:
+    """Return whether `value`, which a third party may have written, has the form of a fingerprint."""
+    if not isinstance(value, dict) or not isinstance(value.get("version"), int):
+        return False
+    texts = (value.get(n) for n in ("library", "id", "revision", "dtype", "sha256", "instead_of"))
+    if not all(t is None or (isinstance(t, str) and len(t) <= 200 and t.isprintable()) for t in texts):
+        return False
+    if not all(isinstance(value.get(n, {}), dict) for n in _OBJECTS):
+        return False
+    counts = (n for part in ("shapes", "quantized") for n in value.get(part, {}).values())
+    names = (n for part in _OBJECTS for n in value.get(part, {}))
+    if not all(type(n) is int for n in counts) or not all(len(n) <= 200 and n.isprintable() for n in names):
+        return False
+    sketches = (s for part in ("weights", "statistics") for s in value.get(part, {}).values())
+    return value["version"] != VERSION or all(map(_is_sketch, sketches))
+
+
+def _is_sketch(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 4 + len(LEVELS) or not all(type(n) is int for n in value[:3]):
+        return False
+    sums = [n for part in value[4:] for n in (part if isinstance(part, list) and len(part) == 3 else [None])]
+    return all(type(n) in (int, float) for n in [value[3], *sums])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of a backbone since its fingerprint was taken.
+
+    `kind` is "same", "cast" (the same weights in another precision), "quantized" (what can be compared is the same),
+    "unknown" (nothing could be compared), "statistics" (BatchNorm's alone differ), "weights" or "structure"; `words`
+    say what differs.
+    """
+
+    kind: str
+    words: str = ""
+
+    @property
+    def refused(self) -> bool:
+        """Whether another backbone was meant."""
+        return self.kind in ("statistics", "weights", "structure")
+
+
+def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Comparison:
+    """Compare the fingerprint of the backbone that an adapter was made on with that of another one.
+
+    Example:
+        >>> compare({"shapes": {"8x8": 2}}, {"shapes": {"8x8": 3}}).words
+        'it has 3 tensors of 8x8, expected 2'
+    """
+    if saved.get("version", VERSION) != VERSION:
+        return Comparison("unknown", f"the fingerprint is of version {saved['version']}, which is not known here")
+    differences = _structure(saved, current)
+    if differences:
+        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+        return Comparison("structure", "; ".join(differences[:4]) + more)
+    packed = [part.get("quantized", {}) for part in (saved, current)]
+    held = [part.get("dtype") for part in (saved, current)]
+    level = max((dtype for dtype in held if dtype in LEVELS), key=lambda dtype: _ROUNDOFF[dtype], default=LEVELS[0])
+    loose = None not in held and held[0] != held[1] and LEVELS[0] not in held  # two casts of a third
+    wrong: dict[str, list[str]] = {}
+    seen = 0
+    for kind in ("weights", "statistics"):
+        before, now = saved.get(kind, {}), current.get(kind, {})
+        for shape in sorted(before.keys() & now.keys()):
+            if before[shape][0] == now[shape][0]:  # else some are quantized
+                seen += 1
+                if not _agree(before[shape], now[shape], level, loose):
+                    wrong.setdefault(kind, []).append(shape)
+    if "weights" in wrong:
+        shapes = wrong["weights"]
+        return Comparison("weights", f"tensors of {', '.join(shapes[:3])}{' and others' * (len(shapes) > 3)} differ")
+    if wrong:
+        return Comparison("statistics", "only the running statistics of its BatchNorm differ")
+    if packed[0] != packed[1] or saved.get("quantization") != current.get("quantization"):
+        counts = [sum(part.values()) for part in packed]
+        return Comparison("quantized", f"{counts[1]} of its tensors are quantized, {counts[0]} were; the others agree")
+    if not seen:
+        return Comparison("same" if not saved.get("weights") else "unknown", "its weights are not in memory")
+    if held[0] != held[1]:
+        return Comparison("cast", f"its weights are {held[1]}, they were {held[0]}")
+    return Comparison("same")
+
+
+def _structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return in words what differs in settings and shapes."""
+    found = []
+    if saved.get("library") == current.get("library"):  # another library has other names for them
+        before, now = saved.get("settings", {}), current.get("settings", {})
+        shared = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
+        found = [f"its {n} is {now[n]!r}, expected {before[n]!r}" for n in shared]
+    before, now = saved.get("shapes", {}), current.get("shapes", {})
+    for shape in sorted(before.keys() | now.keys(), key=lambda shape: (before.get(shape, 0), shape), reverse=True):
+        wanted, there = before.get(shape, 0), now.get(shape, 0)
+        if wanted != there:
+            count = f"{there or 'no'} tensor{'' if there == 1 else 's'}"
+            found.append(f"it has {count} of {shape}, expected {wanted or 'none'}")
+    return found
+
+
+def _agree(saved: list[Any], current: list[Any], level: str, loose: bool) -> bool:
+    """Return whether the sums of one shape agree in the strictest way that the names allow."""
+    which = 0 if saved[1] == current[1] else 1 if saved[2] == current[2] else 2
+    one, other = (part[4 + LEVELS.index(level)][which] for part in (saved, current))
+    scale = max(saved[3], current[3])
+    # Between two casts of a third model an entry may be off by one unit in the last place; weights and factors are at
+    # most 1.5, and errors of random sign add up like their squares: six standard deviations.
+    return abs(one - other) <= scale * (6 * 1.5 * _ROUNDOFF[level] if loose else SAME)
+
+
+_DIGESTS: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]]" = weakref.WeakKeyDictionary()
+
+
+def digest(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the SHA-256 of all bytes of `tensors`, dtypes and shapes included, in the order of their names.
+
+    It does not depend on how files hold them. It is kept with the backbone until a tensor is changed in place: reading
+    a ViT-B takes 0.3 s. None where tensors are sharded, quantized or not in memory.
+    """
+    if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta for t in tensors.values()):
+        return None
+    state = tuple((name, t.data_ptr(), t._version, t.dtype) for name, t in sorted(tensors.items()))
+    if (kept := _DIGESTS.get(backbone)) is not None and kept[0] == state:
+        return kept[1]
+    found = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    _DIGESTS[backbone] = state, found.hexdigest()
+    return found.hexdigest()
