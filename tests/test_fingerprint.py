@@ -213,16 +213,17 @@ def test_a_later_version_can_not_be_compared():
 
 def test_the_digest_is_exact_and_kept_until_something_changes(monkeypatch):
     vit = make_backbone("vit")
-    found = digest(vit, tensors_of(vit))
+    tensors = tensors_of(vit)
+    found = digest(vit, tensors)
     assert len(found) == 64
     same = make_backbone("vit").to(memory_format=torch.channels_last)  # how the file or the memory is laid out
     assert digest(same, tensors_of(same)) == found
     monkeypatch.setattr("hashlib.sha256", lambda: pytest.fail("it was made again"))
-    assert digest(vit, tensors_of(vit)) == found
+    assert digest(vit, tensors) == found
     monkeypatch.undo()
     with torch.no_grad():
-        next(iter(tensors_of(vit).values())).view(-1)[0] += 1e-6
-    assert digest(vit, tensors_of(vit)) != found
+        next(iter(tensors.values())).view(-1)[0] += 1e-6
+    assert digest(vit, tensors) != found
 
 
 def test_false_alarms_of_two_casts_are_rare_by_the_error_of_rounding():

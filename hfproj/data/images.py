@@ -148,8 +148,8 @@ class ImageViews(_Images):
     """Collator of augmented views: a list of items → ``{"views", "index", "labels"}``.
 
     ``views`` is a list of `num_views` float tensors [batch, channels, size, size], normalised; ``index`` is int64
-    [batch]; ``labels``, int64 [batch], is there if all items have the label column. A view depends on (seed, epoch,
-    index, view) alone: not on the batch, the worker, the rank or the number of threads.
+    [batch]; ``labels``, int64 [batch], is there if an item has the label column, with −1 for one that has no label. A
+    view depends on (seed, epoch, index, view) alone: not on the batch, the worker, the rank or the number of threads.
 
     With `local_views` it is multi-crop (SwAV, DINO): smaller views of smaller parts come after the `num_views` others,
     as tensors [batch, channels, local_size, local_size]. The papers crop the others from at least 0.4 (DINO) or 0.14
@@ -243,8 +243,8 @@ class EvalImages(_Images):
     """Collator without randomness: a list of items → ``{"pixel_values", "index", "labels"}``.
 
     Images are resized (antialiased, in 8 bits as image processors do), the centre is cropped to `size`, the pixels are
-    normalised. ``pixel_values`` is float [batch, channels, size, size]; ``index`` and ``labels``, int64 [batch], are
-    there if all items have them.
+    normalised. ``pixel_values`` is float [batch, channels, size, size]; ``index`` and ``labels`` are those of
+    `ImageViews`, if the items have them.
 
     Args:
         size, mean, std, image_column, label_column, flip_channels: As in `ImageViews`.

@@ -67,8 +67,8 @@ def cholesky_whiten(z: Float[Tensor, "*groups rows dim"], *, eps: float = 0.0) -
     """
     given = torch.finfo(z.dtype).eps
     z = at_least_float32(z)
-    # The variance of the rounding of numbers narrower than z is computed in, at most.
-    rounding = given**2 * z.detach().square().mean(-2) if given > torch.finfo(z.dtype).eps else None
+    # At most the variance of the rounding of numbers narrower than z is computed in: of most rows, not of a far one.
+    rounding = given**2 * z.detach().square().median(-2).values if given > torch.finfo(z.dtype).eps else None
     z = z - z.mean(-2, keepdim=True)
     z = z - z.mean(-2, keepdim=True)  # equal rows are zero then, not the rounding of their mean
     identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)

@@ -176,6 +176,9 @@ def test_labels_are_optional(label_column):
     some = [{**DATASET[0], "label": 3}, DATASET[1]]
     assert ("labels" in collate(label_column=label_column)(some)) is (label_column is not None)
     del some[0]["label"]
+    found = collate(label_column=label_column)(some).get("labels")
+    assert (found is None) if label_column is None else (found.tolist() == [-1, 1])
+    del some[1]["label"]
     assert "labels" not in collate(label_column=label_column)(some)
 
 
@@ -186,7 +189,7 @@ def test_labels_are_optional(label_column):
         (lambda item: item.pop("image"), "no column 'image'; they have 'label', 'index', 'epoch'"),
         (lambda item: item.update(image="x.png"), r"holds no image.*\(item 0 of the data set\)"),
         (lambda item: item.update(label="cat"), "class numbers, got str 'cat'"),
-        (lambda item: item.update(label=0.5), "class_encode_column"),
+        (lambda item: item.update(label=0.5), "got float 0.5. A score is no class"),
     ],
 )
 def test_items_that_cannot_work_are_refused(change, message):

@@ -108,6 +108,14 @@ def test_lower_precision_zero_and_duplicated_rows(dtype):
     assert not terms["positive_cosine"].requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_rounding_of_equal_rows_is_no_spread(dtype):
+    z = (5 + torch.rand(4) + torch.finfo(dtype).eps * torch.randn(2, 64, 4)).to(dtype)
+    assert (z != z[:, :1]).any(1).all()  # by the last digit
+    with pytest.raises(UsageError, match="have collapsed"):
+        WMSE(w_size=None)(z)
+
+
 def test_collapse_is_refused_or_mended():
     z = torch.ones(2, 16, 3)
     with pytest.raises(UsageError, match=r"16 rows in 3 dimensions is singular.*have collapsed.*eps=1e-3"):

@@ -29,6 +29,8 @@ in_order = pytest.mark.skipif(
 
 
 def backbone(dropout=0.0):
+    """A small ViT of the same weights each time: an adapter is refused on others."""
+    torch.manual_seed(0)
     config = ViTConfig(
         image_size=16,
         patch_size=4,
@@ -43,7 +45,6 @@ def backbone(dropout=0.0):
 
 def head_model(seed=0, dropout=0.0, lora=True, name="default", **config):
     """A head on a ViT whose own weights are the same for every `seed`; the adapter's are not."""
-    torch.manual_seed(0)
     vit = backbone(dropout)
     torch.manual_seed(seed)
     if lora and "trainable" not in config:
