@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -23,9 +23,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import filenames
-from hfproj.errors import UsageError, check_choice
+from hfproj.errors import AdapterFileError, UsageError, check_choice
 from hfproj.heads import HEADS
 from hfproj.hub.pull import open_adapter
+from hfproj.hub.staging import folder_of
 from hfproj.objectives.buffers import START, Position, load_buffers, read_position
 from hfproj.training.ema import EMA
 from hfproj.training.setup import PARTS, Source, active_config, active_name
@@ -35,7 +36,7 @@ from hfproj.tuner.config import plain
 from hfproj.tuner.layer import CHILD
 
 LOG = logging.getLogger("hfproj.training")
-_COMPARED = ("head", "in_dim", "out_dim", "scales", "pooling", "layer", "trainable")
+_COMPARED = ("head", "in_dim", "out_dim", "scales", "pooling", "layer", "reading", "trainable")
 # Of the backbone's PEFT method, what is about training or about the file.
 _FREE = {"inference_mode", "base_model_name_or_path", "revision", "peft_version", "task_type", "auto_mapping"}
 _PLACE = ("repo", "adapter", "revision", "token", "cache_dir")
@@ -114,11 +115,8 @@ class Continued:
         for name in [*self.new, *self.left]:
             found.pop(name)
         if found:
-            raise UsageError(
-                f"The adapter of {saved.where} and this model's do not have the same parts: "
-                f"{'; '.join(said for part in found.values() for said in part)}. Make "
-                "the model with hfproj.from_pretrained(…, is_trainable=True), or with the same options."
-            )
+            how = "with hfproj.from_pretrained(…, is_trainable=True), or with the same options"
+            raise UsageError(f"{_other_parts(saved.where, found)}. Make the model {how}.")
         check_continued(saved.config, own)
         tensors = load_file(saved.folder / filenames.ADAPTER_WEIGHTS)
         if self.new or self.left:
@@ -168,6 +166,26 @@ class Continued:
         if not self.same_objective or self.saved.source.size(self.saved.prefix + name) is None:
             return None
         return None if (found := self.saved.file(name)) is None else found.parent
+
+
+def folder_to_resume(checkpoint: str | Path, model: PeftModel) -> Path:
+    """Return the folder of a checkpoint's adapter, which has the active one's parts and was trained on its backbone.
+
+    Raises:
+        AdapterFileError: If it has other parts, or was trained on another backbone.
+    """
+    folder, own = folder_of(Path(checkpoint), active_name(model)), active_config(model)
+    saved = cast(ProjectionHeadConfig, ProjectionHeadConfig.from_pretrained(str(folder)))
+    if found := differences(saved, own):
+        hint = "resume with the adapter that it was written with, or without resume_from_checkpoint"
+        raise AdapterFileError(f"{_other_parts(folder, found)}; {hint}.")
+    check_continued(saved, own)
+    return folder
+
+
+def _other_parts(where: str | Path, found: Mapping[str, list[str]]) -> str:
+    said = "; ".join(said for part in found.values() for said in part)
+    return f"The adapter of {where} and this model's do not have the same parts: {said}"
 
 
 def differences(saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> dict[str, list[str]]:

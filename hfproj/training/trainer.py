@@ -29,7 +29,7 @@ from hfproj.objectives.buffers import BEFORE, START, Position, load_buffers, rea
 from hfproj.results.history import HISTORY_FILE, read_history, write_history
 from hfproj.training import checks, gradients, setup
 from hfproj.training.arguments import ProjectionTrainingArguments
-from hfproj.training.checkpoints import Continued, checkpoint_to_resume, replacing
+from hfproj.training.checkpoints import Continued, checkpoint_to_resume, folder_to_resume, replacing
 from hfproj.training.ema import EMA
 from hfproj.training.hub import HubTrainer
 from hfproj.training.optimizer import AroundSteps, make_optimizer
@@ -375,13 +375,13 @@ class ProjectionTrainer(HubTrainer):
 
     # Private: transformers tells no callback when it loads a checkpoint, whose buffers and EMA teacher belong to it.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = folder_to_resume(resume_from_checkpoint, self.bare_model())
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except SafetensorError as error:
             raise AdapterFileError(
                 f"{resume_from_checkpoint} holds a damaged adapter ({error}); resume from another checkpoint."
             ) from error
-        folder = folder_of(Path(resume_from_checkpoint), setup.active_name(self.bare_model()))
         hint = "resume with the adapter and the objective that it was written with, or without resume_from_checkpoint"
         load_buffers(self.objective, folder, hint=hint)
         self.started = read_position(folder, BEFORE)

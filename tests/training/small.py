@@ -28,9 +28,9 @@ in_order = pytest.mark.skipif(
 )
 
 
-def backbone(dropout=0.0):
-    """A small ViT of the same weights each time: an adapter is refused on others."""
-    torch.manual_seed(0)
+def backbone(dropout=0.0, weights=0):
+    """A small ViT, of the same weights each time: an adapter is refused on others."""
+    torch.manual_seed(weights)
     config = ViTConfig(
         image_size=16,
         patch_size=4,
@@ -43,9 +43,9 @@ def backbone(dropout=0.0):
     return ViTModel(config, add_pooling_layer=False)
 
 
-def head_model(seed=0, dropout=0.0, lora=True, name="default", **config):
+def head_model(seed=0, dropout=0.0, lora=True, name="default", weights=0, **config):
     """A head on a ViT whose own weights are the same for every `seed`; the adapter's are not."""
-    vit = backbone(dropout)
+    vit = backbone(dropout, weights)
     torch.manual_seed(seed)
     if lora and "trainable" not in config:
         config.setdefault("backbone_adapter", LoraConfig(r=2, lora_dropout=dropout, init_lora_weights=False))

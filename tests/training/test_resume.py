@@ -108,6 +108,23 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
         trainer(tmp_path, **RUN).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"head_options": {"hidden_dim": 12, "activation": "gelu"}}, "activation is 'relu' there and 'gelu' here"),
+        ({"pooling": "mean"}, "pooling is 'cls' there and 'mean' here"),
+        ({"reading": 1}, "reading is 2 there and 1 here"),
+        ({"weights": 1}, "This backbone has other weights"),
+    ],
+)
+def test_a_checkpoint_of_another_computation_is_refused(tmp_path, change, said):
+    """Though its tensors would fit."""
+    run = {**RUN, "max_steps": 2}
+    trainer(tmp_path, **run).train()
+    with pytest.raises(hfproj.AdapterFileError, match=said):
+        trainer(tmp_path, head_model(**change), **run).train(resume_from_checkpoint=True)
+
+
 def test_what_a_checkpoint_holds(tmp_path):
     run = trainer(tmp_path, extra={"objective": Counting()}, **{**RUN, "save_steps": 7})
     run.train()
