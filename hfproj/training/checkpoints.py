@@ -4,6 +4,7 @@ A run that resumes has its optimizer, schedules and views again. One that contin
 objective's buffers, the EMA teacher and the position; the rest is not part of an adapter and starts fresh.
 """
 
+import dataclasses
 import inspect
 import json
 import logging
@@ -23,6 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import filenames
+from hfproj.backbones import resolve_read_point
 from hfproj.errors import AdapterFileError, UsageError, check_choice
 from hfproj.heads import HEADS
 from hfproj.hub.pull import open_adapter
@@ -110,7 +112,7 @@ class Continued:
             wanted = "continue_from to be a folder, a Hub repository, or a dict with 'repo'"
             raise UsageError(f"Expected {wanted}, got {source!r}.")
         saved, own = open_adapter(**options), active_config(model)
-        found = differences(saved.config, own)
+        found = differences(model, saved.config, own)
         self.new, self.left = _exchanged(found, saved.config, own, objective)
         for name in [*self.new, *self.left]:
             found.pop(name)
@@ -176,11 +178,20 @@ def folder_to_resume(checkpoint: str | Path, model: PeftModel) -> Path:
     """
     folder, own = folder_of(Path(checkpoint), active_name(model)), active_config(model)
     saved = cast(ProjectionHeadConfig, ProjectionHeadConfig.from_pretrained(str(folder)))
-    if found := differences(saved, own):
+    if found := differences(model, saved, own):
         hint = "resume with the adapter that it was written with, or without resume_from_checkpoint"
         raise AdapterFileError(f"{_other_parts(folder, found)}; {hint}.")
     check_continued(saved, own)
     return folder
+
+
+def _reads_alike(backbone: nn.Module, *configs: ProjectionHeadConfig) -> bool:
+    """Whether versions of the reading rules come to one thing; of texts they never do, which are padded."""
+    points = set()
+    for config in configs:
+        how: dict[str, Any] = {n: getattr(config, n) for n in ("pooling", "layer", "in_dim", "reading")}
+        points.add(dataclasses.replace(resolve_read_point(backbone, **how), reading=1))
+    return len(points) == 1 and not points.pop().text
 
 
 def _other_parts(where: str | Path, found: Mapping[str, list[str]]) -> str:
@@ -188,7 +199,7 @@ def _other_parts(where: str | Path, found: Mapping[str, list[str]]) -> str:
     return f"The adapter of {where} and this model's do not have the same parts: {said}"
 
 
-def differences(saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> dict[str, list[str]]:
+def differences(model: PeftModel, saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> dict[str, list[str]]:
     """Return part → in words, in what of it two adapters differ: their tensors or what they compute would disagree."""
     parts = [_parts(config) for config in (saved, own)]
     found: dict[str, list[str]] = {}
@@ -197,6 +208,8 @@ def differences(saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> dict[
         if there != here:
             said = f"{name} is {_short(there)} there and {_short(here)} here"
             found.setdefault(name.partition(".")[0], []).append(said)
+    if "reading" in found and _reads_alike(model.get_base_model(), saved, own):
+        del found["reading"]
     return found
 
 

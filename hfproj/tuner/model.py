@@ -10,6 +10,7 @@ with their signatures in tests/test_upstream.py, which fails when PEFT moves one
 """
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from hfproj.backbones import acting_modules, bare_tensors, skips_after
+from hfproj.backbones import READING, acting_modules, bare_tensors, feeds_representation, skips_after
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.tuner import belonging, fitting
 from hfproj.tuner.backbone_tensors import BackboneTensors
@@ -170,7 +171,12 @@ class ProjectionHeadModel(BaseTuner):
     def _trained_now(self) -> set[str]:
         """Return the names of the backbone's own tensors that training changes now."""
         tensors = self.backbone_tensors
-        return set() if self._frozen or tensors.in_use is None else set(tensors.names[tensors.in_use])
+        if self._frozen or tensors.in_use is None:
+            return set()
+        names, point = set(tensors.names[tensors.in_use]), getattr(self.model, CHILD).points[tensors.in_use]
+        if names and point.reading == 1:  # whose rules took tensors in, and saved them, that h does not depend on
+            names &= set(feeds_representation(self.model, dataclasses.replace(point, reading=READING)))
+        return names
 
     def _freeze_parts_of(self, active: str, layer: ProjectionLayer) -> None:
         """Freeze what PEFT unfroze against the config: all (inference), the backbone's layers, or those h ignores."""
