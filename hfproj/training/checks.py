@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hfproj import distributed
+from hfproj.data.images import ImageViews
 from hfproj.data.indexing import IndexedDataset
 from hfproj.data.text import TextViews
 from hfproj.errors import HfprojError, UsageError, unknown
@@ -223,7 +224,8 @@ def measurable(trainer: ProjectionTrainer, dataset: Any) -> tuple[list[str], str
 
 def why_unlabelled(trainer: ProjectionTrainer, dataset: Any, name: str) -> str | None:
     """Return why the rows of `dataset`, called `name`, have no labels for k-NN; None if they have, or can't be read."""
-    collator: Any = trainer.eval_collator
+    views: Any = trainer.data_collator
+    collator: Any = trainer.eval_collator or (views if isinstance(views, ImageViews) else None)
     column = "label" if collator is None else getattr(collator, "label_column", _UNKNOWN)
     try:
         item: Any = IndexedDataset(dataset)[0]
@@ -231,7 +233,7 @@ def why_unlabelled(trainer: ProjectionTrainer, dataset: Any, name: str) -> str |
     except (HfprojError, LookupError, TypeError, ValueError, OSError):
         return None  # evaluation says what is wrong with the rows
     if column is None:
-        return "eval_collator has label_column=None"
+        return "the collator has label_column=None"
     if not given and column is _UNKNOWN:
         return f"eval_collator gives no 'labels' for {name}"
     if not given:

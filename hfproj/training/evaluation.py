@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hfproj import distributed
+from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset
 from hfproj.diagnostics import rankme, representation_std
 from hfproj.errors import NotMeasurableError, UsageError
@@ -68,9 +69,19 @@ def features(trainer: Any, dataset: Any) -> Any:
     """Return h, z and labels of `dataset`, read as the trainer's arguments say."""
     args = trainer.args
     return extract_features(
-        trainer.model, dataset, batch_size=args.per_device_eval_batch_size, collator=trainer.eval_collator,
+        trainer.model, dataset, batch_size=args.per_device_eval_batch_size, collator=eval_collator(trainer),
         device=args.device, num_workers=args.dataloader_num_workers,
     )  # fmt: skip
+
+
+def eval_collator(trainer: Any) -> Any:
+    """Return the trainer's own, or one that prepares images as its `ImageViews` does, but for the augmentations."""
+    views = trainer.data_collator
+    if trainer.eval_collator is not None or not isinstance(views, ImageViews):
+        return trainer.eval_collator
+    same = ("size", "flip_channels", "image_column", "label_column")
+    pixels = {name: getattr(views, name).flatten().tolist() for name in ("mean", "std")}
+    return EvalImages.for_model(trainer.model, **pixels, **{name: getattr(views, name) for name in same})
 
 
 @torch.no_grad()

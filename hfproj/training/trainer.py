@@ -55,7 +55,7 @@ class ProjectionTrainer(HubTrainer):
             and positive-pair cosine; or a dict of several such data sets.
         bank_dataset: Labelled images that the online k-NN searches; None leaves each eval image out of the rest.
         data_collator: Makes the views, see `hfproj.ImageViews`; None takes ``ImageViews.for_model(model)``.
-        eval_collator: Makes eval batches; None takes ``EvalImages.for_model(model)``.
+        eval_collator: Makes eval batches; None takes ``EvalImages`` of the size, mean, std and columns of the views.
         continue_from: A folder or Hub repository whose adapter the active one continues from, or ``{"repo", "adapter",
             "revision", "token"}``: its tensors, the objective's buffers and the EMA teacher if they lie there, and the
             step and epoch that the objective sees. Optimizer, schedules and views start fresh; under another

@@ -40,6 +40,24 @@ def test_metrics_and_their_definitions(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
+def test_images_are_prepared_as_the_views_are_unless_told_otherwise(tmp_path):
+    """On pixels of another mean and std every held-out number would be of another input than the one trained on."""
+    pixels = {"size": 8, "mean": (0.1, 0.2, 0.3), "std": (2.0, 1.0, 0.5), "image_column": "photo"}
+    held_out = [{"photo": item["image"], "species": item["label"]} for item in images(9, seed=1)]
+    options = {**pixels, "label_column": "species"}
+
+    def run(eval_collator):
+        made = trainer(
+            tmp_path, head_model(), held_out, hfproj.ImageViews(**options),
+            {"eval_dataset": held_out, "eval_collator": eval_collator}, metric_for_best_model="knn_h",
+            eval_strategy="epoch",
+        )  # fmt: skip
+        return {name: value for name, value in made.evaluate().items() if "runtime" not in name}
+
+    assert run(None) == run(hfproj.EvalImages(**options))
+    assert run(None) != run(hfproj.EvalImages(**{**options, "mean": (0.5, 0.5, 0.5)}))
+
+
 def test_bank_labels_and_several_sets(tmp_path):
     bank, labelled = images(9, seed=2), images(6, seed=3)
     sets = {"a": labelled, "b": images(6, seed=4, labels=False)}
