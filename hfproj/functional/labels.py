@@ -114,6 +114,22 @@ def labelled_rows(labels: Int[Tensor, " rows"], what: str) -> Bool[Tensor, " row
     return kept
 
 
+def check_classes(labels: Int[Tensor, " rows"], what: str) -> None:
+    """Refuse labels of a single class, on which every classifier is right.
+
+    Raises:
+        NotMeasurableError: If they are, or none is a class.
+
+    Example:
+        >>> check_classes(torch.tensor([4, -1, 4]), "training")
+        Traceback (most recent call last):
+        hfproj.errors.NotMeasurableError: all labelled training rows are of one class, 4
+    """
+    classes = labels[labelled_rows(labels, what)].unique()
+    if len(classes) < 2:
+        raise NotMeasurableError(f"all labelled {what} rows are of one class, {int(classes)}")
+
+
 def _is_nan(value: Any) -> bool:
     try:
         return bool(value != value)

@@ -21,7 +21,7 @@ from hfproj.features.extraction import Features, extract_features
 from hfproj.features.similarity import linear_cka, mutual_knn
 from hfproj.features.views import FixedViews
 from hfproj.files import portable
-from hfproj.functional.labels import UNLABELLED, labelled_rows
+from hfproj.functional.labels import UNLABELLED, check_classes, labelled_rows
 from hfproj.probes.base import as_labels, left_out
 from hfproj.probes.registry import ProbeLike, make_probes
 from hfproj.results import LAYERS, Measurement, Missing, Results, pack_outcomes
@@ -150,12 +150,10 @@ def _labelled_rows(
     if left:
         warnings.warn(f"{' and '.join(left)} have no label and are left out of the probes.", stacklevel=3)
     try:
-        labelled_rows(labels, "training")
+        check_classes(labels, "training")
         labelled_rows(truth, "test")
     except NotMeasurableError as error:
         return None, str(error)
-    if len(classes := labels[known].unique()) < 2:
-        return None, f"all labelled training rows are of one class, {int(classes)}"
     return (labels, known, truth, scored), ""
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from hfproj.data.indexing import as_item
 from hfproj.data.pixels import to_image_tensor
 from hfproj.errors import UsageError, unknown
-from hfproj.functional.labels import labelled_rows
+from hfproj.functional.labels import check_classes, labelled_rows
 from hfproj.probes.base import Labels, as_labels
 from hfproj.probes.registry import ProbeLike, make_probe
 from hfproj.results.verdict import Interval, paired_interval
@@ -77,6 +77,7 @@ def probe_gap(
 
     Raises:
         UsageError: If there are no labels, if `probes` has other names, or as the probes and `paired_interval`.
+        NotMeasurableError: If no row has a label, or the training rows' are of one class.
 
     Example (the head keeps the first of two coordinates, and the nuisance is in the second):
         >>> from types import SimpleNamespace
@@ -93,6 +94,7 @@ def probe_gap(
     truth = test.labels if test_labels is None else test_labels
     if y is None or truth is None:
         raise UsageError("The features hold no labels of the nuisance: pass train_labels and test_labels.")
+    check_classes(as_labels(y, len(train.h)), "training")
     accuracy, correct, protocol = {}, {}, {}
     for kind, one in given.items():
         by_layer = one if isinstance(one, Mapping) and "name" not in one else dict.fromkeys(LAYERS, one)

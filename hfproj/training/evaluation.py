@@ -18,7 +18,7 @@ from hfproj.data.indexing import IndexedDataset
 from hfproj.diagnostics import rankme, representation_std
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features import extract_features
-from hfproj.functional.labels import UNLABELLED
+from hfproj.functional.labels import UNLABELLED, check_classes
 from hfproj.functional.modes import evaluating
 from hfproj.probes import KNNProbe
 from hfproj.regularizers import Weighted
@@ -58,10 +58,9 @@ def probe(trainer: Any, dataset: Any) -> dict[str, float]:
 
 def _knn(args: Any, layer: str, bank: Any, test: Any) -> float:
     """Return the k-NN accuracy on the labelled rows; raise UsageError if it can't be measured."""
+    check_classes((bank or test).labels, "bank")
     knn = KNNProbe(k=args.eval_knn_k, temperature=args.eval_knn_temperature)
     knn.fit(getattr(bank or test, layer), (bank or test).labels)
-    if len(knn.classes_) < 2:
-        raise NotMeasurableError(f"all labelled rows of the k-NN's bank are of one class, {int(knn.classes_)}")
     return knn.score_leave_one_out() if bank is None else knn.score(getattr(test, layer), test.labels)
 
 

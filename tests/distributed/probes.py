@@ -22,20 +22,21 @@ def none_first(rows: int) -> dict[int, tuple[int, ...]]:
     return {2: (0, rows), 3: (0, rows - 1, 1)}
 
 
-def knn(kind: str, shards=uneven):
+def knn(kind: str, shards=uneven, unlabelled: slice = slice(0)):
     """Labels, accuracies and neighbours of queries that each process has alone, that all have, and of the bank."""
 
     def case(processes: Processes):
         bank, labels, queries = DATA[kind]()
-        truth = labels[torch.arange(len(queries)) % len(labels)]
+        labels[unlabelled] = -1
+        truth, known = labels[-1 - torch.arange(len(queries)) % len(labels)], labels >= 0
         one = KNNProbe(k=KS).fit(bank, labels)
         own_bank, own_labels = (processes.rows(part, shards=shards(len(bank))) for part in (bank, labels))
         own, own_truth = (processes.rows(part, shards=none_first(len(queries))) for part in (queries, truth))
         probe = KNNProbe(k=KS).fit(own_bank, own_labels, sharded=True)
-        assert len(probe._bank._unit) == len(own_bank)  # nothing of another process's features is kept
+        assert len(probe._bank._unit) == (own_labels >= 0).sum()  # nothing of another process's features is kept
 
         predicted = probe.predict(queries)
-        assert predicted.equal(reference(bank, labels, queries, KS[0], 0.07))
+        assert predicted.equal(reference(bank[known], labels[known], queries, KS[0], 0.07))
         assert probe.predict(own, sharded=True).equal(
             processes.rows(one.predict(queries), shards=none_first(len(queries)))
         )
@@ -122,6 +123,8 @@ def refused(what: str):
 PROBES = {
     **{f"k-NN, {kind} features": knn(kind) for kind in KINDS},
     "k-NN, nothing on the first process": knn("random", none_first),
+    "k-NN, rows without a label": knn("random", unlabelled=slice(None, None, 3)),
+    "k-NN, no label on the first process": knn("random", unlabelled=slice(170)),
     "k-NN, many rounds": many_rounds,
     **{
         f"refused in all, k-NN, {what}": refused(what)

@@ -134,6 +134,8 @@ def test_neighbours_groups_and_the_gap_leave_them_out_too():
     features = hfproj.features.Features(f, f[:, :3], y, torch.arange(120) // 2)
     cheap = {"linear": {"name": "linear", "l2": 0.1}, "mlp": {"name": "knn", "k": 5}}
     assert set(probe_gap(features, features, probes=cheap).accuracy) == {"linear h", "linear z", "mlp h", "mlp z"}
+    with pytest.raises(NotMeasurableError, match="training rows are of one class, 3"):
+        probe_gap(features, features, train_labels=torch.full((120,), 3), probes=cheap)
 
 
 def test_fine_tuning_leaves_them_out():

@@ -41,7 +41,7 @@ def test_the_k_nn_leaves_them_out(tmp_path, caplog):
     [
         (lambda i, label: -1, None, "no row of the eval data set has a label"),
         (lambda i, label: None, images(6, seed=2), "no row of the eval data set has a label"),
-        (lambda i, label: 5, None, "all labelled rows of the k-NN's bank are of one class, 5"),
+        (lambda i, label: 5, None, "all labelled bank rows are of one class, 5"),
         (lambda i, label: label if i == 0 else -1, None, "at least 2 rows|one class"),
         (lambda i, label: label, images(6, seed=2, labels=False), "items of bank_dataset have no 'label'"),
     ],
@@ -86,6 +86,14 @@ def test_a_training_with_the_online_probe(tmp_path, held_out):
     assert 0 <= row["online_train_h"] <= 1
     assert row["online_linear_h"] is row["online_knn_h"] is None
     assert all(math.isfinite(v) for line in made.state.log_history for v in line.values())
+
+
+def test_of_one_class_the_online_k_nn_is_no_number(tmp_path):
+    data = relabelled(images(16), lambda i, label: 2)
+    probe = hfproj.OnlineProbeCallback(every=2, images=9)
+    made = trainer(tmp_path, None, data, extra={"callbacks": [probe], "eval_dataset": data}, max_steps=4)
+    made.train()
+    assert made.history[-1]["online_knn_h"] is None
 
 
 def test_supcon_of_one_view_needs_a_label():

@@ -32,7 +32,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import distributed
 from hfproj.errors import NotMeasurableError, UsageError
-from hfproj.functional.labels import UNLABELLED
+from hfproj.functional.labels import UNLABELLED, check_classes
 from hfproj.probes import KNNProbe
 from hfproj.training import evaluation
 from hfproj.training.callbacks.watching import ImageWatch, check_bound
@@ -218,8 +218,9 @@ class OnlineProbeCallback(ImageWatch):
     def _knn(self, layer: str, f: Tensor, y: Tensor) -> float:
         bank, probe = self._bank[layer], KNNProbe(k=self.k, temperature=self.temperature)
         try:
+            check_classes(self._bank["labels"], "bank")
             return probe.fit(bank, self._bank["labels"]).score(f.to(bank.device), y)
-        except NotMeasurableError:  # no label
+        except NotMeasurableError:  # no label, or those of one class
             return math.nan
 
     def _gather(self) -> None:
