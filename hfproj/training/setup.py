@@ -108,6 +108,9 @@ def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None
             f"train_dataset is a stream, and {args.dataloader_num_workers} workers would each count its images from 0; "
             "set dataloader_num_workers to 0 or 1."
         )
+    if stream and args.dataloader_persistent_workers:
+        why = "workers that stay would never hear of a new epoch, and make the views of the first one again"
+        raise UsageError(f"train_dataset is a stream: {why}; leave dataloader_persistent_workers out.")
     if dataset is not None and not stream and len(dataset) < batch and args.dataloader_drop_last:
         raise UsageError(
             f"train_dataset has {len(dataset)} images, fewer than one batch of {batch} ({args.train_batch_size} on "

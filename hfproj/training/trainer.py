@@ -158,7 +158,7 @@ class ProjectionTrainer(HubTrainer):
         loader = DataLoader(
             self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
-            drop_last=self.args.dataloader_drop_last,
+            drop_last=self.args.dataloader_drop_last, prefetch_factor=self.args.dataloader_prefetch_factor,
         )  # fmt: skip
         return self.accelerator.prepare(loader)
 

@@ -50,6 +50,16 @@ def test_own_arguments_that_would_have_no_effect(tmp_path, options, message):
     refused(message, tmp_path, **options)
 
 
+def test_workers_of_a_stream(tmp_path):
+    refused(
+        "workers that stay would never hear of a new epoch", tmp_path, dataset=hfproj.data.StreamDataset(images(8)),
+        dataloader_num_workers=1, dataloader_persistent_workers=True,
+    )  # fmt: skip
+    options = {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 5, "max_steps": 1}
+    run = trainer(tmp_path, dataset=hfproj.data.StreamDataset(images(8)), **options)
+    assert run.get_train_dataloader().prefetch_factor == 5
+
+
 def test_momentum_without_a_teacher_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "hfproj.training"):
         trainer(tmp_path, ema_momentum=0.9, extra={"objective": "vicreg"})
