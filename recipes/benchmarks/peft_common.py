@@ -18,6 +18,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 import types
 import unittest
 
@@ -85,7 +86,7 @@ REASONS: list[tuple[str, str, str, str]] = [
         "The test wants frozen embeddings, which trainable='full' trains.",
     ),
     (
-        "_test_training(_gradient_checkpointing.*)?", ".* (LoRA|blocks|full)", "AssertionError: AssertionError",
+        "_test_training(_gradient_checkpointing.*)?", ".* (LoRA|blocks|full)", "AssertionError in the last line",
         "The test's last line wants no gradient outside the head's own prefix, where this adapter has its LoRA or "
         "blocks; what is before it holds.",
     ),
@@ -136,9 +137,21 @@ def outcome(tester: Any, function: Any, model: str, config: dict[str, Any], opti
             function(tester, model_id=model, config_cls=hfproj.ProjectionHeadConfig, config_kwargs=config, **options)
     except (pytest.skip.Exception, unittest.SkipTest) as skipped:
         return "skipped", str(skipped)
+    except AssertionError as error:
+        return "failed", f"AssertionError in {place_of(error, inspect.unwrap(function))}"
     except (Exception, pytest.fail.Exception) as error:
         return "failed", f"{type(error).__name__}: {one_line(error)}"
     return "passed", ""
+
+
+def place_of(error: AssertionError, test: Any) -> str:
+    """Return which line of a test an assertion is in."""
+    lines, first = inspect.getsourcelines(test)
+    own = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.name == test.__name__]
+    if not own:
+        return "no line of the test itself"
+    at = own[-1] - first + 1
+    return "the last line" if at == len(lines) else f"line {at} of {len(lines)}"
 
 
 def reason_of(row: dict[str, str]) -> str:
