@@ -1,0 +1,121 @@
+"""Weights kept in fewer bits (bitsandbytes, torchao): which they are, what values they stand for, how they are copied.
+
+Nothing of either package is imported: what they have made is told by the attributes of its tensors.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+METHODS = ("bitsandbytes", "torchao")  # quantizations whose layers are known here; PEFT knows more
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Return whether a weight is kept in fewer bits, so that its entries are codes."""
+    codes = isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex())
+    return codes or type(tensor).__module__.startswith("torchao.") or hasattr(tensor, "quant_state")
+
+
+def is_quantized_linear(module: nn.Module) -> bool:
+    """Return whether `module` is a linear layer whose weight is kept in fewer bits."""
+    return isinstance(module, nn.Linear) and is_quantized(module.weight)
+
+
+def quantized_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Return the names of those of `tensors` that are kept in fewer bits."""
+    return [name for name, tensor in tensors if is_quantized(tensor)]
+
+
+def is_repacked(tensor: Tensor) -> bool:
+    """Return whether bitsandbytes has put a 4-bit weight into the order of its kernel for inference on the CPU.
+
+    No gradient flows through that kernel.
+    """
+    return bool(getattr(getattr(tensor, "quant_state", None), "packing_format_for_cpu", False))
+
+
+def without_repacking(backbone: nn.Module) -> Callable[[], None]:
+    """Keep bitsandbytes from repacking 4-bit weights in eval mode, and return what allows it again.
+
+    Its kernel for that order has no backward pass, also in the training after an evaluation, and rounds to bfloat16.
+    """
+    allowed = [m for m in backbone.modules() if getattr(m, "support_avx512bf16_for_cpu", False) is True]
+    set_all(allowed, False)
+    return partial(set_all, allowed, True)
+
+
+def set_all(modules: Iterable[Any], allowed: bool) -> None:
+    """Set whether bitsandbytes may repack the weights of its `modules`."""
+    for module in modules:
+        module.support_avx512bf16_for_cpu = allowed
+
+
+def sampled(weight: Any, module: nn.Module | None, places: np.ndarray) -> np.ndarray | None:
+    """Return the values that the entries `places` of a quantized weight stand for; None where they can't be told.
+
+    Args:
+        weight: The weight.
+        module: The layer that holds it.
+        places: Indices into the weight as a row-major ``[out_features, in_features]``.
+    """
+    at = torch.from_numpy(places).to(weight.device)
+    with torch.no_grad():
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            values = _of_4_bit(weight.data, state, at)
+        elif hasattr(weight, "dequantize") and type(weight).__module__.startswith("torchao."):
+            values = weight.dequantize().reshape(-1)[at]
+        else:
+            scale = getattr(weight, "SCB", None)  # of bitsandbytes' int8; moved into the layer's state when it has run
+            scale = getattr(getattr(module, "state", None), "SCB", None) if scale is None else scale
+            if scale is None or weight.ndim != 2:
+                return None
+            values = weight.data.reshape(-1)[at].float() * scale.to(at.device)[at // weight.shape[1]] / 127
+    return values.to("cpu", torch.float32).nan_to_num().double().numpy()
+
+
+def _of_4_bit(data: Tensor, state: Any, at: Tensor) -> Tensor:
+    """Return entries of a 4-bit weight of bitsandbytes: two codes a byte, one scale a block, the code's value."""
+    codes, scales = data.reshape(-1).view(torch.uint8), state.absmax
+    if getattr(state, "packing_format_for_cpu", False):  # rows in groups of 32, columns in pairs
+        row, column = at // state.shape[1], at % state.shape[1]
+        place = 2 * (row % 32) + column % 2
+        byte = (row // 32 * (state.shape[1] // 2) + column // 2) * 32 + place % 32
+        high, scale = place >= 32, scales[column // state.blocksize, row]
+    else:
+        if state.nested:  # the scales are codes, too
+            inner = state.state2
+            blocks = torch.arange(scales.numel(), device=scales.device) // inner.blocksize
+            scales = inner.code[scales.reshape(-1).int()] * inner.absmax[blocks] + state.offset
+        byte, high, scale = at // 2, at % 2 == 0, scales.reshape(-1)[at // state.blocksize]
+    code = torch.where(high, codes[byte] >> 4, codes[byte] & 15)
+    return state.code[code.int()] * scale.float()
+
+
+class LinearOnMeta(nn.Linear):
+    """A linear layer without values, which like the quantized one that it stands for takes every dtype."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what has the shape of the layer's output."""
+        return nn.functional.linear(
+            x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        )
+
+
+class SharedLinear(nn.Module):
+    """A quantized linear layer run in place, for a copy of a model: the layer's own way of being copied copies values."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.__dict__["layer"] = layer  # not a submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
+        return self.__dict__["layer"](x)
