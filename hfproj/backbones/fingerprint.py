@@ -31,17 +31,16 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfproj.backbones.loading import library_of, plain_values, quantization_of, settings_of
-from hfproj.backbones.quantized import is_quantized, is_repacked, sampled
+from hfproj.backbones.quantized import entries_of_a_scale, is_quantized, sampled
 from hfproj.files import portable
 
 VERSION = 1
 SAMPLES = 512  # entries of a tensor
 SAME = 1e-9  # of the root of the summed squares: float64 sums in another order differ by 1e-15 of it
 LEVELS = ("float32", "bfloat16", "float16")
-ROUNDING = 0.2  # to 4 bits, relative to the root mean square of a weight: 0.09 (nf4) to 0.17 (int4, a scale per row)
-FLIPPED = 12  # in units of ROUNDING: so much may codes change in sum, some four of 4 bits
+FLIPPED = 6  # roundings of one quantized entry by which sums may differ: another device rounds a code or two otherwise
 _ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
-_OBJECTS = ("kwargs", "settings", "quantization", "shapes", "quantized", "weights", "statistics")
+_OBJECTS = ("kwargs", "settings", "quantization", "shapes", "quantized", "rounding", "weights", "statistics")
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -107,15 +106,28 @@ def _sketch(samples: Mapping[str, np.ndarray]) -> list[Any]:
     return [len(names), _crc(names), _crc(map(_numbers, names)), scale, *sums]
 
 
-_SAMPLED = WeakTensorKeyDictionary()  # quantized weight → its state, its values
+_SAMPLED = WeakTensorKeyDictionary()  # quantized weight → its state, its values and their rounding
 
 
-def _sampled(tensor: Tensor, module: nn.Module | None, size: int) -> np.ndarray | None:
-    """Return the values of a quantized tensor with `size` entries at `_positions`, kept while it does not change."""
-    state = tensor._version, tensor.device, is_repacked(tensor), size
+def _sampled(tensor: Tensor, module: nn.Module | None, shape: str) -> tuple[np.ndarray, float] | None:
+    """Return the values of a quantized tensor at `_positions`, kept while it does not change, and their rounding."""
+    sizes = list(map(int, shape.split("x")))
+    state = tensor._version, tensor.device, shape
     if tensor not in _SAMPLED or _SAMPLED[tensor][0] != state:
-        _SAMPLED[tensor] = state, sampled(tensor, module, _positions(size))
+        places, first = _positions(math.prod(sizes)), np.arange(min(sizes[-1], SAMPLES, entries_of_a_scale(tensor)))
+        values = sampled(tensor, module, np.concatenate([places, first]))
+        found = None if values is None else (values[: len(places)], _rounding(values[len(places) :]))
+        _SAMPLED[tensor] = state, found
     return _SAMPLED[tensor][1]
+
+
+def _rounding(values: np.ndarray) -> float:
+    """Return the root mean square error of rounding to the values that are there, relative to their own."""
+    there, scale = np.unique(values), np.sqrt(np.square(values).mean())
+    if len(there) < 2:
+        return 1.0
+    gaps = np.diff(there)[np.minimum(np.searchsorted(there, values), len(there) - 2)]
+    return float(np.sqrt(np.square(gaps).mean() / 12) / scale)
 
 
 def _shape(tensor: Tensor, module: nn.Module | None, quantized: bool) -> str:
@@ -140,13 +152,15 @@ def fingerprint(
     Returns:
         "version", "library", "id", "revision" and "kwargs" as far as they are known, "settings" that no shape shows,
         "quantization" (transformers' config of it), "dtype" (the coarsest type that holds the values), "shapes"
-        ("768x768" → how many), "quantized" (how many of them are), and "weights" and "statistics" (shape → sums).
+        ("768x768" → how many), "quantized" (how many of them are) and "rounding" (relative error of these), and
+        "weights" and "statistics" (shape → sums).
     """
     modules = _modules(backbone, tensors)
     shapes: dict[str, int] = {}
     packed: dict[str, int] = {}
     read: dict[str, Tensor] = {}
     codes: dict[str, np.ndarray] = {}
+    rounding: dict[str, float] = {}
     shape_of: dict[str, str] = {}
     for name, tensor in tensors.items():
         quantized, module = is_quantized(tensor), modules.get(name.rpartition(".")[0])
@@ -156,9 +170,9 @@ def fingerprint(
         shapes[shape] = shapes.get(shape, 0) + 1
         if quantized:
             packed[shape] = packed.get(shape, 0) + 1
-            size = math.prod(map(int, shape.split("x")))
-            if not tensor.is_meta and (values := _sampled(tensor, module, size)) is not None:
-                codes[name] = values
+            if not tensor.is_meta and (values := _sampled(tensor, module, shape)) is not None:
+                codes[name], error = values
+                rounding[shape] = max(error, rounding.get(shape, 0.0))
         elif name not in apart and not tensor.is_meta and tensor.numel():
             read[name] = tensor
     samples = samples_of(read)
@@ -176,6 +190,7 @@ def fingerprint(
         "dtype": _dtype(read, samples),
         "shapes": shapes,
         "quantized": packed,
+        "rounding": rounding,
         **{kind: {shape: _sketch(part) for shape, part in found.items()} for kind, found in groups.items()},
     }
     return {name: value for name, value in found.items() if value not in (None, {})}
@@ -234,7 +249,13 @@ def is_fingerprint(value: Any) -> bool:
         return False
     counts = (n for part in ("shapes", "quantized") for n in value.get(part, {}).values())
     names = (n for part in _OBJECTS for n in value.get(part, {}))
-    if not all(type(n) is int for n in counts) or not all(len(n) <= 200 and n.isprintable() for n in names):
+    sizes = (shape for part in ("shapes", "weights", "statistics") for shape in value.get(part, {}))
+    if not all(re.fullmatch(r"\d{1,18}(x\d{1,18})*", shape) for shape in sizes):
+        return False
+    errors = value.get("rounding", {}).values()
+    if not all(type(n) is int for n in counts) or not all(type(n) in (int, float) and 0 <= n <= 10 for n in errors):
+        return False
+    if not all(len(n) <= 200 and n.isprintable() for n in names):
         return False
     sketches = (s for part in ("weights", "statistics") for s in value.get(part, {}).values())
     return value["version"] != VERSION or all(map(_is_sketch, sketches))
@@ -290,8 +311,10 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Comparison:
         for shape in sorted(before.keys() & now.keys()):
             if before[shape][0] == now[shape][0]:  # else some can't be read
                 seen += 1
-                rounds = shape in packed[0] or shape in packed[1]
-                slack = 0.0 if not rounds else _slack(before[shape], shape, one_way and held[0] == held[1])
+                errors = [part.get("rounding", {}).get(shape, 0.0) for part in (saved, current)]
+                slack = 5 * sum(errors)  # standard deviations
+                if one_way and held[0] == held[1]:
+                    slack = FLIPPED * errors[0] / math.sqrt(_entries(before[shape][0], shape))
                 if not _agree(before[shape], now[shape], level, loose, slack):
                     wrong.setdefault(kind, []).append(shape)
     if "weights" in wrong:
@@ -334,12 +357,8 @@ def _same_quantization(saved: Mapping[str, Any], current: Mapping[str, Any]) -> 
     return all(before[name] == now[name] for name in before.keys() & now.keys())
 
 
-def _slack(saved: list[Any], shape: str, one_way: bool) -> float:
-    """Return by how much of their scale the sums of quantized tensors of one shape may differ."""
-    if not one_way:
-        return 6 * ROUNDING  # six standard deviations, as between casts
-    entries = saved[0] * min(math.prod(map(int, shape.split("x"))), SAMPLES)
-    return FLIPPED * ROUNDING / math.sqrt(entries)
+def _entries(count: int, shape: str) -> int:
+    return count * min(math.prod(map(int, shape.split("x"))), SAMPLES)
 
 
 def _agree(saved: list[Any], current: list[Any], level: str, loose: bool, slack: float) -> bool:

@@ -3,8 +3,7 @@
 Nothing of either package is imported: what they have made is told by the attributes of its tensors.
 """
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 METHODS = ("bitsandbytes", "torchao")  # quantizations whose layers are known here; PEFT knows more
+_REPACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' layers
 
 
 def is_quantized(tensor: Tensor) -> bool:
@@ -31,27 +31,26 @@ def quantized_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def is_repacked(tensor: Tensor) -> bool:
-    """Return whether bitsandbytes has put a 4-bit weight into the order of its kernel for inference on the CPU.
-
-    No gradient flows through that kernel.
-    """
+    """Return whether bitsandbytes has put a 4-bit weight into the order of its kernel for inference on the CPU."""
     return bool(getattr(getattr(tensor, "quant_state", None), "packing_format_for_cpu", False))
 
 
-def without_repacking(backbone: nn.Module) -> Callable[[], None]:
-    """Keep bitsandbytes from repacking 4-bit weights in eval mode, and return what allows it again.
+def forbid_repacking(backbone: nn.Module) -> list[Any]:
+    """Keep bitsandbytes from repacking 4-bit weights in eval mode; return the layers in which that is new.
 
-    Its kernel for that order has no backward pass, also in the training after an evaluation, and rounds to bfloat16.
+    In the training after an evaluation its kernel would cut off the gradients; and ``state_dict()``, which puts the
+    weights back into their order, puts the scales of their blocks into a wrong one (seen in bitsandbytes 0.50.2).
     """
-    allowed = [m for m in backbone.modules() if getattr(m, "support_avx512bf16_for_cpu", False) is True]
-    set_all(allowed, False)
-    return partial(set_all, allowed, True)
+    layers: list[Any] = [m for m in backbone.modules() if getattr(m, _REPACKS, False) is True]
+    for layer in layers:
+        setattr(layer, _REPACKS, False)
+    return layers
 
 
-def set_all(modules: Iterable[Any], allowed: bool) -> None:
-    """Set whether bitsandbytes may repack the weights of its `modules`."""
-    for module in modules:
-        module.support_avx512bf16_for_cpu = allowed
+def allow_repacking(layers: Iterable[Any]) -> None:
+    """Undo `forbid_repacking`."""
+    for layer in layers:
+        setattr(layer, _REPACKS, True)
 
 
 def sampled(weight: Any, module: nn.Module | None, places: np.ndarray) -> np.ndarray | None:
@@ -77,22 +76,25 @@ def sampled(weight: Any, module: nn.Module | None, places: np.ndarray) -> np.nda
     return values.to("cpu", torch.float32).nan_to_num().double().numpy()
 
 
+def entries_of_a_scale(weight: Any) -> int:
+    """Return how many entries of a row of a quantized weight, at least, have one scale."""
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        return int(state.blocksize)
+    if type(weight).__module__.startswith("torchao."):
+        return int((getattr(weight, "block_size", None) or [32])[-1])
+    return int(weight.shape[-1])  # int8 of bitsandbytes: the row
+
+
 def _of_4_bit(data: Tensor, state: Any, at: Tensor) -> Tensor:
     """Return entries of a 4-bit weight of bitsandbytes: two codes a byte, one scale a block, the code's value."""
     codes, scales = data.reshape(-1).view(torch.uint8), state.absmax
-    if getattr(state, "packing_format_for_cpu", False):  # rows in groups of 32, columns in pairs
-        row, column = at // state.shape[1], at % state.shape[1]
-        place = 2 * (row % 32) + column % 2
-        byte = (row // 32 * (state.shape[1] // 2) + column // 2) * 32 + place % 32
-        high, scale = place >= 32, scales[column // state.blocksize, row]
-    else:
-        if state.nested:  # the scales are codes, too
-            inner = state.state2
-            blocks = torch.arange(scales.numel(), device=scales.device) // inner.blocksize
-            scales = inner.code[scales.reshape(-1).int()] * inner.absmax[blocks] + state.offset
-        byte, high, scale = at // 2, at % 2 == 0, scales.reshape(-1)[at // state.blocksize]
-    code = torch.where(high, codes[byte] >> 4, codes[byte] & 15)
-    return state.code[code.int()] * scale.float()
+    if state.nested:  # the scales are codes, too
+        inner = state.state2
+        blocks = torch.arange(scales.numel(), device=scales.device) // inner.blocksize
+        scales = inner.code[scales.reshape(-1).int()] * inner.absmax[blocks] + state.offset
+    byte = codes[at // 2]
+    code = torch.where(at % 2 == 0, byte >> 4, byte & 15)
+    return state.code[code.int()] * scales.reshape(-1)[at // state.blocksize].float()
 
 
 class LinearOnMeta(nn.Linear):
@@ -118,4 +120,9 @@ class SharedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
-        return self.__dict__["layer"](x)
+        layer = self.__dict__["layer"]
+        repacks = forbid_repacking(layer)
+        try:
+            return layer(x)
+        finally:
+            allow_repacking(repacks)

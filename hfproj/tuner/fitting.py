@@ -23,7 +23,7 @@ from hfproj.backbones import (
     source_of,
 )
 from hfproj.backbones.loading import quantization_of
-from hfproj.backbones.quantized import METHODS, is_quantized_linear, quantized_names
+from hfproj.backbones.quantized import METHODS, is_quantized_linear, is_repacked, quantized_names
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, ProjectionLayer
@@ -32,7 +32,7 @@ _WITH_CONV1D = ("LORA", "IA3")  # methods of PEFT that know transformers' transp
 
 
 def refuse_foreign(model: nn.Module) -> None:
-    """Refuse a backbone whose place for the head is taken, or that carries another PEFT adapter."""
+    """Refuse a backbone whose place for the head is taken, that carries another PEFT adapter, or can't be saved."""
     taken = hasattr(model, CHILD)
     if taken and not isinstance(getattr(model, CHILD), ProjectionLayer):
         raise UsageError(f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it.")
@@ -40,6 +40,12 @@ def refuse_foreign(model: nn.Module) -> None:
         raise UsageError(
             "This backbone carries another PEFT adapter already. Attach the head to the bare backbone and pass "
             "that method as ProjectionHeadConfig(backbone_adapter=LoraConfig(…)), or merge it first."
+        )
+    if any(is_repacked(p) for p in model.parameters()):
+        raise UsageError(
+            "This backbone ran in eval mode on the CPU, where bitsandbytes has repacked its 4-bit weights: no gradient "
+            "flows through them, and saving would put them into a wrong order. Load it again, and attach the adapter "
+            "before it runs."
         )
 
 
