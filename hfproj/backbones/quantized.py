@@ -41,7 +41,7 @@ def forbid_repacking(backbone: nn.Module) -> list[Any]:
     In the training after an evaluation its kernel would cut off the gradients; and ``state_dict()``, which puts the
     weights back into their order, puts the scales of their blocks into a wrong one (seen in bitsandbytes 0.50.2).
     """
-    layers: list[Any] = [m for m in backbone.modules() if getattr(m, _REPACKS, False) is True]
+    layers: list[Any] = [m for m in backbone.modules() if getattr(m, _REPACKS, False)]
     for layer in layers:
         setattr(layer, _REPACKS, False)
     return layers
