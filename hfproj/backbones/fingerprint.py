@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfproj.backbones.loading import library_of, plain_values, quantization_of, settings_of
 from hfproj.backbones.quantized import entries_of_a_scale, is_quantized, sampled
@@ -106,19 +105,22 @@ def _sketch(samples: Mapping[str, np.ndarray]) -> list[Any]:
     return [len(names), _crc(names), _crc(map(_numbers, names)), scale, *sums]
 
 
-_SAMPLED = WeakTensorKeyDictionary()  # quantized weight → its state, its values and their rounding
+# Layer → state of its weight, values and rounding. Not by the weight: tensors with weak references can't be moved.
+_SAMPLED: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, tuple[np.ndarray, float] | None]]"
+_SAMPLED = weakref.WeakKeyDictionary()
 
 
 def _sampled(tensor: Tensor, module: nn.Module | None, shape: str) -> tuple[np.ndarray, float] | None:
     """Return the values of a quantized tensor at `_positions`, kept while it does not change, and their rounding."""
-    sizes = list(map(int, shape.split("x")))
-    state = tensor._version, tensor.device, shape
-    if tensor not in _SAMPLED or _SAMPLED[tensor][0] != state:
-        places, first = _positions(math.prod(sizes)), np.arange(min(sizes[-1], SAMPLES, entries_of_a_scale(tensor)))
-        values = sampled(tensor, module, np.concatenate([places, first]))
-        found = None if values is None else (values[: len(places)], _rounding(values[len(places) :]))
-        _SAMPLED[tensor] = state, found
-    return _SAMPLED[tensor][1]
+    state, sizes = (id(tensor), tensor._version, tensor.device, shape), list(map(int, shape.split("x")))
+    if module in _SAMPLED and _SAMPLED[module][0] == state:
+        return _SAMPLED[module][1]
+    places, first = _positions(math.prod(sizes)), np.arange(min(sizes[-1], SAMPLES, entries_of_a_scale(tensor)))
+    values = sampled(tensor, module, np.concatenate([places, first]))
+    found = None if values is None else (values[: len(places)], _rounding(values[len(places) :]))
+    if module is not None:
+        _SAMPLED[module] = state, found
+    return found
 
 
 def _rounding(values: np.ndarray) -> float:

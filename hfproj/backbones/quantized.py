@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 METHODS = ("bitsandbytes", "torchao")  # quantizations whose layers are known here; PEFT knows more
 _REPACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' layers
+_BIAS = "_hfproj_bias"  # in a layer's __dict__ while it runs
 
 
 def is_quantized(tensor: Tensor) -> bool:
@@ -35,22 +36,40 @@ def is_repacked(tensor: Tensor) -> bool:
     return bool(getattr(getattr(tensor, "quant_state", None), "packing_format_for_cpu", False))
 
 
-def forbid_repacking(backbone: nn.Module) -> list[Any]:
-    """Keep bitsandbytes from repacking 4-bit weights in eval mode; return the layers in which that is new.
+class Held:
+    """Keeps the layers of bitsandbytes in `backbone` from changing its tensors when they run, until `release`.
 
-    In the training after an evaluation its kernel would cut off the gradients; and ``state_dict()``, which puts the
-    weights back into their order, puts the scales of their blocks into a wrong one (seen in bitsandbytes 0.50.2).
+    In eval mode on the CPU 4-bit weights would be repacked for another kernel: in the training after an evaluation that
+    one cuts off the gradients, and ``state_dict()``, which puts the weights back into their order, puts the scales of
+    their blocks into a wrong one (seen in bitsandbytes 0.50.2). And biases would be rounded to the type of the input.
     """
-    layers: list[Any] = [m for m in backbone.modules() if getattr(m, _REPACKS, False)]
-    for layer in layers:
-        setattr(layer, _REPACKS, False)
-    return layers
+
+    def __init__(self, backbone: nn.Module):
+        self.handles: list[Any] = []
+        self.repacking: list[Any] = [m for m in backbone.modules() if getattr(m, _REPACKS, False)]
+        for layer in self.repacking:
+            setattr(layer, _REPACKS, False)
+        for module in backbone.modules():
+            if is_quantized_linear(module) and type(module).__module__.startswith("bitsandbytes."):
+                self.handles.append(module.register_forward_pre_hook(_keep_bias))
+                self.handles.append(module.register_forward_hook(_restore_bias, always_call=True))
+
+    def release(self) -> None:
+        """Let the layers be as they were."""
+        for layer in self.repacking:
+            setattr(layer, _REPACKS, True)
+        for handle in self.handles:
+            handle.remove()
 
 
-def allow_repacking(layers: Iterable[Any]) -> None:
-    """Undo `forbid_repacking`."""
-    for layer in layers:
-        setattr(layer, _REPACKS, True)
+def _keep_bias(module: Any, args: Any) -> None:
+    module.__dict__[_BIAS] = None if module.bias is None else module.bias.data
+
+
+def _restore_bias(module: Any, args: Any, output: Any) -> None:
+    bias = module.__dict__.pop(_BIAS, None)
+    if bias is not None and module.bias.dtype != bias.dtype:
+        module.bias.data = bias
 
 
 def sampled(weight: Any, module: nn.Module | None, places: np.ndarray) -> np.ndarray | None:
@@ -120,9 +139,8 @@ class SharedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
-        layer = self.__dict__["layer"]
-        repacks = forbid_repacking(layer)
+        held = Held(self.__dict__["layer"])
         try:
-            return layer(x)
+            return self.__dict__["layer"](x)
         finally:
-            allow_repacking(repacks)
+            held.release()

@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from hfproj.backbones import acting_modules, bare_tensors, skips_after
-from hfproj.backbones.quantized import allow_repacking, forbid_repacking
+from hfproj.backbones.quantized import Held
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.tuner import belonging, fitting
 from hfproj.tuner.backbone_tensors import BackboneTensors
@@ -52,7 +52,7 @@ class ProjectionHeadModel(BaseTuner):
         self.backbone_tensors = BackboneTensors()
         self._given: dict[str, ProjectionHeadConfig] = {}  # the callers' own configs, until tensors are loaded
         self._frozen = False  # whether the active adapter was asked for without gradients
-        self._repacks: list[nn.Module] = []  # layers that bitsandbytes may repack again when the head is gone
+        self._held: Held | None = None
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True,
@@ -96,7 +96,7 @@ class ProjectionHeadModel(BaseTuner):
                 written["target_modules"] = targets
             config.backbone_adapter = written
         if first:
-            self._repacks = forbid_repacking(model)
+            self._held = Held(model)
         model.add_module(CHILD, layer)
         self.peft_config[adapter_name] = config
         self._given[adapter_name] = given
@@ -243,7 +243,8 @@ class ProjectionHeadModel(BaseTuner):
         backbone = super().unload()
         remove_hooks(getattr(backbone, CHILD))
         delattr(backbone, CHILD)
-        allow_repacking(self._repacks)
+        if self._held is not None:
+            self._held.release()
         return backbone.train(backbone.training)  # BatchNorm that was held in eval mode is free again
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
