@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from hfproj.backbones.loading import library_of, plain_values, quantization_of, settings_of
-from hfproj.backbones.quantized import entries_of_a_scale, is_quantized, sampled
+from hfproj.backbones.quantized import is_quantized, rounding_of, sampled
 from hfproj.files import portable
 
 VERSION = 1
@@ -115,21 +115,11 @@ def _sampled(tensor: Tensor, module: nn.Module | None, shape: str) -> tuple[np.n
     state, sizes = (id(tensor), tensor._version, tensor.device, shape), list(map(int, shape.split("x")))
     if module in _SAMPLED and _SAMPLED[module][0] == state:
         return _SAMPLED[module][1]
-    places, first = _positions(math.prod(sizes)), np.arange(min(sizes[-1], SAMPLES, entries_of_a_scale(tensor)))
-    values = sampled(tensor, module, np.concatenate([places, first]))
-    found = None if values is None else (values[: len(places)], _rounding(values[len(places) :]))
+    values = sampled(tensor, module, _positions(math.prod(sizes)))
+    found = None if values is None else (values, rounding_of(tensor, module, values, sizes[-1]))
     if module is not None:
         _SAMPLED[module] = state, found
     return found
-
-
-def _rounding(values: np.ndarray) -> float:
-    """Return the root mean square error of rounding to the values that are there, relative to their own."""
-    there, scale = np.unique(values), np.sqrt(np.square(values).mean())
-    if len(there) < 2:
-        return 1.0
-    gaps = np.diff(there)[np.minimum(np.searchsorted(there, values), len(there) - 2)]
-    return float(np.sqrt(np.square(gaps).mean() / 12) / scale)
 
 
 def _shape(tensor: Tensor, module: nn.Module | None, quantized: bool) -> str:

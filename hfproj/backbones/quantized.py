@@ -4,7 +4,7 @@ Nothing of either package is imported: what they have made is told by the attrib
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,21 +87,48 @@ def sampled(weight: Any, module: nn.Module | None, places: np.ndarray) -> np.nda
         elif hasattr(weight, "dequantize") and type(weight).__module__.startswith("torchao."):
             values = weight.dequantize().reshape(-1)[at]
         else:
-            scale = getattr(weight, "SCB", None)  # of bitsandbytes' int8; moved into the layer's state when it has run
-            scale = getattr(getattr(module, "state", None), "SCB", None) if scale is None else scale
+            scale = _row_scales(weight, module)
             if scale is None or weight.ndim != 2:
                 return None
             values = weight.data.reshape(-1)[at].float() * scale.to(at.device)[at // weight.shape[1]] / 127
     return values.to("cpu", torch.float32).nan_to_num().double().numpy()
 
 
-def entries_of_a_scale(weight: Any) -> int:
-    """Return how many entries of a row of a quantized weight, at least, have one scale."""
-    if (state := getattr(weight, "quant_state", None)) is not None:
-        return int(state.blocksize)
-    if type(weight).__module__.startswith("torchao."):
-        return int((getattr(weight, "block_size", None) or [32])[-1])
-    return int(weight.shape[-1])  # int8 of bitsandbytes: the row
+def rounding_of(weight: Any, module: nn.Module | None, values: np.ndarray, width: int) -> float:
+    """Return the root mean square error of rounding to codes, relative to the weight's own.
+
+    Args:
+        weight: The quantized weight.
+        module: The layer that holds it.
+        values: What `sampled` gave for it.
+        width: Number of its columns.
+    """
+    if (step := _step(weight, module)) is not None:
+        square = float(step.float().square().mean())
+    else:  # codes that are not evenly spaced: the gaps between the first values of one scale
+        state = getattr(weight, "quant_state", None)
+        span = (getattr(weight, "block_size", None) or [32])[-1] if state is None else state.blocksize
+        values = cast(np.ndarray, sampled(weight, module, np.arange(min(width, span, 512))))
+        there = np.unique(values)
+        if len(there) < 2:
+            return 1.0
+        square = np.square(np.diff(there)[np.minimum(np.searchsorted(there, values), len(there) - 2)]).mean()
+    return float(np.sqrt(square / 12 / max(np.square(values).mean(), 1e-30)))
+
+
+def _step(weight: Any, module: nn.Module | None) -> Tensor | None:
+    """Return the distances of neighbouring values of a weight whose codes are whole numbers, or None."""
+    codes, scale = getattr(weight, "qdata", None), getattr(weight, "scale", None)  # of torchao
+    if isinstance(codes, Tensor) and isinstance(scale, Tensor):
+        return None if codes.is_floating_point() else scale
+    scale = _row_scales(weight, module)
+    return None if scale is None else scale / 127
+
+
+def _row_scales(weight: Any, module: nn.Module | None) -> Tensor | None:
+    """Return the scales of an int8 weight of bitsandbytes, which move into the layer's state when it has run."""
+    scale = getattr(weight, "SCB", None)
+    return getattr(getattr(module, "state", None), "SCB", None) if scale is None else scale
 
 
 def _of_4_bit(data: Tensor, state: Any, at: Tensor) -> Tensor:
@@ -129,11 +156,12 @@ class LinearOnMeta(nn.Linear):
         )
 
 
-class SharedLinear(nn.Module):
+class SharedLinear(nn.Linear):
     """A quantized linear layer run in place, for a copy of a model: the layer's own way of being copied copies values."""
 
     def __init__(self, layer: nn.Linear):
-        super().__init__()
+        nn.Module.__init__(self)  # without making tensors
+        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
         self.__dict__["layer"] = layer  # not a submodule
 
