@@ -113,7 +113,7 @@ _SAMPLED = weakref.WeakKeyDictionary()
 def _sampled(tensor: Tensor, module: nn.Module | None, shape: str) -> tuple[np.ndarray, float] | None:
     """Return the values of a quantized tensor at `_positions`, kept while it does not change, and their rounding."""
     state, sizes = (id(tensor), tensor._version, tensor.device, shape), list(map(int, shape.split("x")))
-    if module in _SAMPLED and _SAMPLED[module][0] == state:
+    if module is not None and module in _SAMPLED and _SAMPLED[module][0] == state:
         return _SAMPLED[module][1]
     values = sampled(tensor, module, _positions(math.prod(sizes)))
     found = None if values is None else (values, rounding_of(tensor, module, values, sizes[-1]))
@@ -162,8 +162,8 @@ def fingerprint(
         shapes[shape] = shapes.get(shape, 0) + 1
         if quantized:
             packed[shape] = packed.get(shape, 0) + 1
-            if not tensor.is_meta and (values := _sampled(tensor, module, shape)) is not None:
-                codes[name], error = values
+            if not tensor.is_meta and (known := _sampled(tensor, module, shape)) is not None:
+                codes[name], error = known
                 rounding[shape] = max(error, rounding.get(shape, 0.0))
         elif name not in apart and not tensor.is_meta and tensor.numel():
             read[name] = tensor

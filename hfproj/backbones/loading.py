@@ -78,7 +78,8 @@ def load_backbone(
         backbone = _load_timm(name, revision, kwargs)
     else:
         backbone = _load_transformers(name, revision, token, dict(kwargs))
-    if hasattr(quantization := kwargs.get("quantization_config"), "to_dict"):
+    quantization: Any = kwargs.get("quantization_config")
+    if hasattr(quantization, "to_dict"):
         kwargs["quantization_config"] = plain_values(quantization.to_dict())
     source = {"library": library, "id": name, "kwargs": kwargs}
     backbone.__dict__["hfproj_source"] = source if revision is None else {**source, "revision": revision}

@@ -151,13 +151,11 @@ class LinearOnMeta(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what has the shape of the layer's output."""
-        return nn.functional.linear(
-            x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        )
+        return nn.functional.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class SharedLinear(nn.Linear):
-    """A quantized linear layer run in place, for a copy of a model: the layer's own way of being copied copies values."""
+    """A quantized linear layer run in place, for a copy of a model; copies of the layer itself have own values."""
 
     def __init__(self, layer: nn.Linear):
         nn.Module.__init__(self)  # without making tensors

@@ -41,6 +41,8 @@ def _is_object(value: Any, depth: int = 3) -> bool:
     if not isinstance(value, dict) or not value.keys() <= {"_type", "_version", "_data"} or not depth:
         return False
     kind, data = value.get("_type"), value.get("_data")
+    if not isinstance(kind, str):
+        return False
     if kind == "torch.dtype":
         return isinstance(data, str) and _DTYPE.fullmatch(data) is not None
     if kind in _CHOICES:

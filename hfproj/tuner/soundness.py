@@ -72,8 +72,8 @@ def check_head(modules: Any, tensors: Mapping[str, Tensor], in_dim: Any) -> None
 class Kept:
     """The values of tensors before something is done that must not change them.
 
-    Those of quantized tensors are not watched. Values are not copied: what replaces a tensor's values (as most of PEFT's initialisations do) can be taken back, and
-    what changes them in place is only seen, by samples.
+    Those of quantized tensors are not watched. Values are not copied: what replaces a tensor's values (as most of
+    PEFT's initialisations do) can be taken back, and what changes them in place is only seen, by samples.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]):

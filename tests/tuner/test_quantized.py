@@ -1,4 +1,4 @@
-"""Adapters on quantized backbones: what is reached, refused, recognised and restored, on a stand-in of a quantized layer.
+"""Adapters on quantized backbones: what is reached, refused, recognised and restored, on a stand-in of such layers.
 
 `test_quantized_packages.py` does the same with bitsandbytes and torchao themselves.
 """
