@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfproj.backbones.inputs import blank_inputs
+from hfproj.backbones.quantized import LinearOnMeta, SharedLinear, is_quantized_linear
 
 BATCH = 2
 _OURS = "hfproj"  # where `ProjectionLayer` sits
@@ -222,6 +223,9 @@ def _bare_copy(backbone: nn.Module, mode: str) -> Any:
     """Return a copy in eval mode, without adapters, hooks of ours or checkpointing, that shares or lacks values."""
     memo: dict[int, Any] = {}
     for _, module in backbone.named_modules():
+        if is_quantized_linear(module):
+            memo[id(module)] = LinearOnMeta(module) if mode == "meta" else SharedLinear(module)
+            continue
         for p in module._parameters.values():
             if p is not None and id(p) not in memo:
                 learns = p.is_floating_point() or p.is_complex()
@@ -234,7 +238,7 @@ def _bare_copy(backbone: nn.Module, mode: str) -> Any:
     for module in bare.modules():
         for name, child in module._modules.items():
             if child is not None:
-                module._modules[name] = _full_precision(unwrapped(child))
+                module._modules[name] = unwrapped(child)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for handle, hook in list(hooks.items()):
                 if getattr(hook, "__module__", "").startswith("hfproj."):
@@ -256,15 +260,6 @@ def _like(tensor: Tensor, mode: str) -> Tensor:
     if mode == "real":
         return tensor.detach()
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def _full_precision(module: nn.Module) -> nn.Module:
-    """Return a linear layer in place of a quantized one, whose kernels need values."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Linear) and isinstance(weight, nn.Parameter) and not weight.is_floating_point():
-        made = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-        return made if weight.is_meta else module
-    return module
 
 
 @contextmanager

@@ -11,10 +11,13 @@ rounded to bfloat16 and float16: a model and its cast agree in the sums of the c
 summation, while one optimizer step at 1e-5 changes the sums of float32 by a factor of 1e5 more. Two casts of one model
 to different types are compared within the rounding error of the coarser one.
 
-The statistics of BatchNorm are summed apart. Quantized tensors are counted and not compared.
+The statistics of BatchNorm are summed apart. Of a quantized tensor the values are summed that its codes stand for. Two
+models quantized in one way agree up to a few codes (another device may round the other way); quantized and not, or in
+two ways, up to the rounding to codes, which a fine-tuning can hide in.
 """
 
 import hashlib
+import math
 import re
 import weakref
 import zlib
@@ -27,14 +30,16 @@ import torch
 from torch import Tensor, nn
 
 from hfproj.backbones.loading import library_of, plain_values, quantization_of, settings_of
+from hfproj.backbones.quantized import is_quantized, rounding_of, sampled
 from hfproj.files import portable
 
 VERSION = 1
 SAMPLES = 512  # entries of a tensor
 SAME = 1e-9  # of the root of the summed squares: float64 sums in another order differ by 1e-15 of it
 LEVELS = ("float32", "bfloat16", "float16")
+FLIPPED = 6  # roundings of one quantized entry by which sums may differ: another device rounds a code or two otherwise
 _ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
-_OBJECTS = ("kwargs", "settings", "quantization", "shapes", "quantized", "weights", "statistics")
+_OBJECTS = ("kwargs", "settings", "quantization", "shapes", "quantized", "rounding", "weights", "statistics")
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -100,10 +105,21 @@ def _sketch(samples: Mapping[str, np.ndarray]) -> list[Any]:
     return [len(names), _crc(names), _crc(map(_numbers, names)), scale, *sums]
 
 
-def _is_quantized(tensor: Tensor) -> bool:
-    """Return whether a weight is kept in fewer bits (bitsandbytes, torchao), so that its entries are codes."""
-    codes = isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex())
-    return codes or type(tensor).__module__.startswith("torchao.") or hasattr(tensor, "quant_state")
+# Layer → state of its weight, values and rounding. Not by the weight: tensors with weak references can't be moved.
+_SAMPLED: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, tuple[np.ndarray, float] | None]]"
+_SAMPLED = weakref.WeakKeyDictionary()
+
+
+def _sampled(tensor: Tensor, module: nn.Module | None, shape: str) -> tuple[np.ndarray, float] | None:
+    """Return the values of a quantized tensor at `_positions`, kept while it does not change, and their rounding."""
+    state, sizes = (id(tensor), tensor._version, tensor.device, shape), list(map(int, shape.split("x")))
+    if module is not None and module in _SAMPLED and _SAMPLED[module][0] == state:
+        return _SAMPLED[module][1]
+    values = sampled(tensor, module, _positions(math.prod(sizes)))
+    found = None if values is None else (values, rounding_of(tensor, module, values, sizes[-1]))
+    if module is not None:
+        _SAMPLED[module] = state, found
+    return found
 
 
 def _shape(tensor: Tensor, module: nn.Module | None, quantized: bool) -> str:
@@ -128,27 +144,34 @@ def fingerprint(
     Returns:
         "version", "library", "id", "revision" and "kwargs" as far as they are known, "settings" that no shape shows,
         "quantization" (transformers' config of it), "dtype" (the coarsest type that holds the values), "shapes"
-        ("768x768" → how many), "quantized" (how many of them are), and "weights" and "statistics" (shape → sums).
+        ("768x768" → how many), "quantized" (how many of them are) and "rounding" (relative error of these), and
+        "weights" and "statistics" (shape → sums).
     """
     modules = _modules(backbone, tensors)
     shapes: dict[str, int] = {}
     packed: dict[str, int] = {}
     read: dict[str, Tensor] = {}
+    codes: dict[str, np.ndarray] = {}
+    rounding: dict[str, float] = {}
+    shape_of: dict[str, str] = {}
     for name, tensor in tensors.items():
-        quantized = _is_quantized(tensor)
-        shape = _shape(tensor, modules.get(name.rpartition(".")[0]), quantized)
+        quantized, module = is_quantized(tensor), modules.get(name.rpartition(".")[0])
+        shape = shape_of[name] = _shape(tensor, module, quantized)
         if not quantized and not tensor.is_floating_point():
             continue  # counters
         shapes[shape] = shapes.get(shape, 0) + 1
         if quantized:
             packed[shape] = packed.get(shape, 0) + 1
+            if not tensor.is_meta and (known := _sampled(tensor, module, shape)) is not None:
+                codes[name], error = known
+                rounding[shape] = max(error, rounding.get(shape, 0.0))
         elif name not in apart and not tensor.is_meta and tensor.numel():
             read[name] = tensor
     samples = samples_of(read)
     groups: dict[str, dict[str, dict[str, np.ndarray]]] = {"weights": {}, "statistics": {}}
-    for name, values in samples.items():
+    for name, values in (samples | codes).items():
         kind = "statistics" if name.rpartition(".")[2] in STATISTICS else "weights"
-        groups[kind].setdefault("x".join(map(str, read[name].shape)) or "1", {})[name] = values
+        groups[kind].setdefault(shape_of[name], {})[name] = values
     found = {
         "version": VERSION,
         "library": library_of(backbone),
@@ -159,6 +182,7 @@ def fingerprint(
         "dtype": _dtype(read, samples),
         "shapes": shapes,
         "quantized": packed,
+        "rounding": rounding,
         **{kind: {shape: _sketch(part) for shape, part in found.items()} for kind, found in groups.items()},
     }
     return {name: value for name, value in found.items() if value not in (None, {})}
@@ -217,7 +241,13 @@ def is_fingerprint(value: Any) -> bool:
         return False
     counts = (n for part in ("shapes", "quantized") for n in value.get(part, {}).values())
     names = (n for part in _OBJECTS for n in value.get(part, {}))
-    if not all(type(n) is int for n in counts) or not all(len(n) <= 200 and n.isprintable() for n in names):
+    sizes = (shape for part in ("shapes", "weights", "statistics") for shape in value.get(part, {}))
+    if not all(re.fullmatch(r"\d{1,18}(x\d{1,18})*", shape) for shape in sizes):
+        return False
+    errors = value.get("rounding", {}).values()
+    if not all(type(n) is int for n in counts) or not all(type(n) in (int, float) and 0 <= n <= 10 for n in errors):
+        return False
+    if not all(len(n) <= 200 and n.isprintable() for n in names):
         return False
     sketches = (s for part in ("weights", "statistics") for s in value.get(part, {}).values())
     return value["version"] != VERSION or all(map(_is_sketch, sketches))
@@ -262,6 +292,7 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Comparison:
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         return Comparison("structure", "; ".join(differences[:4]) + more)
     packed = [part.get("quantized", {}) for part in (saved, current)]
+    one_way = packed[0] == packed[1] and _same_quantization(saved, current)
     held = [part.get("dtype") for part in (saved, current)]
     level = max((dtype for dtype in held if dtype in LEVELS), key=lambda dtype: _ROUNDOFF[dtype], default=LEVELS[0])
     loose = None not in held and held[0] != held[1] and LEVELS[0] not in held  # two casts of a third
@@ -270,18 +301,23 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Comparison:
     for kind in ("weights", "statistics"):
         before, now = saved.get(kind, {}), current.get(kind, {})
         for shape in sorted(before.keys() & now.keys()):
-            if before[shape][0] == now[shape][0]:  # else some are quantized
+            if before[shape][0] == now[shape][0]:  # else some can't be read
                 seen += 1
-                if not _agree(before[shape], now[shape], level, loose):
+                errors = [part.get("rounding", {}).get(shape, 0.0) for part in (saved, current)]
+                slack = 5 * sum(errors)  # standard deviations
+                if one_way and held[0] == held[1]:
+                    slack = FLIPPED * errors[0] / math.sqrt(_entries(before[shape][0], shape))
+                if not _agree(before[shape], now[shape], level, loose, slack):
                     wrong.setdefault(kind, []).append(shape)
     if "weights" in wrong:
         shapes = wrong["weights"]
         return Comparison("weights", f"tensors of {', '.join(shapes[:3])}{' and others' * (len(shapes) > 3)} differ")
     if wrong:
         return Comparison("statistics", "only the running statistics of its BatchNorm differ")
-    if packed[0] != packed[1] or saved.get("quantization") != current.get("quantization"):
+    if not one_way:
         counts = [sum(part.values()) for part in packed]
-        return Comparison("quantized", f"{counts[1]} of its tensors are quantized, {counts[0]} were; the others agree")
+        said = f"{counts[1]} of its tensors are quantized, {counts[0]} were"
+        return Comparison("quantized", f"{said}; up to rounding its weights agree")
     if not seen:
         return Comparison("same" if not saved.get("weights") else "unknown", "its weights are not in memory")
     if held[0] != held[1]:
@@ -305,14 +341,26 @@ def _structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
     return found
 
 
-def _agree(saved: list[Any], current: list[Any], level: str, loose: bool) -> bool:
-    """Return whether the sums of one shape agree in the strictest way that the names allow."""
+def _same_quantization(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Return whether two configs of quantization agree in all that both have: versions of transformers add to them."""
+    before, now = saved.get("quantization"), current.get("quantization")
+    if not before or not now:
+        return not before and not now
+    return all(before[name] == now[name] for name in before.keys() & now.keys())
+
+
+def _entries(count: int, shape: str) -> int:
+    return count * min(math.prod(map(int, shape.split("x"))), SAMPLES)
+
+
+def _agree(saved: list[Any], current: list[Any], level: str, loose: bool, slack: float) -> bool:
+    """Return whether the sums of one shape agree, up to `slack`, in the strictest way that the names allow."""
     which = 0 if saved[1] == current[1] else 1 if saved[2] == current[2] else 2
     one, other = (part[4 + LEVELS.index(level)][which] for part in (saved, current))
     scale = max(saved[3], current[3])
     # Between two casts of a third model an entry may be off by one unit in the last place; weights and factors are at
     # most 1.5, and errors of random sign add up like their squares: six standard deviations.
-    return abs(one - other) <= scale * (6 * 1.5 * _ROUNDOFF[level] if loose else SAME)
+    return abs(one - other) <= scale * max(6 * 1.5 * _ROUNDOFF[level] if loose else SAME, slack)
 
 
 _DIGESTS: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]]" = weakref.WeakKeyDictionary()

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import importlib.util
 import inspect
 import re
 import weakref
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hfproj.backbones.quantized import METHODS, is_quantized
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
 from hfproj.typing import OneOf
 
@@ -76,6 +78,9 @@ def load_backbone(
         backbone = _load_timm(name, revision, kwargs)
     else:
         backbone = _load_transformers(name, revision, token, dict(kwargs))
+    quantization: Any = kwargs.get("quantization_config")
+    if hasattr(quantization, "to_dict"):
+        kwargs["quantization_config"] = plain_values(quantization.to_dict())
     source = {"library": library, "id": name, "kwargs": kwargs}
     backbone.__dict__["hfproj_source"] = source if revision is None else {**source, "revision": revision}
     return backbone
@@ -90,6 +95,7 @@ def _load_transformers(name: str, revision: str | None, token: str | bool | None
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, token=token, trust_remote_code=False)
         _refuse_kernels(config, name)
+        _refuse_missing_package(kwargs.get("quantization_config") or getattr(config, "quantization_config", None), name)
         cls = towers.get(config.model_type)
         if cls is None:
             from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -136,6 +142,16 @@ def _refuse_kernels(config: Any, name: str) -> None:
             )
 
 
+def _refuse_missing_package(quantization: Any, name: str) -> None:
+    """Refuse, with what to install, a quantization by a package that is not there."""
+    values = quantization.to_dict() if hasattr(quantization, "to_dict") else quantization or {}
+    method = str(getattr(values.get("quant_method"), "value", values.get("quant_method")))
+    if method in METHODS and importlib.util.find_spec(method) is None:
+        raise UsageError(
+            f"The backbone {name!r} is to be quantized by {method}, which is not installed: pip install {method}."
+        )
+
+
 def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Module:
     import timm
 
@@ -159,16 +175,24 @@ def source_of(backbone: nn.Module) -> dict[str, Any] | None:
     """Return ``{"library", "id", "kwargs"}`` that loads `backbone` again, or None where it comes from nowhere.
 
     "id" is None where the backbone is of a known library, but not what its name would load: a timm model with other
-    blocks than the published one, a transformers model with another config than its files.
+    blocks than the published one, a transformers model with another config than its files, one quantized by hand.
     """
+    found = _source_of(backbone)
+    if found is not None and quantization_of(backbone) is None and any(map(is_quantized, backbone.parameters())):
+        return found | {"id": None}
+    return found
+
+
+def _source_of(backbone: nn.Module) -> dict[str, Any] | None:
     if "hfproj_source" in backbone.__dict__:
         return backbone.__dict__["hfproj_source"]
     library, model = library_of(backbone), cast(Any, backbone)
     if library == "transformers" and getattr(model, "name_or_path", None):
         kwargs = {"add_pooling_layer": False} if getattr(model, "pooler", ...) is None else {}
-        changed = _changed_settings(model)
+        files = _config_of_files(model)
+        changed = {} if files is None else _changed_settings(model, files)
         known = set(changed) <= set(SHAPING)
-        if quantization := quantization_of(model):
+        if (quantization := quantization_of(model)) and getattr(files, "quantization_config", None) is None:
             changed["quantization_config"] = quantization
         return {"library": library, "id": model.name_or_path if known else None, "kwargs": kwargs | changed}
     if library == "timm":
@@ -193,6 +217,7 @@ def plain_values(value: Any) -> Any:
         return {str(k): plain_values(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain_values(v) for v in value]
+    value = getattr(value, "value", value)  # of an enum
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
@@ -208,14 +233,18 @@ def quantization_of(backbone: nn.Module) -> dict[str, Any] | None:
     return None if found is None else plain_values(found.to_dict() if hasattr(found, "to_dict") else found)
 
 
-def _changed_settings(model: Any) -> dict[str, Any]:
-    """Return in which settings a transformers model is another than the config.json in its files."""
+def _config_of_files(model: Any) -> Any:
+    """Return the config in the files of a transformers model, or None where they are not on this machine."""
     from transformers import AutoConfig
 
     try:
-        files = AutoConfig.from_pretrained(model.name_or_path, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(model.name_or_path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
-        return {}
+        return None
+
+
+def _changed_settings(model: Any, files: Any) -> dict[str, Any]:
+    """Return in which settings a transformers model is another than the config `files` in its files."""
     tower = getattr(files, "vision_config", None)  # CLIP's and SigLIP's
     own = settings_of(model)
     there = settings_of(files if files.model_type == model.config.model_type or tower is None else tower)

@@ -28,6 +28,7 @@ from hfproj.backbones.fingerprint import is_fingerprint
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.heads import HEADS
+from hfproj.hub.quantization import is_quantization
 from hfproj.hub.sources import is_repo_id
 from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost, read_json, short
 from hfproj.tuner.config import WIDEST, ProjectionHeadConfig, entries, plain
@@ -255,15 +256,6 @@ def _is_image_size(value: Any) -> bool:
     return len(value) == 2 and all(map(_is_size, value)) if isinstance(value, list) else _is_size(value)
 
 
-def _is_quantization(value: Any) -> bool:
-    """Whether a config of quantization is one of bitsandbytes, of plain values; others name classes or files."""
-    if not isinstance(value, dict) or value.get("quant_method") != "bitsandbytes":
-        return False
-    simple = (v is None or isinstance(v, bool) or _is_number(v) or (isinstance(v, str) and re.fullmatch(r"\w{0,20}", v))
-              or (isinstance(v, list) and all(map(_is_name, v))) for v in value.values())  # fmt: skip
-    return all(simple) and all(re.fullmatch(r"_?(load_in|llm_int8|bnb_4bit)_\w{1,40}|quant_method", n) for n in value)
-
-
 _KWARGS: dict[str, Check] = {
     **dict.fromkeys(("add_pooling_layer", "dynamic_img_size", "pretrained", "class_token", "no_embed_class"), _is_bool),
     **dict.fromkeys(("img_size", "patch_size"), _is_image_size),
@@ -280,7 +272,7 @@ _KWARGS: dict[str, Check] = {
     "hidden_act": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,40}", value) is not None,
     **dict.fromkeys(("layer_norm_eps", "rms_norm_eps"), lambda value: _is_number(value) and 0 <= value < 1),
     "image_size": _is_image_size,
-    "quantization_config": _is_quantization,
+    "quantization_config": is_quantization,
     "attn_implementation": lambda value: value in _ATTENTION,
     "dtype": lambda value: value in _DTYPES,
 }

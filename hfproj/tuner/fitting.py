@@ -15,12 +15,15 @@ from hfproj.backbones import (
     FeatureBackbone,
     ReadPoint,
     acting_modules,
+    bare_tensors,
     feeds_representation,
     last_blocks,
     library_of,
     resolve_read_point,
     source_of,
 )
+from hfproj.backbones.loading import quantization_of
+from hfproj.backbones.quantized import METHODS, is_quantized_linear, is_repacked, quantized_names
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, ProjectionLayer
@@ -29,7 +32,7 @@ _WITH_CONV1D = ("LORA", "IA3")  # methods of PEFT that know transformers' transp
 
 
 def refuse_foreign(model: nn.Module) -> None:
-    """Refuse a backbone whose place for the head is taken, or that carries another PEFT adapter."""
+    """Refuse a backbone whose place for the head is taken, that carries another PEFT adapter, or can't be saved."""
     taken = hasattr(model, CHILD)
     if taken and not isinstance(getattr(model, CHILD), ProjectionLayer):
         raise UsageError(f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it.")
@@ -37,6 +40,12 @@ def refuse_foreign(model: nn.Module) -> None:
         raise UsageError(
             "This backbone carries another PEFT adapter already. Attach the head to the bare backbone and pass "
             "that method as ProjectionHeadConfig(backbone_adapter=LoraConfig(…)), or merge it first."
+        )
+    if any(is_repacked(p) for p in model.parameters()):
+        raise UsageError(
+            "This backbone ran in eval mode on the CPU, where bitsandbytes has repacked its 4-bit weights: no gradient "
+            "flows through them, and saving would put them into a wrong order. Load it again, and attach the adapter "
+            "before it runs."
         )
 
 
@@ -72,8 +81,17 @@ def resolve(model: nn.Module, config: ProjectionHeadConfig) -> ReadPoint:
 def trained_names(model: nn.Module, config: ProjectionHeadConfig, point: ReadPoint) -> list[str]:
     """Return the names of the backbone's own tensors that `config` trains."""
     if isinstance(config.trainable, int):
-        return last_blocks(model, point, config.trainable)
-    return feeds_representation(model, point) if config.trainable == "full" else []
+        names = last_blocks(model, point, config.trainable)
+    else:
+        names = feeds_representation(model, point) if config.trainable == "full" else []
+    tensors = bare_tensors(model) if names else {}
+    if packed := quantized_names((name, tensors[name]) for name in names):
+        more = f" and {len(packed) - 2} more" if len(packed) > 2 else ""
+        hint = "use backbone_adapter=LoraConfig(…), or load the backbone without quantization"
+        raise UsageError(
+            f"trainable={config.trainable!r} would train {', '.join(packed[:2])}{more}, which are quantized; {hint}."
+        )
+    return names
 
 
 def resolved_inner(model: nn.Module, config: ProjectionHeadConfig, point: ReadPoint) -> PeftConfig | None:
@@ -118,11 +136,21 @@ def _takes(model: nn.Module, inner: Any, target: str) -> bool:
 
 def _default_targets(model: nn.Module, method: str, acting: set[str]) -> list[str]:
     """Return the names of the layers that `method` adapts: those of its kinds that run and feed h."""
+    quantized_by = (quantization_of(model) or {}).get("quant_method", METHODS[0])
+    if quantized_by not in METHODS:
+        known = f"only layers of {' and '.join(METHODS)} are found"
+        raise UsageError(
+            f"{type(model).__name__} is quantized by {quantized_by}: {known}; give the backbone_adapter target_modules."
+        )
     modules = [(n, m) for n, m in _bare(model) if n in acting]
     if method == "LN_TUNING":
         return sorted(n for n, m in modules if "Norm" in type(m).__name__)
     # Exact types: a subclass has a forward of its own (padding, weight norm), which PEFT does not imitate.
-    linear = [n for n, m in modules if type(m) is nn.Linear or (type(m) is Conv1D and method in _WITH_CONV1D)]
+    linear = [
+        n
+        for n, m in modules
+        if type(m) is nn.Linear or is_quantized_linear(m) or (type(m) is Conv1D and method in _WITH_CONV1D)
+    ]
     return sorted(linear or [n for n, m in modules if type(m) is nn.Conv2d and m.groups == 1 and not _dilated(m)])
 
 

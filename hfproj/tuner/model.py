@@ -24,6 +24,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from hfproj.backbones import READING, acting_modules, bare_tensors, feeds_representation, skips_after
+from hfproj.backbones.quantized import Held
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.tuner import belonging, fitting
 from hfproj.tuner.backbone_tensors import BackboneTensors
@@ -52,6 +53,7 @@ class ProjectionHeadModel(BaseTuner):
         self.backbone_tensors = BackboneTensors()
         self._given: dict[str, ProjectionHeadConfig] = {}  # the callers' own configs, until tensors are loaded
         self._frozen = False  # whether the active adapter was asked for without gradients
+        self._held: Held | None = None
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True,
@@ -94,6 +96,8 @@ class ProjectionHeadModel(BaseTuner):
             if isinstance(targets, list):  # PEFT shortens long lists to suffixes, which may match more elsewhere
                 written["target_modules"] = targets
             config.backbone_adapter = written
+        if first:
+            self._held = Held(model)
         model.add_module(CHILD, layer)
         self.peft_config[adapter_name] = config
         self._given[adapter_name] = given
@@ -245,6 +249,8 @@ class ProjectionHeadModel(BaseTuner):
         backbone = super().unload()
         remove_hooks(getattr(backbone, CHILD))
         delattr(backbone, CHILD)
+        if self._held is not None:
+            self._held.release()
         return backbone.train(backbone.training)  # BatchNorm that was held in eval mode is free again
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:

@@ -11,6 +11,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hfproj.backbones.loading import bare_backbone
+from hfproj.backbones.quantized import quantized_names
 from hfproj.backbones.structure import READING
 from hfproj.errors import UsageError
 from hfproj.tuner import ProjectionHeadConfig
@@ -34,6 +35,9 @@ def network_of(
         configs: Any = model.peft_config
         config = configs[head.active_name]
         pooling, layer, in_dim, reading = config.pooling, config.layer, config.in_dim, config.reading or READING
+    if packed := quantized_names(backbone.named_parameters()):
+        hint = "load the backbone without quantization and the adapter onto it"
+        raise UsageError(f"{packed[0]} and other weights are quantized, so that they can't be trained; {hint}.")
     bare = copy.deepcopy(backbone)
     for parameter in bare.parameters():
         parameter.grad = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hfproj.backbones.fingerprint import samples_of
+from hfproj.backbones.quantized import is_quantized
 from hfproj.errors import AdapterFileError
 
 LARGEST = (
@@ -71,12 +72,13 @@ def check_head(modules: Any, tensors: Mapping[str, Tensor], in_dim: Any) -> None
 class Kept:
     """The values of tensors before something is done that must not change them.
 
-    Values are not copied: what replaces a tensor's values (as most of PEFT's initialisations do) can be taken back, and
-    what changes them in place is only seen, by samples.
+    Those of quantized tensors are not watched. Values are not copied: what replaces a tensor's values (as most of
+    PEFT's initialisations do) can be taken back, and what changes them in place is only seen, by samples.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]):
-        self.values = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and not t.is_meta}
+        plain = {name: t for name, t in tensors.items() if t.is_floating_point() and not t.is_meta}
+        self.values = {name: t.detach() for name, t in plain.items() if not is_quantized(t)}
         self.samples = samples_of(self.values)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> tuple[list[str], bool]:
