@@ -54,6 +54,7 @@ SIZES = ("test_", "atto", "femto", "pico", "nano", "xxs", "xx_small", "xxt", "xt
          "x_small", "small", "_s", "050", "035", "18", "_b0", "_0", "lite")  # fmt: skip
 # Values of small configurations: by the names that families have for them, and of families with their own arithmetic.
 CONFIGS = json.loads((HERE / "small_configs.json").read_text())
+LAYER_LISTS = ("layer_types", "indexer_types", "layers_block_type")  # one entry a layer
 
 
 def lora(**options: Any) -> Any:
@@ -183,10 +184,18 @@ def small_config(kind: str) -> Any:
     cls = CONFIG_MAPPING[kind]
     whole = cls()
     fits = {k: v for k, v in CONFIGS["by_attribute"].items() if type(getattr(whole, k, None)) is int}
-    try:
-        return cls(**CONFIGS["by_family"].get(kind, fits))
-    except NotImplementedError:  # XLNet names a longest text that can't be set
-        return cls(**{k: v for k, v in fits.items() if k != "max_position_embeddings"})
+    lists = {k: v for k, v in vars(whole).items() if k.endswith(LAYER_LISTS) and isinstance(v, list)}
+    if lists and len(longest := max(lists.values(), key=len)) == getattr(whole, "num_hidden_layers", 0):
+        # one layer of each kind that there is
+        lists = {k: v for k, v in lists.items() if len(v) == len(longest)}
+        kinds = list(dict.fromkeys(zip(*lists.values(), strict=True)))
+        kinds = kinds * 2 if len(kinds) == 1 else kinds
+        fits |= {k: list(v) for k, v in zip(lists, zip(*kinds, strict=True), strict=True)}
+        fits["num_hidden_layers"] = len(kinds)
+    if "qk_rope_head_dim" in fits:
+        fits["head_dim"] = fits["qk_rope_head_dim"]
+    fits |= CONFIGS["by_family"].get(kind, {})
+    return cls(**{k: v for k, v in fits.items() if v != "its own"})
 
 
 def transformers_families() -> Iterator[tuple[str, Any]]:
