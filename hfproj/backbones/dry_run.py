@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfproj.backbones.inputs import blank_inputs
+from hfproj.errors import one_line
 
 BATCH = 2
 _OURS = "hfproj"  # where `ProjectionLayer` sits
@@ -112,14 +113,17 @@ class _RandomNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dry_run(backbone: nn.Module) -> DryRun | None:
-    """Return what a run of `backbone` without data shows, or None where it can't be run: its input can't be guessed."""
+def dry_run(backbone: nn.Module, why: list[str] | None = None) -> DryRun | None:
+    """Return what a run of `backbone` without data shows, or None where it can't be run: its input can't be guessed.
+
+    What it raised with values, for each input tried, is added to `why`.
+    """
     key = structure(backbone)
     if key in _KEPT:
         _KEPT.move_to_end(key)
         return _KEPT[key]
     with with_gradients():
-        found = _run(backbone, "meta") or _run(backbone, "real")
+        found = _run(backbone, "meta", []) or _run(backbone, "real", [] if why is None else why)
     if found is not None and next(found.copy.parameters(), torch.empty(0, device="meta")).is_meta:
         _KEPT[key] = found  # a run with values would keep them all in memory
         while len(_KEPT) > _MOST_KEPT:
@@ -165,8 +169,8 @@ def bare_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
         yield from bare_modules(unwrapped(child), f"{prefix}.{name}" if prefix else name)
 
 
-def _run(backbone: nn.Module, mode: str) -> DryRun | None:
-    """Run a copy of `backbone` on the first blank input that it takes."""
+def _run(backbone: nn.Module, mode: str, why: list[str]) -> DryRun | None:
+    """Run a copy of `backbone` on the first blank input that it takes; what it raised on others goes to `why`."""
     try:
         bare = _bare_copy(backbone, mode)
     except Exception:  # whatever a module's own way of being copied raises
@@ -176,13 +180,16 @@ def _run(backbone: nn.Module, mode: str) -> DryRun | None:
         return None
     for inputs in blank_inputs(bare, BATCH, device):
         found = DryRun(bare, None, inputs)
-        with suppress(Exception), _quiet(device, mode), _noting(found):  # a wrong guess raises anything
-            args, kwargs = [v for k, v in inputs.items() if k == 0], {str(k): v for k, v in inputs.items() if k != 0}
-            with _RandomNumbers() as drawn:
+        args, kwargs = [v for k, v in inputs.items() if k == 0], {str(k): v for k, v in inputs.items() if k != 0}
+        try:
+            with _quiet(device, mode), _noting(found), _RandomNumbers() as drawn:
                 found.output = bare(*args, **kwargs)
-            found.random = drawn.seen
-            found.alike = _alike(found) if mode == "real" else {}
-            return found
+        except Exception as error:  # a wrong guess raises anything
+            why.append(one_line(error))
+            continue
+        found.random = drawn.seen
+        found.alike = _alike(found) if mode == "real" else {}
+        return found
     return None
 
 

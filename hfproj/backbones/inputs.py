@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfproj.backbones.loading import library_of, timm_part_of
+from hfproj.backbones.loading import library_of, main_input_of, timm_part_of
 
 _SIDES = (224, 64, 32, 256, 384, 128)  # of images, where the backbone does not say
 _LENGTHS = (8, 64, 128)  # of texts: some attention runs in chunks
@@ -16,7 +16,7 @@ Inputs = dict[str | int, Any]  # by keyword, or 0 for the first argument
 
 def blank_inputs(backbone: Any, batch: int, device: torch.device) -> Iterator[Inputs]:
     """Yield inputs of `batch` rows that `backbone` may take, likely ones first; nothing where none can be guessed."""
-    name = getattr(backbone, "main_input_name", None)
+    name = main_input_of(backbone)
     if timm_part_of(backbone) is not None:
         for shape in _image_shapes(timm_part_of(backbone)[1]):  # type: ignore[index]
             yield {0: _blank((batch, *shape), backbone, device)}

@@ -14,6 +14,7 @@ Version 1 (`hfproj.backbones.reading_v1`) is that of adapters saved by hfproj 0.
 """
 
 import dataclasses
+import inspect
 from contextlib import suppress
 from typing import Any
 
@@ -31,7 +32,7 @@ from hfproj.backbones.dry_run import (
     with_gradients,
 )
 from hfproj.backbones.features import FeatureBackbone
-from hfproj.backbones.loading import library_of, timm_part_of
+from hfproj.backbones.loading import library_of, main_input_of, timm_part_of
 from hfproj.backbones.pooling import pool, pooled_of, tokens_of
 from hfproj.backbones.reading_v1 import (
     check_pooler,
@@ -84,13 +85,15 @@ class _Resolver:
 
     def __init__(self, backbone: Any, dry: DryRun | None):
         self.backbone, self.dry, self.kind = backbone, dry, type(backbone).__name__
-        self.text = library_of(backbone) == "transformers" and backbone.main_input_name == "input_ids"
+        self.text = library_of(backbone) == "transformers" and main_input_of(backbone) == "input_ids"
         self.prefix, self.has_cls = prefix_tokens_of(backbone)
         part = timm_part_of(backbone)
         self.timm_prefix: str = part[0] if part else ""
         self.timm: Any = part[1] if part else None
 
     def resolve(self, pooling: Pooling | None, layer: int, in_dim: int | None) -> ReadPoint:
+        if self.dry is None and self.timm is None and library_of(self.backbone) == "transformers":
+            self._check_input(in_dim)
         chosen = pooling or self.default(layer)
         module, side = self._place(chosen, layer)
         point = ReadPoint(chosen, module, side, self.prefix, self.text, in_dim or 0, READING)
@@ -105,6 +108,32 @@ class _Resolver:
         if in_dim is None:
             raise UsageError(f"The width of {self.kind}'s representation can't be found; pass in_dim=… to the config.")
         return dataclasses.replace(point, in_dim=int(in_dim))
+
+    def _check_input(self, in_dim: int | None) -> None:
+        """Refuse a model that images or texts alone do not run; one who gives `in_dim` has batches with more."""
+        import transformers
+
+        name, encoder = main_input_of(self.backbone), f"{self.kind.removesuffix('Model')}EncoderModel"
+        if getattr(self.backbone.config, "is_encoder_decoder", False) and hasattr(self.backbone, "get_decoder"):
+            encoder = f"{encoder}, or " if hasattr(transformers, encoder) else ""
+            raise UsageError(
+                f"{self.kind} needs decoder inputs beside the text; attach the head to its encoder "
+                f"({encoder}model.get_encoder())."
+            )
+        takes = inspect.signature(self.backbone.forward).parameters.items()
+        more = [n for n, p in takes if n != name and p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        parts = [f"model.{n}" for n, part in self.backbone.named_children() if hasattr(part, "config")]
+        hint = f"attach the head to a part ({', '.join(parts)})" if parts else "wrap it in a module that needs no more"
+        expected = f"Expected a backbone that runs on images or texts alone, got {self.kind}"
+        if more:
+            raise UsageError(f"{expected}, whose forward requires {', '.join(more)} beside {name}; {hint}.")
+        if in_dim is None:
+            dry_run(self.backbone, why := [])
+            said = why[0] if why else "it is neither pixel_values nor input_ids"
+            raise UsageError(
+                f"{expected}, which {name} alone does not run ({said}); {hint}, or give in_dim=… if your batches hold "
+                "all of its inputs."
+            )
 
     # --- how ---
 
@@ -132,15 +161,6 @@ class _Resolver:
 
         config: Any = self.backbone.config
         if getattr(config, "is_encoder_decoder", False) and hasattr(self.backbone, "get_decoder"):
-            if self.dry is None:
-                import transformers
-
-                encoder = f"{self.kind.removesuffix('Model')}EncoderModel"
-                encoder = f"{encoder}, or " if hasattr(transformers, encoder) else ""
-                raise UsageError(
-                    f"{self.kind} needs decoder inputs beside the text; attach the head to its encoder "
-                    f"({encoder}model.get_encoder())."
-                )
             return hasattr(self.backbone, "decoder")
         said = [m.is_causal for m in self.backbone.modules() if isinstance(getattr(m, "is_causal", None), bool)]
         if said:
@@ -260,16 +280,13 @@ def representation_of(dry: DryRun, point: ReadPoint) -> Tensor | None:
     """Return h of a run without data, or None where the run shows none.
 
     Raises:
-        UsageError: If what is read does not have one row per sample.
+        UsageError: If what is read is no tensor with one row per sample.
     """
     seen: tuple[Any, Any] = dry.seen.get(point.module or "", (None, None))
     source = dry.output if point.module is None else seen[0 if point.side == "input" else 1]
     if source is None:
         return None
-    try:
-        f = pooled_of(source) if point.pooling == "pooler" else tokens_of(source)
-    except UsageError:
-        return None
+    f = pooled_of(source) if point.pooling == "pooler" else tokens_of(source)
     if f.ndim < 2 or f.shape[0] != BATCH:
         kind = type(dry.copy).__name__
         raise UsageError(f"{kind} gave {tuple(f.shape)} for a batch of {BATCH}, where rows have to come first.")

@@ -223,16 +223,12 @@ def transformers_row(kind: str, cls: Any) -> dict[str, Any]:
     found = dry_run(backbone)
     if found is None:
         get_peft_model(backbone, lora())  # says why
-        try:
-            backbone(**{cls.main_input_name: torch.ones(2, 8, dtype=torch.long)})
-        except Exception as error:  # whatever it raises
-            return {"unmeasured": f"the small model does not run: {one_line(error)[:160]}"}
-        return {"refused": "it can't be run without data"}
+        return {"unmeasured": "it can't be run without data"}
     inputs = {k: torch.randn(v.shape) if v.is_floating_point() else v.clone() for k, v in found.inputs.items()}
     inputs = {
         str(k or "x"): v.to("cpu") if not v.is_meta else torch.ones(v.shape, dtype=v.dtype) for k, v in inputs.items()
     }
-    if cls.main_input_name == "input_ids":
+    if "input_ids" in inputs:
         return text_row(backbone)
     pooling = get_peft_model(copy.deepcopy(backbone), lora(trainable="head")).peft_config["default"].pooling
     with torch.no_grad():
@@ -256,7 +252,7 @@ def text_row(backbone: Any) -> dict[str, Any]:
     ids = torch.randint(3, 90, (2, 8))
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, :3] = 0
-    ids[1, :3] = backbone.config.pad_token_id or 0
+    ids[1, :3] = getattr(backbone.config, "pad_token_id", None) or 0
     pooling = get_peft_model(copy.deepcopy(backbone), lora(trainable="head")).peft_config["default"].pooling
     with torch.no_grad():
         alone = [backbone(input_ids=i[m > 0][None]) for i, m in zip(ids, mask, strict=True)]
