@@ -10,9 +10,8 @@ attributes and configuration of all modules.
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -182,7 +181,7 @@ def _run(backbone: nn.Module, mode: str, why: list[str]) -> DryRun | None:
         found = DryRun(bare, None, inputs)
         args, kwargs = [v for k, v in inputs.items() if k == 0], {str(k): v for k, v in inputs.items() if k != 0}
         try:
-            with _quiet(device, mode), _noting(found), _RandomNumbers() as drawn:
+            with quiet(device, mode), noting(found), _RandomNumbers() as drawn:
                 found.output = bare(*args, **kwargs)
         except Exception as error:  # a wrong guess raises anything
             why.append(one_line(error))
@@ -218,7 +217,7 @@ def with_gradients() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(device: torch.device, mode: str) -> Iterator[None]:
+def quiet(device: torch.device, mode: str) -> Iterator[None]:
     """No autocast, and the state of random number generators as before."""
     devices = [device] if device.type == "cuda" and mode == "real" else []
     with torch.random.fork_rng(devices), torch.autocast(device.type if mode == "real" else "cpu", enabled=False):
@@ -275,7 +274,7 @@ def _full_precision(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _noting(found: DryRun) -> Iterator[None]:
+def noting(found: DryRun) -> Iterator[None]:
     """Note what each module of the copy takes and returns, and mark the outputs of those that have buffers."""
     handles = []
 
@@ -327,65 +326,3 @@ def _marked(output: Any, marker: Tensor) -> Any:
     if type(output) in (tuple, list):
         return type(output)(_marked(v, marker) for v in output)
     return output
-
-
-@contextmanager
-def shortened(backbone: nn.Module, last: str) -> Iterator[None]:
-    """The list of blocks that `last` is in ends with it."""
-    undo = shorten(backbone, last)
-    try:
-        yield
-    finally:
-        undo()
-
-
-def shorten(backbone: nn.Module, last: str) -> Callable[[], None]:
-    """End the list of blocks that `last` is in with it, and return what undoes this."""
-    parent, _, name = last.rpartition(".")
-    container = backbone.get_submodule(parent)
-    whole = dict(container._modules)
-    names = list(whole)
-    for after in names[names.index(name) + 1 :]:
-        del container._modules[after]
-    return partial(container._modules.update, whole)  # in their order: those before are there
-
-
-def runs_shortened(found: DryRun, last: str) -> bool:
-    """Return whether the backbone runs without the blocks after `last`, and gives the same output of it."""
-    parent = last.rpartition(".")[0]
-    container = found.copy.get_submodule(parent) if parent else None
-    before = first_tensor(found.seen.get(last, (None, None))[1])
-    if not isinstance(container, nn.ModuleList | nn.Sequential) or before is None:
-        return False
-    again = DryRun(found.copy, None, found.inputs)
-    args, kwargs = [v for k, v in found.inputs.items() if k == 0], {str(k): v for k, v in found.inputs.items() if k}
-    with suppress(Exception), with_gradients(), shortened(found.copy, last), _noting(again):
-        found.copy(*args, **kwargs)
-        after = first_tensor(again.seen[last][1])
-        return after is not None and after.shape == before.shape and again.feeding(after) == found.feeding(before)
-    return False
-
-
-def module_of_features(found: DryRun, prefix: str) -> str | None:
-    """Return the name of the module whose output is what a timm model's ``forward_features`` returns."""
-    model: Any = found.copy.get_submodule(prefix.rstrip(".")) if prefix else found.copy
-    again = DryRun(model, None, found.inputs)
-    with suppress(Exception), with_gradients(), _noting(again):
-        features = model.forward_features(next(iter(found.inputs.values())))
-        return next((prefix + n for n, (_, output) in reversed(again.seen.items()) if output is features and n), None)
-    return None
-
-
-def reads_pre_logits(found: DryRun, classifier: str) -> bool:
-    """Return whether a timm model gives its classifier ``forward_head(…, pre_logits=True)``.
-
-    Shapes and the parameters that both depend on tell.
-    """
-    model: Any = found.copy
-    read = found.seen[classifier][0]
-    with suppress(Exception), with_gradients():
-        own = model.forward_head(model.forward_features(found.inputs[0]), pre_logits=True)
-        parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
-        same = found.feeding(own) & parameters == found.feeding(read) & parameters
-        return own.ndim == 2 and read.flatten(1).shape == own.shape and same
-    return False

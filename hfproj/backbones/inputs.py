@@ -21,11 +21,12 @@ def blank_inputs(backbone: Any, batch: int, device: torch.device) -> Iterator[In
         for shape in _image_shapes(timm_part_of(backbone)[1]):  # type: ignore[index]
             yield {0: _blank((batch, *shape), backbone, device)}
     elif library_of(backbone) == "transformers" and name == "input_ids":
+        uncached = {"use_cache": False} if "use_cache" in inspect.signature(backbone.forward).parameters else {}
         for length in _LENGTHS:
             words = torch.arange(3, 3 + batch * length, device=device) % (
                 getattr(backbone.config, "vocab_size", 0) or 9
             )
-            yield {"input_ids": words.reshape(batch, length)}
+            yield {"input_ids": words.reshape(batch, length), **uncached}
     elif library_of(backbone) == "transformers" and str(name).startswith("pixel_values"):
         yield from _pixel_values(backbone, str(name), batch, device)
     elif library_of(backbone) == "torch":

@@ -25,9 +25,6 @@ from hfproj.backbones.dry_run import (
     BATCH,
     DryRun,
     dry_run,
-    module_of_features,
-    reads_pre_logits,
-    runs_shortened,
     structure,
     with_gradients,
 )
@@ -42,6 +39,7 @@ from hfproj.backbones.reading_v1 import (
     timm_read_module,
     width_of,
 )
+from hfproj.backbones.reruns import idle_in_training, module_of_features, reads_pre_logits, runs_shortened
 from hfproj.backbones.structure import POOLINGS, READING, ReadPoint, bare_tensors, blocks_of, prefix_tokens_of
 from hfproj.errors import UsageError, check_choice
 from hfproj.typing import Pooling
@@ -122,7 +120,7 @@ class _Resolver:
             )
         takes = inspect.signature(self.backbone.forward).parameters.items()
         more = [n for n, p in takes if n != name and p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        parts = [f"model.{n}" for n, part in self.backbone.named_children() if hasattr(part, "config")]
+        parts = [f"model.{n}" for n, part in self.backbone.named_children() if hasattr(part, "main_input_name")]
         hint = f"attach the head to a part ({', '.join(parts)})" if parts else "wrap it in a module that needs no more"
         expected = f"Expected a backbone that runs on images or texts alone, got {self.kind}"
         if more:
@@ -309,8 +307,10 @@ def _feeding(backbone: nn.Module, point: ReadPoint) -> tuple[frozenset[str], fro
     if key not in _FOUND:
         dry = dry_run(backbone)
         h = None if dry is None else representation_of(dry, point)
-        names = frozenset() if dry is None or h is None else dry.feeding(h)
-        _FOUND[key] = None if dry is None or h is None else (names, dry.acting(names))
+        _FOUND[key] = None
+        with suppress(RuntimeError, AssertionError):  # a backward of the backbone's own, or of an output that it kept
+            names = frozenset() if dry is None or h is None else dry.feeding(h)
+            _FOUND[key] = None if dry is None or h is None else (names, dry.acting(names) - idle_in_training(dry))
         while len(_FOUND) > _MOST_FOUND:
             del _FOUND[next(iter(_FOUND))]
     return _FOUND[key]
@@ -331,10 +331,19 @@ def feeds_representation(backbone: nn.Module, point: ReadPoint) -> list[str]:
 def acting_modules(backbone: nn.Module, point: ReadPoint) -> set[str]:
     """Return the names of the modules that run with a tensor of their own that h depends on.
 
-    A module whose weight is used without running it (timm's BEiT, torch's MultiheadAttention) is none: a PEFT layer in
-    its place could not act.
+    A module whose weight is used without running it (timm's BEiT, torch's MultiheadAttention; Gemma 3n in training
+    mode) is none: a PEFT layer in its place could not act.
+
+    Raises:
+        UsageError: If the backbone's own backward hides them (Reformer's reversible layers).
     """
     found = _feeding(backbone, point)
+    dry = dry_run(backbone) if found is None else None
+    if dry is not None and representation_of(dry, point) is not None:
+        raise UsageError(
+            f"{type(backbone).__name__} takes its gradients in a way of its own, so that a backbone_adapter between "
+            "frozen layers might never learn; use trainable='full' or 'head'."
+        )
     if found is None:
         return {n.rpartition(".")[0] for n in feeding_by_names(backbone, point)}
     return set(found[1])

@@ -2,8 +2,10 @@
 
 import inspect
 import re
+from contextlib import suppress
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -122,8 +124,21 @@ def _default_targets(model: nn.Module, method: str, acting: set[str]) -> list[st
     if method == "LN_TUNING":
         return sorted(n for n, m in modules if "Norm" in type(m).__name__)
     # Exact types: a subclass has a forward of its own (padding, weight norm), which PEFT does not imitate.
-    linear = [n for n, m in modules if type(m) is nn.Linear or (type(m) is Conv1D and method in _WITH_CONV1D)]
-    return sorted(linear or [n for n, m in modules if type(m) is nn.Conv2d and m.groups == 1 and not _dilated(m)])
+    linear = [n for n, m in modules if _is_linear(m) or (type(m) is Conv1D and method in _WITH_CONV1D)]
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return sorted(linear or [n for n, m in modules if type(m) in kinds and m.groups == 1 and not _dilated(m)])
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a layer is torch's linear one, or a subclass that computes the same (Falcon's)."""
+    if not isinstance(module, nn.Linear) or not module.weight.is_floating_point() or module.weight.is_meta:
+        return type(module) is nn.Linear
+    if type(module) is nn.Linear:
+        return True
+    x = torch.linspace(-1, 1, 2 * module.in_features).reshape(2, -1).to(module.weight)
+    with torch.no_grad(), suppress(Exception):  # whatever a forward of its own raises
+        return torch.allclose(module(x), nn.functional.linear(x, module.weight, module.bias), rtol=1e-2, atol=1e-3)
+    return False
 
 
 def _dilated(module: Any) -> bool:
@@ -155,7 +170,7 @@ def check_inner(model: nn.Module, adapter: str, config: ProjectionHeadConfig, po
     ]
     if dilated := [name for name, module in adapted if _dilated(getattr(module, "base_layer", None))]:
         raise UsageError(f"PEFT can't adapt the dilated convolution {dilated[0]}; leave it out of target_modules.")
-    if config.reading == 1:
+    if config.reading == 1 or not adapted:
         return  # an adapter of hfproj 0.1.0 goes on as it was; what could not learn stays frozen
     acting, used = acting_modules(model, point), {n.rpartition(".")[0] for n in feeds_representation(model, point)}
     idle = [

@@ -20,12 +20,12 @@ A model attaches if all of this holds:
 
 import argparse
 import copy
+import importlib
+import inspect
 import json
 import os
-import resource
-import subprocess
-import sys
 import time
+import typing
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +54,7 @@ SIZES = ("test_", "atto", "femto", "pico", "nano", "xxs", "xx_small", "xxt", "xt
          "x_small", "small", "_s", "050", "035", "18", "_b0", "_0", "lite")  # fmt: skip
 # Values of small configurations: by the names that families have for them, and of families with their own arithmetic.
 CONFIGS = json.loads((HERE / "small_configs.json").read_text())
+TOWERS = {"text", "vision", "image", "vit", "backbone", "resnet", "dinov2", "lcnet"}  # in names without an AutoModel
 LAYER_LISTS = ("layer_types", "indexer_types", "layers_block_type")  # one entry a layer
 
 
@@ -183,7 +184,8 @@ def small_config(kind: str) -> Any:
     """Return a small configuration of a family of transformers."""
     cls = CONFIG_MAPPING[kind]
     whole = cls()
-    fits = {k: v for k, v in CONFIGS["by_attribute"].items() if type(getattr(whole, k, None)) is int}
+    names = {k: whole.attribute_map.get(k, k) for k in CONFIGS["by_attribute"]}
+    fits = {k: v for k, v in CONFIGS["by_attribute"].items() if type(vars(whole).get(names[k])) is int}
     lists = {k: v for k, v in vars(whole).items() if k.endswith(LAYER_LISTS) and isinstance(v, list)}
     if lists and len(longest := max(lists.values(), key=len)) == getattr(whole, "num_hidden_layers", 0):
         # one layer of each kind that there is
@@ -199,20 +201,42 @@ def small_config(kind: str) -> Any:
 
 
 def transformers_families() -> Iterator[tuple[str, Any]]:
-    """Yield each family that reads images or texts, one of the two, with its class."""
-    for kind in MODEL_MAPPING_NAMES:
+    """Yield each family that reads images or texts, one of the two, with its class; of mixed ones their towers."""
+    for kind in (*MODEL_MAPPING_NAMES, *(k for k in CONFIG_MAPPING if k not in MODEL_MAPPING_NAMES)):
         try:
-            model: Any = MODEL_MAPPING[CONFIG_MAPPING[kind]]
+            config: Any = CONFIG_MAPPING[kind]
+            model: Any = MODEL_MAPPING[config] if kind in MODEL_MAPPING_NAMES else tower(kind, config)
         except (KeyError, ValueError, ImportError):  # named there, and not in this version or without its libraries
             continue
         model = model[0] if isinstance(model, tuple) else model
-        whole = getattr(CONFIG_MAPPING[kind], "sub_configs", None)
-        if (
+        name = inspect.getattr_static(model, "main_input_name", "")
+        whole = getattr(config, "sub_configs", None) and kind not in CONFIGS["by_family"]
+        if kind not in MODEL_MAPPING_NAMES or (
             not whole
-            and not model.__name__.startswith("Timm")
-            and model.main_input_name in ("pixel_values", "input_ids")
+            and model.__name__[:4] != "Timm"
+            and (name == "input_ids" or str(name).startswith("pixel_values"))
         ):
             yield kind, model
+
+
+def tower(kind: str, config: Any) -> Any:
+    """Return the model of a configuration that no AutoModel loads: the text or vision part of a mixed family.
+
+    Raises:
+        KeyError: If it has none, or is neither.
+    """
+    if not TOWERS & set(kind.split("_")[-2:]):
+        raise KeyError(kind)
+    module = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
+    if kind == "blip_text_model":
+        return importlib.import_module(f"{module.__name__}_text").BlipTextModel
+    made = [
+        m for m in vars(module).values()
+        if isinstance(m, type) and m.__module__ == module.__name__ and issubclass(m, transformers.PreTrainedModel)
+        and config in typing.get_type_hints(m.__init__).values()
+    ]  # fmt: skip
+    found = {m.__name__: m for m in reversed(made) if not m.__name__.endswith("PreTrainedModel")}
+    return found[max(found, key=lambda name: (name.endswith("Model"), name.endswith("Backbone")))]
 
 
 def transformers_row(kind: str, cls: Any) -> dict[str, Any]:
@@ -224,7 +248,8 @@ def transformers_row(kind: str, cls: Any) -> dict[str, Any]:
     if found is None:
         get_peft_model(backbone, lora())  # says why
         return {"unmeasured": "it can't be run without data"}
-    inputs = {k: torch.randn(v.shape) if v.is_floating_point() else v.clone() for k, v in found.inputs.items()}
+    given = [(k, v) for k, v in found.inputs.items() if isinstance(v, Tensor)]
+    inputs = {k: torch.randn(v.shape) if v.is_floating_point() else v.clone() for k, v in given}
     inputs = {
         str(k or "x"): v.to("cpu") if not v.is_meta else torch.ones(v.shape, dtype=v.dtype) for k, v in inputs.items()
     }
@@ -269,45 +294,6 @@ def text_row(backbone: Any) -> dict[str, Any]:
         ids, author = ids[:1].repeat(2, 1), author[:1].repeat(2, 1)
         return {**check(backbone, {"input_ids": ids}, author), "leaks": True}
     return check(backbone, {"input_ids": ids, "attention_mask": mask}, author)
-
-
-# --- costs ---
-
-BIG = ("vit_base", "vit_large", "convnext_base", "swin_tiny", "bert_base")
-
-
-def big(name: str) -> nn.Module:
-    """Make a backbone of its published size, with random weights."""
-    if name == "bert_base":
-        return transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
-    whole = {"vit_base": "vit_base_patch16_224", "vit_large": "vit_large_patch16_224",
-             "convnext_base": "convnext_base", "swin_tiny": "swin_tiny_patch4_window7_224"}[name]  # fmt: skip
-    return timm.create_model(whole, pretrained=False, num_classes=0)
-
-
-def attach(name: str, how: str) -> None:
-    """Attach once, in this process, and print seconds and the growth of its peak memory in MiB."""
-    backbone = big(name)
-    get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))  # imports are no costs of a model
-    targets = [n for n, m in backbone.named_modules() if type(m) is nn.Linear]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began, worked = time.perf_counter(), time.process_time()
-    config = LoraConfig(r=8, target_modules=targets) if how == "peft" else lora(backbone_adapter=LoraConfig(r=8))
-    get_peft_model(backbone, config)
-    seconds = time.perf_counter() - began
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    worked = time.process_time() - worked  # does not depend on what else the machine does
-    print(json.dumps({"seconds": round(seconds, 3), "cpu": round(worked, 3), "MiB": round(peak, 1)}))
-
-
-def costs(name: str) -> dict[str, Any]:
-    """Measure attaching to one backbone in new processes, the best of three."""
-    row: dict[str, Any] = {}
-    for how in ("peft", "hfproj"):
-        command = [sys.executable, "-W", "ignore", __file__, "attach", name, how]
-        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
-        row[how] = min(runs, key=lambda run: run["cpu"])
-    return row
 
 
 # --- results ---
