@@ -112,17 +112,18 @@ class _RandomNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dry_run(backbone: nn.Module, why: list[str] | None = None) -> DryRun | None:
+def dry_run(backbone: nn.Module, why: list[str] | None = None, *, values: bool = False) -> DryRun | None:
     """Return what a run of `backbone` without data shows, or None where it can't be run: its input can't be guessed.
 
-    What it raised with values, for each input tried, is added to `why`.
+    What it raised with values, for each input tried, is added to `why`. It runs without values first, unless `values`.
     """
     key = structure(backbone)
-    if key in _KEPT:
+    if key in _KEPT and not values:
         _KEPT.move_to_end(key)
         return _KEPT[key]
     with with_gradients():
-        found = _run(backbone, "meta", []) or _run(backbone, "real", [] if why is None else why)
+        found = None if values else _run(backbone, "meta", [])
+        found = found or _run(backbone, "real", [] if why is None else why)
     if found is not None and next(found.copy.parameters(), torch.empty(0, device="meta")).is_meta:
         _KEPT[key] = found  # a run with values would keep them all in memory
         while len(_KEPT) > _MOST_KEPT:

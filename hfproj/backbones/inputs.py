@@ -29,7 +29,7 @@ def blank_inputs(backbone: Any, batch: int, device: torch.device) -> Iterator[In
             yield {"input_ids": words.reshape(batch, length), **uncached}
     elif library_of(backbone) == "transformers" and str(name).startswith("pixel_values"):
         yield from _pixel_values(backbone, str(name), batch, device)
-    elif library_of(backbone) == "torch":
+    else:
         yield from _of_first_layer(backbone, batch, device)
 
 
@@ -85,7 +85,7 @@ def _pixel_values(backbone: Any, name: str, batch: int, device: torch.device) ->
 
 
 def _of_first_layer(backbone: nn.Module, batch: int, device: torch.device) -> Iterator[Inputs]:
-    """Yield what the first layer of a plain module takes, by position."""
+    """Yield what the first layer of a module takes, by position."""
     for module in backbone.modules():
         shapes: list[tuple[int, ...]] = []
         if isinstance(module, nn.Embedding):

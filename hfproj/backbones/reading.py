@@ -14,9 +14,9 @@ Version 1 (`hfproj.backbones.reading_v1`) is that of adapters saved by hfproj 0.
 """
 
 import dataclasses
-import inspect
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -39,6 +39,7 @@ from hfproj.backbones.reading_v1 import (
     timm_read_module,
     width_of,
 )
+from hfproj.backbones.refusals import check_input
 from hfproj.backbones.reruns import idle_in_training, module_of_features, reads_pre_logits, runs_shortened
 from hfproj.backbones.structure import POOLINGS, READING, ReadPoint, bare_tensors, blocks_of, prefix_tokens_of
 from hfproj.errors import UsageError, check_choice
@@ -46,6 +47,7 @@ from hfproj.typing import Pooling
 
 _FOUND: dict[tuple[str, str], tuple[frozenset[str], frozenset[str]] | None] = {}  # by structure and read point
 _MOST_FOUND = 256
+_T = TypeVar("_T")
 
 
 def resolve_read_point(
@@ -75,7 +77,15 @@ def resolve_read_point(
         raise UsageError(f"reading={reading}: expected 1 to {READING}; a newer hfproj is needed for this adapter.")
     if reading == 1:
         return resolve_by_names(backbone, pooling=pooling, layer=layer, in_dim=in_dim)
-    return _Resolver(backbone, dry_run(backbone)).resolve(pooling, layer, in_dim)
+    return _of_run(backbone, lambda dry: _Resolver(backbone, dry).resolve(pooling, layer, in_dim))
+
+
+def _of_run(backbone: nn.Module, found: Callable[[DryRun | None], _T]) -> _T:
+    """Return what `found` makes of a run without values, or of one with them where a gradient can't do without."""
+    try:
+        return found(dry_run(backbone))
+    except NotImplementedError:
+        return found(dry_run(backbone, values=True))
 
 
 class _Resolver:
@@ -91,11 +101,11 @@ class _Resolver:
 
     def resolve(self, pooling: Pooling | None, layer: int, in_dim: int | None) -> ReadPoint:
         if self.dry is None and self.timm is None and library_of(self.backbone) == "transformers":
-            self._check_input(in_dim)
+            check_input(self.backbone, in_dim)
         chosen = pooling or self.default(layer)
         module, side = self._place(chosen, layer)
         point = ReadPoint(chosen, module, side, self.prefix, self.text, in_dim or 0, READING)
-        if chosen in ("cls", "cls_mean") and not (self.has_cls or self.text):
+        if chosen in ("cls", "cls_mean") and not (self._has_cls(layer) or self.text):
             hint = "use pooling='mean' or 'max'"
             raise UsageError(f"pooling={chosen!r} needs a class token and {self.kind} has none; {hint}.")
         if chosen == "last" and not self.text:
@@ -107,32 +117,6 @@ class _Resolver:
             raise UsageError(f"The width of {self.kind}'s representation can't be found; pass in_dim=… to the config.")
         return dataclasses.replace(point, in_dim=int(in_dim))
 
-    def _check_input(self, in_dim: int | None) -> None:
-        """Refuse a model that images or texts alone do not run; one who gives `in_dim` has batches with more."""
-        import transformers
-
-        name, encoder = main_input_of(self.backbone), f"{self.kind.removesuffix('Model')}EncoderModel"
-        if getattr(self.backbone.config, "is_encoder_decoder", False) and hasattr(self.backbone, "get_decoder"):
-            encoder = f"{encoder}, or " if hasattr(transformers, encoder) else ""
-            raise UsageError(
-                f"{self.kind} needs decoder inputs beside the text; attach the head to its encoder "
-                f"({encoder}model.get_encoder())."
-            )
-        takes = inspect.signature(self.backbone.forward).parameters.items()
-        more = [n for n, p in takes if n != name and p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        parts = [f"model.{n}" for n, part in self.backbone.named_children() if hasattr(part, "main_input_name")]
-        hint = f"attach the head to a part ({', '.join(parts)})" if parts else "wrap it in a module that needs no more"
-        expected = f"Expected a backbone that runs on images or texts alone, got {self.kind}"
-        if more:
-            raise UsageError(f"{expected}, whose forward requires {', '.join(more)} beside {name}; {hint}.")
-        if in_dim is None:
-            dry_run(self.backbone, why := [])
-            said = why[0] if why else "it is neither pixel_values nor input_ids"
-            raise UsageError(
-                f"{expected}, which {name} alone does not run ({said}); {hint}, or give in_dim=… if your batches hold "
-                "all of its inputs."
-            )
-
     # --- how ---
 
     def default(self, layer: int) -> Pooling:
@@ -140,7 +124,7 @@ class _Resolver:
         if self.text:
             return declared_pooling(self.backbone) or ("last" if self._is_causal() else "mean")
         if layer != -1:
-            return self._of_tokens()
+            return self._of_tokens(layer)
         if self.timm is None:
             return "pooler" if self.dry is not None and self._has_trained_pooler() else self._of_tokens()
         if self.dry is None:
@@ -148,10 +132,15 @@ class _Resolver:
         pooled = getattr(self.dry.output, "pooler_output", self.dry.output)
         return "pooler" if isinstance(pooled, Tensor) and pooled.ndim == 2 else self._of_tokens()
 
-    def _of_tokens(self) -> Pooling:
+    def _has_cls(self, layer: int) -> bool:
+        """Whether the first of the tokens is a class token; a ViT made for maps (``Dinov2Backbone``) returns none."""
+        output: Any = None if self.dry is None or layer != -1 or self.timm is not None else self.dry.output
+        return self.has_cls and not (output is not None and tokens_of(output).ndim == 4)
+
+    def _of_tokens(self, layer: int = -1) -> Pooling:
         if self.timm is not None and str(getattr(self.timm, "global_pool", "")).startswith("avg"):
             return "mean"
-        return "cls" if self.has_cls else "mean"
+        return "cls" if self._has_cls(layer) else "mean"
 
     def _is_causal(self) -> bool:
         """Whether a token sees those before it only, as its attention layers say; else as the task of its family."""
@@ -304,13 +293,18 @@ def channels_last(backbone: nn.Module, f: Tensor) -> bool:
 def _feeding(backbone: nn.Module, point: ReadPoint) -> tuple[frozenset[str], frozenset[str]] | None:
     """Return what h depends on and which modules act on it, by a run without data; None where that shows no h."""
     key = structure(backbone), repr(point)
-    if key not in _FOUND:
-        dry = dry_run(backbone)
+
+    def found(dry: DryRun | None) -> tuple[frozenset[str], frozenset[str]] | None:
         h = None if dry is None else representation_of(dry, point)
+        if dry is None or h is None:
+            return None
+        names = dry.feeding(h)
+        return names, dry.acting(names) - idle_in_training(dry)
+
+    if key not in _FOUND:
         _FOUND[key] = None
-        with suppress(RuntimeError, AssertionError):  # a backward of the backbone's own, or of an output that it kept
-            names = frozenset() if dry is None or h is None else dry.feeding(h)
-            _FOUND[key] = None if dry is None or h is None else (names, dry.acting(names) - idle_in_training(dry))
+        with suppress(RuntimeError, AssertionError):  # a backward of the backbone's own
+            _FOUND[key] = _of_run(backbone, found)
         while len(_FOUND) > _MOST_FOUND:
             del _FOUND[next(iter(_FOUND))]
     return _FOUND[key]

@@ -2,12 +2,11 @@
 
     python recipes/benchmarks/backbones.py timm           # one small model of each module of timm
     python recipes/benchmarks/backbones.py transformers   # a small model of each family that reads images or texts
-    python recipes/benchmarks/backbones.py costs          # seconds and memory of attaching, beside PEFT's LoRA alone
-    python recipes/benchmarks/backbones.py table          # docs/backbones.md from the results
+    python recipes/benchmarks/backbones.py table          # docs/backbones.md from the results, with attach_costs.py's
 
 Models have random weights: nothing is downloaded. Names after the first word measure these families alone and leave
 the other results as they are. Writes recipes/benchmarks/results/backbones.json. On two cores 15 minutes for timm, 10
-for transformers, 3 for the costs.
+for transformers.
 
 A model attaches if all of this holds:
 
@@ -55,6 +54,8 @@ SIZES = ("test_", "atto", "femto", "pico", "nano", "xxs", "xx_small", "xxt", "xt
 # Values of small configurations: by the names that families have for them, and of families with their own arithmetic.
 CONFIGS = json.loads((HERE / "small_configs.json").read_text())
 TOWERS = {"text", "vision", "image", "vit", "backbone", "resnet", "dinov2", "lcnet"}  # in names without an AutoModel
+CHANNELS_LAST = ("sam2_hiera_det_model",)
+STAGES = {"depths", "hidden_sizes", "width_coefficient", "depth_multiplier"}  # nothing else fits these
 LAYER_LISTS = ("layer_types", "indexer_types", "layers_block_type")  # one entry a layer
 
 
@@ -196,7 +197,8 @@ def small_config(kind: str) -> Any:
         fits["num_hidden_layers"] = len(kinds)
     if "qk_rope_head_dim" in fits:
         fits["head_dim"] = fits["qk_rope_head_dim"]
-    fits |= CONFIGS["by_family"].get(kind, {})
+    own = CONFIGS["by_family"].get(kind, {})
+    fits = own if STAGES & own.keys() else fits | own
     return cls(**{k: v for k, v in fits.items() if v != "its own"})
 
 
@@ -210,11 +212,10 @@ def transformers_families() -> Iterator[tuple[str, Any]]:
             continue
         model = model[0] if isinstance(model, tuple) else model
         name = inspect.getattr_static(model, "main_input_name", "")
-        whole = getattr(config, "sub_configs", None) and kind not in CONFIGS["by_family"]
-        if kind not in MODEL_MAPPING_NAMES or (
-            not whole
-            and model.__name__[:4] != "Timm"
-            and (name == "input_ids" or str(name).startswith("pixel_values"))
+        mixed = getattr(config, "sub_configs", None) and kind not in CONFIGS["by_family"]
+        if not mixed and (
+            kind not in MODEL_MAPPING_NAMES
+            or (model.__name__[:4] != "Timm" and (name == "input_ids" or str(name).startswith("pixel_values")))
         ):
             yield kind, model
 
@@ -261,7 +262,9 @@ def transformers_row(kind: str, cls: Any) -> dict[str, Any]:
         mask, backbone.config.mask_ratio = getattr(backbone.config, "mask_ratio", None), 0.0
         out = call(backbone, {**inputs, **noise})
         backbone.config.mask_ratio = mask
-        last = out.feature_maps[-1] if hasattr(out, "feature_maps") else out.last_hidden_state
+        last = out if isinstance(out, Tensor) else getattr(out, "last_hidden_state", None)
+        last = out.feature_maps[-1] if last is None else last
+        last = last.permute(0, 3, 1, 2) if kind in CHANNELS_LAST else last
         prefix = backbone.config.to_dict().get("num_register_tokens", 0) if last.ndim == 3 else 0
         rules = {
             "pooler": lambda: out.pooler_output.flatten(1),
@@ -310,8 +313,6 @@ def measured(part: str, families: Iterator[tuple[str, Any]], only: list[str]) ->
         try:
             if part == "timm":
                 row = {"model": what, **timm_row(what)}
-            elif part == "costs":
-                row = costs(what)
             else:
                 row = {"model": what.__name__, **transformers_row(family, what)}
         except Exception as error:  # whatever a family raises is what its row says
@@ -374,16 +375,14 @@ def write_table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("timm", "transformers", "costs", "table", "attach"))
+    parser.add_argument("part", choices=("timm", "transformers", "table"))
     parser.add_argument("only", nargs="*", help="Families to measure; none measures all.")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    if options.part == "attach":
-        return attach(*options.only)
     if options.part != "table":
-        every = {"timm": timm_families, "transformers": transformers_families, "costs": lambda: ((n, n) for n in BIG)}
-        measured(options.part, every[options.part](), options.only)
+        families = timm_families() if options.part == "timm" else transformers_families()
+        measured(options.part, families, options.only)
     write_table()
 
 
