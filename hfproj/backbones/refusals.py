@@ -18,7 +18,11 @@ def check_input(backbone: Any, in_dim: int | None) -> None:
 
     name, kind, why = main_input_of(backbone), type(backbone).__name__, list[str]()
     encoder = f"{kind.removesuffix('Model')}EncoderModel"
-    if getattr(backbone.config, "is_encoder_decoder", False) and hasattr(backbone, "get_decoder"):
+    if (
+        name == "input_ids"
+        and getattr(backbone.config, "is_encoder_decoder", False)
+        and hasattr(backbone, "get_decoder")
+    ):
         encoder = f"{encoder}, or " if hasattr(transformers, encoder) else ""
         raise UsageError(
             f"{kind} needs decoder inputs beside the text; attach the head to its encoder "
@@ -33,7 +37,7 @@ def check_input(backbone: Any, in_dim: int | None) -> None:
         raise UsageError(f"{expected}, whose forward requires {', '.join(more)} beside {name}; {hint}.")
     if in_dim is None:
         dry_run(backbone, why)
-        said = why[0] if why else "it is neither pixel_values nor input_ids"
+        said = why[0] if why else "nothing can be guessed for it, or a model on the meta device is asked for values"
         raise UsageError(
             f"{expected}, which {name} alone does not run ({said}); {hint}, or give in_dim=… if your batches hold "
             "all of its inputs."

@@ -89,7 +89,10 @@ def resolved_inner(model: nn.Module, config: ProjectionHeadConfig, point: ReadPo
         targets = [n for n in _default_targets(model, inner.peft_type, acting) if _takes(model, inner, n)]
         if not targets:
             kind, method = type(model).__name__, inner.peft_type.value
-            raise UsageError(f"{kind} has no layer that {method} can adapt; give the backbone_adapter target_modules.")
+            raise UsageError(
+                f"{kind} has no layer that {method} can adapt; give the backbone_adapter target_modules, or use "
+                "trainable='full' or 'head'."
+            )
         # PEFT takes a name for a suffix: 'norm' would match 'blocks.0.attn.norm', too. A pattern matches in full.
         ambiguous = any(n.endswith(f".{t}") for t in targets for n, _ in _bare(model) if n not in targets)
         chosen = "|".join(re.escape(t) for t in targets) if ambiguous else targets
