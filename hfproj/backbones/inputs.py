@@ -21,7 +21,7 @@ def blank_inputs(backbone: Any, batch: int, device: torch.device) -> Iterator[In
         for shape in _image_shapes(timm_part_of(backbone)[1]):  # type: ignore[index]
             yield {0: _blank((batch, *shape), backbone, device)}
     elif library_of(backbone) == "transformers" and name == "input_ids":
-        uncached = {"use_cache": False} if "use_cache" in inspect.signature(backbone.forward).parameters else {}
+        uncached: Inputs = {"use_cache": False} if "use_cache" in inspect.signature(backbone.forward).parameters else {}
         for length in _LENGTHS:
             words = torch.arange(3, 3 + batch * length, device=device) % (
                 getattr(backbone.config, "vocab_size", 0) or 9

@@ -54,7 +54,7 @@ SIZES = ("test_", "atto", "femto", "pico", "nano", "xxs", "xx_small", "xxt", "xt
 # Values of small configurations: by the names that families have for them, and of families with their own arithmetic.
 CONFIGS = json.loads((HERE / "small_configs.json").read_text())
 TOWERS = {"text", "vision", "image", "vit", "backbone", "resnet", "dinov2", "lcnet"}  # in names without an AutoModel
-CHANNELS_LAST = ("sam2_hiera_det_model",)
+CHANNELS_LAST = ("sam2_hiera_det_model", "sam2_vision_model")
 STAGES = {"depths", "hidden_sizes", "width_coefficient", "depth_multiplier"}  # nothing else fits these
 LAYER_LISTS = ("layer_types", "indexer_types", "layers_block_type")  # one entry a layer
 
