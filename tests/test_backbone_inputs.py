@@ -181,7 +181,8 @@ class Spelled(nn.Linear):
 
 
 def test_subclasses_of_a_linear_layer_that_compute_the_same():
-    backbone = nn.Sequential(Spelled(6, 8), Doubled(8, 8), nn.Linear(8, 8))
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    backbone = nn.Sequential(Spelled(6, 8), Doubled(8, 8), nn.Linear(8, 8), normed)
     assert adapted(attach(backbone, **LORA)) == {"0", "2"}
     falcon = FalconModel(FalconConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
     model = attach(falcon, **LORA)

@@ -10,6 +10,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from hfproj.backbones import (
@@ -136,8 +137,8 @@ def _is_linear(module: nn.Module) -> bool:
     """Whether a layer is torch's linear one, or a subclass that computes the same (Falcon's)."""
     if not isinstance(module, nn.Linear) or not module.weight.is_floating_point() or module.weight.is_meta:
         return type(module) is nn.Linear
-    if type(module) is nn.Linear:
-        return True
+    if type(module) is nn.Linear or is_parametrized(module):  # merging into a weight that is computed would be lost
+        return type(module) is nn.Linear
     x = torch.linspace(-1, 1, 2 * module.in_features).reshape(2, -1).to(module.weight)
     with torch.no_grad(), suppress(Exception):  # whatever a forward of its own raises
         return torch.allclose(module(x), nn.functional.linear(x, module.weight, module.bias), rtol=1e-2, atol=1e-3)
