@@ -5,9 +5,8 @@ is a tensor ``[batch, dim]``, ``[batch, tokens, dim]`` or ``[batch, dim, height,
 none: only the files beside the rooms, such as `hfproj.errors`.
 """
 
-from hfproj.backbones.dry_run import shorten
 from hfproj.backbones.features import FeatureBackbone
-from hfproj.backbones.loading import EMBEDDED, embedded_folder, library_of, load_backbone, source_of
+from hfproj.backbones.loading import EMBEDDED, embedded_folder, library_of, load_backbone, main_input_of, source_of
 from hfproj.backbones.preprocessing import ImagePreprocessing, image_preprocessing
 from hfproj.backbones.pooling import by_name, mask_of, pool, without_left_padding
 from hfproj.backbones.reading import (
@@ -19,6 +18,7 @@ from hfproj.backbones.reading import (
     resolve_read_point,
     skips_after,
 )
+from hfproj.backbones.reruns import shorten
 from hfproj.backbones.structure import (
     POOLINGS,
     READING,
@@ -32,7 +32,7 @@ from hfproj.backbones.structure import (
 __all__ = [
     "EMBEDDED", "POOLINGS", "READING", "FeatureBackbone", "ImagePreprocessing", "ReadPoint", "acting_modules",
     "bare_tensors", "blocks_of", "by_name", "channels_last", "embedded_folder", "feeds_representation",
-    "fit_image_size", "image_preprocessing", "last_blocks", "library_of", "load_backbone", "mask_of", "pool",
-    "pooling_of_tokens", "resolve_read_point", "shorten", "skips_after", "source_of",
+    "fit_image_size", "image_preprocessing", "last_blocks", "library_of", "load_backbone", "main_input_of",
+    "mask_of", "pool", "pooling_of_tokens", "resolve_read_point", "shorten", "skips_after", "source_of",
     "without_left_padding", "without_masking",
 ]  # fmt: skip

@@ -10,9 +10,8 @@ attributes and configuration of all modules.
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfproj.backbones.inputs import blank_inputs
 from hfproj.backbones.quantized import LinearOnMeta, SharedLinear, is_quantized_linear
+from hfproj.errors import one_line
 
 BATCH = 2
 _OURS = "hfproj"  # where `ProjectionLayer` sits
@@ -113,14 +113,18 @@ class _RandomNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def dry_run(backbone: nn.Module) -> DryRun | None:
-    """Return what a run of `backbone` without data shows, or None where it can't be run: its input can't be guessed."""
+def dry_run(backbone: nn.Module, why: list[str] | None = None, *, values: bool = False) -> DryRun | None:
+    """Return what a run of `backbone` without data shows, or None where it can't be run: its input can't be guessed.
+
+    What it raised with values, for each input tried, is added to `why`. It runs without values first, unless `values`.
+    """
     key = structure(backbone)
-    if key in _KEPT:
+    if key in _KEPT and not values:
         _KEPT.move_to_end(key)
         return _KEPT[key]
     with with_gradients():
-        found = _run(backbone, "meta") or _run(backbone, "real")
+        found = None if values else _run(backbone, "meta", [])
+        found = found or _run(backbone, "real", [] if why is None else why)
     if found is not None and next(found.copy.parameters(), torch.empty(0, device="meta")).is_meta:
         _KEPT[key] = found  # a run with values would keep them all in memory
         while len(_KEPT) > _MOST_KEPT:
@@ -166,8 +170,8 @@ def bare_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
         yield from bare_modules(unwrapped(child), f"{prefix}.{name}" if prefix else name)
 
 
-def _run(backbone: nn.Module, mode: str) -> DryRun | None:
-    """Run a copy of `backbone` on the first blank input that it takes."""
+def _run(backbone: nn.Module, mode: str, why: list[str]) -> DryRun | None:
+    """Run a copy of `backbone` on the first blank input that it takes; what it raised on others goes to `why`."""
     try:
         bare = _bare_copy(backbone, mode)
     except Exception:  # whatever a module's own way of being copied raises
@@ -177,13 +181,16 @@ def _run(backbone: nn.Module, mode: str) -> DryRun | None:
         return None
     for inputs in blank_inputs(bare, BATCH, device):
         found = DryRun(bare, None, inputs)
-        with suppress(Exception), _quiet(device, mode), _noting(found):  # a wrong guess raises anything
-            args, kwargs = [v for k, v in inputs.items() if k == 0], {str(k): v for k, v in inputs.items() if k != 0}
-            with _RandomNumbers() as drawn:
+        args, kwargs = [v for k, v in inputs.items() if k == 0], {str(k): v for k, v in inputs.items() if k != 0}
+        try:
+            with quiet(device, mode), noting(found), _RandomNumbers() as drawn:
                 found.output = bare(*args, **kwargs)
-            found.random = drawn.seen
-            found.alike = _alike(found) if mode == "real" else {}
-            return found
+        except Exception as error:  # a wrong guess raises anything
+            why.append(one_line(error))
+            continue
+        found.random = drawn.seen
+        found.alike = _alike(found) if mode == "real" else {}
+        return found
     return None
 
 
@@ -212,7 +219,7 @@ def with_gradients() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(device: torch.device, mode: str) -> Iterator[None]:
+def quiet(device: torch.device, mode: str) -> Iterator[None]:
     """No autocast, and the state of random number generators as before."""
     devices = [device] if device.type == "cuda" and mode == "real" else []
     with torch.random.fork_rng(devices), torch.autocast(device.type if mode == "real" else "cpu", enabled=False):
@@ -263,7 +270,7 @@ def _like(tensor: Tensor, mode: str) -> Tensor:
 
 
 @contextmanager
-def _noting(found: DryRun) -> Iterator[None]:
+def noting(found: DryRun) -> Iterator[None]:
     """Note what each module of the copy takes and returns, and mark the outputs of those that have buffers."""
     handles = []
 
@@ -315,65 +322,3 @@ def _marked(output: Any, marker: Tensor) -> Any:
     if type(output) in (tuple, list):
         return type(output)(_marked(v, marker) for v in output)
     return output
-
-
-@contextmanager
-def shortened(backbone: nn.Module, last: str) -> Iterator[None]:
-    """The list of blocks that `last` is in ends with it."""
-    undo = shorten(backbone, last)
-    try:
-        yield
-    finally:
-        undo()
-
-
-def shorten(backbone: nn.Module, last: str) -> Callable[[], None]:
-    """End the list of blocks that `last` is in with it, and return what undoes this."""
-    parent, _, name = last.rpartition(".")
-    container = backbone.get_submodule(parent)
-    whole = dict(container._modules)
-    names = list(whole)
-    for after in names[names.index(name) + 1 :]:
-        del container._modules[after]
-    return partial(container._modules.update, whole)  # in their order: those before are there
-
-
-def runs_shortened(found: DryRun, last: str) -> bool:
-    """Return whether the backbone runs without the blocks after `last`, and gives the same output of it."""
-    parent = last.rpartition(".")[0]
-    container = found.copy.get_submodule(parent) if parent else None
-    before = first_tensor(found.seen.get(last, (None, None))[1])
-    if not isinstance(container, nn.ModuleList | nn.Sequential) or before is None:
-        return False
-    again = DryRun(found.copy, None, found.inputs)
-    args, kwargs = [v for k, v in found.inputs.items() if k == 0], {str(k): v for k, v in found.inputs.items() if k}
-    with suppress(Exception), with_gradients(), shortened(found.copy, last), _noting(again):
-        found.copy(*args, **kwargs)
-        after = first_tensor(again.seen[last][1])
-        return after is not None and after.shape == before.shape and again.feeding(after) == found.feeding(before)
-    return False
-
-
-def module_of_features(found: DryRun, prefix: str) -> str | None:
-    """Return the name of the module whose output is what a timm model's ``forward_features`` returns."""
-    model: Any = found.copy.get_submodule(prefix.rstrip(".")) if prefix else found.copy
-    again = DryRun(model, None, found.inputs)
-    with suppress(Exception), with_gradients(), _noting(again):
-        features = model.forward_features(next(iter(found.inputs.values())))
-        return next((prefix + n for n, (_, output) in reversed(again.seen.items()) if output is features and n), None)
-    return None
-
-
-def reads_pre_logits(found: DryRun, classifier: str) -> bool:
-    """Return whether a timm model gives its classifier ``forward_head(…, pre_logits=True)``.
-
-    Shapes and the parameters that both depend on tell.
-    """
-    model: Any = found.copy
-    read = found.seen[classifier][0]
-    with suppress(Exception), with_gradients():
-        own = model.forward_head(model.forward_features(found.inputs[0]), pre_logits=True)
-        parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
-        same = found.feeding(own) & parameters == found.feeding(read) & parameters
-        return own.ndim == 2 and read.flatten(1).shape == own.shape and same
-    return False

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfproj.backbones.loading import library_of, timm_part_of
+from hfproj.backbones.loading import library_of, main_input_of, timm_part_of
 
 _SIDES = (224, 64, 32, 256, 384, 128)  # of images, where the backbone does not say
 _LENGTHS = (8, 64, 128)  # of texts: some attention runs in chunks
@@ -16,19 +16,20 @@ Inputs = dict[str | int, Any]  # by keyword, or 0 for the first argument
 
 def blank_inputs(backbone: Any, batch: int, device: torch.device) -> Iterator[Inputs]:
     """Yield inputs of `batch` rows that `backbone` may take, likely ones first; nothing where none can be guessed."""
-    name = getattr(backbone, "main_input_name", None)
+    name = main_input_of(backbone)
     if timm_part_of(backbone) is not None:
         for shape in _image_shapes(timm_part_of(backbone)[1]):  # type: ignore[index]
             yield {0: _blank((batch, *shape), backbone, device)}
     elif library_of(backbone) == "transformers" and name == "input_ids":
+        uncached: Inputs = {"use_cache": False} if "use_cache" in inspect.signature(backbone.forward).parameters else {}
         for length in _LENGTHS:
             words = torch.arange(3, 3 + batch * length, device=device) % (
                 getattr(backbone.config, "vocab_size", 0) or 9
             )
-            yield {"input_ids": words.reshape(batch, length)}
+            yield {"input_ids": words.reshape(batch, length), **uncached}
     elif library_of(backbone) == "transformers" and str(name).startswith("pixel_values"):
         yield from _pixel_values(backbone, str(name), batch, device)
-    elif library_of(backbone) == "torch":
+    else:
         yield from _of_first_layer(backbone, batch, device)
 
 
@@ -84,7 +85,7 @@ def _pixel_values(backbone: Any, name: str, batch: int, device: torch.device) ->
 
 
 def _of_first_layer(backbone: nn.Module, batch: int, device: torch.device) -> Iterator[Inputs]:
-    """Yield what the first layer of a plain module takes, by position."""
+    """Yield what the first layer of a module takes, by position."""
     for module in backbone.modules():
         shapes: list[tuple[int, ...]] = []
         if isinstance(module, nn.Embedding):

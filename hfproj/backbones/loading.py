@@ -31,6 +31,18 @@ def library_of(backbone: nn.Module) -> str:
     return "timm" if type(backbone).__module__.startswith("timm.") else "torch"
 
 
+def main_input_of(backbone: Any) -> str | None:
+    """Return the name of the input of a `transformers` backbone, None of others.
+
+    ``main_input_name`` is inherited, and towers of mixed models name one that their forward does not take.
+    """
+    name = getattr(backbone, "main_input_name", None)
+    if library_of(backbone) != "transformers":
+        return name if isinstance(name, str) else None
+    takes = [n for n, p in inspect.signature(backbone.forward).parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    return next((n for n in (name, "pixel_values", "input_ids") if n in takes), takes[0] if takes else name)
+
+
 def bare_backbone(model: Any) -> nn.Module:
     """Return the backbone of a PEFT model, or `model` itself if it is a backbone."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -14,8 +14,9 @@ Version 1 (`hfproj.backbones.reading_v1`) is that of adapters saved by hfproj 0.
 """
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,14 +25,11 @@ from hfproj.backbones.dry_run import (
     BATCH,
     DryRun,
     dry_run,
-    module_of_features,
-    reads_pre_logits,
-    runs_shortened,
     structure,
     with_gradients,
 )
 from hfproj.backbones.features import FeatureBackbone
-from hfproj.backbones.loading import library_of, timm_part_of
+from hfproj.backbones.loading import library_of, main_input_of, timm_part_of
 from hfproj.backbones.pooling import pool, pooled_of, tokens_of
 from hfproj.backbones.reading_v1 import (
     check_pooler,
@@ -41,12 +39,15 @@ from hfproj.backbones.reading_v1 import (
     timm_read_module,
     width_of,
 )
+from hfproj.backbones.refusals import check_input
+from hfproj.backbones.reruns import idle_in_training, module_of_features, reads_pre_logits, runs_shortened
 from hfproj.backbones.structure import POOLINGS, READING, ReadPoint, bare_tensors, blocks_of, prefix_tokens_of
 from hfproj.errors import UsageError, check_choice
 from hfproj.typing import Pooling
 
 _FOUND: dict[tuple[str, str], tuple[frozenset[str], frozenset[str]] | None] = {}  # by structure and read point
 _MOST_FOUND = 256
+_T = TypeVar("_T")
 
 
 def resolve_read_point(
@@ -76,7 +77,15 @@ def resolve_read_point(
         raise UsageError(f"reading={reading}: expected 1 to {READING}; a newer hfproj is needed for this adapter.")
     if reading == 1:
         return resolve_by_names(backbone, pooling=pooling, layer=layer, in_dim=in_dim)
-    return _Resolver(backbone, dry_run(backbone)).resolve(pooling, layer, in_dim)
+    return _of_run(backbone, lambda dry: _Resolver(backbone, dry).resolve(pooling, layer, in_dim))
+
+
+def _of_run(backbone: nn.Module, found: Callable[[DryRun | None], _T]) -> _T:
+    """Return what `found` makes of a run without values, or of one with them where a gradient can't do without."""
+    try:
+        return found(dry_run(backbone))
+    except NotImplementedError:
+        return found(dry_run(backbone, values=True))
 
 
 class _Resolver:
@@ -84,17 +93,19 @@ class _Resolver:
 
     def __init__(self, backbone: Any, dry: DryRun | None):
         self.backbone, self.dry, self.kind = backbone, dry, type(backbone).__name__
-        self.text = library_of(backbone) == "transformers" and backbone.main_input_name == "input_ids"
+        self.text = library_of(backbone) == "transformers" and main_input_of(backbone) == "input_ids"
         self.prefix, self.has_cls = prefix_tokens_of(backbone)
         part = timm_part_of(backbone)
         self.timm_prefix: str = part[0] if part else ""
         self.timm: Any = part[1] if part else None
 
     def resolve(self, pooling: Pooling | None, layer: int, in_dim: int | None) -> ReadPoint:
+        if self.dry is None and self.timm is None and library_of(self.backbone) == "transformers":
+            check_input(self.backbone, in_dim)
         chosen = pooling or self.default(layer)
         module, side = self._place(chosen, layer)
         point = ReadPoint(chosen, module, side, self.prefix, self.text, in_dim or 0, READING)
-        if chosen in ("cls", "cls_mean") and not (self.has_cls or self.text):
+        if chosen in ("cls", "cls_mean") and not (self._has_cls(layer) or self.text):
             hint = "use pooling='mean' or 'max'"
             raise UsageError(f"pooling={chosen!r} needs a class token and {self.kind} has none; {hint}.")
         if chosen == "last" and not self.text:
@@ -113,7 +124,7 @@ class _Resolver:
         if self.text:
             return declared_pooling(self.backbone) or ("last" if self._is_causal() else "mean")
         if layer != -1:
-            return self._of_tokens()
+            return self._of_tokens(layer)
         if self.timm is None:
             return "pooler" if self.dry is not None and self._has_trained_pooler() else self._of_tokens()
         if self.dry is None:
@@ -121,10 +132,15 @@ class _Resolver:
         pooled = getattr(self.dry.output, "pooler_output", self.dry.output)
         return "pooler" if isinstance(pooled, Tensor) and pooled.ndim == 2 else self._of_tokens()
 
-    def _of_tokens(self) -> Pooling:
+    def _has_cls(self, layer: int) -> bool:
+        """Whether the first of the tokens is a class token; a ViT made for maps (``Dinov2Backbone``) returns none."""
+        output: Any = None if self.dry is None or layer != -1 or self.timm is not None else self.dry.output
+        return self.has_cls and not (output is not None and tokens_of(output).ndim == 4)
+
+    def _of_tokens(self, layer: int = -1) -> Pooling:
         if self.timm is not None and str(getattr(self.timm, "global_pool", "")).startswith("avg"):
             return "mean"
-        return "cls" if self.has_cls else "mean"
+        return "cls" if self._has_cls(layer) else "mean"
 
     def _is_causal(self) -> bool:
         """Whether a token sees those before it only, as its attention layers say; else as the task of its family."""
@@ -132,15 +148,6 @@ class _Resolver:
 
         config: Any = self.backbone.config
         if getattr(config, "is_encoder_decoder", False) and hasattr(self.backbone, "get_decoder"):
-            if self.dry is None:
-                import transformers
-
-                encoder = f"{self.kind.removesuffix('Model')}EncoderModel"
-                encoder = f"{encoder}, or " if hasattr(transformers, encoder) else ""
-                raise UsageError(
-                    f"{self.kind} needs decoder inputs beside the text; attach the head to its encoder "
-                    f"({encoder}model.get_encoder())."
-                )
             return hasattr(self.backbone, "decoder")
         said = [m.is_causal for m in self.backbone.modules() if isinstance(getattr(m, "is_causal", None), bool)]
         if said:
@@ -260,16 +267,13 @@ def representation_of(dry: DryRun, point: ReadPoint) -> Tensor | None:
     """Return h of a run without data, or None where the run shows none.
 
     Raises:
-        UsageError: If what is read does not have one row per sample.
+        UsageError: If what is read is no tensor with one row per sample.
     """
     seen: tuple[Any, Any] = dry.seen.get(point.module or "", (None, None))
     source = dry.output if point.module is None else seen[0 if point.side == "input" else 1]
     if source is None:
         return None
-    try:
-        f = pooled_of(source) if point.pooling == "pooler" else tokens_of(source)
-    except UsageError:
-        return None
+    f = pooled_of(source) if point.pooling == "pooler" else tokens_of(source)
     if f.ndim < 2 or f.shape[0] != BATCH:
         kind = type(dry.copy).__name__
         raise UsageError(f"{kind} gave {tuple(f.shape)} for a batch of {BATCH}, where rows have to come first.")
@@ -289,11 +293,18 @@ def channels_last(backbone: nn.Module, f: Tensor) -> bool:
 def _feeding(backbone: nn.Module, point: ReadPoint) -> tuple[frozenset[str], frozenset[str]] | None:
     """Return what h depends on and which modules act on it, by a run without data; None where that shows no h."""
     key = structure(backbone), repr(point)
-    if key not in _FOUND:
-        dry = dry_run(backbone)
+
+    def found(dry: DryRun | None) -> tuple[frozenset[str], frozenset[str]] | None:
         h = None if dry is None else representation_of(dry, point)
-        names = frozenset() if dry is None or h is None else dry.feeding(h)
-        _FOUND[key] = None if dry is None or h is None else (names, dry.acting(names))
+        if dry is None or h is None:
+            return None
+        names = dry.feeding(h)
+        return names, dry.acting(names) - idle_in_training(dry)
+
+    if key not in _FOUND:
+        _FOUND[key] = None
+        with suppress(RuntimeError, AssertionError):  # a backward of the backbone's own
+            _FOUND[key] = _of_run(backbone, found)
         while len(_FOUND) > _MOST_FOUND:
             del _FOUND[next(iter(_FOUND))]
     return _FOUND[key]
@@ -314,10 +325,19 @@ def feeds_representation(backbone: nn.Module, point: ReadPoint) -> list[str]:
 def acting_modules(backbone: nn.Module, point: ReadPoint) -> set[str]:
     """Return the names of the modules that run with a tensor of their own that h depends on.
 
-    A module whose weight is used without running it (timm's BEiT, torch's MultiheadAttention) is none: a PEFT layer in
-    its place could not act.
+    A module whose weight is used without running it (timm's BEiT, torch's MultiheadAttention; Gemma 3n in training
+    mode) is none: a PEFT layer in its place could not act.
+
+    Raises:
+        UsageError: If the backbone's own backward hides them (Reformer's reversible layers).
     """
     found = _feeding(backbone, point)
+    dry = dry_run(backbone) if found is None else None
+    if dry is not None and representation_of(dry, point) is not None:
+        raise UsageError(
+            f"{type(backbone).__name__} takes its gradients in a way of its own, so that a backbone_adapter between "
+            "frozen layers might never learn; use trainable='full' or 'head'."
+        )
     if found is None:
         return {n.rpartition(".")[0] for n in feeding_by_names(backbone, point)}
     return set(found[1])

@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hfproj.backbones import library_of
+from hfproj.backbones import library_of, main_input_of
 from hfproj.backbones.loading import EMBEDDED, files_of
 from hfproj.backbones.preprocessing import preprocessor_config
 from hfproj.errors import UsageError, one_line
@@ -147,7 +147,7 @@ def _write_transformers(found: Attached, backbone: Any, target: Path) -> list[st
     from transformers.utils import cached_file
 
     backbone.save_pretrained(target)
-    source, names = files_of(backbone), _TEXT_FILES if backbone.main_input_name == "input_ids" else _IMAGE_FILES
+    source, names = files_of(backbone), _TEXT_FILES if main_input_of(backbone) == "input_ids" else _IMAGE_FILES
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
     copied = False
     for name in names if source is not None else ():

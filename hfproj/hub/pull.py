@@ -19,7 +19,7 @@ from peft.utils import WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import nn
 
-from hfproj.backbones import load_backbone
+from hfproj.backbones import load_backbone, main_input_of
 from hfproj.backbones.preprocessing import OF_ADAPTER, has_preprocessing, settings_of
 from hfproj.errors import AdapterFileError, HfprojError, UsageError, check_choice, one_line
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
@@ -318,7 +318,7 @@ def _attach(
 
 def _preprocessing(backbone: nn.Module, saved: SavedAdapter) -> dict[str, Any] | None:
     """Return the adapter's own account of its images where the backbone has none, for `image_preprocessing`."""
-    text = getattr(backbone, "main_input_name", None) == "input_ids"
+    text = main_input_of(backbone) == "input_ids"
     if text or OF_ADAPTER in backbone.__dict__ or has_preprocessing(backbone):
         return None
     file = saved.file(PREPROCESSING)

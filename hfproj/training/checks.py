@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hfproj import distributed
+from hfproj.backbones import main_input_of
 from hfproj.data.images import ImageViews
 from hfproj.data.indexing import IndexedDataset
 from hfproj.data.text import TextViews
@@ -60,7 +61,7 @@ def check_arguments(model: PeftModel, args: ProjectionTrainingArguments, optimiz
         )
     _check_optimizer(model, args, chosen, own=any(given is not None for given in optimizers[:1]))
     backbone = model.get_base_model()
-    of_text = getattr(backbone, "main_input_name", None) == "input_ids" and hasattr(backbone, "get_input_embeddings")
+    of_text = main_input_of(backbone) == "input_ids" and hasattr(backbone, "get_input_embeddings")
     if args.neftune_noise_alpha is not None and not of_text:
         raise UsageError(
             f"neftune_noise_alpha={args.neftune_noise_alpha} adds noise to embeddings of words, and "

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from hfproj.backbones import main_input_of
 from hfproj.data.philox import uniforms
 from hfproj.errors import UsageError
 from hfproj.tuner.layer import CHILD
@@ -38,7 +39,7 @@ class PatchDropout:
         self._handle: Any = None
         model = getattr(backbone, "timm_model", backbone)
         target = getattr(model, "patch_drop", None) or getattr(model, "embeddings", None)
-        if not isinstance(target, nn.Module) or getattr(backbone, "main_input_name", "pixel_values") == "input_ids":
+        if not isinstance(target, nn.Module) or main_input_of(backbone) == "input_ids":
             raise self._refusal("has no patch embeddings")
         if any(word in type(m).__name__.lower() for m in model.modules() for word in _GRID):
             raise self._refusal("places patches by rotary, relative or windowed positions")

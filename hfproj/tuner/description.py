@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hfproj.backbones import ImagePreprocessing, image_preprocessing
+from hfproj.backbones import ImagePreprocessing, image_preprocessing, main_input_of
 from hfproj.backbones.loading import bare_backbone, timm_part_of
 from hfproj.errors import UsageError
 from hfproj.files import portable
@@ -42,8 +42,8 @@ def describe_adapter(model: nn.Module, adapter: str | None = None) -> dict[str, 
             owner[key] = base
     found: dict[str, Any] = {"base_model": None if starts_random(backbone) else base}
     bare = bare_backbone(model)
-    takes = "pixel_values" if timm_part_of(bare) else getattr(bare, "main_input_name", "")
-    if modality := {"input_ids": "text", "pixel_values": "image"}.get(takes):
+    takes = "pixel_values" if timm_part_of(bare) else main_input_of(bare)
+    if modality := {"input_ids": "text", "pixel_values": "image"}.get(takes or ""):
         found["modality"] = modality
     return portable(found | {"adapter": {key: value for key, value in values.items() if value is not None}})
 

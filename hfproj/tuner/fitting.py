@@ -2,12 +2,15 @@
 
 import inspect
 import re
+from contextlib import suppress
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from hfproj.backbones import (
@@ -105,7 +108,10 @@ def resolved_inner(model: nn.Module, config: ProjectionHeadConfig, point: ReadPo
         targets = [n for n in _default_targets(model, inner.peft_type, acting) if _takes(model, inner, n)]
         if not targets:
             kind, method = type(model).__name__, inner.peft_type.value
-            raise UsageError(f"{kind} has no layer that {method} can adapt; give the backbone_adapter target_modules.")
+            raise UsageError(
+                f"{kind} has no layer that {method} can adapt; give the backbone_adapter target_modules, or use "
+                "trainable='full' or 'head'."
+            )
         # PEFT takes a name for a suffix: 'norm' would match 'blocks.0.attn.norm', too. A pattern matches in full.
         ambiguous = any(n.endswith(f".{t}") for t in targets for n, _ in _bare(model) if n not in targets)
         chosen = "|".join(re.escape(t) for t in targets) if ambiguous else targets
@@ -146,12 +152,23 @@ def _default_targets(model: nn.Module, method: str, acting: set[str]) -> list[st
     if method == "LN_TUNING":
         return sorted(n for n, m in modules if "Norm" in type(m).__name__)
     # Exact types: a subclass has a forward of its own (padding, weight norm), which PEFT does not imitate.
-    linear = [
-        n
-        for n, m in modules
-        if type(m) is nn.Linear or is_quantized_linear(m) or (type(m) is Conv1D and method in _WITH_CONV1D)
-    ]
-    return sorted(linear or [n for n, m in modules if type(m) is nn.Conv2d and m.groups == 1 and not _dilated(m)])
+    linear = [n for n, m in modules if _is_linear(m) or (type(m) is Conv1D and method in _WITH_CONV1D)]
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return sorted(linear or [n for n, m in modules if type(m) in kinds and m.groups == 1 and not _dilated(m)])
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a layer is torch's linear one, quantized, or a subclass that computes the same (Falcon's)."""
+    if is_quantized_linear(module):
+        return True
+    if not isinstance(module, nn.Linear) or not module.weight.is_floating_point() or module.weight.is_meta:
+        return type(module) is nn.Linear
+    if type(module) is nn.Linear or is_parametrized(module):  # merging into a weight that is computed would be lost
+        return type(module) is nn.Linear
+    x = torch.linspace(-1, 1, 2 * module.in_features).reshape(2, -1).to(module.weight)
+    with torch.no_grad(), suppress(Exception):  # whatever a forward of its own raises
+        return torch.allclose(module(x), nn.functional.linear(x, module.weight, module.bias), rtol=1e-2, atol=1e-3)
+    return False
 
 
 def _dilated(module: Any) -> bool:
@@ -183,7 +200,7 @@ def check_inner(model: nn.Module, adapter: str, config: ProjectionHeadConfig, po
     ]
     if dilated := [name for name, module in adapted if _dilated(getattr(module, "base_layer", None))]:
         raise UsageError(f"PEFT can't adapt the dilated convolution {dilated[0]}; leave it out of target_modules.")
-    if config.reading == 1:
+    if config.reading == 1 or not adapted:
         return  # an adapter of hfproj 0.1.0 goes on as it was; what could not learn stays frozen
     acting, used = acting_modules(model, point), {n.rpartition(".")[0] for n in feeds_representation(model, point)}
     idle = [

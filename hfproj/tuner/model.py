@@ -184,8 +184,9 @@ class ProjectionHeadModel(BaseTuner):
 
     def _freeze_parts_of(self, active: str, layer: ProjectionLayer) -> None:
         """Freeze what PEFT unfroze against the config: all (inference), the backbone's layers, or those h ignores."""
-        reached = acting_modules(self.model, layer.points[active])
-        head_only = self.peft_config[active].trainable == "head"
+        config: Any = self.peft_config[active]
+        head_only = config.trainable == "head" or config.inner_config() is None
+        reached = set() if head_only else acting_modules(self.model, layer.points[active])
         for name, module in self.model.named_modules():
             if not isinstance(module, BaseTunerLayer):
                 continue

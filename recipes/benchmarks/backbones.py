@@ -2,12 +2,11 @@
 
     python recipes/benchmarks/backbones.py timm           # one small model of each module of timm
     python recipes/benchmarks/backbones.py transformers   # a small model of each family that reads images or texts
-    python recipes/benchmarks/backbones.py costs          # seconds and memory of attaching, beside PEFT's LoRA alone
-    python recipes/benchmarks/backbones.py table          # docs/backbones.md from the results
+    python recipes/benchmarks/backbones.py table          # docs/backbones.md from the results, with attach_costs.py's
 
 Models have random weights: nothing is downloaded. Names after the first word measure these families alone and leave
 the other results as they are. Writes recipes/benchmarks/results/backbones.json. On two cores 15 minutes for timm, 10
-for transformers, 3 for the costs.
+for transformers.
 
 A model attaches if all of this holds:
 
@@ -20,12 +19,12 @@ A model attaches if all of this holds:
 
 import argparse
 import copy
+import importlib
+import inspect
 import json
 import os
-import resource
-import subprocess
-import sys
 import time
+import typing
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +53,10 @@ SIZES = ("test_", "atto", "femto", "pico", "nano", "xxs", "xx_small", "xxt", "xt
          "x_small", "small", "_s", "050", "035", "18", "_b0", "_0", "lite")  # fmt: skip
 # Values of small configurations: by the names that families have for them, and of families with their own arithmetic.
 CONFIGS = json.loads((HERE / "small_configs.json").read_text())
+TOWERS = {"text", "vision", "image", "vit", "backbone", "resnet", "dinov2", "lcnet"}  # in names without an AutoModel
+CHANNELS_LAST = ("sam2_hiera_det_model", "sam2_vision_model")
+STAGES = {"depths", "hidden_sizes", "width_coefficient", "depth_multiplier"}  # nothing else fits these
+LAYER_LISTS = ("layer_types", "indexer_types", "layers_block_type")  # one entry a layer
 
 
 def lora(**options: Any) -> Any:
@@ -182,28 +185,59 @@ def small_config(kind: str) -> Any:
     """Return a small configuration of a family of transformers."""
     cls = CONFIG_MAPPING[kind]
     whole = cls()
-    fits = {k: v for k, v in CONFIGS["by_attribute"].items() if type(getattr(whole, k, None)) is int}
-    try:
-        return cls(**CONFIGS["by_family"].get(kind, fits))
-    except NotImplementedError:  # XLNet names a longest text that can't be set
-        return cls(**{k: v for k, v in fits.items() if k != "max_position_embeddings"})
+    names = {k: whole.attribute_map.get(k, k) for k in CONFIGS["by_attribute"]}
+    fits = {k: v for k, v in CONFIGS["by_attribute"].items() if type(vars(whole).get(names[k])) is int}
+    lists = {k: v for k, v in vars(whole).items() if k.endswith(LAYER_LISTS) and isinstance(v, list)}
+    if lists and len(longest := max(lists.values(), key=len)) == getattr(whole, "num_hidden_layers", 0):
+        # one layer of each kind that there is
+        lists = {k: v for k, v in lists.items() if len(v) == len(longest)}
+        kinds = list(dict.fromkeys(zip(*lists.values(), strict=True)))
+        kinds = kinds * 2 if len(kinds) == 1 else kinds
+        fits |= {k: list(v) for k, v in zip(lists, zip(*kinds, strict=True), strict=True)}
+        fits["num_hidden_layers"] = len(kinds)
+    if "qk_rope_head_dim" in fits:
+        fits["head_dim"] = fits["qk_rope_head_dim"]
+    own = CONFIGS["by_family"].get(kind, {})
+    fits = own if STAGES & own.keys() else fits | own
+    return cls(**{k: v for k, v in fits.items() if v != "its own"})
 
 
 def transformers_families() -> Iterator[tuple[str, Any]]:
-    """Yield each family that reads images or texts, one of the two, with its class."""
-    for kind in MODEL_MAPPING_NAMES:
+    """Yield each family that reads images or texts, one of the two, with its class; of mixed ones their towers."""
+    for kind in (*MODEL_MAPPING_NAMES, *(k for k in CONFIG_MAPPING if k not in MODEL_MAPPING_NAMES)):
         try:
-            model: Any = MODEL_MAPPING[CONFIG_MAPPING[kind]]
+            config: Any = CONFIG_MAPPING[kind]
+            model: Any = MODEL_MAPPING[config] if kind in MODEL_MAPPING_NAMES else tower(kind, config)
         except (KeyError, ValueError, ImportError):  # named there, and not in this version or without its libraries
             continue
         model = model[0] if isinstance(model, tuple) else model
-        whole = getattr(CONFIG_MAPPING[kind], "sub_configs", None)
-        if (
-            not whole
-            and not model.__name__.startswith("Timm")
-            and model.main_input_name in ("pixel_values", "input_ids")
+        name = inspect.getattr_static(model, "main_input_name", "")
+        mixed = getattr(config, "sub_configs", None) and kind not in CONFIGS["by_family"]
+        if not mixed and (
+            kind not in MODEL_MAPPING_NAMES
+            or (model.__name__[:4] != "Timm" and (name == "input_ids" or str(name).startswith("pixel_values")))
         ):
             yield kind, model
+
+
+def tower(kind: str, config: Any) -> Any:
+    """Return the model of a configuration that no AutoModel loads: the text or vision part of a mixed family.
+
+    Raises:
+        KeyError: If it has none, or is neither.
+    """
+    if not TOWERS & set(kind.split("_")[-2:]):
+        raise KeyError(kind)
+    module = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
+    if kind == "blip_text_model":
+        return importlib.import_module(f"{module.__name__}_text").BlipTextModel
+    made = [
+        m for m in vars(module).values()
+        if isinstance(m, type) and m.__module__ == module.__name__ and issubclass(m, transformers.PreTrainedModel)
+        and config in typing.get_type_hints(m.__init__).values()
+    ]  # fmt: skip
+    found = {m.__name__: m for m in reversed(made) if not m.__name__.endswith("PreTrainedModel")}
+    return found[max(found, key=lambda name: (name.endswith("Model"), name.endswith("Backbone")))]
 
 
 def transformers_row(kind: str, cls: Any) -> dict[str, Any]:
@@ -214,16 +248,13 @@ def transformers_row(kind: str, cls: Any) -> dict[str, Any]:
     found = dry_run(backbone)
     if found is None:
         get_peft_model(backbone, lora())  # says why
-        try:
-            backbone(**{cls.main_input_name: torch.ones(2, 8, dtype=torch.long)})
-        except Exception as error:  # whatever it raises
-            return {"unmeasured": f"the small model does not run: {one_line(error)[:160]}"}
-        return {"refused": "it can't be run without data"}
-    inputs = {k: torch.randn(v.shape) if v.is_floating_point() else v.clone() for k, v in found.inputs.items()}
+        return {"unmeasured": "it can't be run without data"}
+    given = [(k, v) for k, v in found.inputs.items() if isinstance(v, Tensor)]
+    inputs = {k: torch.randn(v.shape) if v.is_floating_point() else v.clone() for k, v in given}
     inputs = {
         str(k or "x"): v.to("cpu") if not v.is_meta else torch.ones(v.shape, dtype=v.dtype) for k, v in inputs.items()
     }
-    if cls.main_input_name == "input_ids":
+    if "input_ids" in inputs:
         return text_row(backbone)
     pooling = get_peft_model(copy.deepcopy(backbone), lora(trainable="head")).peft_config["default"].pooling
     with torch.no_grad():
@@ -231,7 +262,9 @@ def transformers_row(kind: str, cls: Any) -> dict[str, Any]:
         mask, backbone.config.mask_ratio = getattr(backbone.config, "mask_ratio", None), 0.0
         out = call(backbone, {**inputs, **noise})
         backbone.config.mask_ratio = mask
-        last = out.feature_maps[-1] if hasattr(out, "feature_maps") else out.last_hidden_state
+        last = out if isinstance(out, Tensor) else getattr(out, "last_hidden_state", None)
+        last = out.feature_maps[-1] if last is None else last
+        last = last.permute(0, 3, 1, 2) if kind in CHANNELS_LAST else last
         prefix = backbone.config.to_dict().get("num_register_tokens", 0) if last.ndim == 3 else 0
         rules = {
             "pooler": lambda: out.pooler_output.flatten(1),
@@ -247,7 +280,7 @@ def text_row(backbone: Any) -> dict[str, Any]:
     ids = torch.randint(3, 90, (2, 8))
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, :3] = 0
-    ids[1, :3] = backbone.config.pad_token_id or 0
+    ids[1, :3] = getattr(backbone.config, "pad_token_id", None) or 0
     pooling = get_peft_model(copy.deepcopy(backbone), lora(trainable="head")).peft_config["default"].pooling
     with torch.no_grad():
         alone = [backbone(input_ids=i[m > 0][None]) for i, m in zip(ids, mask, strict=True)]
@@ -266,45 +299,6 @@ def text_row(backbone: Any) -> dict[str, Any]:
     return check(backbone, {"input_ids": ids, "attention_mask": mask}, author)
 
 
-# --- costs ---
-
-BIG = ("vit_base", "vit_large", "convnext_base", "swin_tiny", "bert_base")
-
-
-def big(name: str) -> nn.Module:
-    """Make a backbone of its published size, with random weights."""
-    if name == "bert_base":
-        return transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
-    whole = {"vit_base": "vit_base_patch16_224", "vit_large": "vit_large_patch16_224",
-             "convnext_base": "convnext_base", "swin_tiny": "swin_tiny_patch4_window7_224"}[name]  # fmt: skip
-    return timm.create_model(whole, pretrained=False, num_classes=0)
-
-
-def attach(name: str, how: str) -> None:
-    """Attach once, in this process, and print seconds and the growth of its peak memory in MiB."""
-    backbone = big(name)
-    get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))  # imports are no costs of a model
-    targets = [n for n, m in backbone.named_modules() if type(m) is nn.Linear]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began, worked = time.perf_counter(), time.process_time()
-    config = LoraConfig(r=8, target_modules=targets) if how == "peft" else lora(backbone_adapter=LoraConfig(r=8))
-    get_peft_model(backbone, config)
-    seconds = time.perf_counter() - began
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    worked = time.process_time() - worked  # does not depend on what else the machine does
-    print(json.dumps({"seconds": round(seconds, 3), "cpu": round(worked, 3), "MiB": round(peak, 1)}))
-
-
-def costs(name: str) -> dict[str, Any]:
-    """Measure attaching to one backbone in new processes, the best of three."""
-    row: dict[str, Any] = {}
-    for how in ("peft", "hfproj"):
-        command = [sys.executable, "-W", "ignore", __file__, "attach", name, how]
-        runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
-        row[how] = min(runs, key=lambda run: run["cpu"])
-    return row
-
-
 # --- results ---
 
 
@@ -319,8 +313,6 @@ def measured(part: str, families: Iterator[tuple[str, Any]], only: list[str]) ->
         try:
             if part == "timm":
                 row = {"model": what, **timm_row(what)}
-            elif part == "costs":
-                row = costs(what)
             else:
                 row = {"model": what.__name__, **transformers_row(family, what)}
         except Exception as error:  # whatever a family raises is what its row says
@@ -383,16 +375,14 @@ def write_table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("timm", "transformers", "costs", "table", "attach"))
+    parser.add_argument("part", choices=("timm", "transformers", "table"))
     parser.add_argument("only", nargs="*", help="Families to measure; none measures all.")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    if options.part == "attach":
-        return attach(*options.only)
     if options.part != "table":
-        every = {"timm": timm_families, "transformers": transformers_families, "costs": lambda: ((n, n) for n in BIG)}
-        measured(options.part, every[options.part](), options.only)
+        families = timm_families() if options.part == "timm" else transformers_families()
+        measured(options.part, families, options.only)
     write_table()
 
 
