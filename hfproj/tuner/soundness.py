@@ -11,9 +11,8 @@ from hfproj.backbones.fingerprint import samples_of
 from hfproj.backbones.quantized import is_quantized
 from hfproj.errors import AdapterFileError
 
-LARGEST = (
-    1e9  # of a weight: the product of three and of a scaling stays below 3e38, and none that was trained is larger
-)
+# Of a weight: the product of three and of a scaling stays below 3e38, and none that was trained is larger.
+LARGEST = 1e9
 LARGEST_NUMBER = 1e6  # of an option, such as lora_alpha
 
 
