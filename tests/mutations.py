@@ -57,7 +57,7 @@ MUTATIONS = [
     ("trust_acting_modules", "return set(found[1])", "return set(n.rpartition('.')[0] for n in found[0])", "test_dependence"),
     ("trust_feeding", "return [name for name in bare_tensors(backbone) if name in found[0]]", "return list(bare_tensors(backbone))", "test_dependence test_reading"),
     ("trust_last_token", "f.shape[1] - 1 - mask.flip(1).ne(0).int().argmax(1)", "f.shape[1] - 1 - mask.ne(0).int().argmax(1)", "test_reading"),
-    ("trust_first_token", "first = _at(f, mask.ne(0).int().argmax(1))", "pass", "test_reading"),
+    ("trust_left_padding", "torch.where(order < length, order, order - length)", "torch.arange(length).expand_as(order)", "test_reading"),
     ("trust_negative_variance", 'if last == "running_var" and bool(low < 0):', 'if last == "running_var" and bool(low < -1e9):', "test_soundness"),
     ("trust_reading_resumed", '"layer", "reading", "trainable")', '"layer", "trainable")', "test_resume"),
     ("trust_unlabelled", "kept = labels != UNLABELLED", "kept = labels != -9", "test_unmeasured test_unlabelled"),

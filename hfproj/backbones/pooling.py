@@ -75,8 +75,6 @@ def _pool_tokens(f: Tensor, point: ReadPoint, prefix: int, mask: Tensor | None) 
     if point.pooling == "last":
         return f[:, -1] if mask is None else _at(f, f.shape[1] - 1 - mask.flip(1).ne(0).int().argmax(1))
     first = f[:, 0]
-    if point.reading > 1 and point.text and mask is not None:
-        first = _at(f, mask.ne(0).int().argmax(1))
     if point.pooling == "cls":
         return first
     if mask is not None:

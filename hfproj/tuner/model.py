@@ -85,7 +85,7 @@ class ProjectionHeadModel(BaseTuner):
                 fitting.check_inner(model, adapter_name, config, point)
             except Exception as error:
                 self._undo_injection(model, layer, adapter_name, trainability)
-                if isinstance(error, StopIteration | ValueError):
+                if isinstance(error, StopIteration | ValueError | NotImplementedError):
                     raise UsageError(
                         f"backbone_adapter does not fit {type(model).__name__}: {one_line(error)}; name "
                         "other target_modules, or leave them out to reach every linear layer."

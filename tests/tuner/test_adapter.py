@@ -252,6 +252,17 @@ def test_targets_that_do_not_fit_leave_the_backbone_as_it_was(inner):
     assert list(model.peft_config) == ["default"]
 
 
+def test_what_peft_can_not_do_for_a_model_is_said(monkeypatch):
+    """It asks every model for its embeddings, for example, and some models of transformers can't tell them."""
+
+    def inject(*args, **kwargs):
+        raise NotImplementedError("`get_input_embeddings` not auto-handled")
+
+    monkeypatch.setattr("hfproj.tuner.model.inject_adapter_in_model", inject)
+    with pytest.raises(hfproj.UsageError, match="does not fit ViTModel: `get_input_embeddings` not auto-handled"):
+        get_peft_model(make_backbone("vit"), make_config("vit", "lora"))
+
+
 def test_one_config_serves_for_several_backbones():
     config = hfproj.ProjectionHeadConfig(head="linear", out_dim=4, backbone_adapter=LoraConfig(r=2))
     before = config.to_dict()
