@@ -60,7 +60,7 @@ MUTATIONS = [
     ("trust_left_padding", "torch.where(order < length, order, order - length)", "torch.arange(length).expand_as(order)", "test_reading"),
     ("trust_negative_variance", 'if last == "running_var" and bool(low < 0):', 'if last == "running_var" and bool(low < -1e9):', "test_soundness"),
     ("trust_reading_resumed", '"layer", "reading", "trainable")', '"layer", "trainable")', "test_resume"),
-    ("trust_unlabelled", "kept = labels != UNLABELLED", "kept = labels != -9", "test_unmeasured test_unlabelled"),
+    ("trust_unlabelled", "kept = labels != UNLABELLED\n    if not", "kept = labels != -9\n    if not", "test_unmeasured test_unlabelled"),
     ("trust_one_class", "if len(classes) < 2:", "if len(classes) < 1:", "test_unmeasured test_unlabelled"),
     ("trust_exif", "if image.getexif().get(_ORIENTATION, 1) != 1 else image", "if image.getexif().get(_ORIENTATION, 1) == 1 else image", "test_pixels"),
     ("trust_share_limit", "LEAST = 1e-4", "LEAST = 1e-9", "test_shares"),

@@ -21,15 +21,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfproj.backbones.inputs import blank_inputs
+<<<<<<< HEAD
 from hfproj.backbones.quantized import LinearOnMeta, SharedLinear, is_quantized_linear
 from hfproj.errors import one_line
+=======
+from hfproj.backbones.quantized import REPACKS, LinearOnMeta, SharedLinear, is_quantized_linear
+>>>>>>> q
 
 BATCH = 2
 _OURS = "hfproj"  # where `ProjectionLayer` sits
 _KEPT: "OrderedDict[str, DryRun]" = OrderedDict()
 _MOST_KEPT = 8
 _SIMPLE = (int, float, str, bool, type(None), torch.dtype)
-_MODES = ("training", "gradient_checkpointing", "grad_checkpointing", "_is_hf_initialized")
+_MODES = (
+    "training", "gradient_checkpointing", "grad_checkpointing", "_is_hf_initialized", REPACKS, "compute_type_is_set",
+    "compute_dtype",
+)  # fmt: skip
 
 
 class DryRun:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 METHODS = ("bitsandbytes", "torchao")  # quantizations whose layers are known here; PEFT knows more
-_REPACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' layers
+REPACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' layers
 _BIAS = "_hfproj_bias"  # in a layer's __dict__ while it runs
 
 
@@ -46,9 +46,9 @@ class Held:
 
     def __init__(self, backbone: nn.Module):
         self.handles: list[Any] = []
-        self.repacking: list[Any] = [m for m in backbone.modules() if getattr(m, _REPACKS, False)]
+        self.repacking: list[Any] = [m for m in backbone.modules() if getattr(m, REPACKS, False)]
         for layer in self.repacking:
-            setattr(layer, _REPACKS, False)
+            setattr(layer, REPACKS, False)
         for module in backbone.modules():
             if is_quantized_linear(module) and type(module).__module__.startswith("bitsandbytes."):
                 self.handles.append(module.register_forward_pre_hook(_keep_bias))
@@ -57,7 +57,7 @@ class Held:
     def release(self) -> None:
         """Let the layers be as they were."""
         for layer in self.repacking:
-            setattr(layer, _REPACKS, True)
+            setattr(layer, REPACKS, True)
         for handle in self.handles:
             handle.remove()
 

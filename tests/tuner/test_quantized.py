@@ -17,6 +17,7 @@ from transformers import ViTConfig, ViTModel
 
 import hfproj
 from hfproj.backbones import acting_modules, bare_tensors, feeds_representation, resolve_read_point, source_of
+from hfproj.backbones.dry_run import structure
 from hfproj.backbones.fingerprint import compare, fingerprint, is_fingerprint
 from hfproj.tuner.network import network_of
 
@@ -90,6 +91,12 @@ def test_what_h_depends_on_is_that_of_full_precision(name):
     assert resolve_read_point(packed) == point
     assert feeds_representation(packed, point) == feeds_representation(whole, point)
     assert acting_modules(packed, point) == acting_modules(whole, point)
+
+
+def test_attaching_leaves_the_structure_that_runs_are_kept_by():
+    backbone = quantized(make_backbone("vit"))
+    before = structure(backbone)
+    assert structure(get_peft_model(backbone, make_config("vit", "lora")).get_base_model()) == before
 
 
 class AsksForValues(nn.Module):

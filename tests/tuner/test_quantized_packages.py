@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 import hfproj
 from hfproj.backbones import loading
+from hfproj.tuner.network import network_of
 
 BITS4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 BITS8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -96,6 +97,11 @@ def test_a_backbone_prepared_by_peft_trains(saved, kind):
     perturb(model)
     model.train()(**make_inputs(name)).projection.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "torchao_int8"])
+def test_it_is_not_fine_tuned(saved, kind):
+    assert_refused(lambda: network_of(quantized(saved[1], kind)), "quantized", "load the backbone")
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
