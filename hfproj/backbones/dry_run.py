@@ -21,12 +21,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfproj.backbones.inputs import blank_inputs
-<<<<<<< HEAD
-from hfproj.backbones.quantized import LinearOnMeta, SharedLinear, is_quantized_linear
-from hfproj.errors import one_line
-=======
 from hfproj.backbones.quantized import REPACKS, LinearOnMeta, SharedLinear, is_quantized_linear
->>>>>>> q
+from hfproj.errors import one_line
 
 BATCH = 2
 _OURS = "hfproj"  # where `ProjectionLayer` sits
