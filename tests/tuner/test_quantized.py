@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTModel
 
 import hfproj
 from hfproj.backbones import acting_modules, bare_tensors, feeds_representation, resolve_read_point, source_of
-from hfproj.backbones.dry_run import structure
+from hfproj.backbones.dry_run import dry_run, structure
 from hfproj.backbones.fingerprint import compare, fingerprint, is_fingerprint
 from hfproj.tuner.network import network_of
 
@@ -91,6 +91,7 @@ def test_what_h_depends_on_is_that_of_full_precision(name):
     assert resolve_read_point(packed) == point
     assert feeds_representation(packed, point) == feeds_representation(whole, point)
     assert acting_modules(packed, point) == acting_modules(whole, point)
+    assert all(tensor.is_meta for tensor in dry_run(packed).copy.parameters())  # it did not need values
 
 
 def test_attaching_leaves_the_structure_that_runs_are_kept_by():
@@ -120,6 +121,7 @@ def test_a_quantized_pooler_of_no_checkpoint_is_not_read():
 def test_a_backbone_that_asks_for_values_is_run_with_its_own():
     packed = quantized(AsksForValues())
     codes, layer = packed.first.weight, packed.first
+    assert dry_run(packed).copy.first.weight is codes  # no copy of them
     config = hfproj.ProjectionHeadConfig(head="linear", out_dim=3, in_dim=4, backbone_adapter=LoraConfig(r=2))
     model = get_peft_model(packed, config)
     assert model.peft_config["default"].backbone_adapter["target_modules"] == ["first", "last"]
