@@ -11,16 +11,20 @@ rounded to bfloat16 and float16: a model and its cast agree in the sums of the c
 summation, while one optimizer step at 1e-5 changes the sums of float32 by a factor of 1e5 more. Two casts of one model
 to different types are compared within the rounding error of the coarser one.
 
-The statistics of BatchNorm are summed apart. Of a quantized tensor the values are summed that its codes stand for. Two
-models quantized in one way agree up to a few codes (another device may round the other way); quantized and not, or in
-two ways, up to the rounding to codes, which a fine-tuning can hide in.
+Entries that no position falls on are seen where both have the same dtype: the bits of all entries, as whole numbers,
+have an exact sum on every device. The statistics of BatchNorm are summed apart.
+
+Of a quantized tensor the values are summed that its codes stand for. Two models quantized in one way agree up to a few
+codes (another device may round the other way); quantized and not, or in two ways, up to the rounding to codes, which a
+fine-tuning can hide in.
 """
 
 import hashlib
+import importlib.metadata
 import math
 import re
+import reprlib
 import weakref
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,80 +33,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hfproj.backbones.loading import library_of, plain_values, quantization_of, settings_of
+from hfproj.backbones.loading import library_of, quantization_of
 from hfproj.backbones.quantized import is_quantized, rounding_of, sampled
+from hfproj.backbones.settings import module_settings, plain_values, settings_of
+from hfproj.backbones.sketches import LEVELS, SAMPLES, positions, rounded, samples_of, sketch, totals_of
 from hfproj.files import portable
 
 VERSION = 1
-SAMPLES = 512  # entries of a tensor
 SAME = 1e-9  # of the root of the summed squares: float64 sums in another order differ by 1e-15 of it
-LEVELS = ("float32", "bfloat16", "float16")
 FLIPPED = 6  # roundings of one quantized entry by which sums may differ: another device rounds a code or two otherwise
 _ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 _OBJECTS = ("kwargs", "settings", "quantization", "shapes", "quantized", "rounding", "weights", "statistics")
 STATISTICS = ("running_mean", "running_var")
-
-
-def _hashed(numbers: np.ndarray) -> np.ndarray:
-    """Return a fixed pseudo-random number in [0, 1) for each whole number (the finalizer of MurmurHash3)."""
-    h = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        h = (h ^ (h >> np.uint64(33))) * np.uint64(factor)
-    return ((h ^ (h >> np.uint64(33))) >> np.uint64(11)).astype(np.float64) / 2.0**53
-
-
-def _positions(size: int) -> np.ndarray:
-    """Return which entries of a tensor with `size` entries are read: one from each of 512 equal parts."""
-    if size <= SAMPLES:
-        return np.arange(size)
-    places = np.arange(SAMPLES)
-    return np.minimum(((places + _hashed(places + SAMPLES)) * (size / SAMPLES)).astype(np.int64), size - 1)
-
-
-def samples_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return the entries at `_positions` of each tensor in float64, read with one transfer per device and dtype."""
-    found: dict[str, np.ndarray] = {}
-    alike: dict[tuple[Any, ...], list[str]] = {}
-    for name, tensor in tensors.items():
-        alike.setdefault((tensor.device, tensor.dtype), []).append(name)
-    for (device, dtype), names in alike.items():
-        places = {n: torch.from_numpy(_positions(n)).to(device) for n in {tensors[name].numel() for name in names}}
-        read = [tensors[name].detach().reshape(-1)[places[tensors[name].numel()]] for name in names]
-        wide = torch.float32 if dtype != torch.float64 else dtype
-        values = torch.cat(read).to("cpu", wide).nan_to_num().double().numpy()
-        cuts = np.cumsum([len(part) for part in read])[:-1]
-        found |= dict(zip(names, np.split(values, cuts), strict=True))
-    return found
-
-
-def _rounded(values: np.ndarray, level: str) -> np.ndarray:
-    return torch.from_numpy(values).to(getattr(torch, level)).double().nan_to_num(posinf=0.0, neginf=0.0).numpy()
-
-
-def _factor(text: str) -> float:
-    """Return a fixed number in ±[0.5, 1.5) for a text."""
-    value = float(_hashed(np.array([zlib.crc32(text.encode())]))[0])
-    return (2 * value + 0.5) if value < 0.5 else -(2 * value - 0.5)
-
-
-def _numbers(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part.isdigit())
-
-
-def _crc(texts: Iterable[str]) -> int:
-    return zlib.crc32("\n".join(sorted(texts)).encode())
-
-
-def _sketch(samples: Mapping[str, np.ndarray]) -> list[Any]:
-    """Return what is kept of tensors of one shape: count, digests of their names, scale, and sums for each level."""
-    names = sorted(samples)
-    values = np.stack([samples[name] for name in names])
-    hashed = _hashed(np.arange(values.shape[1]))
-    weights = np.where(hashed < 0.5, 2 * hashed + 0.5, 0.5 - 2 * hashed)  # ± up to 1.5
-    factors = [[_factor(n) for n in names], [_factor(_numbers(n)) for n in names], [1.0] * len(names)]
-    sums = [[float(np.dot(f, _rounded(values, level) @ weights)) for f in factors] for level in LEVELS]
-    scale = float(np.sqrt(np.square(values * weights).sum()))
-    return [len(names), _crc(names), _crc(map(_numbers, names)), scale, *sums]
 
 
 # Layer → state of its weight, values and rounding. Not by the weight: tensors with weak references can't be moved.
@@ -111,11 +53,11 @@ _SAMPLED = weakref.WeakKeyDictionary()
 
 
 def _sampled(tensor: Tensor, module: nn.Module | None, shape: str) -> tuple[np.ndarray, float] | None:
-    """Return the values of a quantized tensor at `_positions`, kept while it does not change, and their rounding."""
+    """Return the values of a quantized tensor at `positions`, kept while it does not change, and their rounding."""
     state, sizes = (id(tensor), tensor._version, tensor.device, shape), list(map(int, shape.split("x")))
     if module is not None and module in _SAMPLED and _SAMPLED[module][0] == state:
         return _SAMPLED[module][1]
-    values = sampled(tensor, module, _positions(math.prod(sizes)))
+    values = sampled(tensor, module, positions(math.prod(sizes)))
     found = None if values is None else (values, rounding_of(tensor, module, values, sizes[-1]))
     if module is not None:
         _SAMPLED[module] = state, found
@@ -142,10 +84,10 @@ def fingerprint(
         apart: Names of tensors that belong to the adapter and not to the backbone: their shapes count alone.
 
     Returns:
-        "version", "library", "id", "revision" and "kwargs" as far as they are known, "settings" that no shape shows,
-        "quantization" (transformers' config of it), "dtype" (the coarsest type that holds the values), "shapes"
-        ("768x768" → how many), "quantized" (how many of them are) and "rounding" (relative error of these), and
-        "weights" and "statistics" (shape → sums).
+        "version", "library", its version as "made_with", "id", "revision" and "kwargs" as far as they are known,
+        "settings" that no shape shows, "quantization" (transformers' config of it), "dtype" (the coarsest type that
+        holds the values), "shapes" ("768x768" → how many), "quantized" (how many of them are) and "rounding" (relative
+        error of these), and "weights" and "statistics" (shape → sums).
     """
     modules = _modules(backbone, tensors)
     shapes: dict[str, int] = {}
@@ -167,7 +109,7 @@ def fingerprint(
                 rounding[shape] = max(error, rounding.get(shape, 0.0))
         elif name not in apart and not tensor.is_meta and tensor.numel():
             read[name] = tensor
-    samples = samples_of(read)
+    samples, totals = samples_of(read), totals_of(read)
     groups: dict[str, dict[str, dict[str, np.ndarray]]] = {"weights": {}, "statistics": {}}
     for name, values in (samples | codes).items():
         kind = "statistics" if name.rpartition(".")[2] in STATISTICS else "weights"
@@ -175,15 +117,16 @@ def fingerprint(
     found = {
         "version": VERSION,
         "library": library_of(backbone),
+        "made_with": _version_of(library_of(backbone)),
         "revision": getattr(getattr(backbone, "config", None), "_commit_hash", None),
         **origin(source),
-        "settings": _settings(backbone, modules.values()),
+        "settings": _settings(backbone, modules),
         "quantization": quantization_of(backbone),
         "dtype": _dtype(read, samples),
         "shapes": shapes,
         "quantized": packed,
         "rounding": rounding,
-        **{kind: {shape: _sketch(part) for shape, part in found.items()} for kind, found in groups.items()},
+        **{kind: {shape: sketch(part, totals) for shape, part in found.items()} for kind, found in groups.items()},
     }
     return {name: value for name, value in found.items() if value not in (None, {})}
 
@@ -205,7 +148,7 @@ def _dtype(tensors: Mapping[str, Tensor], samples: Mapping[str, np.ndarray]) -> 
     if not samples:
         return None
     values = np.concatenate(list(samples.values()))
-    exact = [level for level in ("bfloat16", "float16") if np.array_equal(_rounded(values, level), values)]
+    exact = [level for level in ("bfloat16", "float16") if np.array_equal(rounded(values, level), values)]
     return exact[0] if exact and np.unique(values).size > 2 else "float32"
 
 
@@ -217,24 +160,23 @@ def _modules(backbone: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     return {name: module for name, module in bare if name in holders}  # what a PEFT layer wraps comes after it
 
 
-def _settings(backbone: nn.Module, modules: Iterable[nn.Module]) -> dict[str, Any]:
+def _settings(backbone: nn.Module, holders: Collection[str]) -> dict[str, Any]:
     """Return settings that change what the backbone computes and that no shape shows."""
-    if library_of(backbone) == "transformers":
+    library = library_of(backbone)
+    if library == "transformers":
         return settings_of(backbone)
-    counts: dict[str, dict[str, int]] = {}
-    for module in modules:
-        for name in ("num_heads", "eps"):
-            if isinstance(value := getattr(module, name, None), int | float):
-                found = counts.setdefault(name, {})
-                found[str(value)] = found.get(str(value), 0) + 1
-    return counts
+    return module_settings(backbone, holders, whole=library == "timm")
+
+
+def _version_of(library: str) -> str:
+    return importlib.metadata.version(library).partition("+")[0]
 
 
 def is_fingerprint(value: Any) -> bool:
     """Return whether `value`, which a third party may have written, has the form of a fingerprint."""
     if not isinstance(value, dict) or not isinstance(value.get("version"), int):
         return False
-    texts = (value.get(n) for n in ("library", "id", "revision", "dtype", "sha256", "instead_of"))
+    texts = (value.get(n) for n in ("library", "made_with", "id", "revision", "dtype", "sha256", "instead_of"))
     if not all(t is None or (isinstance(t, str) and len(t) <= 200 and t.isprintable()) for t in texts):
         return False
     if not all(isinstance(value.get(n, {}), dict) for n in _OBJECTS):
@@ -254,9 +196,11 @@ def is_fingerprint(value: Any) -> bool:
 
 
 def _is_sketch(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 4 + len(LEVELS) or not all(type(n) is int for n in value[:3]):
+    if not isinstance(value, list) or len(value) != 6 + len(LEVELS) or not all(type(n) is int for n in value[:3]):
         return False
-    sums = [n for part in value[4:] for n in (part if isinstance(part, list) and len(part) == 3 else [None])]
+    if not (value[-2] is None or isinstance(value[-2], str)) or type(value[-1]) is not int:
+        return False
+    sums = [n for part in value[4:-2] for n in (part if isinstance(part, list) and len(part) == 3 else [None])]
     return all(type(n) in (int, float) for n in [value[3], *sums])
 
 
@@ -297,17 +241,20 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Comparison:
     level = max((dtype for dtype in held if dtype in LEVELS), key=lambda dtype: _ROUNDOFF[dtype], default=LEVELS[0])
     loose = None not in held and held[0] != held[1] and LEVELS[0] not in held  # two casts of a third
     wrong: dict[str, list[str]] = {}
-    seen = 0
+    seen, untold = 0, list[str]()
     for kind in ("weights", "statistics"):
         before, now = saved.get(kind, {}), current.get(kind, {})
+        untold += [shape for shape in now if shape not in before and one_way]
         for shape in sorted(before.keys() & now.keys()):
             if before[shape][0] == now[shape][0]:  # else some can't be read
                 seen += 1
-                errors = [part.get("rounding", {}).get(shape, 0.0) for part in (saved, current)]
+                parts = [(saved, packed[0]), (current, packed[1])]
+                errors = [part.get("rounding", {}).get(shape, 0.0) if shape in codes else 0.0 for part, codes in parts]
                 slack = 5 * sum(errors)  # standard deviations
                 if one_way and held[0] == held[1]:
                     slack = FLIPPED * errors[0] / math.sqrt(_entries(before[shape][0], shape))
-                if not _agree(before[shape], now[shape], level, loose, slack):
+                alike = held[0] != held[1] or _same_bits(before[shape], now[shape])
+                if not alike or not _agree(before[shape], now[shape], level, loose, slack):
                     wrong.setdefault(kind, []).append(shape)
     if "weights" in wrong:
         shapes = wrong["weights"]
@@ -318,6 +265,8 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Comparison:
         counts = [sum(part.values()) for part in packed]
         said = f"{counts[1]} of its tensors are quantized, {counts[0]} were"
         return Comparison("quantized", f"{said}; up to rounding its weights agree")
+    if untold:
+        return Comparison("unknown", f"the fingerprint holds no sums of tensors of {', '.join(untold[:3])}")
     if not seen:
         return Comparison("same" if not saved.get("weights") else "unknown", "its weights are not in memory")
     if held[0] != held[1]:
@@ -330,8 +279,11 @@ def _structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
     found = []
     if saved.get("library") == current.get("library"):  # another library has other names for them
         before, now = saved.get("settings", {}), current.get("settings", {})
-        shared = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
-        found = [f"its {n} is {now[n]!r}, expected {before[n]!r}" for n in shared]
+        same_version = saved.get("made_with") == current.get("made_with")
+        shared = [n for n in sorted(before.keys() & now.keys()) if same_version or _lasts(n, before[n], now[n])]
+        for name in (n for n in shared if before[n] != now[n]):
+            there, wanted = _apart(now[name], before[name])
+            found.append(f"its {name} is {there}, expected {wanted}")
     before, now = saved.get("shapes", {}), current.get("shapes", {})
     for shape in sorted(before.keys() | now.keys(), key=lambda shape: (before.get(shape, 0), shape), reverse=True):
         wanted, there = before.get(shape, 0), now.get(shape, 0)
@@ -339,6 +291,22 @@ def _structure(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
             count = f"{there or 'no'} tensor{'' if there == 1 else 's'}"
             found.append(f"it has {count} of {shape}, expected {wanted or 'none'}")
     return found
+
+
+def _lasts(name: str, before: Any, now: Any) -> bool:
+    """Whether a setting means the same in other versions of its library: a value of a config, of torch's modules."""
+    if isinstance(before, list) and "." not in name:
+        return name in ("num_heads", "eps")
+    return before is not None and now is not None
+
+
+def _apart(one: Any, other: Any) -> tuple[str, str]:
+    """Return two values of a setting as text; of lists, what only one of them has."""
+    if not isinstance(one, list) or not isinstance(other, list):
+        return reprlib.repr(one), reprlib.repr(other)
+    alone = [[v for v in a if v not in b] for a, b in ((one, other), (other, one))]
+    shown = [part or whole for part, whole in zip(alone, (one, other), strict=True)]
+    return ", ".join(map(str, shown[0][:4])), ", ".join(map(str, shown[1][:4]))
 
 
 def _same_quantization(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
@@ -353,11 +321,16 @@ def _entries(count: int, shape: str) -> int:
     return count * min(math.prod(map(int, shape.split("x"))), SAMPLES)
 
 
+def _same_bits(saved: list[Any], current: list[Any]) -> bool:
+    """Return whether the sums of all bits agree, as far as both have one of the same dtype."""
+    return None in (saved[-2], current[-2]) or saved[-2] != current[-2] or saved[-1] == current[-1]
+
+
 def _agree(saved: list[Any], current: list[Any], level: str, loose: bool, slack: float) -> bool:
     """Return whether the sums of one shape agree, up to `slack`, in the strictest way that the names allow."""
     which = 0 if saved[1] == current[1] else 1 if saved[2] == current[2] else 2
     one, other = (part[4 + LEVELS.index(level)][which] for part in (saved, current))
-    scale = max(saved[3], current[3])
+    scale = current[3]
     # Between two casts of a third model an entry may be off by one unit in the last place; weights and factors are at
     # most 1.5, and errors of random sign add up like their squares: six standard deviations.
     return abs(one - other) <= scale * max(6 * 1.5 * _ROUNDOFF[level] if loose else SAME, slack)

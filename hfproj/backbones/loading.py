@@ -4,7 +4,6 @@ import copy
 import difflib
 import importlib.util
 import inspect
-import re
 import weakref
 from collections.abc import Collection, Mapping
 from importlib import resources
@@ -17,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from hfproj.backbones.quantized import METHODS, is_quantized
+from hfproj.backbones.settings import module_settings, plain_values, settings_of
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
 from hfproj.typing import OneOf
 
@@ -212,31 +212,11 @@ def _source_of(backbone: nn.Module) -> dict[str, Any] | None:
     return None
 
 
-# Of transformers' configs, what changes the computation and no shape, and what may be set when a model is loaded.
-_SETTINGS = re.compile(
-    r"(\w*_)?(heads|groups|hidden_act|activation|act|eps|epsilon|image_size|patch_size|window_size|rope_theta|stride)"
-    r"|num_hidden_layers|hidden_activation|activation_function|model_args|position_embedding_type|is_causal|is_decoder|use_\w*pos\w*"
-)
+# What may be set when a model is loaded.
 SHAPING = (
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act", "layer_norm_eps", "rms_norm_eps",
     "image_size",
 )  # fmt: skip
-
-
-def plain_values(value: Any) -> Any:
-    """Return a config's values as JSON can hold them; what it can't is given as text."""
-    if isinstance(value, Mapping):
-        return {str(k): plain_values(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain_values(v) for v in value]
-    value = getattr(value, "value", value)  # of an enum
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def settings_of(model: Any) -> dict[str, Any]:
-    """Return the settings of a transformers model, or of a config, that change what it computes."""
-    values = plain_values(getattr(model, "config", model).to_dict())
-    return {n: v for n, v in values.items() if _SETTINGS.fullmatch(n) and v is not None}
 
 
 def quantization_of(backbone: nn.Module) -> dict[str, Any] | None:
@@ -335,14 +315,8 @@ def _on_meta(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
 def _appearance(model: nn.Module) -> dict[str, Any]:
     """Return names, shapes and settings of a model without adapters."""
     found: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, module in model.named_modules():
-        if name.split(".")[0] != "hfproj":
-            settings = [
-                type(module).__name__,
-                *(getattr(module, n, None) for n in ("num_heads", "eps", "stride", "groups")),
-            ]
-            found[f"{name}:"] = settings
-    return found
+    holders = {name for name, _ in model.named_modules() if name.split(".")[0] != "hfproj"}
+    return found | {f"{n}:": v for n, v in module_settings(model, holders, whole=True).items()}
 
 
 def files_of(backbone: nn.Module) -> str | None:

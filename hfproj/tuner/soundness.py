@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfproj.backbones.fingerprint import samples_of
 from hfproj.backbones.quantized import is_quantized
+from hfproj.backbones.sketches import samples_of
 from hfproj.errors import AdapterFileError
 
 # Of a weight: the product of three and of a scaling stays below 3e38, and none that was trained is larger.
