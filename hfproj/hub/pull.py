@@ -41,7 +41,7 @@ def from_pretrained(
     repo: str | Path, *, adapter: str = "default", backbone: nn.Module | None = None, adapter_name: str | None = None,
     is_trainable: bool = False, revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None, low_cpu_mem_usage: bool = False,
-    backbone_check: OneOf["error", "warn"] | None = None,
+    backbone_check: OneOf["error", "warn"] = "error",
 ) -> PeftModel:  # fmt: skip
     """Load an adapter together with the backbone it was trained on.
 
@@ -57,7 +57,7 @@ def from_pretrained(
         cache_dir: Where downloads of the adapter are kept; None is huggingface_hub's cache.
         low_cpu_mem_usage: Make the head on the meta device before its weights arrive.
         backbone_check: ``"warn"`` if a backbone with other weights than the adapter was made on is meant; the adapter's
-            card says so when it is pushed. None takes what the adapter's config says, usually ``"error"``.
+            card says so when it is pushed.
 
     Raises:
         AdapterFileError: If there is no such adapter, it is damaged or hostile, its tensors are those of another
@@ -78,9 +78,8 @@ def from_pretrained(
         hint = "use model.load_adapter(repo, name) to put a second head beside it, model.unload() to start from it bare"
         raise UsageError(f"This backbone carries an adapter already; {hint}.")
     saved = open_adapter(repo, adapter=adapter, revision=revision, token=token, cache_dir=cache_dir)
-    if backbone_check is not None:
-        check_choice("backbone_check", backbone_check, ("error", "warn"))
-        saved.config.backbone_check = backbone_check
+    check_choice("backbone_check", backbone_check, ("error", "warn"))
+    saved.config.backbone_check = backbone_check
     if backbone is None:
         backbone = _load_backbone(saved)
     validation.check_rank(saved.config, backbone, saved.where)

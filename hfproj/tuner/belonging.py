@@ -39,7 +39,7 @@ def check_backbone(
             ``"warn"``.
     """
     if config.fingerprint is None:
-        if config.auto_mapping is not None:  # which PEFT writes when it saves
+        if config.of_file:
             said = "This adapter has no fingerprint of its backbone (hfproj before 0.2, or cached features without one)"
             warnings.warn(f"{said}: whether it was made on this backbone can't be checked.", stacklevel=stacklevel + 1)
         config.fingerprint = current

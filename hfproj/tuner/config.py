@@ -78,7 +78,8 @@ class ProjectionHeadConfig(PeftConfig):
             restore the backbone bit for bit.
         fingerprint: What the backbone was, filled in when the head is attached, and compared from then on.
         backbone_check: ``"error"`` refuses a backbone with other weights than the adapter was made on; ``"warn"`` says
-            that they are meant, and the card says so. Another structure is always refused.
+            that they are meant, and the card says so. Another structure is always refused. It holds for this use and is
+            not saved: who loads the adapter says so again.
 
     Raises:
         UsageError: If an option is unknown, out of its range, or contradicts another.
@@ -104,8 +105,9 @@ class ProjectionHeadConfig(PeftConfig):
     reading: int | None = None
 
     def __post_init__(self) -> None:
-        if self.reading is None:  # a config from a file has PEFT's version, and one from before the rules no more
-            self.reading = READING if self.peft_version is None else 1
+        self.of_file = self.peft_version is not None  # PEFT writes it when it saves
+        if self.reading is None:  # which files from before the rules don't have
+            self.reading = 1 if self.of_file else READING
         super().__post_init__()
         self.peft_type = PeftType("PROJECTION_HEAD")  # in the enum since hfproj.tuner was imported
         if self.task_type is not None:
@@ -128,6 +130,8 @@ class ProjectionHeadConfig(PeftConfig):
         if self.backbone_adapter is not None:
             self._check_backbone_adapter(self.backbone_adapter)
         check_choice("backbone_check", self.backbone_check, ("error", "warn"))
+        for name, kind in (("reading", int), ("in_dim", int), ("backbone", Mapping), ("fingerprint", Mapping)):
+            check_type(name, getattr(self, name), (kind, type(None)), "leave it out")
         number = isinstance(self.trainable, int) and not isinstance(self.trainable, bool)
         if not number:
             check_choice("value of trainable", self.trainable, ("head", "adapter", "full", "a number of blocks"))
@@ -136,6 +140,19 @@ class ProjectionHeadConfig(PeftConfig):
                 f"trainable={self.trainable!r} trains the backbone itself, and backbone_adapter needs it frozen; drop "
                 "one of the two."
             )
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Return what a file says without its `backbone_check`: its user says whether other weights are meant."""
+        return {name: value for name, value in super().check_kwargs(**kwargs).items() if name != "backbone_check"}
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write the config into a folder, see ``PeftConfig.save_pretrained``."""
+        meant, self.backbone_check = self.backbone_check, "error"
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.backbone_check = meant
 
     @classmethod
     def for_objective(cls, objective: nn.Module | str | Mapping[str, Any], **config: Any) -> "ProjectionHeadConfig":

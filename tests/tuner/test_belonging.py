@@ -95,8 +95,12 @@ def test_other_weights_can_be_meant(door, tmp_path):
     model.save_pretrained(tmp_path / "again", selected_adapters=[name])
     folder = tmp_path / "again" / ("" if name == "default" else name)
     PeftModel.from_pretrained(tuned("dinov2"), folder)
-    with pytest.warns(UserWarning, match="other weights"):  # what was meant stays written
-        PeftModel.from_pretrained(make_backbone("dinov2"), folder)
+    file = folder / "adapter_config.json"
+    for written in (json.loads(file.read_text())["backbone_check"], "warn"):  # what a file says means nothing
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"backbone_check": written}))
+        for load in (hfproj.from_pretrained, lambda d, backbone: PeftModel.from_pretrained(backbone, d)):
+            with pytest.raises(hfproj.AdapterFileError, match="other weights"):
+                load(folder, backbone=make_backbone("dinov2"))
 
 
 def test_another_structure_is_refused_even_where_other_weights_are_meant(tmp_path):
