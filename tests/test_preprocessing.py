@@ -21,6 +21,8 @@ from transformers import (  # fmt: skip
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
     SiglipVisionConfig,
     SiglipVisionModel,
     ViTConfig,
@@ -234,3 +236,14 @@ def test_the_page_on_images_runs():
     text = (Path(__file__).resolve().parents[1] / "docs" / "images.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile(block, "docs/images.md", "exec"), {})
+
+
+@pytest.mark.parametrize("file", [None, {"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256}])
+def test_patches_of_images_of_any_size_are_left_to_their_processor(file, tmp_path):
+    config = Siglip2VisionConfig(**{n: v for n, v in SMALL.items() if n != "image_size"})
+    backbone = Siglip2VisionModel(config)
+    backbone.save_pretrained(tmp_path)
+    if file:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(file))
+    with pytest.raises(hfproj.UsageError, match="Siglip2VisionModel takes images of any size as patches.*processor"):
+        EvalImages.for_model(Siglip2VisionModel.from_pretrained(tmp_path))

@@ -228,6 +228,17 @@ def test_encoder_decoder_models():
         attach(T5Model(small))
 
 
+def _declare(folder, pooling, *kinds, own=""):
+    """Write a model with the files of sentence-transformers, in `own` its own, and return its modules."""
+    BertModel(BertConfig(**WORDS)).save_pretrained(folder / own)
+    modules = [{"idx": i, "name": str(i), "path": f"{i}_{kind}/" if i else own, "type": f"sentence_transformers.{kind}"}
+               for i, kind in enumerate(kinds)]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return modules
+
+
 @pytest.mark.parametrize(
     ("declared", "pooling"),
     [
@@ -235,6 +246,11 @@ def test_encoder_decoder_models():
         ({"pooling_mode_cls_token": True}, "cls"),
         ({"pooling_mode_lasttoken": True}, "last"),
         ({"pooling_mode": "max"}, "max"),
+        ({"pooling_mode": ["lasttoken"]}, "last"),
+        ({"pooling_mode": ["mean", "cls"]}, "cls_mean"),
+        ({"pooling_mode": "cls+mean"}, "cls_mean"),
+        ({"pooling_mode": ["max", "mean"]}, None),
+        ({"pooling_mode": [{}]}, None),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls_mean"),
         ({"pooling_mode_weightedmean_tokens": True}, None),
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, None),
@@ -242,13 +258,7 @@ def test_encoder_decoder_models():
     ],
 )
 def test_the_pooling_that_a_folder_declares(declared, pooling, tmp_path):
-    BertModel(BertConfig(**WORDS)).save_pretrained(tmp_path)
-    kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
-    modules = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-               for i, (kind, path) in enumerate(kinds)]  # fmt: skip
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(declared))
+    modules = _declare(tmp_path, declared, "Transformer", "Pooling", "Normalize")
     backbone = BertModel.from_pretrained(tmp_path)
     if pooling is None:
         with pytest.warns(UserWarning, match="declares the pooling"):
@@ -259,6 +269,16 @@ def test_the_pooling_that_a_folder_declares(declared, pooling, tmp_path):
         assert resolve_read_point(backbone).pooling == pooling
     (tmp_path / "modules.json").write_text(json.dumps([{**modules[1], "path": "../1_Pooling"}]))
     assert resolve_read_point(backbone).pooling == "mean"
+
+
+def test_a_model_in_a_folder_of_its_own_and_what_reads_its_pooling(tmp_path):
+    _declare(tmp_path, {"pooling_mode": "cls"}, "Transformer", "Pooling", "Dense", "LayerNorm", own="0_Transformer/")
+    backbone = BertModel.from_pretrained(tmp_path / "0_Transformer")
+    with pytest.warns(UserWarning, match="Dense, LayerNorm behind its pooling") as caught:
+        assert resolve_read_point(backbone).pooling == "cls"
+    assert len(caught) == 1
+    (tmp_path / "0_Transformer").rename(tmp_path / "other")  # not the one that modules.json above it names
+    assert resolve_read_point(BertModel.from_pretrained(tmp_path / "other")).pooling == "mean"
 
 
 def test_presets_of_simcse_say_cls():

@@ -42,30 +42,56 @@ _LARGEST = 100_000  # bytes of a small JSON file
 def declared_pooling(backbone: nn.Module) -> Pooling | None:
     """Return the pooling that the folder or repository of a text model declares for sentence-transformers, or None.
 
-    It is in the file ``config.json`` of the folder of the module ``Pooling`` in ``modules.json``. A combination that
-    hfproj has no name for gives None, with a warning.
+    It is in the file ``config.json`` of the folder of the module ``Pooling`` in ``modules.json``, which lies beside the
+    model's files or, where the model has a folder of its own (``0_Transformer``), above it. A combination that hfproj
+    has no name for gives None, with a warning; another warning names modules behind the pooling that change h.
     """
-    modules = _small_json(backbone, "modules.json")
-    kinds = [m for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
-    folder = next((m.get("path") for m in kinds if str(m.get("type")).rpartition(".")[2] == "Pooling"), None)
-    parts = folder.split("/") if isinstance(folder, str) else [".."]
-    if ".." in parts or "" in parts or "\\" in str(folder):
+    modules, above = _modules(backbone)
+    kinds = [str(m.get("type")).rpartition(".")[2] for m in modules]
+    if "Pooling" not in kinds:
         return None
-    config = _small_json(backbone, f"{folder}/config.json")
+    at, name = kinds.index("Pooling"), (source_of(backbone) or {}).get("id")
+    folder = _folder(modules[at])
+    config = None if folder is None else _small_json(backbone, f"{above}{folder}/config.json")
+    if behind := [kind for kind in kinds[at + 1 :] if kind != "Normalize"]:
+        warnings.warn(
+            f"{name!r} declares {', '.join(behind)} behind its pooling, which hfproj does not run: h is what they read, "
+            "not the author's final embedding.",
+            stacklevel=2,
+        )
     if not isinstance(config, dict):
         return None
-    said = [config["pooling_mode"]] if isinstance(config.get("pooling_mode"), str) else [
+    mode = config.get("pooling_mode")
+    said = mode.split("+") if isinstance(mode, str) else list(map(str, mode)) if isinstance(mode, list) else [
         n.removeprefix("pooling_mode_") for n, on in config.items() if n.startswith("pooling_mode_") and on is True
     ]  # fmt: skip
     found = {_MODES.get(mode) for mode in said}
     pooling: Pooling | None = "cls_mean" if found == {"cls", "mean"} else next(iter(found)) if len(found) == 1 else None
     if pooling is None and said:
         warnings.warn(
-            f"{source_of(backbone)['id']!r} declares the pooling {', '.join(said)}, which hfproj does not have; "  # type: ignore[index]
-            "pass pooling= to ProjectionHeadConfig to choose another than its default.",
+            f"{name!r} declares the pooling {', '.join(said)}, which hfproj does not have; pass pooling= to "
+            "ProjectionHeadConfig to choose another than its default.",
             stacklevel=2,
         )
     return pooling
+
+
+def _modules(backbone: nn.Module) -> tuple[list[dict[str, Any]], str]:
+    """Return the entries of ``modules.json``, and how its folder is reached from that of the model's files."""
+    folder = Path(files_of(backbone) or "")
+    above = folder.is_dir() and not (folder / "modules.json").exists()
+    found = _small_json(backbone, "../modules.json" if above else "modules.json")
+    modules = [m for m in found if isinstance(m, dict)] if isinstance(found, list) else []
+    if above and folder.resolve().name not in map(_folder, modules):  # of another model
+        return [], ""
+    return modules, "../" if above else ""
+
+
+def _folder(module: dict[str, Any]) -> str | None:
+    """Return the folder of a module, or None for one that leads out of that of ``modules.json``."""
+    path = module.get("path")
+    folder = path.rstrip("/") if isinstance(path, str) else ""
+    return None if "\\" in folder or {"..", ""} & set(folder.split("/")) else folder
 
 
 def _small_json(backbone: nn.Module, name: str) -> Any:

@@ -90,6 +90,24 @@ def _at(f: Tensor, index: Tensor) -> Tensor:
     return f.gather(1, index[:, None, None].expand(-1, 1, f.shape[-1]))[:, 0]
 
 
+def check_texts(mask: Any, index: Any = None) -> None:
+    """Refuse texts without a token, of which there is nothing to read; a mask `[texts, tokens]` is looked at.
+
+    Args:
+        mask: The attention mask of a batch; anything else is let pass.
+        index: The rows of the data set that its texts are, where they are known; the same for each of several views.
+
+    Raises:
+        UsageError: If a row of the mask is all 0.
+    """
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or (has := mask.bool().any(1)).all():
+        return
+    rows = sorted({int(index[i % len(index)]) if index is not None else i for i in (~has).nonzero().flatten().tolist()})
+    shown = ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+    where = "" if index is not None else " of a batch"
+    raise UsageError(f"Expected texts of at least one token, got none in row {shown}{where}; leave empty texts out.")
+
+
 def mask_of(point: ReadPoint, given: Mapping[str, Any]) -> Tensor | None:
     """Return, from the inputs of a backbone by name, which tokens count: words, or patches of images of any size."""
     name = "attention_mask" if point.text else "pixel_attention_mask"

@@ -7,6 +7,7 @@ Deviations:
 """
 
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -76,7 +77,7 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     get them in turn, as timm repeats the weights of the first convolution; with a warning.
 
     Raises:
-        UsageError: If the image size is unknown, or a value in the file is impossible.
+        UsageError: If the image size is unknown, a value in the file is impossible, or the backbone takes patches.
     """
     backbone = bare_backbone(model)
     kind, channels = type(backbone).__name__, channels_of(backbone)
@@ -87,6 +88,11 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
             told = settings_of(of_adapter, f"The preprocessing of {kind}", size=found.size)
             found = dataclasses.replace(found.at(told.size), mean=told.mean, std=told.std)
         return _for_channels(found, channels, kind)
+    if "spatial_shapes" in inspect.signature(backbone.forward).parameters:
+        raise UsageError(
+            f"{kind} takes images of any size as patches, which EvalImages does not make; pass a collator that gives "
+            "{'inputs': …}, the output of the model's own processor (AutoImageProcessor.from_pretrained)."
+        )
     size = getattr(getattr(backbone, "config", None), "image_size", None)
     size = size[-1] if isinstance(size, list | tuple) else size
     own = own_processor(backbone)

@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 from hfproj.backbones.dry_run import dry_run
-from hfproj.backbones.loading import main_input_of
+from hfproj.backbones.loading import main_input_of, quantization_of
 from hfproj.errors import UsageError
 
 
@@ -38,6 +38,8 @@ def check_input(backbone: Any, in_dim: int | None) -> None:
     if in_dim is None:
         dry_run(backbone, why)
         said = why[0] if why else "nothing can be guessed for it, or a model on the meta device is asked for values"
+        if quantization_of(backbone) is not None:
+            hint = "a layer that its files lack can't be quantized: load it without (add_pooling_layer=False for a pooler)"
         raise UsageError(
             f"{expected}, which {name} alone does not run ({said}); {hint}, or give in_dim=… if your batches hold "
             "all of its inputs."

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hfproj.backbones.loading import files_of
+from hfproj.backbones.pooling import check_texts
 from hfproj.data.indexing import index_and_labels
 from hfproj.errors import UsageError
 
@@ -36,7 +37,10 @@ class _Sentences:
                 if not isinstance(item[column], str):
                     raise UsageError(f"{column!r} holds a {type(item[column]).__name__}, expected a string.")
         texts = [item[column] for column in columns for item in items]
-        return self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        known = all("index" in item for item in items)
+        check_texts(tokens.get("attention_mask"), [item["index"] for item in items] if known else None)
+        return tokens
 
 
 class TextViews(_Sentences):

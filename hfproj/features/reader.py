@@ -15,6 +15,7 @@ from hfproj.backbones import (
     ReadPoint,
     blocks_of,
     channels_last,
+    check_texts,
     fit_image_size,
     mask_of,
     pool,
@@ -148,6 +149,8 @@ class Reader:
     def _prepared(self, batch: Mapping[str, Any], undo: list[Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
         """Return the batch and the options that a bare backbone needs, and that the head's hooks give it otherwise."""
         options: dict[str, Any] = {}
+        if self._point.text and "inputs" in batch:
+            check_texts(batch["inputs"].get("attention_mask"), batch.get("index"))
         if self._point.reading > 1 and self._point.text and "inputs" in batch:
             batch = {**batch, "inputs": without_left_padding(batch["inputs"])}
         images = batch.get("pixel_values", batch.get("inputs", {}).get("pixel_values"))

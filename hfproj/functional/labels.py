@@ -114,11 +114,11 @@ def labelled_rows(labels: Int[Tensor, " rows"], what: str) -> Bool[Tensor, " row
     return kept
 
 
-def check_classes(labels: Int[Tensor, " rows"], what: str) -> None:
-    """Refuse labels of a single class, on which every classifier is right.
+def check_classes(labels: Int[Tensor, " rows"], what: str, test: Int[Tensor, " test_rows"] | None = None) -> None:
+    """Refuse labels of a single class, on which every classifier is right, and `test` without one of their classes.
 
     Raises:
-        NotMeasurableError: If they are, or none is a class.
+        NotMeasurableError: If they are so, or none is a class.
 
     Example:
         >>> check_classes(torch.tensor([4, -1, 4]), "training")
@@ -128,6 +128,13 @@ def check_classes(labels: Int[Tensor, " rows"], what: str) -> None:
     classes = labels[labelled_rows(labels, what)].unique()
     if len(classes) < 2:
         raise NotMeasurableError(f"all labelled {what} rows are of one class, {int(classes)}")
+    if test is not None:
+        asked = test[labelled_rows(test, "test")].unique()
+        if not set(asked.tolist()) & set(classes.tolist()):
+            of_test, of_train = (f"{int(y.min())} to {int(y.max())}" for y in (asked, classes))
+            raise NotMeasurableError(
+                f"no class of the test rows ({of_test}) is among those of the {what} rows ({of_train})"
+            )
 
 
 def _is_nan(value: Any) -> bool:

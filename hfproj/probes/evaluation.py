@@ -21,7 +21,7 @@ from hfproj.features.extraction import Features, extract_features
 from hfproj.features.similarity import linear_cka, mutual_knn
 from hfproj.features.views import FixedViews
 from hfproj.files import portable
-from hfproj.functional.labels import UNLABELLED, check_classes, labelled_rows
+from hfproj.functional.labels import UNLABELLED, check_classes
 from hfproj.probes.base import as_labels, left_out
 from hfproj.probes.registry import ProbeLike, make_probes
 from hfproj.results import LAYERS, Measurement, Missing, Results, pack_outcomes
@@ -150,8 +150,7 @@ def _labelled_rows(
     if left:
         warnings.warn(f"{' and '.join(left)} have no label and are left out of the probes.", stacklevel=3)
     try:
-        check_classes(labels, "training")
-        labelled_rows(truth, "test")
+        check_classes(labels, "training", truth)
     except NotMeasurableError as error:
         return None, str(error)
     return (labels, known, truth, scored), ""

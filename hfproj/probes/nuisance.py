@@ -77,7 +77,7 @@ def probe_gap(
 
     Raises:
         UsageError: If there are no labels, if `probes` has other names, or as the probes and `paired_interval`.
-        NotMeasurableError: If no row has a label, or the training rows' are of one class.
+        NotMeasurableError: If no row has a label, the training rows' are of one class, or the test rows' are of none of theirs.
 
     Example (the head keeps the first of two coordinates, and the nuisance is in the second):
         >>> from types import SimpleNamespace
@@ -94,7 +94,7 @@ def probe_gap(
     truth = test.labels if test_labels is None else test_labels
     if y is None or truth is None:
         raise UsageError("The features hold no labels of the nuisance: pass train_labels and test_labels.")
-    check_classes(as_labels(y, len(train.h)), "training")
+    check_classes(as_labels(y, len(train.h)), "training", as_labels(truth, len(test.h)))
     accuracy, correct, protocol = {}, {}, {}
     for kind, one in given.items():
         by_layer = one if isinstance(one, Mapping) and "name" not in one else dict.fromkeys(LAYERS, one)

@@ -23,12 +23,13 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hfproj import filenames
+from hfproj import distributed, filenames
 from hfproj.backbones import resolve_read_point
 from hfproj.errors import AdapterFileError, UsageError, check_choice
 from hfproj.heads import HEADS
 from hfproj.hub.pull import open_adapter
 from hfproj.hub.staging import folder_of
+from hfproj.objectives import OBJECTIVES
 from hfproj.objectives.buffers import START, Position, load_buffers, read_position
 from hfproj.training.ema import EMA
 from hfproj.training.setup import PARTS, Source, active_config, active_name
@@ -39,6 +40,7 @@ from hfproj.tuner.layer import CHILD
 
 LOG = logging.getLogger("hfproj.training")
 _COMPARED = ("head", "in_dim", "out_dim", "scales", "pooling", "layer", "reading", "trainable")
+_KINDS = {"head_options": "head", "predictor": "predictor.head", "backbone_adapter": "backbone_adapter.peft_type"}
 # Of the backbone's PEFT method, what is about training or about the file.
 _FREE = {"inference_mode", "base_model_name_or_path", "revision", "peft_version", "task_type", "auto_mapping"}
 _PLACE = ("repo", "adapter", "revision", "token", "cache_dir")
@@ -182,7 +184,26 @@ def folder_to_resume(checkpoint: str | Path, model: PeftModel) -> Path:
         hint = "resume with the adapter that it was written with, or without resume_from_checkpoint"
         raise AdapterFileError(f"{_other_parts(folder, found)}; {hint}.")
     check_continued(saved, own)
+    _warn_of_other_terms(folder, saved, own)
     return folder
+
+
+def _warn_of_other_terms(folder: Path, *configs: ProjectionHeadConfig) -> None:
+    """Warn where a checkpoint was trained on another objective, options of it or regularizers than this run."""
+    was, now = map(_terms, configs)
+    names = ["objective"] if was["objective"] != now["objective"] else list(was | now)
+    names += [name for name in was | now if name.startswith("regularizer ") and name not in names]
+    changes = [f"{n} was {was.get(n)!r}, is {now.get(n)!r} now" for n in names if was.get(n) != now.get(n)]
+    if changes and distributed.rank() == 0:
+        LOG.warning(f"{folder} was trained on other terms than this run has: {'; '.join(changes)}.")
+
+
+def _terms(config: ProjectionHeadConfig) -> dict[str, Any]:
+    options = dict(config.objective or {})
+    name = options.pop("name", None)
+    options = {**_defaults(OBJECTIVES.options(name)), **options} if name in OBJECTIVES.list() else options
+    added = {f"regularizer {n}": value for n, value in (config.regularizers or {}).items()}
+    return plain({"objective": name, **{f"objective.{n}": value for n, value in options.items()}, **added})
 
 
 def _reads_alike(backbone: nn.Module, *configs: ProjectionHeadConfig) -> bool:
@@ -205,9 +226,12 @@ def differences(model: PeftModel, saved: ProjectionHeadConfig, own: ProjectionHe
     found: dict[str, list[str]] = {}
     for name in sorted(parts[0].keys() | parts[1].keys()):
         there, here = (part.get(name) for part in parts)
-        if there != here:
-            said = f"{name} is {_short(there)} there and {_short(here)} here"
-            found.setdefault(name.partition(".")[0], []).append(said)
+        part = name.partition(".")[0]
+        kind = _KINDS.get(part, "")
+        same = parts[0].get(kind) == parts[1].get(kind)  # else the options are others, too, and the kind says it all
+        if there != here and (name == kind or same):
+            said = f"{part if name == kind else name} is {_short(there)} there and {_short(here)} here"
+            found.setdefault(part, []).append(said)
     if "reading" in found and _reads_alike(model.get_base_model(), saved, own):
         del found["reading"]
     return found
@@ -253,9 +277,12 @@ def _parts(config: ProjectionHeadConfig) -> dict[str, Any]:
 
 
 def _head_options(prefix: str, head: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {n: p.default for n, p in HEADS.options(head).items() if p.default is not inspect.Parameter.empty}
-    found = {n: v for n, v in {**defaults, **options}.items() if n not in ("in_dim", "out_dim")}
-    return {f"{prefix}.{name}": value for name, value in found.items()}
+    found = {**_defaults(HEADS.options(head)), **options}
+    return {f"{prefix}.{name}": value for name, value in found.items() if name not in ("in_dim", "out_dim")}
+
+
+def _defaults(options: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    return {n: p.default for n, p in options.items() if p.default is not inspect.Parameter.empty}
 
 
 def _short(value: Any) -> str:

@@ -58,7 +58,7 @@ def probe(trainer: Any, dataset: Any) -> dict[str, float]:
 
 def _knn(args: Any, layer: str, bank: Any, test: Any) -> float:
     """Return the k-NN accuracy on the labelled rows; raise UsageError if it can't be measured."""
-    check_classes((bank or test).labels, "bank")
+    check_classes((bank or test).labels, "bank", test.labels)
     knn = KNNProbe(k=args.eval_knn_k, temperature=args.eval_knn_temperature)
     knn.fit(getattr(bank or test, layer), (bank or test).labels)
     return knn.score_leave_one_out() if bank is None else knn.score(getattr(test, layer), test.labels)

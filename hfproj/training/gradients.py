@@ -1,9 +1,11 @@
 """The first backward pass of a training: every trained tensor must get a gradient from it, and views must differ.
 
 A tensor without one would be saved and pushed as if it had been trained, and on several processes torch would wait for
-its gradient. Zero is a gradient: that of a LoRA's first factor is, at first.
+its gradient. Zero is a gradient: that of a LoRA's first factor is, at first. An expert of a
+mixture may go without where the batch went to others of its layer.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +26,7 @@ CHECKPOINTING = next(
     for name in ("activation_checkpointing", "gradient_checkpointing")
     if name in TrainingArguments.__dataclass_fields__
 )
+_EXPERT = re.compile(r"(?<=\.experts)\.(expert_)?\d+\.")  # of a mixture whose experts are modules of their own
 _SHOWN = 4  # names in a message
 _LAYERWISE = ("lomo", "adalomo", "layerwise")  # in the names of optimizers that step inside the backward pass
 
@@ -77,6 +80,11 @@ def check_gradients(trainer: ProjectionTrainer) -> bool:
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad and part_of(n) not in frozen}
     trained |= outside_parameters(trainer.objective, trainer.regularizers)
     missing = [name for name, p in trained.items() if p.grad is None]
+    reached = {_EXPERT.sub(".*.", name) for name, p in trained.items() if p.grad is not None}
+    if idle := [n for n in missing if _EXPERT.search(n) and _EXPERT.sub(".*.", n) in reached]:
+        said = f"{len(idle)} of {len(trained)} trained tensors are of experts to which the first batch sent nothing"
+        trainer.say_once(f"{said}, and got no gradient yet: {_listed(idle)}.")
+        missing = [name for name in missing if name not in set(idle)]
     if missing:
         raise UsageError(
             f"{len(missing)} of {len(trained)} trained tensors got no gradient from the first backward pass, so they "

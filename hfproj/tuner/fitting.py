@@ -112,6 +112,7 @@ def resolved_inner(model: nn.Module, config: ProjectionHeadConfig, point: ReadPo
                 f"{kind} has no layer that {method} can adapt; give the backbone_adapter target_modules, or use "
                 "trainable='full' or 'head'."
             )
+        targets = _of_asked_blocks(targets, inner)
         # PEFT takes a name for a suffix: 'norm' would match 'blocks.0.attn.norm', too. A pattern matches in full.
         ambiguous = any(n.endswith(f".{t}") for t in targets for n, _ in _bare(model) if n not in targets)
         chosen = "|".join(re.escape(t) for t in targets) if ambiguous else targets
@@ -123,6 +124,30 @@ def resolved_inner(model: nn.Module, config: ProjectionHeadConfig, point: ReadPo
             inner.feedforward_modules = []
     inner.inference_mode, inner.base_model_name_or_path = config.inference_mode, None
     return inner
+
+
+def _of_asked_blocks(targets: list[str], inner: Any) -> list[str]:
+    """Return the targets in the blocks that `inner` asks for, and take its request back, which they answer.
+
+    PEFT looks at blocks only where it completes the names of targets, and these are complete. As in PEFT, a block's
+    index is the first number in a name, or the one behind `layers_pattern`.
+    """
+    asked, patterns = getattr(inner, "layers_to_transform", None), getattr(inner, "layers_pattern", None)
+    if asked is None or asked == []:
+        return targets
+    before = "|".join([patterns] if isinstance(patterns, str) else patterns or []) or r"[^.]+"
+    found = {n: re.search(rf"(?:^|\.)(?:{before})\.(\d+)\.", n) for n in targets}
+    blocks = {n: int(match[1]) for n, match in found.items() if match}
+    kept = [n for n, block in blocks.items() if block in ({asked} if isinstance(asked, int) else set(asked))]
+    if not kept:
+        there = f"the indices {sorted(set(blocks.values()))}" if blocks else "no index in their names"
+        behind = f" behind layers_pattern={patterns!r}" if patterns else ""
+        raise UsageError(
+            f"backbone_adapter: layers_to_transform={asked!r} names no block with a layer to adapt: they have "
+            f"{there}{behind}; name some of these, or leave layers_to_transform out."
+        )
+    inner.layers_to_transform = inner.layers_pattern = None
+    return kept
 
 
 def _bare(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -262,6 +262,13 @@ class ProjectionHeadModel(BaseTuner):
         """Raise UsageError before the backbone's PEFT layers are merged: a head has no weights to be merged into."""
         getattr(self.model, CHILD).merge()
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Raise UsageError: a head is no sum of heads."""
+        raise UsageError(
+            "Projection heads can't be combined by weights: they are no linear maps. Call the model "
+            "once per head (model.set_adapter(name)), and combine the projections."
+        )
+
     def train(self, mode: bool = True) -> "ProjectionHeadModel":
         """Set training mode, except for the BatchNorm of a frozen backbone."""
         super().train(mode)

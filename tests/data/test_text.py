@@ -100,6 +100,23 @@ def test_what_is_refused(tmp_path):
         hfproj.EvalText.for_model(model)
 
 
+def test_texts_without_a_token_are_refused():
+    items = [{**item, "text": ""} if item["index"] in (2, 7) else item for item in ITEMS]
+    for collate in (hfproj.TextViews(tokenizer()), hfproj.EvalText(tokenizer())):
+        with pytest.raises(UsageError, match=r"got none in row 2, 7; leave empty texts out"):
+            collate(items)
+    with pytest.raises(UsageError, match="got none in row 0 of a batch; leave"):
+        hfproj.EvalText(tokenizer())([{"text": ""}])
+
+    def collate(items):  # of someone else
+        tokens = tokenizer()([item["text"] for item in items], padding=True, return_tensors="pt")
+        return {"inputs": dict(tokens), "index": torch.tensor([item["index"] for item in items])}
+
+    for model in (bert(), bert().get_base_model()):
+        with pytest.raises(UsageError, match=r"got none in row 7; leave empty texts out"):
+            hfproj.extract_features(model, items[3:], collator=collate, batch_size=3)
+
+
 def test_the_tokenizer_of_the_backbone_is_taken(tmp_path):
     tokenizer().save_pretrained(tmp_path)
     model = bert()

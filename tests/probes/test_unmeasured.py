@@ -24,11 +24,11 @@ from hfproj.results import Missing, Results
 ON_FEATURES = [name for name in CASES if name != "fine_tune"]
 
 
-def rows(count, seed=0, classes=3, unlabelled=()):
+def rows(count, seed=0, classes=3, unlabelled=(), first=0):
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(count) % classes
     x = 2 * torch.eye(classes, 8)[y] + 0.3 * torch.randn(count, 8, generator=generator)
-    return [{"x": f, "label": None if i in unlabelled else int(c)} for i, (f, c) in enumerate(zip(x, y))]
+    return [{"x": f, "label": None if i in unlabelled else first + int(c)} for i, (f, c) in enumerate(zip(x, y))]
 
 
 class Collate:
@@ -136,6 +136,8 @@ def test_neighbours_groups_and_the_gap_leave_them_out_too():
     assert set(probe_gap(features, features, probes=cheap).accuracy) == {"linear h", "linear z", "mlp h", "mlp z"}
     with pytest.raises(NotMeasurableError, match="training rows are of one class, 3"):
         probe_gap(features, features, train_labels=torch.full((120,), 3), probes=cheap)
+    with pytest.raises(NotMeasurableError, match="no class of the test rows"):
+        probe_gap(features, features, test_labels=y + 100, probes=cheap)
 
 
 def test_fine_tuning_leaves_them_out():
@@ -172,6 +174,7 @@ def test_evaluate_counts_what_it_leaves_out(tmp_path):
         ({}, {"unlabelled": range(30)}, "none of 30 test rows has a label"),
         ({"unlabelled": range(60)}, {}, "none of 60 training rows has a label"),
         ({"classes": 1}, {}, "all labelled training rows are of one class, 0"),
+        ({}, {"first": 5}, "no class of the test rows (5 to 7) is among those of the training rows (0 to 2)"),
     ],
 )
 def test_without_a_labelled_row_the_measure_is_missing(train, test, why, tmp_path, recwarn):

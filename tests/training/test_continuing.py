@@ -165,12 +165,12 @@ def test_the_log_says_what_goes_on_and_what_is_fresh(tmp_path, caplog):
 
 @pytest.mark.parametrize(("config", "said"), [
     ({"out_dim": 8}, "out_dim is 6 there and 8 here"),
-    ({"head": "linear", "head_options": {}}, "head is 'mlp' there and 'linear' here"),
+    ({"head": "linear", "head_options": {}}, "same parts: head is 'mlp' there and 'linear' here."),
     ({"head_options": {"hidden_dim": 12, "norm": None}}, "head_options.norm is 'batch' there and None here"),
     ({"head_options": {"hidden_dim": 13}}, "head_options.hidden_dim is 12 there and 13 here"),
-    ({"predictor": "linear"}, "predictor."),
+    ({"predictor": "linear"}, "same parts: predictor is None there and 'linear' here."),
     ({"prototypes": 4}, "prototypes.count is None there and 4 here"),
-    ({"lora": False}, "backbone_adapter.r is 2 there and None here"),
+    ({"lora": False}, "same parts: backbone_adapter is 'LORA' there and None here."),
     ({"trainable": 1}, "trainable is 'adapter' there and 1 here"),
     ({"pooling": "mean"}, "pooling is 'cls' there and 'mean' here"),
     ({"layer": 0}, "layer is -1 there and 0 here"),

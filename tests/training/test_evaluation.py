@@ -75,6 +75,13 @@ def test_bank_labels_and_several_sets(tmp_path):
         trainer(tmp_path).evaluate()
 
 
+def test_no_accuracy_where_the_bank_has_no_class_of_the_test_rows(tmp_path, caplog):
+    bank = [{**item, "label": item["label"] + 50} for item in images(9, seed=2)]
+    run = trainer(tmp_path, extra={"eval_dataset": images(6, seed=3), "bank_dataset": bank})
+    assert run.evaluate().keys() == METRICS - {"eval_knn_h", "eval_knn_z"}
+    assert "knn_h is not measured: no class of the test rows" in caplog.text
+
+
 def test_evaluation_changes_nothing(tmp_path):
     runs = []
     for strategy in ("no", "steps"):

@@ -1,5 +1,6 @@
 """Every trained tensor gets a gradient from the first backward pass, or the training ends with its name."""
 
+import copy
 import json
 import logging
 import os
@@ -68,6 +69,32 @@ def test_the_first_backward_pass_after_a_resume_is_checked_again(tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert again.state.global_step == 2
     run(Used()).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+class Mixture(nn.Module):
+    """A mixture that sends every row to its second expert."""
+
+    def __init__(self, prefix):
+        super().__init__()
+        self.second, kinds = f"{prefix}1", {"wi": nn.Linear(768, 8), "spare": nn.Linear(8, 8)}
+        self.experts = nn.ModuleDict({f"{prefix}{i}": nn.ModuleDict(copy.deepcopy(kinds)) for i in range(3)})
+
+    def forward(self, x):
+        return self.experts[self.second].wi(x.flatten(1))
+
+
+@pytest.mark.parametrize("prefix", ["expert_", ""])
+def test_experts_to_which_a_batch_sends_nothing(tmp_path, prefix, caplog):
+    config = hfproj.ProjectionHeadConfig(head="linear", out_dim=6, in_dim=8, trainable="full")
+    model = get_peft_model(nn.Sequential(Mixture(prefix)), config)
+    experts = model.get_base_model()[0].experts.values()
+    for expert in experts:
+        expert.wi.requires_grad_(True)
+    trainer(tmp_path, model, max_steps=1).train()
+    assert "4 of 7 trained tensors are of experts to which the first batch sent nothing" in caplog.text
+    for expert in experts:
+        expert.spare.requires_grad_(True)
+    refused(trainer(tmp_path, model), r"6 of 13 trained tensors got no gradient.*spare")
 
 
 def test_what_the_objective_freezes_needs_no_gradient(tmp_path):

@@ -127,6 +127,25 @@ def test_a_checkpoint_of_another_computation_is_refused(tmp_path, change, said):
         trainer(tmp_path, head_model(**change), **run).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"objective": {"name": "nt_xent", "temperature": 0.2}}, None),  # the default, of which the file is silent
+        ({"objective": {"name": "nt_xent", "temperature": 0.25}}, "objective.temperature was 0.2, is 0.25 now."),
+        ({"objective": "barlow_twins"}, "objective was 'nt_xent', is 'barlow_twins' now."),
+        ({"regularizers": {"koleo": 0.1}}, "regularizer koleo was None, is {'weight': 0.1} now."),
+    ],
+)
+def test_a_checkpoint_of_another_objective_is_warned_of(tmp_path, change, said, caplog):
+    run = {**RUN, "max_steps": 2}
+    trainer(tmp_path, extra={"objective": "nt_xent"}, **run).train()
+    caplog.clear()
+    trainer(tmp_path, extra={"objective": "nt_xent", **change}, **run).train(resume_from_checkpoint=True)
+    found = [record.message for record in caplog.records if "trained on other terms" in record.message]
+    assert len(found) == (said is not None)
+    assert said is None or found[0].endswith(f"than this run has: {said}")
+
+
 def test_rules_of_reading_are_compared_where_they_matter():
     """A class token of an image is read alike by both versions; of texts, padding is treated otherwise."""
     bert = BertModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))

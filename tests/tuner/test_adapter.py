@@ -209,6 +209,40 @@ def test_targets_come_from_the_model(name, inner, expected):
     json.dumps(model.peft_config["default"].to_dict())
 
 
+@pytest.mark.parametrize(("name", "block", "options"), [
+    ("timm_vit", "blocks.1", {"layers_to_transform": [1]}),
+    ("bert", "encoder.layer.1", {"layers_to_transform": 1}),
+    ("bert", "encoder.layer.1", {"layers_to_transform": [1], "layers_pattern": "layer"}),
+])  # fmt: skip
+def test_blocks_are_chosen_among_the_default_targets(name, block, options, tmp_path):
+    model = attach(name, "head", trainable="adapter", backbone_adapter=LoraConfig(r=2, **options))
+    stored = model.peft_config["default"].backbone_adapter
+    every = attach(name, "head", trainable="adapter", backbone_adapter=LoraConfig(r=2)).peft_config["default"]
+    layers = [n for n, _ in make_backbone(name).named_modules()]
+    expected = [n for n in layers if n.startswith(f"{block}.") and re.fullmatch(_pattern(every), n)]
+    assert len(expected) > 3 and [n for n in layers if re.fullmatch(_pattern(stored), n)] == expected
+    reached = {n.partition(".lora_A")[0].removeprefix("base_model.model.") for n, _ in model.named_modules()
+               if ".lora_A" in n}  # fmt: skip
+    assert reached == set(expected)
+    assert stored["layers_to_transform"] is stored["layers_pattern"] is None
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_backbone(name), tmp_path)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+
+
+def _pattern(config):
+    targets = getattr(config, "backbone_adapter", config)["target_modules"]
+    return targets if isinstance(targets, str) else "|".join(map(re.escape, targets))
+
+
+@pytest.mark.parametrize("options", [{"layers_to_transform": [7]},
+                                     {"layers_to_transform": [1], "layers_pattern": "stages"}])  # fmt: skip
+def test_blocks_that_are_not_there_are_refused(options):
+    with pytest.raises(hfproj.UsageError, match="layers_to_transform") as caught:
+        attach("timm_vit", "head", trainable="adapter", backbone_adapter=LoraConfig(r=2, **options))
+    assert ("[0, 1" in str(caught.value)) == ("layers_pattern" not in options)
+
+
 def test_convolutions_with_a_forward_of_their_own_are_left_out():
     """LoRA's own convolution would not imitate the dynamic padding of a TensorFlow port."""
     import timm

@@ -60,6 +60,14 @@ def test_merging_is_refused_before_anything_is_merged(lora_vit):
     assert_same_tensors(snapshot(lora_vit), before)
 
 
+def test_weighted_sums_of_heads_are_refused():
+    model = attach("vit")
+    model.add_adapter("b", make_config("vit"))
+    with pytest.raises(hfproj.UsageError, match=r"heads can't be combined by weights.*model\.set_adapter"):
+        model.add_weighted_adapter(["default", "b"], [0.5, 0.5], "c")
+    assert set(model.peft_config) == {"default", "b"}
+
+
 def test_another_adapter_is_there_already():
     with (
         pytest.warns(UserWarning, match="modify a model with PEFT for a second time|Already found a `peft_config`"),

@@ -154,6 +154,18 @@ def test_a_quantized_backbone_is_not_fine_tuned():
     assert_refused(lambda: network_of(quantized(make_backbone("vit"))), "quantized", "load the backbone")
 
 
+def test_a_layer_that_the_files_lack_is_named_as_the_cause():
+    class Lacking(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * self.weight.CB  # as bitsandbytes does, whose weights have it once loaded
+
+    backbone = quantized(make_backbone("bert"))
+    backbone.config.quantization_config = {"quant_method": "bitsandbytes"}
+    backbone.pooler.dense = Lacking(16, 16)
+    call = lambda: get_peft_model(backbone, make_config("bert"))  # noqa: E731
+    assert_refused(call, "attribute 'CB'", "files lack can't be quantized", "add_pooling_layer=False")
+
+
 def test_layers_of_other_packages_have_to_be_named():
     backbone = make_backbone("vit")
     backbone.config.quantization_config = {"quant_method": "gptq"}
