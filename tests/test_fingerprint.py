@@ -3,13 +3,23 @@
 import copy
 import json
 import math
+import re
 
 import pytest
 import timm
 import torch
-from cases import BACKBONES, make_backbone, make_inputs
+from cases import BACKBONES, make_backbone, make_inputs, timm_vit
 from torch import nn
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    RobertaConfig,
+    RobertaModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from hfproj.backbones import bare_tensors, feeds_representation, resolve_read_point
 from hfproj.backbones.fingerprint import compare, digest, fingerprint, is_fingerprint
@@ -237,3 +247,95 @@ def test_false_alarms_of_two_casts_are_rare_by_the_error_of_rounding():
         half, brain = copy.deepcopy(module).half(), copy.deepcopy(module).bfloat16()
         kinds.append(compare(fingerprint(half, bare_tensors(half)), fingerprint(brain, bare_tensors(brain))).kind)
     assert kinds == ["cast"] * 200
+
+
+def two(make, **changes):
+    """Return two backbones of the same weights, the second with other settings."""
+    first, second = make(), make(**changes)
+    second.load_state_dict(first.state_dict())
+    return first, second
+
+
+def encoder(**options):
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, batch_first=True, **options), 2)
+
+
+def plain_cnn(act=nn.ReLU, stride=1):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=stride), act(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1))
+
+
+def llama(**options):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaModel(LlamaConfig(vocab_size=30, **sizes, **options))
+
+
+def roberta(**options):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return RobertaModel(RobertaConfig(vocab_size=30, **{"pad_token_id": 1, **sizes, **options}))
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "said"),
+    [
+        (timm_vit, {"act_layer": nn.ReLU}, "its modules is ReLU, expected GELU"),
+        (timm_vit, {"global_pool": "avg", "fc_norm": False}, "global_pool is avg, expected token"),
+        (encoder, {"norm_first": True}, "norm_first is True, expected False"),
+        (encoder, {"activation": "gelu"}, "activation is gelu, expected relu"),
+        (plain_cnn, {"act": nn.GELU}, "its modules is GELU, expected ReLU"),
+        (plain_cnn, {"stride": 2}, r"its Conv2d.stride is \(2, 2\), expected \(1, 1\)"),
+        (llama, {"rope_theta": 7.0}, "rope_theta is 7.0, expected 10000.0"),
+        (llama, {"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001, expected 1e-06"),
+        (roberta, {"pad_token_id": 3}, "pad_token_id is 3, expected 1"),
+        (roberta, {"is_decoder": True}, "is_decoder is True, expected False"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_the_same_weights_in_another_computation_are_another_backbone(make, changes, said):
+    first, second = (fingerprint(model, bare_tensors(model)) for model in two(make, **changes))
+    found = compare(first, second)
+    assert found.kind == "structure"
+    assert re.search(said, found.words)
+    assert compare(json.loads(json.dumps(first)), first).kind == "same"
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (timm_vit, {"drop_path_rate": 0.2, "proj_drop_rate": 0.1}),
+        (timm_vit, {"weight_init": "jax"}),
+        (encoder, {"dropout": 0.4}),
+        (roberta, {"hidden_dropout_prob": 0.3, "use_cache": False, "initializer_range": 1.0, "num_labels": 7}),
+        (llama, {"attention_dropout": 0.3, "pad_token_id": 4, "output_hidden_states": True}),
+    ],
+)
+def test_what_changes_nothing_in_eval_mode_is_the_same_backbone(make, changes):
+    first, second = (fingerprint(model, bare_tensors(model)) for model in two(make, **changes))
+    assert compare(first, second).kind == "same"
+
+
+def test_settings_that_only_this_version_has_do_not_count_in_another():
+    first, second = (fingerprint(m, bare_tensors(m)) for m in two(timm_vit, global_pool="avg", fc_norm=False))
+    assert compare(first | {"made_with": "0.9"}, second).kind == "same"
+    first, second = (fingerprint(m, bare_tensors(m)) for m in two(plain_cnn, stride=2))
+    assert compare(first | {"made_with": "2.0"}, second).kind == "structure"  # of torch's own layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_one_changed_entry_is_seen(dtype):
+    module = nn.Linear(300, 300).to(dtype)
+    before = fingerprint(module, bare_tensors(module))
+    for value in (1.0, math.nan, math.inf):
+        changed = copy.deepcopy(module)
+        with torch.no_grad():
+            changed.weight[7, 7] += value
+        assert compare(before, fingerprint(changed, bare_tensors(changed))).kind == "weights"
+
+
+def test_a_fingerprint_that_was_edited_is_not_silent():
+    module, other = nn.Linear(8, 8), nn.Linear(8, 8)
+    found, now = (fingerprint(m, bare_tensors(m)) for m in (module, other))
+    assert compare({n: v for n, v in found.items() if n != "weights"}, now).kind == "unknown"
+    assert compare({**found, "weights": {}}, now).kind == "unknown"
+    assert compare({**found, "rounding": {"8x8": 10.0}}, now).kind == "weights"
+    large = {shape: [*sums[:3], 1e30, *sums[4:]] for shape, sums in found["weights"].items()}
+    assert compare({**found, "weights": large}, now).kind == "weights"

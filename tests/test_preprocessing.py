@@ -245,5 +245,5 @@ def test_patches_of_images_of_any_size_are_left_to_their_processor(file, tmp_pat
     backbone.save_pretrained(tmp_path)
     if file:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(file))
-    with pytest.raises(hfproj.UsageError, match="Siglip2VisionModel takes images of any size as patches.*processor"):
+    with pytest.raises(hfproj.UsageError, match=r"Siglip2VisionModel takes images of any size as patches.*processor"):
         EvalImages.for_model(Siglip2VisionModel.from_pretrained(tmp_path))

@@ -55,8 +55,8 @@ def declared_pooling(backbone: nn.Module) -> Pooling | None:
     config = None if folder is None else _small_json(backbone, f"{above}{folder}/config.json")
     if behind := [kind for kind in kinds[at + 1 :] if kind != "Normalize"]:
         warnings.warn(
-            f"{name!r} declares {', '.join(behind)} behind its pooling, which hfproj does not run: h is what they read, "
-            "not the author's final embedding.",
+            f"{name!r} declares {', '.join(behind)} behind its pooling, which hfproj does not run: h is what they "
+            "read, not the author's final embedding.",
             stacklevel=2,
         )
     if not isinstance(config, dict):

@@ -39,7 +39,7 @@ def check_input(backbone: Any, in_dim: int | None) -> None:
         dry_run(backbone, why)
         said = why[0] if why else "nothing can be guessed for it, or a model on the meta device is asked for values"
         if quantization_of(backbone) is not None:
-            hint = "a layer that its files lack can't be quantized: load it without (add_pooling_layer=False for a pooler)"
+            hint = "layers that its files lack can't be quantized: load it without (a pooler: add_pooling_layer=False)"
         raise UsageError(
             f"{expected}, which {name} alone does not run ({said}); {hint}, or give in_dim=… if your batches hold "
             "all of its inputs."

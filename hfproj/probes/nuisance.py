@@ -77,7 +77,8 @@ def probe_gap(
 
     Raises:
         UsageError: If there are no labels, if `probes` has other names, or as the probes and `paired_interval`.
-        NotMeasurableError: If no row has a label, the training rows' are of one class, or the test rows' are of none of theirs.
+        NotMeasurableError: If no row has a label, the training rows' are of one class, or the test rows' are all of
+            others.
 
     Example (the head keeps the first of two coordinates, and the nuisance is in the second):
         >>> from types import SimpleNamespace

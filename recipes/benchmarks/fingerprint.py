@@ -75,9 +75,15 @@ def taken(backbone: nn.Module) -> dict[str, Any]:
 
 def renamed(backbone: nn.Module, *, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """Return the fingerprint under the names that another version of a library might have, in another order."""
-    names = {n: f"inner.{n.replace('layer', 'block_').replace('weight', 'w')}" for n in tensors_of(backbone)}
-    tensors = reversed(tensors_of(backbone).items())
-    return fingerprint(backbone, {names[n]: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in tensors})
+    tensors, other = reversed(tensors_of(backbone).items()), copy.deepcopy(backbone)
+    for module in other.modules():
+        module._modules = {_other_name(part): child for part, child in module._modules.items()}
+    found = {".".join(map(_other_name, n.split("."))): t for n, t in tensors}
+    return fingerprint(other, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in found.items()})
+
+
+def _other_name(part: str) -> str:
+    return part if part.isdigit() or part.startswith("running_") else f"new_{part}"
 
 
 def stepped(backbone: nn.Module) -> nn.Module:

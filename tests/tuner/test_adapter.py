@@ -220,7 +220,8 @@ def test_blocks_are_chosen_among_the_default_targets(name, block, options, tmp_p
     every = attach(name, "head", trainable="adapter", backbone_adapter=LoraConfig(r=2)).peft_config["default"]
     layers = [n for n, _ in make_backbone(name).named_modules()]
     expected = [n for n in layers if n.startswith(f"{block}.") and re.fullmatch(_pattern(every), n)]
-    assert len(expected) > 3 and [n for n in layers if re.fullmatch(_pattern(stored), n)] == expected
+    assert len(expected) > 3
+    assert [n for n in layers if re.fullmatch(_pattern(stored), n)] == expected
     reached = {n.partition(".lora_A")[0].removeprefix("base_model.model.") for n, _ in model.named_modules()
                if ".lora_A" in n}  # fmt: skip
     assert reached == set(expected)
