@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from hfproj.backbones.loading import library_of, quantization_of
 from hfproj.backbones.quantized import is_quantized, rounding_of, sampled
-from hfproj.backbones.settings import module_settings, plain_values, settings_of
+from hfproj.backbones.settings import is_setting, module_settings, plain_values, settings_of
 from hfproj.backbones.sketches import LEVELS, SAMPLES, positions, rounded, samples_of, sketch, totals_of
 from hfproj.files import portable
 
@@ -180,6 +180,8 @@ def is_fingerprint(value: Any) -> bool:
     if not all(t is None or (isinstance(t, str) and len(t) <= 200 and t.isprintable()) for t in texts):
         return False
     if not all(isinstance(value.get(n, {}), dict) for n in _OBJECTS):
+        return False
+    if not all(map(is_setting, value.get("settings", {}).values())):
         return False
     counts = (n for part in ("shapes", "quantized") for n in value.get(part, {}).values())
     names = (n for part in _OBJECTS for n in value.get(part, {}))

@@ -110,9 +110,9 @@ class _Resolver:
             raise UsageError(f"pooling={chosen!r} needs a class token and {self.kind} has none; {hint}.")
         if chosen == "last" and not self.text:
             raise UsageError(f"pooling='last' reads the last token of a text, and {self.kind} takes none; use 'mean'.")
-        width = self._width(point)
-        if width is not None and (in_dim is None or library_of(self.backbone) != "torch"):
-            in_dim = width
+        if in_dim is None or library_of(self.backbone) != "torch":  # of a plain module the input is a guess
+            width = self._width(point)
+            in_dim = width if width is not None else in_dim
         if in_dim is None:
             raise UsageError(f"The width of {self.kind}'s representation can't be found; pass in_dim=… to the config.")
         return dataclasses.replace(point, in_dim=int(in_dim))

@@ -28,6 +28,7 @@ _OF_NO_USE = {
     "layer_idx", "block_idx", "flatten", "output_fmt", "strict_img_size", "always_partition", "window_size",
     "shift_size", "window_area", "target_input_size",
 }  # fmt: skip
+_LONGEST = 200  # list that is kept
 _SHOWN = 24  # values of a name that are kept; more are kept as a digest
 
 
@@ -57,7 +58,16 @@ def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping):
             yield from _flat(f"{prefix}{name}.", value)
         else:
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{name}", value if is_setting(value) else f"another value ({_crc(value)})"
+
+
+def is_setting(value: Any) -> bool:
+    """Return whether a value, which a third party may have written, is plain and short, or a list of such."""
+    if isinstance(value, list):
+        return len(value) <= _LONGEST and all(is_setting(v) and not isinstance(v, list) for v in value)
+    if isinstance(value, str):
+        return len(value) <= 200 and value.isprintable()
+    return value is None or isinstance(value, bool | int | float)
 
 
 def module_settings(backbone: nn.Module, holders: Collection[str], *, whole: bool) -> dict[str, list[str]]:
@@ -118,4 +128,8 @@ def _text(setting: str, value: Any) -> str | None:
 def _few(values: list[str]) -> list[str]:
     if len(values) <= _SHOWN:
         return values
-    return [*values[: _SHOWN - 1], f"{len(values) - _SHOWN + 1} more ({zlib.crc32(repr(values).encode()):08x})"]
+    return [*values[: _SHOWN - 1], f"{len(values) - _SHOWN + 1} more ({_crc(values)})"]
+
+
+def _crc(value: Any) -> str:
+    return f"{zlib.crc32(repr(value).encode()):08x}"
