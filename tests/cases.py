@@ -3,6 +3,7 @@
 Weights are random but the same in every process: they come from a fixed seed.
 """
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,11 @@ def minilm_folder() -> Path | None:
 
 def _minilm() -> nn.Module:
     folder = minilm_folder()
-    return BertModel(_BERT, add_pooling_layer=False) if folder is None else hfproj.load_backbone(str(folder))
+    return (
+        BertModel(copy.deepcopy(_BERT), add_pooling_layer=False)
+        if folder is None
+        else hfproj.load_backbone(str(folder))
+    )
 
 
 def timm_vit(**options: object) -> nn.Module:
@@ -76,7 +81,7 @@ BACKBONES = {
     ),
     "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**_VIT)),
     "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**_VIT)),
-    "bert": lambda: BertModel(_BERT),
+    "bert": lambda: BertModel(copy.deepcopy(_BERT)),
     "plain": PlainNet,
 }
 _VIT_NAMES = {n.rpartition(".")[2] for n, _ in BACKBONES["vit"]().named_modules()}
