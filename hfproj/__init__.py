@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         filenames as filenames, files as files, functional as functional, geometry as geometry, heads as heads,
         hub as hub, lazy as lazy, objectives as objectives, plots as plots, presets as presets, probes as probes,
         registry as registry, regularizers as regularizers, reporting as reporting, results as results,
-        studies as studies, training as training, tuner as tuner, typing as typing,
+        saving as saving, studies as studies, training as training, tuner as tuner, typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
