@@ -161,9 +161,8 @@ def why_unwritten(error: BaseException) -> str | None:
     """Return what the file system said, if `error`, or what it comes from, is about writing a file; else None."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and not isinstance(seen, ConnectionError | TimeoutError):
-            where = f": {seen.filename}" if seen.filename else ""
-            return f"{seen.strerror or seen}{where}"
+        if isinstance(seen, OSError) and not isinstance(seen, SaveError | ConnectionError | TimeoutError):
+            return seen.strerror or str(seen)
         seen = seen.__cause__ or seen.__context__
     return str(error).splitlines()[0] if _TORCH.search(str(error)) else None
 

@@ -85,8 +85,8 @@ class Layer:
     # --- patching ---
 
     def __enter__(self):
-        self._os = {name: getattr(os, name) for name in
-                    ("open", "mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "symlink")}  # fmt: skip
+        names = ("open", "mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "symlink")
+        self._os = {name: getattr(os, name) for name in names}
         self._open, self._torch_save = builtins.open, torch.save
         for path in [p for p in [self.root, *self.root.rglob("*")] if self.keep]:
             self.synced(path)  # what lay there before is on disk

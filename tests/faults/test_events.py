@@ -1,4 +1,4 @@
-"""Killed at any file event of a save, or without power there: what a run goes on from is whole, and gives its weights."""
+"""Killed at any file event of a save, or without power there: a run goes on from a whole checkpoint, to its weights."""
 
 import hashlib
 import json
