@@ -9,6 +9,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,15 @@ _DEEPSPEED = "global_step*"  # its folder, which holds the optimizer's part
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     """Sync every file of a checkpoint to disk, then write the manifest, with what the trainer says `about` it."""
-    files = {}
-    for file in _files(folder):
+    found = _files(folder)
+    for file in found:
         sync(file)
-        files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": digest(file)}
+    with ThreadPoolExecutor() as pool:  # hashing needs no lock of the interpreter
+        digests = list(pool.map(digest, found))
+    files = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": known}
+        for file, known in zip(found, digests)
+    }
     for part in sorted(p for p in folder.rglob("*") if p.is_dir()):
         sync(part)
     content = {"format": 1, **about, "versions": installed_versions(), "files": files}

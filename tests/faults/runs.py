@@ -131,7 +131,8 @@ def steps(folder):
 def interrupted(folder, world, number, rng, *, few=5, most=1000, **options):
     """Start a run again and again with "auto", and send it a signal after some steps, until it ends by itself.
 
-    After so many signals as are `most`, it gets no more. SIGKILL comes at any moment after the first step, to all processes or to one; SIGTERM to one or to all.
+    After so many signals as are `most`, it gets no more. They come at any moment after the first step, to all processes
+    or to one.
 
     Returns:
         The exit codes of each start.

@@ -61,6 +61,25 @@ def test_at_every_event_a_whole_checkpoint_or_none(whole, tmp_path, loss):
         assert_goes_on(next(f for found, f in seen.values() if int((found or "0")[0]) == step), expected)
 
 
+def test_a_checkpoint_that_is_written_over_is_one_or_the_other(tmp_path):
+    """Another run in the same folder: at no event a mixture of both, and at none nothing."""
+    folder = tmp_path / "run"
+    options = {"max_steps": 4, "save_steps": 4}
+    runs.train(folder, resume=None, **options)
+    first = chosen(folder)
+    with Layer(folder) as layer:
+        runs.make(folder, seed=1, **options).train()
+    second = chosen(folder)
+    assert first != second
+    for loss in LOSSES:
+        found = []
+        for k, states in enumerate(layer.states):
+            put(states[loss], tmp_path / loss / str(k))
+            found.append(chosen(tmp_path / loss / str(k)))
+        assert found.index(second) == found.count(first) > 0
+        assert set(found) == {first, second}
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("loss", LOSSES)
 def test_from_every_event_the_same_weights(whole, tmp_path, loss):
