@@ -5,8 +5,10 @@ are lost; each process decides for itself, so that processes may save at differe
 that is done.
 """
 
+import logging
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -15,7 +17,26 @@ import torch
 from hfproj import distributed
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+LOG = logging.getLogger("hfproj.training")
 NAMES = ("SIGTERM", "SIGUSR1")
+
+
+class LeaveSignals:
+    """A ``worker_init_fn`` after which a data loader's worker leaves these signals to the main process.
+
+    A scheduler may send them to all processes of a job; a worker that died would end the run before its checkpoint.
+    """
+
+    def __init__(self, then: Callable[[int], Any] | None = None):
+        self.then = then
+
+    def __call__(self, worker: int) -> None:
+        """Be the ``worker_init_fn`` of a data loader."""
+        for number in (getattr(signal, name, None) for name in NAMES):
+            if number is not None:
+                signal.signal(number, signal.SIG_IGN)
+        if self.then is not None:
+            self.then(worker)
 
 
 class StopSignals:
@@ -35,7 +56,9 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        if self.received and kind is None:
+            LOG.warning(f"{signal.Signals(self.received).name} came when the training was over: nothing to stop.")
         while self._before:
             signal.signal(*self._before.popitem())
 

@@ -24,6 +24,7 @@ from hfproj.features.views import FixedViews
 from hfproj.objectives.base import Step, check_needs, check_views
 from hfproj.objectives.buffers import START, Position
 from hfproj.results.history import HISTORY_FILE, read_history
+from hfproj.saving.signals import LeaveSignals
 from hfproj.training import checks, gradients, setup
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.training.checkpoints import Continued
@@ -146,18 +147,23 @@ class ProjectionTrainer(ResumingTrainer):
         return self._train_sampler
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of the training batches; of a stream, too, the last incomplete one is dropped.
+        """Return the loader of the training batches, whose workers leave signals to the main process.
 
-        `transformers` would keep it, and accelerate would fill it with images that were there before.
+        Of a stream, too, the last incomplete batch is dropped: `transformers` would keep it, and accelerate would fill
+        it with images that were there before.
         """
-        if not isinstance(self.train_dataset, StreamDataset):
-            return super().get_train_dataloader()
-        loader = DataLoader(
-            self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
-            drop_last=self.args.dataloader_drop_last, prefetch_factor=self.args.dataloader_prefetch_factor,
-        )  # fmt: skip
-        return self.accelerator.prepare(loader)
+        loader: Any
+        if isinstance(self.train_dataset, StreamDataset):
+            loader = self.accelerator.prepare(DataLoader(
+                self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
+                drop_last=self.args.dataloader_drop_last, prefetch_factor=self.args.dataloader_prefetch_factor,
+            ))  # fmt: skip
+        else:
+            loader = super().get_train_dataloader()
+        bare = getattr(loader, "base_dataloader", loader)
+        bare.worker_init_fn = LeaveSignals(bare.worker_init_fn)
+        return loader
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the views that are made from now on."""

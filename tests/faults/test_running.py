@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import hfproj
 from hfproj.saving import locks
 from hfproj.saving.folders import checkpoints, rotate
 from hfproj.saving.position import Course
+from hfproj.saving.signals import StopSignals
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +180,28 @@ def test_handlers_of_others_are_left_alone(tmp_path):
         assert len(got) == 1
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_workers_leave_signals_to_the_main_process(tmp_path):
+    """A scheduler may send them to every process of a job; a worker that died of it would end the run."""
+    loader = iter(runs.make(tmp_path, dataloader_num_workers=1).get_train_dataloader())
+    next(loader)
+    for worker in multiprocessing.active_children():
+        for name in ("TERM", "USR1"):
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert len(list(loader)) == 5
+
+
+def test_a_signal_when_all_is_done_is_said(caplog):
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.agreed(torch.device("cpu")) == "SIGTERM"
+    assert "SIGTERM came when the training was over" in caplog.text
+
+
+def test_transformers_own_way_is_refused(tmp_path):
+    with pytest.raises(hfproj.UsageError, match="SIGTERM and SIGUSR1 end in a checkpoint anyway"):
+        runs.make(tmp_path, enable_jit_checkpoint=True)
 
 
 # --- the place in the data ---
