@@ -107,12 +107,18 @@ def replacing(folder: str | Path) -> Iterator[Path]:
 
 def put_in_place(staged: Path, folder: Path) -> None:
     """Move a whole checkpoint out of its hidden folder, over one of the same step."""
-    target = folder / staged.name
+    target, old = folder / staged.name, staged.parent / f"old-{staged.name}"
     sync(staged.parent)
     if target.exists():
-        _remove(target, staged.parent)
-    os.rename(staged, target)
+        os.rename(target, old)
+    try:
+        os.rename(staged, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
     sync(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def rotate(folder: Path, limit: int | None, keep: set[str]) -> None:
@@ -126,19 +132,13 @@ def rotate(folder: Path, limit: int | None, keep: set[str]) -> None:
     newest = next((path.name for path in found.values() if flaw(path, digests=False) is None), None)
     kept = {path.name for path in found.values()} & {*keep, newest}
     free = [path for _, path in sorted(found.items()) if path.name not in kept]
-    doomed = free[: max(len(found) - max(limit, len(kept)), 0)]
-    if doomed:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=STAGING, ignore_cleanup_errors=True) as trash:
-            for path in doomed:
-                LOG.info(f"Deleting {path}: save_total_limit is {limit}.")
-                _remove(path, Path(trash))
-
-
-def _remove(path: Path, trash: Path) -> None:
-    """Take a checkpoint out of its place at once, then delete it."""
-    gone = trash / f"old-{path.name}"
-    os.rename(path, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    for path in free[: max(len(found) - max(limit, len(kept)), 0)]:
+        LOG.info(f"Deleting {path}: save_total_limit is {limit}.")
+        try:
+            os.rename(path, hidden := folder / f"{STAGING}{path.name}")
+            shutil.rmtree(hidden, ignore_errors=True)
+        except OSError as error:
+            LOG.warning(f"{path} could not be deleted, though save_total_limit is {limit} ({error.strerror}).")
 
 
 def recover(folder: Path) -> None:

@@ -71,9 +71,10 @@ def _lock(folder: Path) -> int | None:
         else:
             os.close(handle)  # the run before took its file away just now
     _open.add(handle)
-    os.ftruncate(handle, 0)
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}).encode())
+    with suppress(OSError):  # a full disk: who holds it is only for the message
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}).encode())
     return handle
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hfproj.filenames import CARD
 from hfproj.files import installed_versions, sync, write_atomic
 
 MANIFEST = "manifest.json"
@@ -30,6 +31,7 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     found = _files(folder)
     for file in found:
         sync(file)
+    found = [file for file in found if file.name != CARD]  # which may be edited
     with ThreadPoolExecutor() as pool:  # hashing needs no lock of the interpreter
         digests = list(pool.map(digest, found))
     files = {

@@ -117,7 +117,8 @@ class ResumingTrainer(HubTrainer):
 
     # Private: _save_checkpoint asks for it, and no hook lets a checkpoint be written elsewhere than it is to lie.
     def _get_output_dir(self, trial: Any) -> str:
-        return os.path.join(super()._get_output_dir(trial), self._staging)
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, self._staging) if self._staging else folder
 
     # Private: no callback comes between the last file of a checkpoint and the rotation of the others.
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

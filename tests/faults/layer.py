@@ -25,9 +25,10 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class Layer:
-    """Records events below `root` while it is entered; raises `error` at event number `fail_at`, and from then on."""
+    """Records events below `root` while it is entered; raises `error` at event `fail_at`, `once` or from then on."""
 
-    def __init__(self, root, fail_at=None, error=errno.ENOSPC, keep=True):
+    def __init__(self, root, fail_at=None, error=errno.ENOSPC, keep=True, once=False):
+        self.once = once
         self.root, self.fail_at, self.error, self.keep = Path(root).resolve(), fail_at, error, keep
         self.events, self.states = [], []  # (operation, path), and {loss: {path: content, or None of a folder}}
         self._contents, self._names, self._held = {}, {}, {}
@@ -44,7 +45,8 @@ class Layer:
             self._hold()
             self.states.append({"killed": self._live(), "lost": self._lost(), "torn": self._torn()})
         deleting = operation in ("unlink", "rmdir")  # what a full disk still allows
-        if self.fail_at is not None and len(self.events) > self.fail_at and not deleting:
+        failing = self.fail_at is not None and len(self.events) > self.fail_at
+        if failing and not deleting and not (self.once and len(self.events) > self.fail_at + 1):
             raise OSError(self.error, os.strerror(self.error), str(path))
         return True
 

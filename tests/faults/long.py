@@ -1,12 +1,12 @@
-"""The long version of these tests: `python tests/faults/long.py [results.json]`, about half an hour on two cores.
+"""The long version of these tests: `python tests/faults/long.py [stage …]`, about half an hour on two cores.
 
-Counts what was tried and what failed, and writes both; an error in one case does not end the others.
+Counts what was tried and what failed, and writes both to tests/records/faults.json, stage by stage. A word of its name
+chooses a stage; those that are not chosen keep their counts.
 """
 
 import hashlib
 import json
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -89,7 +89,7 @@ def damages(folder):
 def disks(folder):
     """Let every event from one on fail, for each event and kind of error."""
     with Layer(folder / "whole", keep=False) as layer:
-        runs.train(folder / "whole", resume=None, max_steps=4)
+        runs.train(folder / "whole", resume=None, **SHORT)
     tried = failed = 0
     for name in ERRORS:
         number = getattr(__import__("errno"), name)
@@ -99,7 +99,7 @@ def disks(folder):
             said = None
             with Layer(place, fail_at=k, error=number, keep=False):
                 try:
-                    runs.train(place, resume=None, max_steps=4)
+                    runs.train(place, resume=None, **SHORT)
                 except hfproj.SaveError as error:
                     said = str(error)
                 except Exception as error:  # any other one is a failure of the test, whatever it is
@@ -115,23 +115,24 @@ def disks(folder):
 def main():
     runs.prepare()
     torch.set_num_threads(1)
-    target, started, record = Path(sys.argv[1]) if sys.argv[1:] else RECORD, time.time(), {}
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     stages = {
-        "SIGTERM every few steps, 200 steps": lambda f: kills(f, 2, signal.SIGTERM, 1, max_steps=200, save_steps=20),
-        "SIGTERM": lambda f: kills(f, 2, signal.SIGTERM, 30, max_steps=24),
-        "SIGKILL, 1 process": lambda f: kills(f, 1, signal.SIGKILL, 120, max_steps=24),
-        "SIGKILL, 2 processes": lambda f: kills(f, 2, signal.SIGKILL, 60, max_steps=24),
         "file events": events,
         "damaged checkpoints": damages,
-        "full and read-only disks": disks,
+        "full disks": disks,
+        "SIGTERM, 200 steps": lambda f: kills(f, 2, signal.SIGTERM, 1, max_steps=200, save_steps=20),
+        "SIGKILL, 1 process": lambda f: kills(f, 1, signal.SIGKILL, 100, max_steps=24),
+        "SIGKILL, 2 processes": lambda f: kills(f, 2, signal.SIGKILL, 60, max_steps=24),
     }
     for name, stage in stages.items():
+        if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             begin = time.time()
             record[name] = {**stage(Path(folder)), "seconds": round(time.time() - begin)}
+        record[name] |= {"date": time.strftime("%Y-%m-%d"), "cpus": os.cpu_count(), "versions": installed_versions()}
         print(name, json.dumps(record[name]), flush=True)
-        about = {"seconds": round(time.time() - started), "date": time.strftime("%Y-%m-%d"), "cpus": os.cpu_count()}
-        write_json(target, {**record, **about, "python": platform.python_version(), "versions": installed_versions()})
+        write_json(RECORD, record)
 
 
 if __name__ == "__main__":

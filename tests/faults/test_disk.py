@@ -1,6 +1,7 @@
 """A disk that is full, read-only or gone while a run saves: one line says it, and the last good checkpoint stays."""
 
 import errno
+import json
 import re
 import resource
 import shutil
@@ -14,12 +15,14 @@ import hfproj
 from hfproj.saving.folders import checkpoints
 from hfproj.saving.manifest import flaw
 
+IN_PLACE = r"\.saving-[^/]+/checkpoint-\d+"
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     with Layer(folder, keep=False) as layer:
-        run = runs.train(folder, max_steps=4)
+        run = runs.train(folder, max_steps=4, save_total_limit=1)
     return folder, runs.weights(run), layer.events
 
 
@@ -27,7 +30,7 @@ def fails(folder, number, k):
     """Let every event from number `k` on fail; return the error."""
     folder.mkdir()
     with Layer(folder, fail_at=k, error=number, keep=False), pytest.raises(hfproj.SaveError) as caught:
-        runs.train(folder, resume=None, max_steps=4)
+        runs.train(folder, resume=None, max_steps=4, save_total_limit=1)
     return str(caught.value)
 
 
@@ -48,26 +51,51 @@ def check(saved, tmp_path, k, number=errno.ENOSPC):
     return left
 
 
-def steps(saved):
-    """Return the event numbers at which saving begins and ends."""
-    places = [k for k, (kind, path) in enumerate(saved[2]) if ".saving-" in path]
-    return places[0], places[-1]
+def places(saved):
+    """Return the numbers of the events that move the two checkpoints into their places."""
+    found = [k for k, (kind, path) in enumerate(saved[2]) if kind == "rename" and re.fullmatch(IN_PLACE, path)]
+    assert len(found) == 2
+    return found
 
 
 def test_a_full_disk_within_a_save(saved, tmp_path):
-    first, last = steps(saved)
-    renames = [k for k, (kind, path) in enumerate(saved[2]) if kind == "rename"]
-    ks = [0, first, (first + last) // 4, renames[-2], renames[-1], last - 1]
-    found = [check(saved, tmp_path, k) for k in ks]
-    assert found[0] == {}
-    assert "checkpoint-2" in found[-2]
+    first, second = places(saved)
+    expected = {
+        0: [],
+        first // 2: [],
+        first: [],
+        first + 5: [2],
+        (first + second) // 2: [2],
+        second: [2],
+        second + 1: [2, 4],
+    }
+    for k, left in expected.items():
+        assert sorted(int(name[11:]) for name in check(saved, tmp_path, k)) == left
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
 def test_a_full_disk_at_every_event(saved, tmp_path, number):
-    for k in range(len(saved[2]) - 2):
+    for k in range(places(saved)[1] + 2):  # what comes then only deletes what there is no room for
         check(saved, tmp_path, k, number)
+
+
+def test_over_a_checkpoint_that_is_there_it_stays(saved, tmp_path):
+    """A rename that fails when the old one is out of its place."""
+    runs.train(tmp_path, resume=None, max_steps=2)
+    before = json.loads((tmp_path / "checkpoint-2/manifest.json").read_text())
+    with Layer(tmp_path, keep=False) as layer:
+        runs.train(tmp_path, resume=None, max_steps=2)
+    k = next(k for k, (kind, path) in enumerate(layer.events) if kind == "rename" and re.fullmatch(IN_PLACE, path))
+    assert layer.events[k - 1] == ("rename", "checkpoint-2")
+    now = json.loads((tmp_path / "checkpoint-2/manifest.json").read_text())
+    assert now != before  # written anew
+    with (
+        Layer(tmp_path, fail_at=k, keep=False, once=True),
+        pytest.raises(hfproj.SaveError, match=r"good checkpoint is .*-2"),
+    ):
+        runs.train(tmp_path, resume=None, max_steps=2)
+    assert json.loads((tmp_path / "checkpoint-2/manifest.json").read_text()) == now
 
 
 def test_a_limit_on_files_as_torch_and_safetensors_meet_it(tmp_path):
