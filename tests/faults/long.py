@@ -56,6 +56,7 @@ def kills(folder, world, number, wanted, **options):
 
 def events(folder):
     """Resume from the state of the disk at every event of two saves, for each kind of loss; from equal states once."""
+    (folder / "whole").mkdir()
     with Layer(folder / "whole") as layer:
         expected = runs.weights(runs.train(folder / "whole", resume=None, **SHORT))
     found = {}
