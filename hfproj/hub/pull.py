@@ -23,11 +23,13 @@ from hfproj.backbones import load_backbone
 from hfproj.backbones.preprocessing import OF_ADAPTER, has_preprocessing, settings_of
 from hfproj.errors import AdapterFileError, HfprojError, UsageError, check_choice, one_line
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
-from hfproj.hub import untrusted, validation
+from hfproj import limits
+from hfproj.hub import validation
 from hfproj.hub.sources import Folder, Remote, adapters_in, open_source
-from hfproj.hub.untrusted import check_finite, check_size, is_folder_name, read_header, read_json, short
+from hfproj.hub.untrusted import check_finite, is_folder_name, read_header
 from hfproj.hub.validation import HEAD_KEYS, check_tensors, read_config
 from hfproj.results import Results
+from hfproj.strict_json import check_size, read_json, short
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
 from hfproj.tuner.soundness import check_head
@@ -181,7 +183,7 @@ class SavedAdapter:
             file, size = name, self.source.size(name)
         if size is None:
             return None
-        largest = untrusted.LARGEST_JSON if name == RESULTS else untrusted.LARGEST_CONFIG
+        largest = limits.RESULTS_BYTES if name == RESULTS else limits.CONFIG_BYTES
         if name in (RESULTS, PREPROCESSING):
             check_size(name, size, self.where, largest=largest)
         elif isinstance(self.source, Remote) and size >= HEADER_FIRST:

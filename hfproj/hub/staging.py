@@ -23,6 +23,7 @@ from hfproj.backbones.loading import EMBEDDED
 from hfproj.backbones.preprocessing import ImagePreprocessing, preprocessor_config
 from hfproj.errors import UsageError, unknown
 from hfproj.files import TOKEN, portable, write_json
+from hfproj.hub.untrusted import is_folder_name, same_folder
 from hfproj.objectives.buffers import START, Position, save_buffers
 from hfproj.reporting.card import render_card, write_card, write_eval_results
 from hfproj.results import Results
@@ -87,9 +88,13 @@ def check_pushable(model: Any, adapters: Sequence[str] | None = None) -> list[st
     for name in names:
         if name not in model.peft_config:
             raise unknown("adapter", name, model.peft_config)
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or not is_folder_name(name):
             raise UsageError(f"Adapter {name!r} would lie in a folder of that name; use letters, digits, '-' and '_'.")
         hub_base(model.peft_config[name], name)
+    folders: dict[str, str] = {}
+    for name in names:
+        if (first := folders.setdefault(same_folder(name), name)) != name:
+            raise UsageError(f"Adapters {first!r} and {name!r} are one folder where case does not count; rename one.")
     if not names:
         raise UsageError("adapters=[] leaves nothing to push; name adapters, or leave it out to push all.")
     return names

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hfproj import limits
 from hfproj.errors import AdapterFileError, UsageError, check_type
 from hfproj.files import installed_versions, portable, write_atomic
 from hfproj.results import words
@@ -31,6 +32,7 @@ from hfproj.results.measurement import (
     unpack_outcomes,
 )  # fmt: skip
 from hfproj.results.verdict import findings
+from hfproj.strict_json import check_size, parse_json
 
 FORMAT = 1
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
@@ -112,10 +114,14 @@ class Results:
         if not path.is_file():
             raise UsageError(f"There is no file {str(path)!r}; expected a results.json that Results.save wrote.")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            check_size(path.name, path.stat().st_size, str(path.parent), largest=limits.RESULTS_BYTES)
+            content = parse_json(path.read_bytes(), digits=20)  # seeds of torch have 64 bits
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}; a newer hfproj may have written it")
             content = {**{name: kind() for name, kind in _LATER.items()}, **content}
+            for name in ("measurements", "missing"):
+                if len(content[name]) > limits.MEASUREMENTS:
+                    raise ValueError(f"{name!r} has {len(content[name]):,} entries, more than {limits.MEASUREMENTS:,}")
             content["measurements"] = [Measurement(**m) for m in content["measurements"]]
             content["missing"] = [Missing(**m) for m in content["missing"]]
             for f in fields(cls):
@@ -327,7 +333,3 @@ def _join_histories(first: Results, other: Results) -> list[dict]:
 
 def _identity(m: Measurement) -> tuple:
     return m.layer, m.when, m.key, m.protocol.get("seed")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which JSON does not have")

@@ -13,7 +13,6 @@ from hfproj.errors import AdapterFileError
 LARGEST = (
     1e9  # of a weight: the product of three and of a scaling stays below 3e38, and none that was trained is larger
 )
-LARGEST_NUMBER = 1e6  # of an option, such as lora_alpha
 
 
 def problem_of(name: str, tensor: Tensor, dtype: torch.dtype = torch.float32) -> str | None:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 import hfproj
 from hfproj import filenames
 from hfproj.hub.pull import open_adapter
-from hfproj.hub.untrusted import parse_json, pattern_cost
+from hfproj.hub.untrusted import pattern_cost
 from hfproj.hub.validation import backbone_source
+from hfproj.strict_json import parse_json
 
 
 @pytest.fixture(scope="module")
