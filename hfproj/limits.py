@@ -21,7 +21,7 @@ INTEGER_DIGITS = 18  # so that an integer fits 64 bits
 
 # Tensors
 HEADER_BYTES = 1 << 23  # of a safetensors file; a full ViT-L has 40 thousand
-TENSORS = 50_000
+TENSORS = 20_000  # a ViT-g trained in full has 1,000
 DIMENSIONS = 8
 PICKLE_BYTES = 1 << 24  # of a checkpoint without its tensors; training scripts save some hundred thousand
 NESTED = 16  # dictionaries in dictionaries of a checkpoint
@@ -34,12 +34,13 @@ NUMBER = 1e6  # any other option, such as lora_alpha
 PATTERN_STEPS = 300_000  # for matching one module's name
 PATTERNS = 256  # entries of rank_pattern and alpha_pattern, each a regular expression that PEFT compiles
 BACKBONE_BLOCKS = 1000
-BACKBONE_MODULES = 100_000
+BACKBONE_MODULES = 30_000
 UNBACKED_BYTES = 1 << 29  # of a backbone or of layers on it that a config asks for beyond what files hold
+OBJECTIVE_BYTES = 1 << 31  # of queues and memories, made where training goes on: DeepCluster-v2 on ImageNet has 1.3 GB
 PUBLISHED_BYTES = 1 << 33  # of a backbone under a published name: DINOv2's ViT-g has 4.5 GB
 
 # Tables
 HISTORY_BYTES = 1 << 26
 HISTORY_COLUMNS = 2000
-HISTORY_CELLS = 1 << 21
+HISTORY_CELLS = 1 << 22
 MEASUREMENTS = 20_000

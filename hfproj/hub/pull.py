@@ -24,7 +24,9 @@ from hfproj.backbones.preprocessing import OF_ADAPTER, has_preprocessing, settin
 from hfproj.errors import AdapterFileError, HfprojError, UsageError, check_choice, one_line
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
 from hfproj import limits
+from hfproj.backbones.allowance import allowance
 from hfproj.hub import validation
+from hfproj.hub.backbone_size import check_backbone_size
 from hfproj.hub.sources import Folder, Remote, adapters_in, open_source
 from hfproj.hub.untrusted import check_finite, is_folder_name, read_header
 from hfproj.hub.validation import HEAD_KEYS, check_tensors, read_config
@@ -167,6 +169,11 @@ class SavedAdapter:
     prefix: str  # of its files there: empty, or the name of its folder and a slash
 
     @property
+    def bytes(self) -> int:
+        """Size of its file of tensors."""
+        return (self.folder / ADAPTER_WEIGHTS).stat().st_size
+
+    @property
     def local(self) -> bool:
         """Whether it lies in a folder that the user named."""
         return isinstance(self.source, Folder) and not self.source.cached
@@ -228,6 +235,8 @@ def open_adapter(
     if size is None:
         raise AdapterFileError(_no_weights(source, where, folder))
     expected = validation.head_tensors(config, where)
+    if validation.is_large(config.objective):
+        validation.check_objective(config, where, backing=source.size(prefix + OBJECTIVE) or 0)
     if isinstance(source, Remote):
         low, high = validation.plausible_size(expected, config)
         if size < low or (high is not None and size > high):
@@ -281,6 +290,7 @@ def _absent(source: Folder | Remote, where: str, file: str) -> str:
 def _load_backbone(saved: SavedAdapter) -> nn.Module:
     source = validation.backbone_source(saved.config, saved.where, local=saved.local)
     try:
+        check_backbone_size(source, saved.where, backing=saved.bytes)
         return load_backbone(**source)
     except HfprojError:
         raise
@@ -299,9 +309,12 @@ def _attach(
     options["key_mapping"] = getattr(backbone, "_checkpoint_conversion_mapping", {})
     if {"cpu", "disk"} & set((getattr(backbone, "hf_device_map", None) or {}).values()):
         return PeftModel.from_pretrained(backbone, folder, config=config, **options)  # it knows about offloaded parts
+    what, hint = f"{saved.where}: what its config puts on {type(backbone).__name__}", "it is not what its file holds"
+    largest = limits.UNBACKED_BYTES + limits.COPIES * saved.bytes
     trainability = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
     try:
-        model = PeftModel(backbone, config, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
+        with allowance(largest, what, hint):
+            model = PeftModel(backbone, config, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
         try:
             model.load_adapter(folder, **options)
         except BaseException:

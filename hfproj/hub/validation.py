@@ -25,11 +25,13 @@ from torch import nn
 
 from hfproj import limits
 from hfproj.backbones import EMBEDDED, POOLINGS
+from hfproj.backbones.allowance import allowance
 from hfproj.backbones.fingerprint import is_fingerprint
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.heads import HEADS
 from hfproj.hub.sources import is_repo_id
+from hfproj.objectives import create_objective
 from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost
 from hfproj.strict_json import read_json, short
 from hfproj.tuner.config import ProjectionHeadConfig, entries, plain
@@ -237,11 +239,12 @@ def _is_pattern_table(value: Any) -> bool:
 def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) -> None:
     """Refuse, by an `AdapterFileError`, a rank beyond every width of the backbone before its tensors are made."""
     inner = config.backbone_options
-    widest = max((n for p in backbone.parameters() for n in p.shape), default=0)
+    widths = (sorted(p.shape)[-2] if p.ndim > 1 else 1 for p in backbone.parameters())  # a vocabulary is none
+    widest = max(widths, default=0)
     ranks = [inner.get("r"), *(inner.get("rank_pattern") or {}).values()]
     largest = max((r for r in ranks if isinstance(r, int | float)), default=0)
     if largest > max(widest, SMALL_RANK):
-        other = f"no layer of {type(backbone).__name__} is wider than {widest}; the adapter belongs to another backbone"
+        other = f"no layer of {type(backbone).__name__} has a rank beyond {widest}; the adapter belongs to another backbone"
         raise AdapterFileError(f"{where}: its {inner['peft_type']} has rank {largest}, but {other}.")
 
 
@@ -265,14 +268,15 @@ def _is_quantization(value: Any) -> bool:
 
 _KWARGS: dict[str, Check] = {
     **dict.fromkeys(("add_pooling_layer", "dynamic_img_size", "pretrained", "class_token", "no_embed_class"), _is_bool),
-    **dict.fromkeys(("img_size", "patch_size"), _is_image_size),
+    "img_size": _is_image_size,
+    "patch_size": lambda value: _is_image_size(value) and max(value if isinstance(value, list) else [value]) <= 512,
     "num_classes": _whole(0, limits.WIDTH),
     "embed_dim": _whole(1, 2048),
     "depth": _whole(1, 64),
     "num_heads": _whole(1, 256),
     "mlp_ratio": lambda value: _is_number(value) and 0 < value <= 8,
     "reg_tokens": _whole(0, 256),
-    "in_chans": _is_size,
+    "in_chans": _whole(1, 1024),
     "global_pool": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,20}", value) is not None,
     "num_hidden_layers": _whole(0, 1000),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _whole(1, 1024)),
@@ -343,6 +347,25 @@ def _modules(config: ProjectionHeadConfig) -> HeadModules:
         if all(HEADS.get(name).__module__.startswith("hfproj.") for name in names):
             raise
         return HeadModules(config, in_dim)  # a class of the user's own need not know the meta device
+
+
+def is_large(options: Any) -> bool:
+    """Return whether options hold a number that can decide a size of many megabytes."""
+    numbers = (n for _, v in entries(options) for n in (v if isinstance(v, list) else [v]))
+    return any(isinstance(n, int) and n > 1 << 14 for n in numbers)
+
+
+def check_objective(config: ProjectionHeadConfig, where: str, *, backing: int) -> None:
+    """Refuse, by an `AdapterFileError`, an objective that would take more than its file of `backing` bytes explains."""
+    largest, hint = limits.OBJECTIVE_BYTES + limits.COPIES * backing, "it is not what its file holds"
+    options = dict(config.objective or {})
+    try:
+        with torch.device("meta"), allowance(largest, f"{where}: the queues and memories of its objective", hint):
+            create_objective(options.pop("name"), **options)
+    except AdapterFileError:
+        raise
+    except Exception:  # who makes it is told: the trainer
+        return
 
 
 def check_tensors(

@@ -160,7 +160,7 @@ def test_a_configuration_of_100_megabytes(copied):
 
 def test_a_rank_beyond_every_width(copied):
     write_config(copied, changed(config_of(copied), ["backbone_adapter", "r"], 5000))
-    refusal(lambda: hfproj.from_pretrained(copied, backbone=make_backbone("vit")), "rank 5000", "wider than 32")
+    refusal(lambda: hfproj.from_pretrained(copied, backbone=make_backbone("vit")), "rank 5000", "a rank beyond 16")
 
 
 # --- backbones ---
