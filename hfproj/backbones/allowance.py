@@ -16,7 +16,7 @@ from hfproj.errors import AdapterFileError
 
 @contextmanager
 def allowance(largest: int, what: str, hint: str) -> Iterator[None]:
-    """Refuse, by an `AdapterFileError`, to register more than `largest` bytes of tensors in modules, or too many modules.
+    """Refuse, by an `AdapterFileError`, modules with more than `largest` bytes of tensors, or too many modules.
 
     On the meta device it takes no memory to find out.
     """

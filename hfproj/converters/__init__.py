@@ -168,7 +168,9 @@ def _backbone(name: str | None, content: Content, parts: Parts, family: Family, 
 
     largest = limits.UNBACKED_BYTES + limits.COPIES * sum(t.numel() * 4 for _, t in parts.backbone.values())
     make = partial(timm.create_model, name.removeprefix("timm/"), **{**kwargs, "num_classes": 0})
-    bytes_of(make, largest, "The backbone whose names this checkpoint has", "pass the backbone that it is of as backbone=")
+    bytes_of(
+        make, largest, "The backbone whose names this checkpoint has", "pass the backbone that it is of as backbone="
+    )
     return load_backbone(name, **kwargs)
 
 

@@ -175,7 +175,9 @@ def _flat(content: Mapping[str, Any]) -> dict[str, Tensor]:
                 elif isinstance(value, Mapping):
                     deeper.append((f"{before}{str(key)[:_LONGEST]}.", value))
             if len(found) + len(deeper) > limits.TENSORS:
-                raise AdapterFileError(f"This checkpoint holds more than {limits.TENSORS:,} tensors; it is no network's.")
+                raise AdapterFileError(
+                    f"This checkpoint holds more than {limits.TENSORS:,} tensors; it is no network's."
+                )
         inner = deeper
     if inner:
         raise AdapterFileError(f"The dictionaries of this checkpoint are nested deeper than {limits.NESTED}.")

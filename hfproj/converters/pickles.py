@@ -28,8 +28,8 @@ _DTYPE = re.compile(r"[<>=|]?[?biuf][1248]?")
 # What may be called: containers, and what `hfproj.converters.checkpoint` allows. `torch.load` decides what is loaded;
 # this decides what may take memory by its arguments.
 _CALLED = {
-    "collections.OrderedDict", "argparse.Namespace", "torch.Size", "torch.device", "torch._utils._rebuild_parameter", "numpy.dtype",
-    "torch._utils._rebuild_parameter_with_state", "_codecs.encode", "__builtin__.set", "builtins.set",
+    "collections.OrderedDict", "argparse.Namespace", "torch.Size", "torch.device", "torch._utils._rebuild_parameter",
+    "numpy.dtype", "torch._utils._rebuild_parameter_with_state", "_codecs.encode", "__builtin__.set", "builtins.set",
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", *_REBUILDS,
 }  # fmt: skip
 
@@ -165,7 +165,9 @@ class _Reading(pickle._Unpickler):  # type: ignore[name-defined]  # in Python: C
         if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
             raise ValueError("it holds a tensor of no known kind")
         if len(shape) > limits.DIMENSIONS or math.prod(shape) > storage.count:
-            raise ValueError(f"it holds a tensor of shape {short(tuple(shape))} in a storage of {storage.count:,} numbers")
+            raise ValueError(
+                f"it holds a tensor of shape {short(tuple(shape))} in a storage of {storage.count:,} numbers"
+            )
         self.in_tensors += storage.item * math.prod(shape)
         if self.in_tensors > limits.COPIES * self.bytes:
             raise ValueError("its tensors are several times as large as the file")

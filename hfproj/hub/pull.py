@@ -19,14 +19,13 @@ from peft.utils import WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import nn
 
+from hfproj import limits
 from hfproj.backbones import load_backbone
+from hfproj.backbones.allowance import allowance
 from hfproj.backbones.preprocessing import OF_ADAPTER, has_preprocessing, settings_of
 from hfproj.errors import AdapterFileError, HfprojError, UsageError, check_choice, one_line
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
-from hfproj import limits
-from hfproj.backbones.allowance import allowance
-from hfproj.hub import validation
-from hfproj.hub.backbone_size import check_backbone_size
+from hfproj.hub import sizes, validation
 from hfproj.hub.sources import Folder, Remote, adapters_in, open_source
 from hfproj.hub.untrusted import check_finite, is_folder_name, read_header
 from hfproj.hub.validation import HEAD_KEYS, check_tensors, read_config
@@ -87,7 +86,7 @@ def from_pretrained(
         saved.config.backbone_check = backbone_check
     if backbone is None:
         backbone = _load_backbone(saved)
-    validation.check_rank(saved.config, backbone, saved.where)
+    sizes.check_rank(saved.config, backbone, saved.where)
     preprocessing = _preprocessing(backbone, saved)
     name = adapter_name or adapter.replace(".", "_")  # modules can't be named with a dot
     if name != adapter and is_folder_name(name) and saved.source.size(f"{name}/{ADAPTER_CONFIG}") is not None:
@@ -235,10 +234,10 @@ def open_adapter(
     if size is None:
         raise AdapterFileError(_no_weights(source, where, folder))
     expected = validation.head_tensors(config, where)
-    if validation.is_large(config.objective):
-        validation.check_objective(config, where, backing=source.size(prefix + OBJECTIVE) or 0)
+    if sizes.is_large(config.objective):
+        sizes.check_objective(config, where, backing=source.size(prefix + OBJECTIVE) or 0)
     if isinstance(source, Remote):
-        low, high = validation.plausible_size(expected, config)
+        low, high = sizes.plausible_size(expected, config)
         if size < low or (high is not None and size > high):
             limits = f"at least {low:,}" if size < low else f"at most {high:,}"
             what = f"it has {size:,} bytes, {ADAPTER_CONFIG} asks for {limits}; download or save it again"
@@ -290,7 +289,7 @@ def _absent(source: Folder | Remote, where: str, file: str) -> str:
 def _load_backbone(saved: SavedAdapter) -> nn.Module:
     source = validation.backbone_source(saved.config, saved.where, local=saved.local)
     try:
-        check_backbone_size(source, saved.where, backing=saved.bytes)
+        sizes.check_backbone_size(source, saved.where, backing=saved.bytes)
         return load_backbone(**source)
     except HfprojError:
         raise

@@ -26,6 +26,7 @@ from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.files import write_atomic
 from hfproj.hub.failures import FAILURES, explain, is_transient, origin, retry
 from hfproj.hub.untrusted import TensorInfo, is_folder_name, regular_file, same_folder, shape_of
+from hfproj.redaction import remember
 from hfproj.strict_json import short
 
 TRIES = 3  # of a request that fails; then the cache serves, where it can
@@ -66,6 +67,7 @@ class Remote:
 
     def __init__(self, repo_id: str, *, revision: str | None, token: str | bool | None, cache_dir: str | Path | None):
         self.repo_id, self.where, self.revision, self.token = repo_id, repo_id, _checked(revision), token
+        remember(token)
         self.folder = _cache_folder(repo_id, cache_dir)
         self._api, wait = HfApi(), constants.HF_HUB_DOWNLOAD_TIMEOUT
         info = self._ask(
@@ -111,7 +113,14 @@ class Remote:
             found = self._ask(lambda: read(self.repo_id, file, **wait, **self._at), file)
             tensors = {name: TensorInfo(info.dtype, shape_of(info.shape)) for name, info in found.tensors.items()}
             least = sum(info.bytes for info in tensors.values())
-        except (errors.SafetensorsParsingError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except (
+            errors.SafetensorsParsingError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             what = f"{self.repo_id}: {file} does not begin with the header of a safetensors file"
             raise AdapterFileError(f"{what} ({one_line(error)}).") from error
         if not least <= size <= least + limits.HEADER_BYTES:
@@ -204,7 +213,9 @@ def adapters_in(source: Folder | Remote) -> list[str]:
             first = found.setdefault(same_folder(name), name)
             if first != name:
                 what = "are one folder where case does not count"
-                warnings.warn(f"Left out: adapter {name!r} of {source.where}, since {first!r} and it {what}.", stacklevel=3)
+                warnings.warn(
+                    f"Left out: adapter {name!r} of {source.where}, since {first!r} and it {what}.", stacklevel=3
+                )
     return list(found.values())
 
 

@@ -46,7 +46,15 @@ class TensorInfo:
         return math.prod(self.shape) * _BYTES[self.dtype]
 
 
-_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$", *(f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³")}
+_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    "conin$",
+    "conout$",
+    *(f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³"),
+}
 
 
 def shape_of(value: object) -> tuple[int, ...]:

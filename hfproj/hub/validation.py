@@ -9,7 +9,6 @@ configuration that asks for billions of numbers costs nothing before the file is
 """
 
 import dataclasses
-import math
 import os
 import re
 import sys
@@ -21,17 +20,14 @@ from typing import Any, cast
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
-from torch import nn
 
 from hfproj import limits
 from hfproj.backbones import EMBEDDED, POOLINGS
-from hfproj.backbones.allowance import allowance
 from hfproj.backbones.fingerprint import is_fingerprint
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.heads import HEADS
 from hfproj.hub.sources import is_repo_id
-from hfproj.objectives import create_objective
 from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost
 from hfproj.strict_json import read_json, short
 from hfproj.tuner.config import ProjectionHeadConfig, entries, plain
@@ -39,7 +35,6 @@ from hfproj.tuner.layer import CHILD, HeadModules
 
 HEAD_KEYS = f"base_model.model.{CHILD}.projection_head_modules."
 BACKBONE_KEYS = f"base_model.model.{CHILD}.backbone."
-SMALL_RANK = 256  # that even a tiny backbone may be given
 _CODE = (
     "auto_map", "trust_remote_code", "code_revision", "remote_code", "custom_modules", "custom_objects",
     "custom_pipelines", "import_allowlist", "allow_all_kernels", "_target_", "__class__", "__reduce__", "py/object",
@@ -231,21 +226,13 @@ def _are_module_names(value: Any) -> bool:
 def _is_pattern_table(value: Any) -> bool:
     if value is None:
         return True
-    if not isinstance(value, dict) or len(value) > limits.PATTERNS or sum(map(pattern_cost, value)) > limits.PATTERN_STEPS / 60:
+    if (
+        not isinstance(value, dict)
+        or len(value) > limits.PATTERNS
+        or sum(map(pattern_cost, value)) > limits.PATTERN_STEPS / 60
+    ):
         return False
     return all(_is_number(n) if isinstance(n, float) else _whole(0, limits.RANK)(n) for n in value.values())
-
-
-def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) -> None:
-    """Refuse, by an `AdapterFileError`, a rank beyond every width of the backbone before its tensors are made."""
-    inner = config.backbone_options
-    widths = (sorted(p.shape)[-2] if p.ndim > 1 else 1 for p in backbone.parameters())  # a vocabulary is none
-    widest = max(widths, default=0)
-    ranks = [inner.get("r"), *(inner.get("rank_pattern") or {}).values()]
-    largest = max((r for r in ranks if isinstance(r, int | float)), default=0)
-    if largest > max(widest, SMALL_RANK):
-        other = f"no layer of {type(backbone).__name__} has a rank beyond {widest}; the adapter belongs to another backbone"
-        raise AdapterFileError(f"{where}: its {inner['peft_type']} has rank {largest}, but {other}.")
 
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
@@ -349,25 +336,6 @@ def _modules(config: ProjectionHeadConfig) -> HeadModules:
         return HeadModules(config, in_dim)  # a class of the user's own need not know the meta device
 
 
-def is_large(options: Any) -> bool:
-    """Return whether options hold a number that can decide a size of many megabytes."""
-    numbers = (n for _, v in entries(options) for n in (v if isinstance(v, list) else [v]))
-    return any(isinstance(n, int) and n > 1 << 14 for n in numbers)
-
-
-def check_objective(config: ProjectionHeadConfig, where: str, *, backing: int) -> None:
-    """Refuse, by an `AdapterFileError`, an objective that would take more than its file of `backing` bytes explains."""
-    largest, hint = limits.OBJECTIVE_BYTES + limits.COPIES * backing, "it is not what its file holds"
-    options = dict(config.objective or {})
-    try:
-        with torch.device("meta"), allowance(largest, f"{where}: the queues and memories of its objective", hint):
-            create_objective(options.pop("name"), **options)
-    except AdapterFileError:
-        raise
-    except Exception:  # who makes it is told: the trainer
-        return
-
-
 def check_tensors(
     found: dict[str, TensorInfo], expected: dict[str, TensorInfo], config: ProjectionHeadConfig, where: str
 ) -> None:
@@ -399,10 +367,3 @@ def _may_have(config: ProjectionHeadConfig, name: str) -> bool:
     if name.startswith(BACKBONE_KEYS):
         return config.trains_backbone
     return config.backbone_adapter is not None and name.startswith("base_model.model.")
-
-
-def plausible_size(expected: dict[str, TensorInfo], config: ProjectionHeadConfig) -> tuple[int, int | None]:
-    """Return the fewest and the most bytes of a file with the tensors of `head_tensors`; None where that is open."""
-    numbers = sum(math.prod(info.shape) for info in expected.values())
-    beside = config.trains_backbone or config.backbone_adapter is not None
-    return 2 * numbers, None if beside else 8 * numbers + (1 << 20)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from hfproj import filenames
 from hfproj.errors import HfprojError, UsageError, check_path, check_type
-from hfproj.files import portable, write_atomic
+from hfproj.files import write_atomic
 from hfproj.plots import plot_history, plot_spectrum
 from hfproj.reporting.context import Context
 from hfproj.reporting.metadata import check_license, front_matter, write_eval_results
-from hfproj.reporting.rendering import render
+from hfproj.reporting.rendering import as_saved, render
 from hfproj.results import Results
 
 __all__ = ["render_card", "write_card", "write_eval_results"]
@@ -54,8 +54,7 @@ def render_card(
         True
     """
     check_license(license)
-    plain = {name: portable(getattr(results, name)) for name in ("config", "command", "notes")}
-    results = replace(results, **plain)  # results that were never saved may still hold paths of this machine
+    results = as_saved(results)
     results.config = {**results.config, **({"license": license} if license else {})}
     if filenames.PREPROCESSING in files:
         results.config.setdefault("modality", "image")
@@ -90,6 +89,7 @@ def write_card(
     if not folder.is_dir():
         raise UsageError(f"There is no folder {str(folder)!r}; save the adapter there first.")
     check_license(license)
+    results = as_saved(results)
     if license:
         results = replace(results, config={**results.config, "license": license})
     if keep_results:

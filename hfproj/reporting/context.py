@@ -18,7 +18,17 @@ from hfproj.regularizers import REGULARIZERS
 from hfproj.reporting.markdown import Code, one_line
 from hfproj.reporting.metadata import base_model_of, license_of, mapping, modality_of, trained_on
 from hfproj.results import LAYERS, WHENS, Measurement, Results, Verdict, findings, verdicts, words
-from hfproj.results.measurement import Cell, Key, by_cell, grouped, mean_std, missing_sentences, row_names, settings_text, short
+from hfproj.results.measurement import (
+    Cell,
+    Key,
+    by_cell,
+    grouped,
+    mean_std,
+    missing_sentences,
+    row_names,
+    settings_text,
+    short,
+)
 
 _METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LN tuning"}  # as people write them
 _OF_PEFT = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "alpha", "oft_block_size", "boft_block_size")

@@ -4,6 +4,7 @@
 but the number was not finite. So reading gives back what was written.
 """
 
+import functools
 import io
 import math
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 from hfproj import limits
 from hfproj.errors import AdapterFileError, UsageError, check_path, one_line
 from hfproj.files import write_atomic
+from hfproj.redaction import known_secrets, redact
 from hfproj.results.parquet_pages import check_pages
 from hfproj.strict_json import check_size, short
 
@@ -42,9 +44,11 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Pa
     """
     import pyarrow.parquet
 
+    known = known_secrets()
+    name_of = functools.cache(lambda name: redact(str(name), known))
     by_step: dict[tuple, dict[str, Any]] = {}
     for row in rows:
-        numbers = {str(name): _number(name, value) for name, value in row.items()}
+        numbers = {name_of(name): _number(name, value) for name, value in row.items()}
         if numbers.get("step") is None:
             raise UsageError(f"Expected each row of the history with a whole number 'step', got {dict(row)!r:.80}.")
         by_step[numbers.get("seed") or 0, numbers["step"]] = numbers

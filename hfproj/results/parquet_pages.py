@@ -52,14 +52,14 @@ def _pages(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield kind, uncompressed bytes and number of values of each page from `start` to `end`."""
     while start < end:
         header, start = _struct(data, start)
-        sizes = header.get(2), header.get(3)
+        sizes = uncompressed, compressed = header.get(2, -1), header.get(3, -1)
         kind = next((k for k in (_DATA, _DICTIONARY, _DATA_V2) if isinstance(header.get(k), dict)), None)
         if kind is None or not all(isinstance(size, int) and size >= 0 for size in sizes):
             raise ValueError("a page has no header")
-        count, start = header[kind].get(1), start + sizes[1]
+        count, start = header[kind].get(1), start + compressed
         if not isinstance(count, int) or start > end:
             raise ValueError("a page is larger than its column")
-        yield kind, sizes[0], count
+        yield kind, uncompressed, count
 
 
 def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:

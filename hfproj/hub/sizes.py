@@ -1,26 +1,32 @@
-"""What a backbone will take that somebody else's config names, found without making it.
+"""What somebody else's config will take, found without making it: backbone, PEFT layers, queues.
 
 A few words of a config can ask for a model of any size. What files really hold may be made of it, as often as
 `hfproj.limits` says; what a name and options alone ask for is bounded.
 """
 
+import math
 import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
+from torch import nn
 
 from hfproj import limits
-from hfproj.backbones.allowance import bytes_of
+from hfproj.backbones.allowance import allowance, bytes_of
 from hfproj.backbones.loading import EMBEDDED, embedded_folder
 from hfproj.errors import AdapterFileError, HubError
 from hfproj.hub.sources import open_source
+from hfproj.hub.untrusted import TensorInfo
+from hfproj.objectives import create_objective
 from hfproj.strict_json import check_size, read_json, short
-from hfproj.tuner.config import entries
+from hfproj.tuner.config import ProjectionHeadConfig, entries
 
 _HINT = "load the backbone yourself and pass it as backbone="
 _COUNT = re.compile(r"\w*(layers?|depths?|blocks?|stages?|experts)")
+SMALL_RANK = 256  # that even a tiny backbone may be given
 _INDEX = "model.safetensors.index.json"
 
 
@@ -73,7 +79,9 @@ def _check_transformers(source: dict[str, Any], options: dict[str, Any], what: s
     for option, value in entries({**config.to_dict(), **plain}):
         counts = value if isinstance(value, list) else [value]
         if _COUNT.fullmatch(str(option)) and sum(n for n in counts if isinstance(n, int)) > limits.BACKBONE_BLOCKS:
-            raise AdapterFileError(f"{what} has {option}={short(value)}, more than {limits.BACKBONE_BLOCKS:,}; {_HINT}.")
+            raise AdapterFileError(
+                f"{what} has {option}={short(value)}, more than {limits.BACKBONE_BLOCKS:,}; {_HINT}."
+            )
     for option, value in plain.items():
         setattr(config, option, value)
     quantized = getattr(config, "quantization_config", None) is not None
@@ -93,3 +101,43 @@ def _weights(files: Any) -> int:
         sizes = [files.size(part) or 0 for part in sorted(parts)[:1000] if re.fullmatch(r"[\w.-]+\.safetensors", part)]
         size = sum(sizes)
     return size or 0
+
+
+def is_large(options: Any) -> bool:
+    """Return whether options hold a number that can decide a size of many megabytes."""
+    numbers = (n for _, v in entries(options) for n in (v if isinstance(v, list) else [v]))
+    return any(isinstance(n, int) and n > 1 << 14 for n in numbers)
+
+
+def check_objective(config: ProjectionHeadConfig, where: str, *, backing: int) -> None:
+    """Refuse, by an `AdapterFileError`, an objective that would take more than its file of `backing` bytes explains."""
+    largest, hint = limits.OBJECTIVE_BYTES + limits.COPIES * backing, "it is not what its file holds"
+    options = dict(config.objective or {})
+    try:
+        with torch.device("meta"), allowance(largest, f"{where}: the queues and memories of its objective", hint):
+            create_objective(options.pop("name"), **options)
+    except AdapterFileError:
+        raise
+    except Exception:  # who makes it is told: the trainer
+        return
+
+
+def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) -> None:
+    """Refuse, by an `AdapterFileError`, a rank beyond every width of the backbone before its tensors are made."""
+    inner = config.backbone_options
+    widths = (sorted(p.shape)[-2] if p.ndim > 1 else 1 for p in backbone.parameters())  # a vocabulary is none
+    widest = max(widths, default=0)
+    ranks = [inner.get("r"), *(inner.get("rank_pattern") or {}).values()]
+    largest = max((r for r in ranks if isinstance(r, int | float)), default=0)
+    if largest > max(widest, SMALL_RANK):
+        other = (
+            f"no layer of {type(backbone).__name__} has a rank beyond {widest}; the adapter belongs to another backbone"
+        )
+        raise AdapterFileError(f"{where}: its {inner['peft_type']} has rank {largest}, but {other}.")
+
+
+def plausible_size(expected: dict[str, TensorInfo], config: ProjectionHeadConfig) -> tuple[int, int | None]:
+    """Return the fewest and the most bytes of a file with the tensors of `head_tensors`; None where that is open."""
+    numbers = sum(math.prod(info.shape) for info in expected.values())
+    beside = config.trains_backbone or config.backbone_adapter is not None
+    return 2 * numbers, None if beside else 8 * numbers + (1 << 20)
