@@ -212,10 +212,8 @@ def adapters_in(source: Folder | Remote) -> list[str]:
         if name != "default" and has_config(f"{name}/"):
             first = found.setdefault(same_folder(name), name)
             if first != name:
-                what = "are one folder where case does not count"
-                warnings.warn(
-                    f"Left out: adapter {name!r} of {source.where}, since {first!r} and it {what}.", stacklevel=3
-                )
+                what = f"adapter {name!r} of {source.where}, one folder with {first!r} where case does not count"
+                warnings.warn(f"Left out: {what}.", stacklevel=3)
     return list(found.values())
 
 

@@ -94,12 +94,14 @@ def write_card(
         results = replace(results, config={**results.config, "license": license})
     if keep_results:
         results.save(folder / filenames.RESULTS)
-    with suppress(HfprojError):  # no matplotlib, or nothing that can be drawn: the card is complete without pictures
+    with suppress(
+        HfprojError, ValueError, OverflowError
+    ):  # no matplotlib, or nothing that can be drawn: the card is complete without pictures
         if results.spectra:
             plot_spectrum(results.spectra, folder / filenames.PICTURE, width=_PICTURE_WIDTH)
     names = {str(name) for row in results.history for name in row}
     watched = [metric for metric in _WATCHED if names & {metric, f"{metric}_h", f"{metric}_z"}][:3]
-    with suppress(HfprojError):
+    with suppress(HfprojError, ValueError, OverflowError):
         if watched:
             plot_history(results.history, folder / filenames.TRAINING_PICTURE, metrics=watched, width=_PICTURE_WIDTH)
     files = [file.name for file in folder.iterdir() if file.is_file()]

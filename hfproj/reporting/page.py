@@ -66,6 +66,8 @@ def render_report(results: Results) -> str:
             data = base64.b64encode(plots.picture(figure, "svg")).decode()
         except HfprojError as error:
             not_drawn.setdefault(str(error), []).append(picture.title)
+        except (ValueError, OverflowError):  # matplotlib's, of numbers such as 1e308
+            not_drawn.setdefault("Its numbers are too large to be drawn.", []).append(picture.title)
         else:
             width, height = (round(100 * inches) for inches in figure.get_size_inches())
             figures.append({"picture": picture, "data": data, "width": width, "height": height})

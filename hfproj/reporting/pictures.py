@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 _MOST = 40  # pictures of a page, and series of a picture: nobody reads more, and each takes a second
+_MOST_LAYERS = 300  # with a tick each
 _WIDTH = 4.2  # inches: its letters stay readable on a telephone
 _TRAINING = ("loss", "learning_rate", "update_ratio", "gradient_ratio", "timescale_ratio")
 _COLLAPSE = ("rankme", "std")
@@ -81,7 +82,7 @@ def _probes(results: Results) -> list[Picture]:
         curves: dict[str, dict[str, tuple[float, float]]] = {}
         for when in WHENS:
             curve = of_key.get((key, when), {})
-            if len(curve.keys() - set(LAYERS)) > 1:
+            if 1 < len(curve.keys() - set(LAYERS)) <= _MOST_LAYERS:
                 curves[f"{when} training"] = curve
         if curves:
             ends = f"{layers[0]} to {layers[-1]}"
