@@ -95,12 +95,14 @@ def remember(secret: object) -> None:
 def _kind(name: str) -> str:
     """Return what the value of a name is: "password", "secret", "perhaps" (as it looks), or "" (nothing secret)."""
     parts = [part.lower() for part in _WORD.findall(name[-200:])]
+    if parts[-2:] == ["connection", "string"]:
+        return "secret"
     while len(parts) > 1 and (parts[-1] in _VALUES or parts[-1].isdigit()):
         parts.pop()
     if not parts:
         return ""
     *before, last = parts
-    if (before[-1:] == ["connection"] and last == "string") or (last == "id" and parts[-3:-1] == ["access", "key"]):
+    if parts[-3:] == ["access", "key", "id"]:
         return "secret"
     if _ABOUT.fullmatch(last):
         return ""

@@ -25,7 +25,8 @@ VALUES = ["enterprise-value-xyz", "0123456789abcdef", "Tr0ub4dor&3", HASH]
 SHAPES = [
     f"hf_{A}", f"api_org_{A}", f"ghp_{A}", f"github_pat_{A}", f"glpat-{A}", f"sk-{A}", f"sk-proj-{A}-x_y", JWT, PRIVATE,
     f"sk-ant-api03-{A}", "AKIAIOSFODNN7EXAMPLE", "ASIAIOSFODNN7EXAMPLE", "AIza" + "Sy_0" * 8 + "abc", f"xoxb-{A}",
-    f"gsk_{A}", f"r8_{A}", f"npm_{A}", f"pypi-AgEI{A}", f"ya29.{A}", "eyJhcGlfYWRkcmVzcyI6Imh0dHBzOi8vYXBwLm5lcHR1bmUiOiJhIn0=",
+    f"gsk_{A}", f"r8_{A}", f"npm_{A}", f"pypi-AgEI{A}", f"ya29.{A}",
+    "eyJhcGlfYWRkcmVzcyI6Imh0dHBzOi8vYXBwLm5lcHR1bmUiOiJhIn0=",
     f"dckr_pat_{A}",
 ]  # fmt: skip
 URLS = [

@@ -86,7 +86,8 @@ def large_adapters(folder, whole):
     nano = {"library": "transformers", "id": "vit_nano"}
     asked = {
         "timm of 21 GB": {"backbone": {**timm, "kwargs": {"pretrained": False, **huge}}},
-        "timm's positions": {"backbone": {**timm, "kwargs": {"pretrained": False, "img_size": 10_000, "patch_size": 1}}},
+        "timm's positions": {"backbone": {**timm, "kwargs": {"pretrained": False, "img_size": 10_000,
+                                                            "patch_size": 1}}},
         "timm's channels": {"backbone": {**timm, "id": "resnet50", "kwargs": {"pretrained": False, "in_chans": 1024,
                                                                              "num_classes": 2**20}}},
         "timm's largest": {"backbone": {**timm, "id": "eva02_enormous_patch14_clip_224",
@@ -185,8 +186,10 @@ def checkpoints(folder, whole):
         "laughs": _laughs(), "itself": itself, "bytearray": _Call(bytearray, 10**11),
         "many": {f"layer{i}": torch.zeros(1) for i in range(30_000)}, "long names": {"x" * 10**6: torch.zeros(1)},
         "sparse": {"x": torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**10,))},
-        "meta": {"x": torch.empty(10**10, device="meta")}, "range": _Call(list, range(10)), "dtype": _Call(bytes, 10**10),
-        "quadratic": _Call(int, "9" * 10**6), "memo": b"\x80\x02}r\xff\xff\xff\x7f.", "frame": b"\x80\x04\x95" + b"\xff" * 8,
+        "meta": {"x": torch.empty(10**10, device="meta")},
+        "range": _Call(list, range(10)), "dtype": _Call(bytes, 10**10),
+        "quadratic": _Call(int, "9" * 10**6), "memo": b"\x80\x02}r\xff\xff\xff\x7f.",
+        "frame": b"\x80\x04\x95" + b"\xff" * 8,
         "long text": b"\x80\x02X\xff\xff\xff\xff", "long bytes": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x00",
         "array": b"\x80\x05\x96" + struct.pack("<Q", 2**36),
         "deep": {"state_dict": torch.nn.Linear(2, 2).state_dict(), "blocks.99.x": torch.zeros(1),
@@ -224,7 +227,8 @@ def histories(folder, whole):
 
     sound = table(100)
     named = {
-        **{f"{rows:,} rows {codec}": (rows, 1, codec) for rows in (2_000_000, 30_000_000) for codec in ("zstd", "none")},
+        **{f"{rows:,} rows {codec}": (rows, 1, codec)
+           for rows in (2_000_000, 30_000_000) for codec in ("zstd", "none")},
         "10,000 columns": (10, 10_000, "zstd"), "wide and long": (30_000, 300, "zstd"),
     }  # fmt: skip
     for name, (rows, columns, codec) in named.items():

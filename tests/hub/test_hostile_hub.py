@@ -45,7 +45,8 @@ def test_hostile_repositories(hub, client, content):
         })}, None),
         "queue": ({filenames.ADAPTER_CONFIG: configured(objective={"name": "moco", "out_dim": 6, "queue_size": 10**9})},
                   "queues and memories"),
-        "a name twice": ({filenames.ADAPTER_WEIGHTS: struct.pack("<Q", 400_001) + b"{" + b'"a":1,' * 66_666 + b'"b":1}  ' },
+        "a name twice": ({filenames.ADAPTER_WEIGHTS: struct.pack("<Q", 400_003) + b"{" + b'"a":1,' * 66_666
+                          + b'"b":1}'},
                          "comes twice"),
         "paths": ({filenames.ADAPTER_CONFIG: configured(backbone=far)}, None),
         "names": ({filenames.ADAPTER_CONFIG: None, "../adapter_config.json": b"{}",
