@@ -20,9 +20,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from hfproj.data.pixels import bounded, decoded, to_image_tensor
@@ -155,13 +153,13 @@ class IndexedDataset(_Checks, Dataset):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = self._split(key)
         if self.on_bad_image == "raise":
-            return self._item(epoch, index)
+            return self.item(index, epoch)
         skipped: list[tuple[int, str]] = []
         draws = np.random.default_rng([epoch % 2**64, index])
         while len(skipped) < _TRIES:
             at = index if not skipped else int(draws.integers(len(self)))
             try:
-                item = self._item(epoch, at)
+                item = self.item(at, epoch)
                 return {**item, SKIPPED: skipped} if skipped else item
             except UsageError as error:
                 skipped.append((at, str(error)))
@@ -180,7 +178,12 @@ class IndexedDataset(_Checks, Dataset):
             return [self[key] for key in keys]  # one by one, to name the item that fails
         return [{**as_item(value), "index": index, "epoch": epoch} for value, (epoch, index) in zip(values, pairs)]
 
-    def _item(self, epoch: int, index: int) -> dict[str, Any]:
+    def item(self, index: int, epoch: int = 0) -> dict[str, Any]:
+        """Return this very item.
+
+        Raises:
+            UsageError: If it can't be read.
+        """
         try:
             with bounded():
                 value = self.dataset[index]
@@ -307,5 +310,5 @@ class StreamDataset(_Checks, IterableDataset):
             raise
         except _UNREADABLE as error:
             what = f"Item {position + 1} of the stream cannot be read ({type(error).__name__}: {one_line(error)})"
-            cure = "with on_bad_image='skip' give it undecoded, stream.cast_column('image', datasets.Image(decode=False))"
-            raise UsageError(f"{what}. Repair the file, or {cure}.") from error
+            cure = "stream.cast_column('image', datasets.Image(decode=False)) and on_bad_image='skip'"
+            raise UsageError(f"{what}. Repair the file, or give the images undecoded: {cure}.") from error

@@ -229,7 +229,7 @@ def _in_range(array: np.ndarray, column: str) -> np.ndarray:
     return array.astype(np.float32 if floating else np.uint8)
 
 
-def _decode(stored: dict) -> Image.Image:
+def _decode(stored: Any) -> Image.Image:
     data, path = stored.get("bytes"), stored.get("path")
     if data is None and path is None:
         raise UsageError("The image has neither bytes nor a path. Drop the row, for example with dataset.select().")

@@ -4,6 +4,7 @@ References:
     Gao, Yao, Chen 2021, "SimCSE", arXiv 2104.08821, sections 3 and 4; princeton-nlp/SimCSE ``train.py``.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,10 @@ from hfproj.data.indexing import index_and_labels
 from hfproj.errors import UsageError
 
 Made = TypeVar("Made", bound="_Sentences")
+# Characters that are read for each token that is kept: tokenizers read a text to its end before they cut it, and ten
+# megabytes take half a minute. Tokens have about four characters; the longest of usual vocabularies have 128.
+_CHARACTERS = 256
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Sentences:
@@ -35,7 +40,16 @@ class _Sentences:
                     raise UsageError(f"An item has no {column!r}, only {', '.join(map(repr, item))}; {hint}.")
                 if not isinstance(item[column], str):
                     raise UsageError(f"{column!r} holds a {type(item[column]).__name__}, expected a string.")
-        texts = [item[column] for column in columns for item in items]
+        longest = _CHARACTERS * self.max_length
+        texts = [item[column][:longest] for column in columns for item in items]
+        for place, text in enumerate(texts):
+            if not text.isascii() and _SURROGATE.search(text):
+                item = items[place % len(items)]
+                where = f" of item {item['index']} of the data set" if "index" in item else ""
+                raise UsageError(
+                    f"Column {columns[place // len(items)]!r}{where} holds half a character (a surrogate), which is no "
+                    "text: it was decoded wrongly. Clean it: text.encode('utf-8', 'replace').decode()."
+                )
         return self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
 
 
@@ -50,7 +64,7 @@ class TextViews(_Sentences):
         tokenizer: A tokenizer of `transformers`.
         columns: Entry of an item that holds the sentence, or several of them.
         num_views: Views of each sentence, for one column.
-        max_length: Tokens at most; what is longer is cut.
+        max_length: Tokens at most; what is longer is cut, before it is read to its end: at 256 characters a token.
         label_column: Entry that holds the class number; None for no labels.
 
     Raises:

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from transformers.training_args import ParallelMode
 
 from hfproj import distributed
+from hfproj.data.images import ImageViews
 from hfproj.data.indexing import IndexedDataset, StreamDataset
 from hfproj.errors import UsageError, unknown
 from hfproj.heads import create_head
@@ -20,6 +21,7 @@ from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.objectives.base import check_needs
 from hfproj.regularizers import Weighted, weighted
 from hfproj.training.arguments import ProjectionTrainingArguments
+from hfproj.training.skipped import skipping
 from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules, Prototypes
 
@@ -69,6 +71,12 @@ def indexed(dataset: Any) -> Any:
     if dataset is None or isinstance(dataset, IndexedDataset | StreamDataset):
         return dataset
     return StreamDataset(dataset) if is_stream(dataset) else IndexedDataset(dataset)
+
+
+def prepared_data(dataset: Any, collator: Any, model: PeftModel, args: ProjectionTrainingArguments) -> tuple[Any, Any]:
+    """Return `dataset`, `indexed` and skipping bad images if `args` say so, and the collator or that of the model."""
+    collator = collator if collator is not None else ImageViews.for_model(model, seed=args.seed)
+    return skipping(indexed(dataset), args.on_bad_image, collator), collator
 
 
 def first_of(dataset: Any) -> Any:

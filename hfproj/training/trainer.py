@@ -19,7 +19,6 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from hfproj.data.images import ImageViews
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.features.views import FixedViews
@@ -35,6 +34,7 @@ from hfproj.training.hub import HubTrainer
 from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.patch_dropout import PatchDropout
 from hfproj.training.shares import GradientShares
+from hfproj.training.skipped import SkippedImages
 from hfproj.training.views import detached, forward_views
 from hfproj.typing import Data, DataOrStream, Refused
 
@@ -107,13 +107,13 @@ class ProjectionTrainer(HubTrainer):
         prepared = setup.prepare_objective(model, made, regularizers, train_dataset, log=self._continued is None)
         self.objective, self.regularizers = prepared
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
-        train_dataset = setup.indexed(train_dataset)
+        train_dataset, data_collator = setup.prepared_data(train_dataset, data_collator, model, args)
         if isinstance(train_dataset, StreamDataset):
             args.accelerator_config.dispatch_batches = False  # every process reads the stream and keeps its part
         super().__init__(
             model, args,
-            data_collator=data_collator if data_collator is not None else ImageViews.for_model(model, seed=args.seed),
-            train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=list(callbacks or ()),
+            data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            callbacks=[*(callbacks or ()), *SkippedImages.of(train_dataset)],
             optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs, processing_class=processing_class,
         )  # fmt: skip
         # The loss is a mean over the batch: the Trainer must divide it by the accumulation steps, even though the
