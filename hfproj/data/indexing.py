@@ -120,8 +120,8 @@ class IndexedDataset(_Checks, Dataset):
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``: a ``datasets.Dataset``, a torchvision data set, a list.
         on_bad_image: ``"raise"``, or ``"skip"``: in place of an item that can't be read, or whose image can't, comes
-            one that is drawn from (epoch, index), with its own index and label. Its entry ``"skipped"`` has the index
-            and the reason of each that it stands for.
+            one that is drawn from (epoch, index), with its own label but under this index, so that its views are others
+            than where its own turn comes. Its entry ``"skipped"`` has the index and the reason of each bad one.
         image_column: Entry that is read to find out.
         channels: Channels of the images, as in the collator.
 
@@ -160,7 +160,7 @@ class IndexedDataset(_Checks, Dataset):
             at = index if not skipped else int(draws.integers(len(self)))
             try:
                 item = self.item(at, epoch)
-                return {**item, SKIPPED: skipped} if skipped else item
+                return {**item, "index": index, SKIPPED: skipped} if skipped else item
             except UsageError as error:
                 skipped.append((at, str(error)))
         raise UsageError(f"{_TRIES} items in a row can't be read, the last ones included: {skipped[-1][1]}")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hfproj.errors import HfprojError, UsageError, one_line
@@ -26,6 +26,7 @@ Made = TypeVar("Made")
 _BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 _REPAIR = "Repair the file or drop the row, or train with on_bad_image='skip'"
 _LIMIT = "Make it smaller or drop the row; if it is meant, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit)"
+_NOT_NUMPYS = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 
@@ -172,7 +173,7 @@ def _opened(image: AnyImage, column: str) -> Image.Image | np.ndarray:
             kind = "quantized" if image.is_quantized else "meta" if image.is_meta else str(image.layout)
             raise UsageError(f"Column {column!r} holds a {kind} tensor; store images as dense ones, best in uint8.")
         image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
+        image = (image.float() if image.dtype in _NOT_NUMPYS else image).numpy()
     elif hasattr(image, "__array__") and not isinstance(image, np.ndarray | np.generic):
         image = np.asarray(image)  # of TensorFlow, JAX and others
     if isinstance(image, np.ndarray):
@@ -191,8 +192,10 @@ def _opened(image: AnyImage, column: str) -> Image.Image | np.ndarray:
 
 
 def _check_pixels(image: Image.Image) -> None:
-    """Refuse an image whose header announces more pixels than Pillow's limit."""
+    """Refuse an image whose header announces more pixels than Pillow's limit, or none."""
     limit, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+    if not width * height:
+        raise UsageError(f"The image has {width} × {height} pixels, which is nothing to see; drop the row.")
     if limit is not None and width * height > limit:
         raise UsageError(
             f"The image has {width} × {height} pixels, more than the limit of {limit}: decoded it may fill the memory. "
@@ -244,7 +247,9 @@ def _decode(stored: Any) -> Image.Image:
     except HfprojError:
         raise
     except Exception as error:  # decoders fail in dozens of types
-        what = f"The image {path or ''} cannot be decoded ({type(error).__name__}: {one_line(error)})"
+        known = not isinstance(error, UnidentifiedImageError)  # its message has an address in memory
+        why = f"{type(error).__name__}: {one_line(error)}" if known else "it is of no format that Pillow knows"
+        what = f"The image{'' if path is None else f' {path}'} cannot be decoded ({why})"
         raise UsageError(f"{what}. {_LIMIT if isinstance(error, _BOMBS) else _REPAIR}.") from error
 
 
