@@ -28,7 +28,7 @@ _BLOCK = 512  # rows of a Gram block: large enough for full speed, small enough 
 
 
 def eigh(matrix: _Square) -> tuple[Float[Tensor, "*groups dim"], _Square]:
-    """Return eigenvalues in ascending order and eigenvectors as columns, in the matrix's type.
+    """Return eigenvalues in ascending order and eigenvectors as columns, in the matrix's type; NaN of one with NaN.
 
     Example:
         >>> eigh(torch.diag(torch.tensor([2.0, 1.0])))[0].tolist()
@@ -37,12 +37,15 @@ def eigh(matrix: _Square) -> tuple[Float[Tensor, "*groups dim"], _Square]:
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:
+        if not matrix.isfinite().all():
+            return matrix.diagonal(dim1=-2, dim2=-1) * torch.nan, matrix * torch.nan
         values, vectors = torch.linalg.eigh(matrix.double())
     return values.to(matrix.dtype), vectors.to(matrix.dtype)
 
 
 def eigvalsh(matrix: _Square) -> Float[Tensor, "*groups dim"]:
-    """Return eigenvalues in ascending order, in the matrix's type; differentiable also where some are equal.
+    """Return eigenvalues in ascending order, in the matrix's type, NaN of one with NaN; differentiable also where some
+    are equal.
 
     Example:
         >>> eigvalsh(torch.ones(2, 2)).round().tolist()
@@ -51,6 +54,8 @@ def eigvalsh(matrix: _Square) -> Float[Tensor, "*groups dim"]:
     try:
         return torch.linalg.eigvalsh(matrix)
     except torch.linalg.LinAlgError:
+        if not matrix.isfinite().all():
+            return matrix.diagonal(dim1=-2, dim2=-1) * torch.nan
         return torch.linalg.eigvalsh(matrix.double()).to(matrix.dtype)
 
 

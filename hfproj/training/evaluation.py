@@ -127,6 +127,7 @@ class MeasuringTrainer(Trainer):
     regularizers: dict[str, Weighted]
     bare_model: Callable[[], Any]
     shares: GradientShares
+    statistics: Any = None  # before the step, see hfproj.training.gradients
     _said: set[str]
     _terms: dict[str, list[Tensor]]
 
