@@ -1,7 +1,6 @@
 """Images to batches: `ImageViews` makes augmented views for training, `EvalImages` plain pixels for measuring."""
 
 import dataclasses
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hfproj.data.augment import Augmentation, Number
-from hfproj.data.indexing import index_and_labels
+from hfproj.data.indexing import index_and_labels, whole_numbers
 from hfproj.data.pixels import to_image_tensor, to_rgb_tensor
 from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.typing import OneOf, Resampling, Unpack
@@ -230,8 +229,7 @@ class ImageViews(_Images):
             wrap = "Wrap the data set: hfproj.IndexedDataset(dataset) (a stream: hfproj.data.StreamDataset)."
             raise UsageError(f"The items have no 'index', which decides their views. {wrap}")
         images = self._read(items)
-        index = [operator.index(item["index"]) for item in items]
-        epoch = [operator.index(item.get("epoch", 0)) for item in items]
+        index, epoch = whole_numbers(items, "index"), whole_numbers(items, "epoch")
         views = [
             augment(images, size=size, seed=self.seed, epoch=epoch, index=index, view=view)
             for view, (augment, size) in enumerate(zip(self.augmentations, self.sizes))

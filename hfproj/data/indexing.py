@@ -20,19 +20,15 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from hfproj.data.pixels import bounded, decoded, to_image_tensor
+from hfproj.data.pixels import BOMBS, bounded, cure, decoded, to_image_tensor
 from hfproj.errors import HfprojError, UsageError, check_choice, one_line
 from hfproj.functional.labels import class_number, described
 from hfproj.typing import Data, OneOf
 
 # What Pillow raises for missing, truncated and broken files, and for those beyond its limit of pixels.
-_UNREADABLE = (
-    OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error,
-    Image.DecompressionBombWarning, Image.DecompressionBombError,
-)  # fmt: skip
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, *BOMBS)
 POLICIES = ("raise", "skip")
 OnBadImage = OneOf["raise", "skip"]
 SKIPPED = "skipped"  # entry of an item and of a batch
@@ -77,11 +73,7 @@ def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[st
     if skipped := [bad for item in items for bad in item.get(SKIPPED, ())]:
         found[SKIPPED] = skipped
     if all("index" in item for item in items):
-        try:
-            found["index"] = torch.tensor([operator.index(item["index"]) for item in items], dtype=torch.int64)
-        except (TypeError, RuntimeError, OverflowError) as error:
-            what = f"Column 'index' must hold positions, which are whole numbers of 64 bits: {one_line(error)}"
-            raise UsageError(f"{what}. Wrap the data set: hfproj.IndexedDataset(dataset).") from None
+        found["index"] = torch.tensor(whole_numbers(items, "index"), dtype=torch.int64)
     if label_column is not None and any(label_column in item for item in items):
         numbers = []
         for value in (item.get(label_column) for item in items):
@@ -93,6 +85,29 @@ def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[st
                     "label_column, or set label_column=None."
                 ) from None
         found["labels"] = torch.tensor(numbers, dtype=torch.int64)
+    return found
+
+
+def whole_numbers(items: Sequence[dict], column: str) -> list[int]:
+    """Return the column ``"index"`` or ``"epoch"`` of items, 0 where one has none.
+
+    Raises:
+        UsageError: If one is no whole number of 64 bits.
+
+    Example:
+        >>> whole_numbers([{"epoch": np.int64(3)}, {}], "epoch")
+        [3, 0]
+    """
+    found = []
+    for item in items:
+        value = item.get(column, 0)
+        try:
+            found.append(operator.index(value))
+            if not -(2**63) <= found[-1] < 2**63:
+                raise OverflowError
+        except (TypeError, RuntimeError, OverflowError):
+            given = f"got a {type(value).__name__}; wrap the data set: hfproj.IndexedDataset(dataset)"
+            raise UsageError(f"Expected column {column!r} to hold whole numbers of 64 bits, {given}.") from None
     return found
 
 
@@ -191,8 +206,7 @@ class IndexedDataset(_Checks, Dataset):
             raise
         except _UNREADABLE as error:
             what = f"Item {index} of the data set cannot be read ({type(error).__name__}: {one_line(error)})"
-            cure = "Repair the file, drop the row, for example with dataset.select(), or train with on_bad_image='skip'"
-            raise UsageError(f"{what}. {cure}.") from error
+            raise UsageError(f"{what}. {cure(error)}.") from error
         return self.checked({**as_item(value), "index": index, "epoch": epoch})
 
     def _split(self, key: Key) -> tuple[int, int]:
@@ -310,5 +324,5 @@ class StreamDataset(_Checks, IterableDataset):
             raise
         except _UNREADABLE as error:
             what = f"Item {position + 1} of the stream cannot be read ({type(error).__name__}: {one_line(error)})"
-            cure = "stream.cast_column('image', datasets.Image(decode=False)) and on_bad_image='skip'"
-            raise UsageError(f"{what}. Repair the file, or give the images undecoded: {cure}.") from error
+            undecoded = "stream.cast_column('image', datasets.Image(decode=False)) and on_bad_image='skip'"
+            raise UsageError(f"{what}. Repair the file, or give the images undecoded: {undecoded}.") from error

@@ -23,8 +23,8 @@ from hfproj.errors import HfprojError, UsageError, one_line
 from hfproj.typing import AnyImage
 
 Made = TypeVar("Made")
-_BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
-_REPAIR = "Repair the file or drop the row, or train with on_bad_image='skip'"
+BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+_REPAIR = "Repair the file, drop the row, for example with dataset.select(), or train with on_bad_image='skip'"
 _LIMIT = "Make it smaller or drop the row; if it is meant, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit)"
 _NOT_NUMPYS = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
@@ -111,6 +111,11 @@ def bounded() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
+
+
+def cure(error: Exception) -> str:
+    """Return what to do about a file that could not be read."""
+    return _LIMIT if isinstance(error, BOMBS) else _REPAIR
 
 
 def decoded(image: Any, column: str = "image") -> Any:
@@ -249,8 +254,8 @@ def _decode(stored: Any) -> Image.Image:
     except Exception as error:  # decoders fail in dozens of types
         known = not isinstance(error, UnidentifiedImageError)  # its message has an address in memory
         why = f"{type(error).__name__}: {one_line(error)}" if known else "it is of no format that Pillow knows"
-        what = f"The image{'' if path is None else f' {path}'} cannot be decoded ({why})"
-        raise UsageError(f"{what}. {_LIMIT if isinstance(error, _BOMBS) else _REPAIR}.") from error
+        what = f"The image{'' if path is None else f' {path!s:.200}'} cannot be decoded ({why})"
+        raise UsageError(f"{what}. {cure(error)}.") from error
 
 
 def _pil_to_array(image: Image.Image, column: str) -> np.ndarray:
