@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from faults import image_inputs
 from PIL import Image
-from training.small import images, trainer, views
+from small import images, trainer, views
 
 import hfproj
 from hfproj.data import StreamDataset, without_bad_images
