@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
 from hfproj.typing import OneOf
 
@@ -43,11 +44,13 @@ def timm_part_of(backbone: nn.Module) -> tuple[str, nn.Module] | None:
     return None
 
 
+@checked
 def embedded_folder() -> Path:
     """Return the folder of the small pretrained ViT that ships with the package."""
     return Path(str(resources.files("hfproj"))) / "assets" / EMBEDDED
 
 
+@checked
 def load_backbone(
     name: str, *, library: OneOf["transformers", "timm"] | None = None, revision: str | None = None,
     token: str | bool | None = None, **kwargs: Any,

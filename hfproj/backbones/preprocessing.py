@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from hfproj.backbones.loading import bare_backbone, files_of, timm_part_of
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.typing import OneOf, Resampling
 
@@ -66,6 +67,7 @@ class ImagePreprocessing:
         return dataclasses.replace(self, size=size, resize=resize)
 
 
+@checked
 def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     """Return how images are prepared that `model`'s backbone was trained with.
 

@@ -42,6 +42,7 @@ from hfproj.backbones.reading_v1 import (
     width_of,
 )
 from hfproj.backbones.structure import POOLINGS, READING, ReadPoint, bare_tensors, blocks_of, prefix_tokens_of
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
 from hfproj.typing import Pooling
 
@@ -49,6 +50,7 @@ _FOUND: dict[tuple[str, str], tuple[frozenset[str], frozenset[str]] | None] = {}
 _MOST_FOUND = 256
 
 
+@checked
 def resolve_read_point(
     backbone: nn.Module, *, pooling: Pooling | None = None, layer: int = -1, in_dim: int | None = None,
     reading: int = READING,

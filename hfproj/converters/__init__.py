@@ -21,6 +21,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from hfproj.checking import checked
 from hfproj.backbones import FeatureBackbone, bare_tensors, load_backbone
 from hfproj.converters import backbones
 from hfproj.converters.checkpoint import read_file
@@ -56,6 +57,7 @@ class Conversion:
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
 
+@checked
 def convert(
     checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
     network: str | None = None, num_heads: int | None = None, **options: Any,
@@ -93,6 +95,7 @@ def convert(
     return conversion(checkpoint, method, backbone=backbone, network=network, num_heads=num_heads, **options).model
 
 
+@checked
 def list_converters() -> dict[str, str]:
     """Return the methods whose checkpoints can be converted, with a line each.
 
@@ -103,6 +106,7 @@ def list_converters() -> dict[str, str]:
     return {name: family.line for name, family in sorted(FAMILIES.items())}
 
 
+@checked
 def conversion(
     checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
     network: str | None = None, num_heads: int | None = None, **options: Any,

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hfproj.checking import check_types
 from hfproj.data import image_ops as ops
 from hfproj.data.philox import uniforms
 from hfproj.errors import UsageError
@@ -94,6 +95,8 @@ class Augmentation:
         return cls(**{**off, **options})
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
+
         def require(holds: bool, name: str, wanted: str, value: object) -> None:
             if not holds:
                 raise UsageError(f"Expected {name} to be {wanted}, got {value}.")

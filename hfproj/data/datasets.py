@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Subset
 
+from hfproj.checking import checked
 from hfproj.data.indexing import IndexedDataset
 from hfproj.errors import UsageError
 from hfproj.typing import Data
@@ -25,6 +26,7 @@ _WORKS = (
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 
+@checked
 def load_image_dataset(
     name: str, *, split: str = "train", image_column: str | None = None, label_column: str | None = None,
     limit: int | None = None, seed: int = 0,
@@ -58,6 +60,7 @@ def load_image_dataset(
     return dataset
 
 
+@checked
 def split_off(dataset: datasets.Dataset, n: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Hold out `n` random rows: return ``(rest, held_out)``.
 
@@ -75,6 +78,7 @@ def split_off(dataset: datasets.Dataset, n: int, seed: int = 0) -> tuple[dataset
     return dataset.select(np.sort(order[n:])), dataset.select(np.sort(order[:n]))
 
 
+@checked
 def without_bad_images(
     dataset: Data, *, image_column: str = "image", channels: int | None = None
 ) -> tuple[Data, dict[int, str]]:

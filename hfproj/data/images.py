@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.indexing import index_and_labels, whole_numbers
 from hfproj.data.pixels import to_image_tensor, to_rgb_tensor
@@ -182,6 +183,7 @@ class ImageViews(_Images):
         ([(1, 3, 8, 8), (1, 3, 8, 8)], [7])
     """
 
+    @checked
     def __init__(
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], num_views: int = 2,
         local_views: int = 0, local_size: int | None = None, local_scale: tuple[Number, Number] = (0.05, 0.4),
@@ -264,6 +266,7 @@ class EvalImages(_Images):
         [[1.0, -1.0], [-1.0, 1.0]]
     """
 
+    @checked
     def __init__(
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], resize: int | None = None,
         interpolation: Resampling = "bicubic", image_column: str = "image", label_column: str | None = "label",

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
+from hfproj.checking import checked
 from hfproj.data.pixels import BOMBS, bounded, cure, decoded, to_image_tensor
 from hfproj.errors import HfprojError, UsageError, check_choice, one_line
 from hfproj.functional.labels import class_number, described
@@ -152,6 +153,7 @@ class IndexedDataset(_Checks, Dataset):
         (1, 0)
     """
 
+    @checked
     def __init__(
         self, dataset: Data, *, on_bad_image: OnBadImage = "raise", image_column: str = "image",
         channels: int | None = None,
@@ -239,6 +241,7 @@ class EpochSampler(Sampler):
 
     # No attribute may be called `generator`: accelerate would take it for a random sampler's and synchronise it.
 
+    @checked
     def __init__(self, length: int, *, seed: int = 0, shuffle: bool = True):
         if length < 1:
             raise UsageError(f"EpochSampler needs a data set with at least one item, got a length of {length}.")
@@ -287,6 +290,7 @@ class StreamDataset(_Checks, IterableDataset):
         [(3, 0), (3, 1)]
     """
 
+    @checked
     def __init__(
         self, iterable: Iterable, *, on_bad_image: OnBadImage = "raise", image_column: str = "image",
         channels: int | None = None,

@@ -19,6 +19,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, UsageError, one_line
 from hfproj.typing import AnyImage
 
@@ -30,6 +31,7 @@ _NOT_NUMPYS = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 
+@checked
 def to_rgb_tensor(image: AnyImage, column: str = "image") -> UInt8[Tensor, "3 height width"]:
     """Return any image as uint8 RGB.
 

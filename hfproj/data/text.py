@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hfproj.backbones.loading import files_of
+from hfproj.checking import checked
 from hfproj.data.indexing import index_and_labels
 from hfproj.errors import UsageError
 
@@ -72,6 +73,7 @@ class TextViews(_Sentences):
             than text there.
     """
 
+    @checked
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, columns: str | Sequence[str] = "text", num_views: int = 2,
         max_length: int = 32, label_column: str | None = "label",
@@ -101,6 +103,7 @@ class EvalText(_Sentences):
         UsageError: On call, if an item lacks the column, or has something else than text there.
     """
 
+    @checked
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, column: str = "text", max_length: int = 128,
         label_column: str | None = "label",

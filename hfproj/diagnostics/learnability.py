@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import largest_entry
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.assignments import spherical_kmeans
@@ -49,6 +50,7 @@ class Clid(NamedTuple):
     intrinsic_dimension: float
 
 
+@checked
 def clid(
     f: Features, *, clusters: int | None = None, protocol: Scoring = "prequential", estimator: Estimator = "fit",
     seed: int = 0,
@@ -148,6 +150,7 @@ def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
     return ((x * y).sum() / square).item() if square > 0 else math.inf
 
 
+@checked
 def clid_scores(models: Mapping[str, Clid]) -> dict[str, float]:
     """Return CLID of each model: cluster learnability plus intrinsic dimension, each standardised over the models.
 

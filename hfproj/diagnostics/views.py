@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj import distributed
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import (
     EPS,
     RESOLUTION,
@@ -120,6 +121,7 @@ def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> floa
     return found.lidar(ridge)
 
 
+@checked
 def lidar_of_views(z: Views, *, ridge: float = 1e-4) -> float:
     """Return LiDAR of features `[views, batch, dim]`, each sample of the batch an object: `lidar(z.transpose(0, 1))`.
 
@@ -251,6 +253,7 @@ class ViewState(Stream):
         True
     """
 
+    @checked
     def __init__(self, *, alpha: float = 2.0):
         _check_exponent(alpha)
         self.alpha = alpha

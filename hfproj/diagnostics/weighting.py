@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import EPS, RESOLUTION, eps_of, minus, rounding_of, row_factor
 from hfproj.diagnostics.spectrum import exp_entropy
 from hfproj.errors import UsageError, check_type
@@ -97,6 +98,7 @@ def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
     )  # fmt: skip
 
 
+@checked
 def layer_inequality(
     layers: Mapping[str, Features], phi: Float[Tensor, "_ features"] | None = None
 ) -> dict[str, WeightInequality]:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hfproj.checking import checked
 from hfproj.data.images import EvalImages
 from hfproj.distributed import gather_objects, gather_rows, rank, world_size
 from hfproj.errors import UsageError, check_type
@@ -66,6 +67,7 @@ class Features:
         return {**self.layers, "h": self.h, **({} if self.z is None else {"z": self.z})}
 
 
+@checked
 def extract_features(
     model: nn.Module, dataset: Data, *, batch_size: int = 256,
     collator: Callable[[list], Mapping[str, Any]] | None = None, device: torch.device | str | None = None,

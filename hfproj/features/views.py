@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from hfproj.checking import checked
 from hfproj.data.indexing import IndexedDataset, index_and_labels
 from hfproj.data.philox import uniforms
 from hfproj.distributed import gather_rows, rank, world_size
@@ -45,6 +46,7 @@ class FixedViews:
             views.
     """
 
+    @checked
     def __init__(self, dataset: Data, collator: Callable[[list], Mapping], *, images: int = 256, batch_size: int = 256):
         dataset = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
         rows, count = len(dataset), min(images, len(dataset))
@@ -107,6 +109,7 @@ class CachedFeatures(Dataset):
         (10, torch.Size([4, 8]), 3)
     """
 
+    @checked
     def __init__(
         self,
         features: Float[Tensor, "images views dim"],
@@ -124,6 +127,7 @@ class CachedFeatures(Dataset):
         return item if self.labels is None else {**item, "label": self.labels[index].item()}
 
 
+@checked
 def cache_features(
     model: nn.Module, dataset: Data, views: Callable[[list], Mapping[str, Any]], *, passes: int = 1,
     batch_size: int = 256, num_workers: int = 0, cache_dir: str | os.PathLike | None = None,
@@ -172,6 +176,7 @@ class FeatureViews:
         ([torch.Size([1, 8]), torch.Size([1, 8])], [1])
     """
 
+    @checked
     def __init__(self, num_views: int = 2, *, seed: int = 0):
         if num_views < 1:
             raise UsageError(f"Expected num_views to be at least 1, got {num_views}.")

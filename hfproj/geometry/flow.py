@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
 from hfproj.geometry._head import check_eval, check_loss
 from hfproj.typing import OneOf
@@ -59,6 +60,7 @@ class GradientFlow(NamedTuple):
     rejected: int
 
 
+@checked
 def gradient_flow(
     loss_fn: Callable[..., Tensor], params: Tensors | nn.Module, *, time: float, record: int | Sequence[float] = 1,
     method: OneOf["rk45", "rk4"] = "rk45", rtol: float = 1e-8, atol: float = 1e-10, kink_step: float | None = None,
@@ -108,6 +110,7 @@ def gradient_flow(
     return GradientFlow(field.pack(flow.y), at, values, field.pack(torch.stack(states)), flow.taken, flow.rejected)
 
 
+@checked
 def linear_invariant(
     W1: Float[Tensor, "hidden in_dim"], W2: Float[Tensor, "out_dim hidden"], b1: Float[Tensor, " hidden"] | None = None
 ) -> Float[Tensor, "hidden hidden"]:
@@ -129,6 +132,7 @@ def linear_invariant(
     return invariant if b1 is None else invariant + torch.outer(b1, b1)
 
 
+@checked
 def relu_invariant(
     W1: Float[Tensor, "hidden in_dim"], W2: Float[Tensor, "out_dim hidden"], b1: Float[Tensor, " hidden"] | None = None
 ) -> Float[Tensor, " hidden"]:

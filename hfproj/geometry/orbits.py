@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_type
 from hfproj.functional.rows import unit_rows
 from hfproj.geometry._head import Map, as_input, frozen
@@ -67,6 +68,7 @@ def orbit_metrics(f: Float[Tensor, "*classes objects transforms dim"], *, normal
     return OrbitMetrics(float(spread), float(d_intra), float(d_inter), float(d_inter / d_intra))
 
 
+@checked
 def compression(
     h: Float[Tensor, "*classes objects transforms in_dim"], z: Float[Tensor, "... out_dim"], *, normalize: bool = True
 ) -> float:
@@ -128,6 +130,7 @@ def alignment_gain(h: Float[Tensor, "*classes objects transforms in_dim"], z: Fl
     return float(after - before)
 
 
+@checked
 def head_orbits(
     head: Map, h: Float[Tensor, "*orbits in_dim"], *, normalize_input: bool = False
 ) -> Float[Tensor, "*orbits out_dim"]:
@@ -174,6 +177,7 @@ def update_ratio(parameters: Weights, learning_rate: float) -> float:
     return learning_rate * gradients / (weights + _UPDATE_EPS)
 
 
+@checked
 def timescale_ratio(
     head: Weights, backbone: Weights, learning_rate: float, *, backbone_learning_rate: float | None = None
 ) -> float:

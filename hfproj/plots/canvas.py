@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, UsageError
 from hfproj.files import write_atomic
 
@@ -176,6 +177,7 @@ def finish(figure: Figure, path: Target) -> Figure:
 _DATES: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
+@checked
 def picture(figure: Figure, kind: str = "svg") -> bytes:
     """Return the figure as a png, svg or pdf; the same figure gives the same bytes."""
     import matplotlib

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, UsageError, check_path
 from hfproj.files import write_atomic
 
@@ -18,6 +19,7 @@ HISTORY_FILE = "history.parquet"
 _WHOLE = ("step", "seed")
 
 
+@checked
 def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Path:
     """Write rows as a table, atomically and sorted by seed and step; a folder gets a `history.parquet`.
 
@@ -55,6 +57,7 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Pa
     return path
 
 
+@checked
 def read_history(path: str | PathLike, *, until: int | None = None) -> list[dict[str, Any]]:
     """Return the rows that `write_history` wrote; None where the number was not finite.
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hfproj.checking import check_types, checked
 from hfproj.errors import UsageError
 from hfproj.files import portable
 from hfproj.results import words
@@ -49,6 +50,7 @@ class Measurement:
     outcomes: str = ""
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         for name in ("name", "layer", "dataset", "unit", "protocol"):
             kind, value = dict if name == "protocol" else str, getattr(self, name)
             if not isinstance(value, kind):
@@ -95,6 +97,7 @@ class Missing:
     unit: str = ""
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         for name, value in vars(self).items():
             if not isinstance(value, str):
                 raise UsageError(f"The {name} of a missing measure must be a str, got {value!r}.")
@@ -170,6 +173,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
+@checked
 def pack_outcomes(correct: ArrayLike) -> str:
     """Return right/wrong answers as text: their number, a colon, hexadecimal digits.
 
@@ -181,6 +185,7 @@ def pack_outcomes(correct: ArrayLike) -> str:
     return f"{bits.size}:{np.packbits(bits).tobytes().hex()}"
 
 
+@checked
 def unpack_outcomes(text: str) -> np.ndarray:
     """Return what `pack_outcomes` packed, as 0 and 1 `[rows]`.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.results import words
 from hfproj.results.measurement import LAYERS, Key, Measured, Measurement, mean_std, unpack_outcomes
@@ -100,6 +101,7 @@ class Finding(NamedTuple):
         return self.sense in ("alarm", "worse", "collapse", "backbone")
 
 
+@checked
 def paired_interval(
     correct_after: object, correct_before: object, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> Interval:
@@ -142,6 +144,7 @@ def paired_interval(
     return Interval(float(difference.mean()), float(low), float(high))
 
 
+@checked
 def verdicts(results: Measured, layer: str = "h") -> list[Verdict]:
     """Return one of every accuracy of a layer that was measured before and after training.
 
@@ -161,6 +164,7 @@ def verdicts(results: Measured, layer: str = "h") -> list[Verdict]:
     return found
 
 
+@checked
 def rank_changes(results: Measured, layers: Iterable[str] = LAYERS) -> list[RankChange]:
     """Return one of every RankMe of some layers that was measured before and after training.
 
@@ -179,6 +183,7 @@ def rank_changes(results: Measured, layers: Iterable[str] = LAYERS) -> list[Rank
     return changes
 
 
+@checked
 def findings(results: Measured) -> list[Finding]:
     """Return what training did to h and z in words, warnings first; gains of z alone are not told.
 

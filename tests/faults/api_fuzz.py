@@ -11,9 +11,9 @@ import warnings
 from pathlib import Path
 
 import torch
+from faults.good_calls import METHODS, ROOMS
 
 import hfproj
-from faults.good_calls import METHODS, ROOMS
 
 SECONDS = 10.0  # of a call: most are a few milliseconds, and machines that are shared may be slow
 WRONG = {

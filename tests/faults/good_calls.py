@@ -18,8 +18,6 @@ def rows(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-
-
 def given(*args, **kwargs):
     return lambda: (args, kwargs)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from hfproj import distributed
+from hfproj.checking import checked
 from hfproj.errors import CollapseWarning, UsageError
 from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
 from hfproj.training.callbacks.watching import ProbeWatch, SpectrumCallback, UpdateRatioCallback, check_bound
@@ -241,6 +242,7 @@ class CollapseCallback(TrainerCallback):
 
     trainer: ProjectionTrainer
 
+    @checked
     def __init__(
         self, *, limits: Limits | None = None, patience: int = 2, action: OneOf["warn", "stop", "restore"] = "warn",
         warmup: int = 20, every: int | None = None,

@@ -1,0 +1,130 @@
+"""What a public call is given: each argument is of the type that its annotation says, or one line says which it is."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from jaxtyping import AbstractArray
+from torch import Tensor
+
+from hfproj.errors import UsageError
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+_WORDS: dict[Any, str] = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a dict", Mapping: "a dict",
+    Sequence: "a list", NoneType: "None", Callable: "a function", Iterable: "something to iterate over",
+}  # fmt: skip
+_SHOWN = 80  # characters of a wrong value
+_LARGEST = 2**63
+
+
+def checked(call: Call) -> Call:
+    """Return a function that refuses arguments of another type than its annotations say, and numbers beyond 64 bits.
+
+    Unknown and missing arguments stay Python's own TypeError.
+
+    Example:
+        >>> @checked
+        ... def scaled(x: float, *, by: int = 2) -> float:
+        ...     return x * by
+        >>> scaled(1.5, by="2")
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected by of scaled to be a whole number, got '2' of type str.
+    """
+    signature = inspect.signature(call)
+    who = call.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(call)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return call(*args, **kwargs)  # Python says it better
+        check_types(who, call, given)
+        return call(*args, **kwargs)
+
+    return checking  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=1024)
+def _hints(call: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return get_type_hints(inspect.unwrap(call))
+    except (NameError, TypeError):  # annotations of a class of the user's own that can't be read
+        return {}
+
+
+def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse values that are of another type than the annotations say: ``temperature="0.1"``, ``gather="no"``.
+
+    Raises:
+        UsageError: If one is.
+    """
+    hints = _hints(call)
+    for name, value in options.items():
+        kinds = _alternatives(hints.get(name, Any))
+        if not any(_is(value, kind) for kind in kinds):
+            words = [_in_words(kind) for kind in kinds]
+            wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+            raise UsageError(f"Expected {name} of {who} to be {wanted}, got {_shown(value)}.")
+        if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) >= _LARGEST:
+            raise UsageError(
+                f"Expected {name} of {who} to be a number of 64 bits, got one of {int(value).bit_length()}."
+            )
+
+
+def _in_words(kind: Any) -> str:
+    origin = get_origin(kind) or kind
+    if isinstance(kind, type) and issubclass(kind, AbstractArray):
+        dtype = kind.__name__.partition("[")[0].lower()
+        return f"a tensor [{', '.join(kind.dim_str.split())}] of {dtype} numbers"
+    return _WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= _SHOWN else text[: _SHOWN - 1] + '…'} of type {type(value).__name__}"
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+
+    def all_fit(items: Any, part: int) -> bool:
+        return not parts or all(any(_is(item, k) for k in _alternatives(parts[part])) for item in items)
+
+    if origin in (int, float):  # a bool is an int to Python, an int fits where a float is asked for
+        return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
+    if origin is Sequence:
+        return isinstance(value, list | tuple) and all_fit(value, 0)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all_fit(value.values(), 1)
+    if origin is tuple:  # a list, as JSON has it, fits too; ``tuple[int, ...]`` of any length
+        lengths = parts and parts[-1] is not Ellipsis
+        kinds = parts if lengths else parts[:1] * (len(value) if isinstance(value, list | tuple) else 0)
+        return (
+            isinstance(value, list | tuple)
+            and (not parts or len(value) == len(kinds))
+            and all(any(_is(item, k) for k in _alternatives(part)) for item, part in zip(value, kinds))
+        )
+    if origin is type:
+        return isinstance(value, type)
+    if origin is Callable:
+        return callable(value)
+    if isinstance(origin, type) and issubclass(origin, AbstractArray):
+        return not issubclass(origin.array_type, Tensor) or isinstance(value, origin)
+    if isinstance(origin, type) and (origin in _PLAIN or issubclass(origin, torch.nn.Module | Tensor)):
+        return isinstance(value, origin)
+    return True
+
+
+_PLAIN = (bool, str, NoneType, torch.dtype, torch.device, bytes)
