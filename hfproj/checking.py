@@ -71,10 +71,19 @@ def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) 
             words = [_in_words(kind) for kind in kinds]
             wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
             raise UsageError(f"Expected {name} of {who} to be {wanted}, got {_shown(value)}.")
+        if torch.device in kinds and isinstance(value, str):
+            _check_device(f"{name} of {who}", value)
         if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) >= _LARGEST:
             raise UsageError(
                 f"Expected {name} of {who} to be a number of 64 bits, got one of {int(value).bit_length()}."
             )
+
+
+def _check_device(what: str, value: str) -> None:
+    try:
+        torch.device(value)
+    except RuntimeError:
+        raise UsageError(f"Expected {what} to be a device such as 'cpu', 'cuda' or 'cuda:1', got {value!r}.") from None
 
 
 def _in_words(kind: Any) -> str:
@@ -87,7 +96,7 @@ def _in_words(kind: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype} and shape {list(value.shape)}"
+        return f"a tensor of {value.dtype} and shape {list(value.shape)}{', without data' if value.is_meta else ''}"
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= _SHOWN else text[: _SHOWN - 1] + '…'} of type {type(value).__name__}"
 
@@ -121,10 +130,8 @@ def _is(value: Any, kind: Any) -> bool:
     if origin is Callable:
         return callable(value)
     if isinstance(origin, type) and issubclass(origin, AbstractArray):
-        return not issubclass(origin.array_type, Tensor) or isinstance(value, origin)
-    if isinstance(origin, type) and (origin in _PLAIN or issubclass(origin, torch.nn.Module | Tensor)):
-        return isinstance(value, origin)
-    return True
-
-
-_PLAIN = (bool, str, NoneType, torch.dtype, torch.device, bytes)
+        return not issubclass(origin.array_type, Tensor) or (isinstance(value, origin) and not value.is_meta)
+    try:
+        return origin in (Any, object) or not isinstance(origin, type) or isinstance(value, origin)
+    except TypeError:  # a protocol that only type checkers know
+        return True

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, checked
 from hfproj.data import image_ops as ops
 from hfproj.data.philox import uniforms
 from hfproj.errors import UsageError
@@ -117,6 +117,7 @@ class Augmentation:
         hue = (self.hue or 0) * (self.color_jitter_strength or 0)
         require(hue <= 0.5, "hue · color_jitter_strength", "at most 0.5 (half a turn either way is every hue)", hue)
 
+    @checked
     def __call__(
         self, images: Sequence[Tensor], *, size: int, seed: int = 0, epoch: int | Sequence[int] = 0,
         index: Sequence[int], view: int = 0,

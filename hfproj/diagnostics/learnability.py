@@ -80,6 +80,7 @@ def clid(
 
 
 @torch.no_grad()
+@checked
 def cluster_learnability(
     f: Features, *, clusters: int | None = None, protocol: Scoring = "prequential", seed: int = 0
 ) -> float:
@@ -118,6 +119,7 @@ def cluster_learnability(
 
 
 @torch.no_grad()
+@checked
 def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
     """Return the intrinsic dimension by TwoNN, from 0; invariant to rotations, offsets and scales.
 

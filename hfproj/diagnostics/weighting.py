@@ -44,6 +44,7 @@ class WeightInequality(NamedTuple):
 
 
 @torch.no_grad()
+@checked
 def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tensor, " features"]:
     """Return the weight w_i = ‖E[f φ_i]‖ of each known feature in f, in float64 and the unit of f.
 
@@ -74,6 +75,7 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
 
 
 @torch.no_grad()
+@checked
 def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
     """Return how unequal `weights`, numbers from 0, are.
 

@@ -45,6 +45,7 @@ class OrbitMetrics(NamedTuple):
 
 
 @torch.no_grad()
+@checked
 def orbit_metrics(f: Float[Tensor, "*classes objects transforms dim"], *, normalize: bool = True) -> OrbitMetrics:
     """Return the sizes of orbits of h or z: features of each object under each transform, by class.
 
@@ -91,6 +92,7 @@ def compression(
 
 
 @torch.no_grad()
+@checked
 def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: bool = True) -> float:
     """Return the mean ‖r_{t+1} − 2 r_t + r_{t−1}‖ along sweeps r_t of a transform's strength.
 
@@ -112,6 +114,7 @@ def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: boo
 
 
 @torch.no_grad()
+@checked
 def alignment_gain(h: Float[Tensor, "*classes objects transforms in_dim"], z: Float[Tensor, "... out_dim"]) -> float:
     """Return the mean cosine to the first transform of each orbit, in z minus in h; −2 to 2.
 
@@ -154,6 +157,7 @@ def head_orbits(
 
 
 @torch.no_grad()
+@checked
 def update_ratio(parameters: Weights, learning_rate: float) -> float:
     """Return η ‖∇w‖ / (‖w‖ + 1e-7) over all parameters that have a gradient: their relative step under plain SGD.
 

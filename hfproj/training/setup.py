@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
 from transformers.training_args import ParallelMode
 
 from hfproj import distributed
@@ -84,8 +85,17 @@ def first_of(dataset: Any) -> Any:
     return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
 
 
-def check_options(model: Any, args: Any, others: Mapping[str, Any]) -> None:
+def check_options(model: Any, args: Any, others: Mapping[str, Any], callbacks: Any, optimizers: Any) -> None:
     """Refuse a model without a head, other arguments, options without effect, and several GPUs in one process."""
+    kinds = (TrainerCallback, type(TrainerCallback))
+    listed = isinstance(callbacks or (), list | tuple) and all(isinstance(c, kinds) for c in callbacks or ())
+    if not listed or any(isinstance(c, type) and not issubclass(c, TrainerCallback) for c in callbacks or ()):
+        example = "callbacks=[hfproj.SpectrumCallback()]"
+        raise UsageError(f"Expected callbacks as a list of TrainerCallback, got {callbacks!r:.80}; {example}.")
+    pair = isinstance(optimizers, list | tuple) and len(optimizers) == 2
+    if not pair or not isinstance(optimizers[0], torch.optim.Optimizer | None):
+        hint = "make both, or give args their options (learning_rate, optim, lars)"
+        raise UsageError(f"Expected optimizers as (optimizer, its schedule or None), got {optimizers!r:.80}; {hint}.")
     if not isinstance(args, ProjectionTrainingArguments):
         raise UsageError(
             f"Expected args as hfproj.ProjectionTrainingArguments(output_dir=…), got {type(args).__name__}."

@@ -96,7 +96,7 @@ class ProjectionTrainer(HubTrainer):
         processing_class: setup.Processing | None = None, **refused: Refused,
     ):  # fmt: skip
         args = args if args is not None else ProjectionTrainingArguments(output_dir="out")
-        setup.check_options(model, args, refused)
+        setup.check_options(model, args, refused, callbacks, optimizers)
         setup.check_train_dataset(train_dataset, args)
         setup.check_eval_dataset(eval_dataset)
         setup.check_eval_dataset(bank_dataset, "bank_dataset")

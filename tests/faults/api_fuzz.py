@@ -6,7 +6,6 @@ import io
 import math
 import random
 import signal
-import sys
 import warnings
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def try_call(make, place, wrong):
         try:
             found = function(*args, **kwargs)
             if hasattr(found, "savefig"):
-                sys.modules["matplotlib.pyplot"].close(found)
+                importlib.import_module("matplotlib.pyplot").close(found)
         except hfproj.HfprojError as error:
             return "several lines" if "\n" in str(error) else None
         except BaseException as error:
