@@ -130,7 +130,9 @@ def _is(value: Any, kind: Any) -> bool:
     if origin is Callable:
         return callable(value)
     if isinstance(origin, type) and issubclass(origin, AbstractArray):
-        return not issubclass(origin.array_type, Tensor) or (isinstance(value, origin) and not value.is_meta)
+        return not issubclass(origin.array_type, Tensor) or (
+            isinstance(value, origin) and not getattr(value, "is_meta", False)
+        )
     try:
         return origin in (Any, object) or not isinstance(origin, type) or isinstance(value, origin)
     except TypeError:  # a protocol that only type checkers know

@@ -10,7 +10,10 @@ class HfprojError(Exception):
 
 
 class UsageError(HfprojError, ValueError):
-    """An argument, option, input or combination is invalid."""
+    """An argument, option, input or combination is invalid; the message is one line, whatever value it quotes."""
+
+    def __init__(self, *args: object):
+        super().__init__(*(" ".join(a.split()) if isinstance(a, str) and "\n" in a else a for a in args))
 
 
 class NotMeasurableError(UsageError):

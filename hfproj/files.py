@@ -99,6 +99,8 @@ def installed_versions() -> dict[str, str]:
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part; makes the folder."""
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"Expected a file to write, got the folder {str(path)!r}; give the file a name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -144,8 +144,13 @@ class Augmentation:
             ):  # fmt: skip
                 given = f"got {list(image.shape)} of {image.dtype}; hfproj.data.to_rgb_tensor makes one of any image"
                 raise UsageError(f"Expected images [{channels}, height, width], uint8 or float in [0, 1], {given}.")
-        indices = np.asarray(index, dtype=np.int64)
-        epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape)
+        if size < 1 or any(not image.numel() for image in images):
+            raise UsageError(f"Expected size of at least 1 and images with pixels, got size={size}.")
+        try:
+            indices = np.asarray(index, dtype=np.int64).reshape(len(images))
+            epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            raise UsageError(f"Expected one index and epoch for each of {len(images)} images, whole numbers.") from None
         draws = uniforms(_DRAWS, seed=seed, epoch=epochs, index=indices, view=view)
         out = torch.empty(len(images), channels, size, size, device=images[0].device if len(images) else None)
         for start in range(0, len(images), _CHUNK):

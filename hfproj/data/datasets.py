@@ -251,4 +251,4 @@ def _first(features: datasets.Features, kind: type) -> str | None:
 
 
 def _shuffled(length: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(length)
+    return np.random.default_rng(seed % 2**64).permutation(length)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hfproj.checking import checked
 from hfproj.data.augment import Augmentation, Number
-from hfproj.data.indexing import index_and_labels, whole_numbers
+from hfproj.data.indexing import check_items, index_and_labels, whole_numbers
 from hfproj.data.pixels import to_image_tensor, to_rgb_tensor
 from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.typing import OneOf, Resampling, Unpack
@@ -79,6 +79,7 @@ class _Images:
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32)[:, None, None] for x in (mean, std))
 
     def _read(self, items: Sequence[dict]) -> list[Tensor]:
+        check_items(items)
         images = []
         for item in items:
             if self.image_column not in item:
@@ -227,6 +228,7 @@ class ImageViews(_Images):
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         """Return the batch of `items`, dicts of `hfproj.IndexedDataset` or `hfproj.data.StreamDataset`."""
+        check_items(items)
         if not all("index" in item for item in items):
             wrap = "Wrap the data set: hfproj.IndexedDataset(dataset) (a stream: hfproj.data.StreamDataset)."
             raise UsageError(f"The items have no 'index', which decides their views. {wrap}")

@@ -15,7 +15,7 @@ made: set the epoch on the prepared loader (``loader.set_epoch(e)``) and on the 
 import operator
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -55,6 +55,23 @@ def as_item(value: Any) -> dict[str, Any]:
         what = f"Expected items that are dicts, (image, label) pairs or images, got a tuple of {len(value)}"
         raise UsageError(f"{what}. Return a dict from the data set, for example {{'image': …, 'label': …}}.")
     return {"image": value[0], "label": value[1]}
+
+
+def check_items(items: Any) -> None:
+    """Refuse what is no list of items of a data set.
+
+    Raises:
+        UsageError: If it is none, or it is empty.
+
+    Example:
+        >>> check_items([{"image": 3}])
+    """
+    if not isinstance(items, list | tuple) or not items or not all(isinstance(item, Mapping) for item in items):
+        found = items[0] if isinstance(items, list | tuple) and items else items
+        raise UsageError(
+            f"Expected items of a data set as a list of dicts, such as {{'image': …, 'index': 0}}, got "
+            f"{type(found).__name__}; wrap the data set: hfproj.IndexedDataset(dataset)."
+        )
 
 
 def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[str, Any]:
@@ -159,7 +176,9 @@ class IndexedDataset(_Checks, Dataset):
         channels: int | None = None,
     ):  # fmt: skip
         super().__init__(on_bad_image, image_column, channels)
-        if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
+        if isinstance(dataset, type | Mapping | str | bytes) or getattr(dataset, "ndim", 1) == 0 or not (
+            isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
+        ):
             what = f"IndexedDataset wraps data sets with a length and indices, got a {type(dataset).__name__}"
             raise UsageError(f"{what}. Wrap a stream in hfproj.data.StreamDataset instead.")
         self.dataset = dataset
@@ -247,6 +266,7 @@ class EpochSampler(Sampler):
             raise UsageError(f"EpochSampler needs a data set with at least one item, got a length of {length}.")
         self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
 
+    @checked
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the iterators made from now on."""
         self.epoch = int(epoch)
@@ -302,6 +322,7 @@ class StreamDataset(_Checks, IterableDataset):
         # Shared memory, so that a persistent worker sees the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    @checked
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the iterators made from now on, also in running workers."""
         self._epoch.fill_(int(epoch))

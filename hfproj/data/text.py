@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hfproj.backbones.loading import files_of
 from hfproj.checking import checked
-from hfproj.data.indexing import index_and_labels
+from hfproj.data.indexing import check_items, index_and_labels
 from hfproj.errors import UsageError
 
 Made = TypeVar("Made", bound="_Sentences")
@@ -34,6 +34,7 @@ class _Sentences:
 
     def _tokens(self, items: Sequence[dict], columns: Sequence[str]) -> Any:
         """Return the tokens of the sentences, column after column, padded to one length."""
+        check_items(items)
         for item in items:
             for column in columns:
                 if column not in item:

@@ -20,7 +20,7 @@ from hfproj.data.indexing import IndexedDataset, index_and_labels
 from hfproj.data.philox import uniforms
 from hfproj.distributed import gather_rows, rank, world_size
 from hfproj.errors import NotMeasurableError, UsageError
-from hfproj.features.extraction import Source, collect
+from hfproj.features.extraction import Source, check_source, collect
 from hfproj.features.reader import Reader, run_head, view_batches
 from hfproj.functional.modes import evaluating
 from hfproj.typing import Data
@@ -154,6 +154,9 @@ def cache_features(
     indexed = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
     if not len(indexed):
         raise UsageError("The data set is empty: there is nothing to cache.")
+    check_source(indexed, num_workers)
+    if min(passes, batch_size) < 1:
+        raise UsageError(f"Expected passes and batch_size of at least 1, got {passes} and {batch_size}.")
     device = next(model.parameters()).device
     source = Source(Reader(model, device), indexed, views, batch_size, num_workers, passes=passes)
     found = collect(source, cache_dir, data_key, preprocessing_key)

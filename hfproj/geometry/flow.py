@@ -110,6 +110,12 @@ def gradient_flow(
     return GradientFlow(field.pack(flow.y), at, values, field.pack(torch.stack(states)), flow.taken, flow.rejected)
 
 
+def _check_layers(W1: Tensor, W2: Tensor, b1: Tensor | None) -> None:
+    if W1.shape[0] != W2.shape[1] or (b1 is not None and len(b1) != len(W1)):
+        got = f"{list(W1.shape)} and {list(W2.shape)}" + ("" if b1 is None else f" with b1 {list(b1.shape)}")
+        raise UsageError(f"Expected W1 [hidden, in_dim], W2 [out_dim, hidden] and b1 [hidden], got {got}.")
+
+
 @checked
 def linear_invariant(
     W1: Float[Tensor, "hidden in_dim"], W2: Float[Tensor, "out_dim hidden"], b1: Float[Tensor, " hidden"] | None = None
@@ -128,6 +134,7 @@ def linear_invariant(
         >>> linear_invariant(W, W).tolist()  # balanced
         [[0.0, 0.0], [0.0, 0.0]]
     """
+    _check_layers(W1, W2, b1)
     invariant = W1 @ W1.mT - W2.mT @ W2
     return invariant if b1 is None else invariant + torch.outer(b1, b1)
 
@@ -145,6 +152,7 @@ def relu_invariant(
         >>> relu_invariant(torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0]])).tolist()
         [0.0]
     """
+    _check_layers(W1, W2, b1)
     invariant = W1.square().sum(1) - W2.square().sum(0)
     return invariant if b1 is None else invariant + b1.square()
 

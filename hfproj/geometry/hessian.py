@@ -29,7 +29,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hfproj.checking import checked
 from hfproj.errors import UsageError
-from hfproj.geometry._head import Map, as_input, check_eval, check_loss, check_rowwise, describe, frozen, row_jacobian
+from hfproj.geometry._head import (
+    Map,
+    as_input,
+    check_eval,
+    check_loss,
+    check_rowwise,
+    describe,
+    frozen,
+    row_jacobian,
+    tensors_of,
+)  # fmt: skip
 from hfproj.typing import Features
 
 _NEGATIVE = 1e-10  # of the largest |λ|: round-off shows as negative eigenvalues otherwise, of ReLU heads above all
@@ -222,7 +232,7 @@ class HessianOperator(_Operator):
         if isinstance(parameters, nn.Module):
             check_eval(parameters)
             parameters = parameters.parameters()
-        self._tensors = [tensor for tensor in parameters if tensor.requires_grad]
+        self._tensors = [tensor for tensor in tensors_of(parameters) if tensor.requires_grad]
         if not self._tensors:
             raise UsageError("Expected parameters that require a gradient, got none: is everything frozen?")
         self.dim = sum(tensor.numel() for tensor in self._tensors)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hfproj.checking import checked
 from hfproj.errors import UsageError, check_type
 from hfproj.functional.rows import unit_rows
-from hfproj.geometry._head import Map, as_input, frozen
+from hfproj.geometry._head import Map, as_input, frozen, tensors_of
 
 Weights: TypeAlias = nn.Module | Iterable[Tensor]
 
@@ -173,7 +173,7 @@ def update_ratio(parameters: Weights, learning_rate: float) -> float:
         >>> round(update_ratio([w], 0.1), 6)
         0.1
     """
-    tensors = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+    tensors = tensors_of(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
     moved = [(tensor, tensor.grad) for tensor in tensors if tensor.grad is not None]
     if not moved:
         raise UsageError("No parameter has a gradient: call this after backward, before gradients are cleared.")

@@ -62,6 +62,6 @@ def check_input(head: nn.Module, h: Tensor, width: int) -> None:
     check_type("h", h, Tensor, "make a tensor of it: torch.tensor(…)")
     if h.ndim not in (2, 3) or h.shape[-1] != width:
         wanted = f"h of shape [batch, {width}] or [views, batch, {width}] for {type(head).__name__}"
-        hint = f"make it with in_dim={h.shape[-1]}, or give it features of width {width}"
+        hint = f"make it with in_dim={h.shape[-1] if h.ndim else width}, or give it features of width {width}"
         hint = hint if h.ndim in (2, 3) else "pool tokens or feature maps to one vector per image first"
         raise UsageError(f"Expected {wanted}, got {list(h.shape)}; {hint}.")

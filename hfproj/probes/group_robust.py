@@ -175,6 +175,8 @@ class GroupRobustProbe(Classifier):
 
 def _group_numbers(groups: Labels, rows: int) -> Tensor:
     """Return the group of each row, any integer; every row has one."""
+    if isinstance(groups, str | bytes | type) or not hasattr(groups, "__iter__") or getattr(groups, "ndim", 1) != 1:
+        raise UsageError(f"Expected a group for each of {rows} rows, whole numbers, got {type(groups).__name__}.")
     if (missing := sum(group is None or group != group for group in groups)) > 0:
         raise UsageError(f"Expected a group for each of {rows} rows, got none for {missing}; leave these rows out.")
     return as_labels(groups, rows)

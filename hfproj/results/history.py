@@ -41,6 +41,9 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Pa
     """
     import pyarrow.parquet
 
+    rows = list(rows) if isinstance(rows, Iterable) else [rows]
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise UsageError(f"Expected the history as dicts, one for each step, got {rows!r:.80}; pass trainer.history.")
     by_step: dict[tuple, dict[str, Any]] = {}
     for row in rows:
         numbers = {str(name): _number(name, value) for name, value in row.items()}

@@ -181,7 +181,11 @@ def pack_outcomes(correct: ArrayLike) -> str:
         >>> unpack_outcomes(pack_outcomes([True, False, True])).tolist()
         [1, 0, 1]
     """
-    bits = np.asarray(correct, dtype=np.uint8)
+    try:
+        bits = np.asarray(correct, dtype=np.uint8)
+    except (TypeError, ValueError, OverflowError, NotImplementedError, RuntimeError):
+        given = f"got {type(correct).__name__}"
+        raise UsageError(f"Expected right and wrong answers, True or False for each row, {given}.") from None
     return f"{bits.size}:{np.packbits(bits).tobytes().hex()}"
 
 
@@ -190,9 +194,12 @@ def unpack_outcomes(text: str) -> np.ndarray:
     """Return what `pack_outcomes` packed, as 0 and 1 `[rows]`.
 
     Raises:
-        ValueError: If the text is damaged, or names more rows than it holds.
+        UsageError: If the text is damaged, or names more rows than it holds.
     """
     count, _, digits = text.partition(":")
-    if int(count) > 4 * len(digits):  # four rows a digit: more would be made up, and may be too many to hold
-        raise ValueError("The outcomes are damaged.")
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
+    try:
+        if not 0 <= int(count) <= 4 * len(digits):  # four rows a digit: more would be made up, and too many to hold
+            raise ValueError
+        return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
+    except ValueError:
+        raise UsageError("The outcomes are damaged: expected '<rows>:<hexadecimal digits>'.") from None

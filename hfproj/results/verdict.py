@@ -132,7 +132,7 @@ def paired_interval(
     if after.shape != before.shape:
         raise UsageError(f"Expected the same rows after and before, got {after.size} after and {before.size} before.")
     difference = after - before
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed % 2**64)
     if np.isin(difference, (-1, 0, 1)).all():  # one seed: counts of the three outcomes are all that a draw needs
         counts = np.array([(difference == value).sum() for value in (-1, 0, 1)])
         drawn = generator.multinomial(difference.size, counts / difference.size, size=draws)
@@ -254,8 +254,11 @@ def _on(dataset: str) -> str:
 
 
 def _per_row(values: object, name: str) -> np.ndarray:
-    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-    values = np.asarray(values, dtype=np.float64)
+    try:
+        values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+        values = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"Expected {name} as numbers [rows] or [seeds, rows], got {type(values).__name__}.") from None
     if values.ndim not in (1, 2) or values.size == 0 or not np.isfinite(values).all():
         raise UsageError(f"Expected {name} as finite numbers [rows] or [seeds, rows], got shape {list(values.shape)}.")
     return values.mean(0) if values.ndim == 2 else values

@@ -88,8 +88,9 @@ def first_of(dataset: Any) -> Any:
 def check_options(model: Any, args: Any, others: Mapping[str, Any], callbacks: Any, optimizers: Any) -> None:
     """Refuse a model without a head, other arguments, options without effect, and several GPUs in one process."""
     kinds = (TrainerCallback, type(TrainerCallback))
-    listed = isinstance(callbacks or (), list | tuple) and all(isinstance(c, kinds) for c in callbacks or ())
-    if not listed or any(isinstance(c, type) and not issubclass(c, TrainerCallback) for c in callbacks or ()):
+    callbacks = () if callbacks is None else callbacks
+    listed = isinstance(callbacks, list | tuple) and all(isinstance(c, kinds) for c in callbacks)
+    if not listed or any(isinstance(c, type) and not issubclass(c, TrainerCallback) for c in callbacks):
         example = "callbacks=[hfproj.SpectrumCallback()]"
         raise UsageError(f"Expected callbacks as a list of TrainerCallback, got {callbacks!r:.80}; {example}.")
     pair = isinstance(optimizers, list | tuple) and len(optimizers) == 2
@@ -138,7 +139,7 @@ def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None
 
 def _check_data_set(name: str, dataset: Any) -> None:
     readable = dataset is None or hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
-    if isinstance(dataset, str | bytes | Mapping) or not readable:
+    if isinstance(dataset, str | bytes | Mapping | type) or not readable or getattr(dataset, "ndim", 1) == 0:
         what = f"Expected {name} to be a data set: items by index or, where it is a stream, by iteration"
         raise UsageError(f"{what}, got {type(dataset).__name__} {reprlib.repr(dataset)}; load it, or pass one split.")
 

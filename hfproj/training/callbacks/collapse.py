@@ -13,6 +13,7 @@ Likely causes, in the order in which they are looked for, in the objective, the 
 import copy
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -251,6 +252,9 @@ class CollapseCallback(TrainerCallback):
             raise UsageError(f"Expected action to be one of {', '.join(ACTIONS)}, got {action!r}.")
         if patience < 1 or warmup < 0:
             raise UsageError(f"Expected patience ≥ 1 measurement and warmup ≥ 0 steps, got {patience} and {warmup}.")
+        if not isinstance(limits, Mapping | None):
+            example = "{'rankme_h': 5.0}"
+            raise UsageError(f"Expected limits as a dict, name → least value, got {type(limits).__name__}: {example}.")
         self.given = {name: None if v is None else _as_limit(name, v) for name, v in (limits or {}).items()}
         self.patience, self.action, self.warmup, self.every = patience, action, warmup, every
         self.alarm: Alarm | None = None
