@@ -45,6 +45,8 @@ def checked(call: Call) -> Call:
         except TypeError:
             return call(*args, **kwargs)  # Python says it better
         check_types(who, call, given)
+        if absent := [name for name, value in given.items() if isinstance(value, float) and value != value]:
+            raise UsageError(f"Expected {absent[0]} of {who} to be a number, got NaN.")
         return call(*args, **kwargs)
 
     return checking  # type: ignore[return-value]

@@ -144,8 +144,10 @@ class Augmentation:
             ):  # fmt: skip
                 given = f"got {list(image.shape)} of {image.dtype}; hfproj.data.to_rgb_tensor makes one of any image"
                 raise UsageError(f"Expected images [{channels}, height, width], uint8 or float in [0, 1], {given}.")
-        if size < 1 or any(not image.numel() for image in images):
-            raise UsageError(f"Expected size of at least 1 and images with pixels, got size={size}.")
+        if size < 1 or view < 0 or any(not image.numel() for image in images):
+            raise UsageError(
+                f"Expected size of at least 1 and view of at least 0, images with pixels, got {size=}, {view=}."
+            )
         try:
             indices = np.asarray(index, dtype=np.int64).reshape(len(images))
             epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape)

@@ -176,8 +176,10 @@ class IndexedDataset(_Checks, Dataset):
         channels: int | None = None,
     ):  # fmt: skip
         super().__init__(on_bad_image, image_column, channels)
-        if isinstance(dataset, type | Mapping | str | bytes) or getattr(dataset, "ndim", 1) == 0 or not (
-            isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
+        if (
+            isinstance(dataset, type | Mapping | str | bytes)
+            or getattr(dataset, "ndim", 1) == 0
+            or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"))
         ):
             what = f"IndexedDataset wraps data sets with a length and indices, got a {type(dataset).__name__}"
             raise UsageError(f"{what}. Wrap a stream in hfproj.data.StreamDataset instead.")

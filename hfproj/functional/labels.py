@@ -55,6 +55,8 @@ def class_numbers(y: Any) -> Int[Tensor, " rows"]:
         >>> class_numbers([3, None, True]).tolist(), class_numbers(np.array([2, 0])).tolist()
         ([3, -1, 1], [2, 0])
     """
+    if isinstance(y, Tensor) and y.is_meta:
+        raise UsageError("Expected class numbers, got a tensor without data (meta).")
     if isinstance(y, Tensor) and y.dtype == torch.uint64:
         y = y.detach().cpu().numpy()
     if isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex()):

@@ -170,7 +170,7 @@ class _Field:
         if isinstance(params, Tensor):
             params = [params]
         tensors = list(params.values() if isinstance(params, Mapping) else params)
-        if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
+        if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() and not t.is_meta for t in tensors):
             raise UsageError("Expected floating-point tensors: one, a list, a dict or a module with some; got others.")
         self._shapes = [tensor.shape for tensor in tensors]
         self.start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -178,7 +178,7 @@ class _Field:
     def pack(self, y: Tensor) -> Any:
         """Return the caller's form of a vector, or of one for each time."""
         parts = y.split([shape.numel() for shape in self._shapes], dim=-1)
-        tensors = [part.reshape(*y.shape[:-1], *shape) for part, shape in zip(parts, self._shapes)]
+        tensors = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self._shapes)]
         if self._keys is not None:
             return dict(zip(self._keys, tensors))
         return tensors[0] if self._single else tensors

@@ -55,6 +55,8 @@ def new_figure(*, width: float, height: float, rows: int = 1, columns: int = 1) 
 
 def panels(count: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
     """Return a figure of `count` panels, as many side by side as stay readable; `height` inches each."""
+    if not 4 <= width <= 40:
+        raise UsageError(f"Expected a width between 4 and 40 inches, got {width}.")
     columns = max(1, min(count, int(width / 2.6)))
     rows = -(-count // columns)
     figure, axes = new_figure(width=width, height=height * rows + 0.3, rows=rows, columns=columns)

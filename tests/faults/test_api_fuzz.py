@@ -1,0 +1,63 @@
+"""Public calls with one wrong argument work or end in an HfprojError; a seeded share here, all of them with -m long."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import assert_refused
+from small import head_model, trainer
+
+import hfproj
+from hfproj.checking import checked
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def run(folder, *arguments):
+    """Run the fuzz in a process of its own: the type checker of the tests would see the arguments first."""
+    path = os.pathsep.join(map(str, (TESTS, TESTS / "training", TESTS.parent)))
+    env = {**os.environ, "PYTHONPATH": path}
+    script = [sys.executable, "-W", "ignore", str(TESTS / "faults" / "long_run.py"), *arguments]
+    done = subprocess.run(script, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_a_share_of_all_calls(tmp_path):
+    found = run(tmp_path, "api_fuzz", "--count", "500", "--seed", "7")
+    assert found["api_fuzz"] == {"tried": 500, "failed": 0}, found
+
+
+@pytest.mark.long
+def test_all_calls(tmp_path):
+    assert run(tmp_path, "api_fuzz")["api_fuzz"]["failed"] == 0
+
+
+@checked
+def call(x: "torch.Tensor", *, n: int = 1, rate: float | None = None, names: tuple[str, ...] = ()) -> int:
+    return n
+
+
+def test_a_checked_call_names_argument_type_and_value():
+    assert call(torch.ones(2), n=3, rate=1, names=["a"]) == 3
+    assert_refused(lambda: call([1]), "Expected x of call to be a Tensor, got [1] of type list.")
+    assert_refused(lambda: call(torch.ones(2), n=1.5), "n of call", "a whole number", "1.5 of type float")
+    assert_refused(lambda: call(torch.ones(2), n=True), "n of call")
+    assert_refused(lambda: call(torch.ones(2), rate="0.1"), "a number or None")
+    assert_refused(lambda: call(torch.ones(2), names=("a", 3)), "names of call")
+    assert_refused(lambda: call(torch.ones(2), n=10**20), "64 bits")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'm'"):
+        call(torch.ones(2), m=3)
+
+
+def test_the_trainer_names_callbacks_and_optimizers(tmp_path):
+    assert_refused(
+        lambda: trainer(tmp_path, extra={"callbacks": ["spectrum"]}), "callbacks", "hfproj.SpectrumCallback()"
+    )
+    assert_refused(lambda: trainer(tmp_path, extra={"optimizers": torch.optim.SGD}), "optimizers", "SGD")
+    assert_refused(lambda: hfproj.extract_features(head_model(), [1], device="gpu"), "device", "'cpu', 'cuda'", "'gpu'")
+    assert_refused(lambda: hfproj.extract_features(head_model(), [{}], num_workers=-1), "num_workers", "-1")
