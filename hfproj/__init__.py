@@ -10,8 +10,8 @@ from hfproj.lazy import lazy_names
 # fmt: off
 if TYPE_CHECKING:
     from hfproj import (
-        backbones as backbones, cli as cli, converters as converters, data as data, diagnostics as diagnostics,
-        distributed as distributed, errors as errors, export as export, features as features,
+        backbones as backbones, checking as checking, cli as cli, converters as converters, data as data,
+        diagnostics as diagnostics, distributed as distributed, errors as errors, export as export, features as features,
         filenames as filenames, files as files, functional as functional, geometry as geometry, heads as heads,
         hub as hub, lazy as lazy, objectives as objectives, plots as plots, presets as presets, probes as probes,
         registry as registry, regularizers as regularizers, reporting as reporting, results as results,
@@ -79,8 +79,8 @@ if not TYPE_CHECKING:
                      "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback"],
         "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
     }, [
-        "backbones", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export", "features",
-        "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots", "presets",
+        "backbones", "checking", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export",
+        "features", "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots", "presets",
         "probes", "registry", "regularizers", "reporting", "results", "studies", "training", "tuner", "typing",
     ])
 # fmt: on

@@ -1,4 +1,4 @@
-"""What a public call is given: each argument is of the type that its annotation says, or one line says which it is."""
+"""Public calls with arguments of another type than their annotations say: what would come of it is one line."""
 
 import functools
 import inspect
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import AbstractArray
 from torch import Tensor
 
-from hfproj.errors import UsageError
+from hfproj.errors import HfprojError, UsageError
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 _WORDS: dict[Any, str] = {
@@ -23,14 +23,15 @@ _LARGEST = 2**63
 
 
 def checked(call: Call) -> Call:
-    """Return a function that refuses arguments of another type than its annotations say, and numbers beyond 64 bits.
+    """Return a function whose errors about arguments of another type than its annotations say are one line.
 
-    Unknown and missing arguments stay Python's own TypeError.
+    The function's own refusals stay, and so does what works although it is of another type; numbers that are NaN or
+    have more than 64 bits are refused at once. Unknown and missing arguments stay Python's own TypeError.
 
     Example:
         >>> @checked
         ... def scaled(x: float, *, by: int = 2) -> float:
-        ...     return x * by
+        ...     return x**by
         >>> scaled(1.5, by="2")
         Traceback (most recent call last):
         hfproj.errors.UsageError: Expected by of scaled to be a whole number, got '2' of type str.
@@ -44,12 +45,27 @@ def checked(call: Call) -> Call:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
             return call(*args, **kwargs)  # Python says it better
-        check_types(who, call, given)
-        if absent := [name for name, value in given.items() if isinstance(value, float) and value != value]:
-            raise UsageError(f"Expected {absent[0]} of {who} to be a number, got NaN.")
-        return call(*args, **kwargs)
+        for name, value in given.items():
+            _check_number(f"{name} of {who}", value)
+        try:
+            return call(*args, **kwargs)
+        except HfprojError:
+            raise
+        except Exception as error:  # whatever came of a wrong argument
+            try:
+                check_types(who, call, given)
+            except UsageError as refused:
+                raise refused from error
+            raise
 
     return checking  # type: ignore[return-value]
+
+
+def _check_number(what: str, value: Any) -> None:
+    if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) >= _LARGEST:
+        raise UsageError(f"Expected {what} to have 64 bits, got a number of {int(value).bit_length()}.")
+    if isinstance(value, float) and value != value:
+        raise UsageError(f"Expected {what} to be a number, got NaN.")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -75,10 +91,6 @@ def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) 
             raise UsageError(f"Expected {name} of {who} to be {wanted}, got {_shown(value)}.")
         if torch.device in kinds and isinstance(value, str):
             _check_device(f"{name} of {who}", value)
-        if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) >= _LARGEST:
-            raise UsageError(
-                f"Expected {name} of {who} to be a number of 64 bits, got one of {int(value).bit_length()}."
-            )
 
 
 def _check_device(what: str, value: str) -> None:
@@ -98,7 +110,8 @@ def _in_words(kind: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype} and shape {list(value.shape)}{', without data' if value.is_meta else ''}"
+        meta = " without data" if value.is_meta else ""
+        return f"{value.dtype} of shape {list(value.shape)}{meta} of type {type(value).__name__}"
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= _SHOWN else text[: _SHOWN - 1] + '…'} of type {type(value).__name__}"
 
@@ -116,7 +129,7 @@ def _is(value: Any, kind: Any) -> bool:
     if origin in (int, float):  # a bool is an int to Python, an int fits where a float is asked for
         return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
     if origin is Sequence:
-        return isinstance(value, list | tuple) and all_fit(value, 0)
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all_fit(value, 0)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all_fit(value.values(), 1)
     if origin is tuple:  # a list, as JSON has it, fits too; ``tuple[int, ...]`` of any length

@@ -41,7 +41,7 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Pa
     """
     import pyarrow.parquet
 
-    rows = list(rows) if isinstance(rows, Iterable) else [rows]
+    rows = rows if isinstance(rows, list | tuple) else list(rows)
     if not all(isinstance(row, Mapping) for row in rows):
         raise UsageError(f"Expected the history as dicts, one for each step, got {rows!r:.80}; pass trainer.history.")
     by_step: dict[tuple, dict[str, Any]] = {}

@@ -73,7 +73,11 @@ class ProjectionTrainingArguments(TrainingArguments):
     on_bad_image: str = field(default="raise", metadata={"help": "Images that can't be read: raise, or skip."})
 
     def __post_init__(self):
-        own = ("output_dir", *(name for name in ProjectionTrainingArguments.__annotations__ if hasattr(self, name)))
+        own = (
+            "output_dir",
+            "use_cpu",
+            *(name for name in ProjectionTrainingArguments.__annotations__ if hasattr(self, name)),
+        )
         check_types("the training arguments", type(self).__init__, {name: getattr(self, name) for name in own})
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         super().__post_init__()

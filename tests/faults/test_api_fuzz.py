@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import assert_refused
-from small import head_model, trainer
+from small import head_model
 
 import hfproj
 from hfproj.checking import checked
@@ -38,18 +38,25 @@ def test_all_calls(tmp_path):
 
 
 @checked
-def call(x: "torch.Tensor", *, n: int = 1, rate: float | None = None, names: tuple[str, ...] = ()) -> int:
-    return n
+def call(x: torch.Tensor, *, n: int = 1, rate: float | None = None, names: tuple[str, ...] = ()) -> int:
+    if n == 7:
+        raise hfproj.UsageError("seven is taken")
+    assert x.sum() + n**2 + (rate or 0.0) + len("".join(names)) is not None
+    return n + (n > 8) // (n != 9)
 
 
 def test_a_checked_call_names_argument_type_and_value():
     assert call(torch.ones(2), n=3, rate=1, names=["a"]) == 3
     assert_refused(lambda: call([1]), "Expected x of call to be a Tensor, got [1] of type list.")
-    assert_refused(lambda: call(torch.ones(2), n=1.5), "n of call", "a whole number", "1.5 of type float")
-    assert_refused(lambda: call(torch.ones(2), n=True), "n of call")
+    assert_refused(lambda: call(torch.ones(2), n="2"), "n of call", "a whole number", "'2' of type str")
     assert_refused(lambda: call(torch.ones(2), rate="0.1"), "a number or None")
     assert_refused(lambda: call(torch.ones(2), names=("a", 3)), "names of call")
     assert_refused(lambda: call(torch.ones(2), n=10**20), "64 bits")
+    assert_refused(lambda: call(torch.ones(2), rate=float("nan")), "rate of call", "NaN")
+    assert_refused(lambda: call([1], n=7), "seven is taken")  # the function's own refusals come first
+    assert call(torch.ones(2), n=2.5) == 2.5  # it works
+    with pytest.raises(ZeroDivisionError):  # not of a wrong type: a mistake of the function's own
+        call(torch.ones(2), n=9)
     with pytest.raises(TypeError, match="unexpected keyword argument 'm'"):
         call(torch.ones(2), m=3)
 
