@@ -11,11 +11,11 @@ from hfproj.lazy import lazy_names
 if TYPE_CHECKING:
     from hfproj import (
         backbones as backbones, checking as checking, cli as cli, converters as converters, data as data,
-        diagnostics as diagnostics, distributed as distributed, errors as errors, export as export, features as features,
-        filenames as filenames, files as files, functional as functional, geometry as geometry, heads as heads,
-        hub as hub, lazy as lazy, objectives as objectives, plots as plots, presets as presets, probes as probes,
-        registry as registry, regularizers as regularizers, reporting as reporting, results as results,
-        studies as studies, training as training, tuner as tuner, typing as typing,
+        diagnostics as diagnostics, distributed as distributed, errors as errors, export as export,
+        features as features, filenames as filenames, files as files, functional as functional, geometry as geometry,
+        heads as heads, hub as hub, lazy as lazy, objectives as objectives, plots as plots, presets as presets,
+        probes as probes, registry as registry, regularizers as regularizers, reporting as reporting,
+        results as results, studies as studies, training as training, tuner as tuner, typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
@@ -80,8 +80,9 @@ if not TYPE_CHECKING:
         "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
     }, [
         "backbones", "checking", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export",
-        "features", "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots", "presets",
-        "probes", "registry", "regularizers", "reporting", "results", "studies", "training", "tuner", "typing",
+        "features", "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots",
+        "presets", "probes", "registry", "regularizers", "reporting", "results", "studies", "training", "tuner",
+        "typing",
     ])
 # fmt: on
 

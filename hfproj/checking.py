@@ -54,11 +54,18 @@ def checked(call: Call) -> Call:
         except Exception as error:  # whatever came of a wrong argument
             try:
                 check_types(who, call, given)
+                _check_data(who, given)
             except UsageError as refused:
                 raise refused from error
             raise
 
     return checking  # type: ignore[return-value]
+
+
+def _check_data(who: str, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.is_meta:
+            raise UsageError(f"Expected {name} of {who} with data, got {_shown(value)}.")
 
 
 def _check_number(what: str, value: Any) -> None:
@@ -148,6 +155,8 @@ def _is(value: Any, kind: Any) -> bool:
         return not issubclass(origin.array_type, Tensor) or (
             isinstance(value, origin) and not getattr(value, "is_meta", False)
         )
+    if origin is Iterable and getattr(value, "ndim", 1) == 0:  # a tensor of one number has an __iter__ that fails
+        return False
     try:
         return origin in (Any, object) or not isinstance(origin, type) or isinstance(value, origin)
     except TypeError:  # a protocol that only type checkers know

@@ -1,5 +1,6 @@
 """Public calls with one wrong argument work or end in an HfprojError; a seeded share here, all of them with -m long."""
 
+import functools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from small import head_model
 
 import hfproj
 from hfproj.checking import checked
+from hfproj.training.setup import check_options
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -62,9 +64,10 @@ def test_a_checked_call_names_argument_type_and_value():
 
 
 def test_the_trainer_names_callbacks_and_optimizers(tmp_path):
-    assert_refused(
-        lambda: trainer(tmp_path, extra={"callbacks": ["spectrum"]}), "callbacks", "hfproj.SpectrumCallback()"
-    )
-    assert_refused(lambda: trainer(tmp_path, extra={"optimizers": torch.optim.SGD}), "optimizers", "SGD")
+    args = hfproj.ProjectionTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    check = functools.partial(check_options, head_model(), args, {})  # the trainer's own types are checked by the tests
+    check([hfproj.SpectrumCallback(), hfproj.CollapseCallback], (None, None))
+    assert_refused(lambda: check(["spectrum"], (None, None)), "callbacks", "hfproj.SpectrumCallback()")
+    assert_refused(lambda: check(None, torch.optim.SGD), "optimizers", "SGD")
     assert_refused(lambda: hfproj.extract_features(head_model(), [1], device="gpu"), "device", "'cpu', 'cuda'", "'gpu'")
     assert_refused(lambda: hfproj.extract_features(head_model(), [{}], num_workers=-1), "num_workers", "-1")
