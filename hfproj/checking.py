@@ -96,6 +96,8 @@ def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) 
             words = [_in_words(kind) for kind in kinds]
             wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
             raise UsageError(f"Expected {name} of {who} to be {wanted}, got {_shown(value)}.")
+        if isinstance(value, Integral):
+            _check_number(f"{name} of {who}", value)
         if torch.device in kinds and isinstance(value, str):
             _check_device(f"{name} of {who}", value)
 

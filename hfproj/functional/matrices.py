@@ -40,7 +40,7 @@ def eigh(matrix: _Square) -> tuple[Float[Tensor, "*groups dim"], _Square]:
         if not matrix.isfinite().all():
             return matrix.diagonal(dim1=-2, dim2=-1) * torch.nan, matrix * torch.nan
         values, vectors = torch.linalg.eigh(matrix.double())
-    return values.to(matrix.dtype), vectors.to(matrix.dtype)
+    return values.to(matrix.dtype) + _nan_of(matrix), vectors.to(matrix.dtype)
 
 
 def eigvalsh(matrix: _Square) -> Float[Tensor, "*groups dim"]:
@@ -52,11 +52,16 @@ def eigvalsh(matrix: _Square) -> Float[Tensor, "*groups dim"]:
         [0.0, 2.0]
     """
     try:
-        return torch.linalg.eigvalsh(matrix)
+        return torch.linalg.eigvalsh(matrix) + _nan_of(matrix)
     except torch.linalg.LinAlgError:
         if not matrix.isfinite().all():
             return matrix.diagonal(dim1=-2, dim2=-1) * torch.nan
         return torch.linalg.eigvalsh(matrix.double()).to(matrix.dtype)
+
+
+def _nan_of(matrix: Tensor) -> Tensor:
+    """Return 0, and NaN for a matrix with NaN or infinity, of which LAPACK finds finite eigenvalues at times."""
+    return 0 * matrix.detach().abs().amax((-2, -1)).unsqueeze(-1)
 
 
 def cholesky_whiten(z: Float[Tensor, "*groups rows dim"], *, eps: float = 0.0) -> Float[Tensor, "*groups rows dim"]:

@@ -72,7 +72,9 @@ def try_diagnostic(name, kind, setting):
     rows = rows_of(kind, *((2, ROWS) if views else (1, 2 * ROWS)), WIDTH).to(DTYPES[setting])
     rows = rows if views else rows[0]
     try:
-        found = measure(*[rows] * len(parameters))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = measure(*[rows] * len(parameters))
         if name == "covariance_condition_number" and found.full == math.inf:  # of a matrix that has no inverse
             found = found.clamped
         return wrong(found, kind)
