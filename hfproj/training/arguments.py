@@ -78,7 +78,8 @@ class ProjectionTrainingArguments(TrainingArguments):
             "use_cpu",
             *(name for name in ProjectionTrainingArguments.__annotations__ if hasattr(self, name)),
         )
-        check_types("the training arguments", type(self).__init__, {name: getattr(self, name) for name in own})
+        # The class: transformers' parser changes the annotations of __init__.
+        check_types("the training arguments", ProjectionTrainingArguments, {n: getattr(self, n) for n in own})
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         super().__post_init__()
         if not torch.accelerator.is_available():
