@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import BACKBONES, assert_refused, make_backbone, make_config, make_inputs, perturb
+from cases import BACKBONES, BLOCKS, assert_refused, make_backbone, make_config, make_inputs, perturb
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import ViTConfig, ViTModel
@@ -141,8 +141,7 @@ def test_quantized_blocks_are_not_trained(name, trained):
 
 def test_blocks_that_are_not_quantized_are_trained():
     backbone = make_backbone("vit")
-    last = len(backbone.layers) - 1
-    for block in list(backbone.layers)[:last]:
+    for block in backbone.get_submodule(BLOCKS)[:-1]:
         quantized(block)
     model = get_peft_model(backbone, hfproj.ProjectionHeadConfig(out_dim=4, trainable=1))
     model(**make_inputs("vit")).projection.square().sum().backward()
