@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from cases import BACKBONES, make_backbone, make_inputs, timm_vit
+from fingerprints import taken, tensors_of
 from torch import nn
 from transformers import (
     BertConfig,
@@ -21,21 +22,10 @@ from transformers import (
     ViTModel,
 )
 
-from hfproj.backbones import bare_tensors, feeds_representation, resolve_read_point
+from hfproj.backbones import bare_tensors
 from hfproj.backbones.fingerprint import compare, digest, fingerprint, is_fingerprint
 
 FAMILIES = [n for n in BACKBONES if n != "plain"]
-
-
-def tensors_of(backbone):
-    tensors = bare_tensors(backbone)
-    return {name: tensors[name] for name in feeds_representation(backbone, resolve_read_point(backbone))}
-
-
-def taken(backbone):
-    found = json.loads(json.dumps(fingerprint(backbone, tensors_of(backbone))))
-    assert is_fingerprint(found)
-    return found
 
 
 def kind(one, other):
@@ -303,6 +293,7 @@ def test_the_same_weights_in_another_computation_are_another_backbone(make, chan
     [
         (timm_vit, {"drop_path_rate": 0.2, "proj_drop_rate": 0.1}),
         (timm_vit, {"weight_init": "jax"}),
+        (timm_vit, {"dynamic_img_size": True}),
         (encoder, {"dropout": 0.4}),
         (roberta, {"hidden_dropout_prob": 0.3, "use_cache": False, "initializer_range": 1.0, "num_labels": 7}),
         (llama, {"attention_dropout": 0.3, "pad_token_id": 4, "output_hidden_states": True}),

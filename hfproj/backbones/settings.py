@@ -114,7 +114,7 @@ def _text(setting: str, value: Any) -> str | None:
     """Return the value of a setting as text, None where it says nothing."""
     if (
         setting.startswith(("_", "hfproj", "dynamic_", "grad_", "forward"))
-        or re.search("drop|init", setting)
+        or re.search("drop|init|resolution", setting)
         or setting in _OF_NO_USE
     ):
         return None

@@ -105,7 +105,8 @@ class ProjectionHeadConfig(PeftConfig):
     reading: int | None = None
 
     def __post_init__(self) -> None:
-        self.of_file = self.peft_version is not None  # PEFT writes it when it saves
+        # PEFT saves its version, which `dataclasses.replace` hands on too, and a model's config for inference.
+        self.of_file = self.peft_version is not None and (self.inference_mode or self.reading is None)
         if self.reading is None:  # which files from before the rules don't have
             self.reading = 1 if self.of_file else READING
         super().__post_init__()

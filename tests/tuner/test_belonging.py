@@ -1,6 +1,7 @@
 """An adapter is attached to the backbone that it was made on, through every door, or it says so."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -122,6 +123,11 @@ def test_a_cast_is_a_warning_and_the_fingerprint_stays(dtype, tmp_path):
     assert model.peft_config["default"].fingerprint == first.peft_config["default"].fingerprint
     model.save_pretrained(tmp_path / "again")
     PeftModel.from_pretrained(make_backbone("dinov2"), tmp_path / "again")
+
+
+def test_a_changed_copy_of_a_new_config_is_new():
+    config = dataclasses.replace(make_config("vit"), out_dim=3)  # PEFT has written its version into it by now
+    assert get_peft_model(make_backbone("vit"), config).peft_config["default"].fingerprint is not None
 
 
 def test_old_adapters_load_with_one_warning(tmp_path):

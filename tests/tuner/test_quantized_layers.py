@@ -4,21 +4,21 @@
 """
 
 import copy
-import json
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import BACKBONES, BLOCKS, assert_refused, make_backbone, make_config, make_inputs, perturb
+from fingerprints import taken
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
 import hfproj
-from hfproj.backbones import acting_modules, bare_tensors, feeds_representation, resolve_read_point, source_of
+from hfproj.backbones import acting_modules, feeds_representation, resolve_read_point, source_of
 from hfproj.backbones.dry_run import dry_run, structure
-from hfproj.backbones.fingerprint import compare, fingerprint, is_fingerprint
+from hfproj.backbones.fingerprint import compare
 from hfproj.tuner.network import network_of
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32}
@@ -64,17 +64,6 @@ def layers_of(model):
 def targets(backbone, **options):
     model = get_peft_model(backbone, make_config("vit", "lora", **options))
     return sorted(model.peft_config["default"].backbone_adapter["target_modules"])
-
-
-def tensors_of(backbone):
-    tensors = bare_tensors(backbone)
-    return {name: tensors[name] for name in feeds_representation(backbone, resolve_read_point(backbone))}
-
-
-def taken(backbone):
-    found = json.loads(json.dumps(fingerprint(backbone, tensors_of(backbone))))
-    assert is_fingerprint(found)
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)

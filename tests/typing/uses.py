@@ -190,7 +190,7 @@ def wrong_words(model: PeftModel, dataset: torch.utils.data.Dataset, x: torch.Te
     hfproj.extract_features(model, dataset, pooling="average")  # wrong
     hfproj.load_backbone("x", library="torchvision")  # wrong
     hfproj.export_onnx(model, "x.onnx", part="tail")  # wrong
-    hfproj.EvalImages(size=8, mean=[0.5], std=[0.5], interpolation="nearest")  # wrong
+    hfproj.EvalImages(size=8, mean=[0.5], std=[0.5], interpolation="area")  # wrong
     hfproj.regularizers.Weighted(nn.Identity(), 0.1, schedule="step")  # wrong
     MLPHead(in_dim=8, norm="instance")  # wrong
     MLPHead(in_dim=8, activation="swish")  # wrong
