@@ -25,6 +25,10 @@ class HubError(HfprojError, OSError):
     """The Hub refused, failed, or could not be reached."""
 
 
+class SaveError(HfprojError, OSError):
+    """A checkpoint or an adapter could not be written; the message says what lies there now."""
+
+
 class NonFiniteLossError(HfprojError, FloatingPointError):
     """The loss became NaN or infinite while training."""
 

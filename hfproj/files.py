@@ -1,6 +1,7 @@
 """Files of results: whole or not at all, without the paths of this machine, and measured once."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -97,20 +98,40 @@ def installed_versions() -> dict[str, str]:
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part; makes the folder."""
+    """Write a file so that a reader sees the old content or the new one, never a part, even after a loss of power.
+
+    The folder is made if needed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(handle)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private, a result is to be read by others
         os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file, or the names in a folder, are on disk, where the system can say so."""
+    if os.name == "nt":
+        return  # no folder can be opened there, and no file that is open for reading be synced
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # of file systems that sync no folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

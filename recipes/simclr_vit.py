@@ -8,6 +8,7 @@ or any other objective.
     accelerate launch recipes/simclr_vit.py --preset byol_cifar --lars false --learning_rate 1e-3 --num_train_epochs 12
     accelerate launch recipes/simclr_vit.py --push_to_hub me/digits-simclr --hub_private_repo true
     accelerate launch recipes/simclr_vit.py --continue_from me/digits-simclr --output_dir out/longer
+    accelerate launch recipes/simclr_vit.py --save_strategy epoch --resume_from_checkpoint auto    # docs/checkpoints.md
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py    # 2 CPU processes
 
 Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds
@@ -160,11 +161,9 @@ def watchers(recipe: Recipe, alarm: hfproj.CollapseCallback) -> list[TrainerCall
 
 
 def write(trainer: hfproj.ProjectionTrainer, results: hfproj.Results) -> None:
-    """Write adapter, results, card and page; push them if asked for."""
+    """Write results, card and page beside the adapter; push them if asked for."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
-        if not args.push_to_hub:
-            trainer.save_model(str(folder))
         write_card(results, folder)
         hfproj.report(folder)
         print(results.table())
@@ -212,6 +211,7 @@ def main() -> None:
 
     before = measure("before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint in ("True", "true") or args.resume_from_checkpoint)
+    trainer.save_model(_internal_call=True)  # before what may fail; the push comes at the end
     results = before.merge(measure("after"))
     results.command = command_line()
     results.config["recipe"] = vars(recipe)

@@ -13,6 +13,7 @@ RANKS = [
     {"functional"},
     {"heads", "objectives", "regularizers", "diagnostics", "geometry"},
     {"backbones", "tuner", "data", "results"},
+    {"saving"},
     {"features"},
     {"probes"},
     {"presets", "plots", "reporting"},

@@ -158,6 +158,7 @@ class EpochSampler(Sampler):
     """
 
     # No attribute may be called `generator`: accelerate would take it for a random sampler's and synchronise it.
+    ended = False  # whether iterators that are made from now on are empty
 
     def __init__(self, length: int, *, seed: int = 0, shuffle: bool = True):
         if length < 1:
@@ -172,6 +173,8 @@ class EpochSampler(Sampler):
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self.ended:
+            return
         epoch = self.epoch  # of this iterator, even if set_epoch is called while it runs
         order: Sequence[int] = range(self.length)
         if self.shuffle:
@@ -202,6 +205,8 @@ class StreamDataset(IterableDataset):
         [(3, 0), (3, 1)]
     """
 
+    ended = False  # whether iterators that are made from now on are empty
+
     def __init__(self, iterable: Iterable):
         self.iterable = iterable
         # Shared memory, so that a persistent worker sees the epoch that the main process sets.
@@ -219,5 +224,7 @@ class StreamDataset(IterableDataset):
             what = f"Expected one worker for a stream, since positions decide views, got {worker.num_workers}"
             raise UsageError(f"{what}. Set dataloader_num_workers to 0 or 1.")
         epoch = int(self._epoch)
+        if self.ended:
+            return
         for position, value in enumerate(self.iterable):
             yield {**as_item(value), "index": position, "epoch": epoch}

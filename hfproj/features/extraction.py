@@ -23,6 +23,7 @@ from hfproj.features import cache_key
 from hfproj.features.reader import Reader, view_batches
 from hfproj.features.store import FeatureStore
 from hfproj.functional.labels import labels_as_given
+from hfproj.saving.signals import LeaveSignals
 from hfproj.typing import Data, OneOf, Pooling
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -157,6 +158,7 @@ class Source:
             keys = [[(epoch, row) for row in batch] for epoch, batch in zip(of_batch, batches)]
         loader: Any = DataLoader(
             self.dataset, batch_sampler=keys, collate_fn=self.collator, num_workers=self.num_workers,
+            worker_init_fn=LeaveSignals(),
             generator=torch.Generator(),  # a loader without its own generator advances the global one
         )  # fmt: skip
         if self.progress and rank() == 0:

@@ -1,4 +1,4 @@
-"""What training starts from: checkpoints, written whole or not at all, and adapters that were saved.
+"""What training starts from: checkpoints of this run, and adapters that were saved.
 
 A run that resumes has its optimizer, schedules and views again. One that continues from an adapter has its tensors, the
 objective's buffers, the EMA teacher and the position; the rest is not part of an adapter and starts fresh.
@@ -6,13 +6,9 @@ objective's buffers, the EMA teacher and the position; the rest is not part of a
 
 import dataclasses
 import inspect
-import json
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +16,6 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import distributed, filenames
 from hfproj.backbones import resolve_read_point
@@ -44,57 +38,6 @@ _KINDS = {"head_options": "head", "predictor": "predictor.head", "backbone_adapt
 # Of the backbone's PEFT method, what is about training or about the file.
 _FREE = {"inference_mode", "base_model_name_or_path", "revision", "peft_version", "task_type", "auto_mapping"}
 _PLACE = ("repo", "adapter", "revision", "token", "cache_dir")
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: the trainer's state comes last."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def complete_checkpoints(folder: str | Path) -> dict[int, str]:
-    """Return the complete checkpoints in `folder` by their step."""
-    found = {path.name.rpartition("-")[2]: path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-    return {int(step): str(path) for step, path in found.items() if step.isdigit() and is_complete(path)}
-
-
-def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """Return the newest complete checkpoint in `folder`, or None."""
-    found = complete_checkpoints(folder)
-    return found[max(found)] if found else None
-
-
-def checkpoint_to_resume(wanted: str | Path | bool, folder: str | Path) -> str:
-    """Return the checkpoint that `wanted` names, if it is complete; True means the newest complete one in `folder`."""
-    found = last_complete_checkpoint(folder) if wanted is True else str(wanted)
-    if found is None:
-        raise UsageError(f"{folder} holds no complete checkpoint to resume from; start without resume_from_checkpoint.")
-    if not is_complete(Path(found)):
-        hint = "Resume from another one, or with resume_from_checkpoint=True from the last complete one"
-        raise UsageError(f"{wanted} is no complete checkpoint: it has no readable {TRAINER_STATE_NAME}. {hint}.")
-    return found
-
-
-@contextmanager
-def replacing(folder: str | Path) -> Iterator[Path]:
-    """Give an empty folder; the files written there move into `folder` once all of them are complete.
-
-    An interrupted save leaves the files of the save before; files that the new save does not write stay.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".part-*"):  # by a process that was killed; PEFT would take it for a second adapter
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as name:
-        part = Path(name)
-        yield part
-        for file in sorted(p for p in part.rglob("*") if p.is_file()):
-            target = folder / file.relative_to(part)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
 
 
 class Continued:

@@ -22,6 +22,7 @@ from hfproj.functional.labels import UNLABELLED, check_classes
 from hfproj.functional.modes import evaluating
 from hfproj.probes import KNNProbe
 from hfproj.regularizers import Weighted
+from hfproj.saving.signals import LeaveSignals
 from hfproj.training import checks, setup
 from hfproj.training.shares import GradientShares
 from hfproj.training.views import describe_rows
@@ -113,6 +114,7 @@ def _batches_of_views(trainer: Any, dataset: Any) -> Any:
     return DataLoader(
         IndexedDataset(dataset), batch_sampler=[list(range(start, start + size)) for start in starts],
         collate_fn=trainer.data_collator, num_workers=args.dataloader_num_workers, generator=torch.Generator(),
+        worker_init_fn=LeaveSignals(),
     )  # fmt: skip
 
 

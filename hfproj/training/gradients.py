@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from hfproj import distributed
 from hfproj.errors import NonFiniteLossError, UsageError
-from hfproj.training.checkpoints import last_complete_checkpoint
+from hfproj.saving.folders import last_complete_checkpoint
 from hfproj.training.setup import ProjectionTrainer
 from hfproj.tuner.layer import CHILD
 

@@ -23,9 +23,9 @@ from transformers import TrainerCallback
 
 from hfproj import distributed
 from hfproj.errors import CollapseWarning, UsageError
+from hfproj.saving.folders import complete_checkpoints
 from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
 from hfproj.training.callbacks.watching import ProbeWatch, SpectrumCallback, UpdateRatioCallback, check_bound
-from hfproj.training.checkpoints import complete_checkpoints
 from hfproj.training.setup import Args, Control, Limits, ProjectionTrainer, State, active_modules
 from hfproj.typing import OneOf
 
