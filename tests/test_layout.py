@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hfproj"
 RANKS = [
-    {"errors", "typing", "registry", "distributed", "files", "filenames", "lazy"},
+    {"errors", "typing", "registry", "distributed", "files", "filenames", "lazy", "limits", "redaction", "strict_json"},
     {"functional"},
     {"heads", "objectives", "regularizers", "diagnostics", "geometry"},
     {"backbones", "tuner", "data", "results"},

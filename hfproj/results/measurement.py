@@ -4,8 +4,10 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +20,7 @@ from hfproj.typing import When
 
 LAYERS, WHENS = ("h", "z"), ("before", "after")
 Key = tuple[str, str, str]
+Cell = tuple[Key, str, str]  # with layer and time
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,15 @@ class Measurement:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise UsageError(f"Expected the measurement {self.name!r} of {layer} to be a finite number, got {value!r}.")
 
-    @property
+    @cached_property
     def key(self) -> Key:
         """Name, data set and settings: equal keys are comparable numbers, one row of the table."""
         return self.name, self.dataset, json.dumps(portable(self.settings), sort_keys=True)
+
+    @property
+    def cell(self) -> Cell:
+        """Its place in the table: measurements of one cell differ in their seed alone."""
+        return self.key, self.layer, self.when
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -121,10 +129,26 @@ class Measured(Protocol):
     geometry: dict[str, Any]
 
 
-def mean_std(measured: Iterable[Measurement], key: Key, layer: str, when: str) -> tuple[float, float] | None:
-    """Return mean and standard deviation over seeds; None where it was not measured, and 0 of a single one."""
-    found = [m.value for m in measured if (m.key, m.layer, m.when) == (key, layer, when)]
-    return (statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0) if found else None
+def by_cell(measured: Iterable[Measurement]) -> dict[Cell, list[Measurement]]:
+    """Return the measurements of each cell."""
+    cells: dict[Cell, list[Measurement]] = {}
+    for m in measured:
+        cells.setdefault(m.cell, []).append(m)
+    return cells
+
+
+def grouped(measured: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Return the measurements on each data set."""
+    found: dict[str, list[Measurement]] = {}
+    for m in measured:
+        found.setdefault(m.dataset, []).append(m)
+    return found
+
+
+def mean_std(found: Iterable[Measurement]) -> tuple[float, float] | None:
+    """Return mean and standard deviation over the seeds of a cell; None of none, and 0 of a single one."""
+    values = [m.value for m in found]
+    return (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
 
 
 def row_names(measured: Iterable[Measurement]) -> dict[Key, str]:
@@ -139,11 +163,16 @@ def row_names(measured: Iterable[Measurement]) -> dict[Key, str]:
     for m in measured:
         first.setdefault(m.key, m)
     order = list(words.UNLABELLED)
+    alike: dict[tuple[str, str], dict[str, Counter[str]]] = {}  # label and data set → setting → its values as text
+    sizes = Counter((m.label, m.dataset) for m in first.values())
+    for m in first.values():
+        for name, value in m.settings.items():
+            alike.setdefault((m.label, m.dataset), {}).setdefault(name, Counter())[_text(value)] += 1
     names = {}
     for key in sorted(first, key=lambda key: order.index(key[0]) if key[0] in order else -1):
         own, label = first[key].settings, first[key].label
-        alike = [m.settings for other, m in first.items() if (m.label, other[1]) == (label, key[1])]
-        apart = {n: v for n, v in own.items() if any(_text(other.get(n)) != _text(v) for other in alike)}
+        group, size = alike.get((label, key[1]), {}), sizes[label, key[1]]
+        apart = {n: v for n, v in own.items() if group[n][_text(v)] + (v is None) * (size - group[n].total()) < size}
         names[key] = f"{label} ({settings_text(apart)})" if apart else label
     return names
 
