@@ -10,9 +10,9 @@ from hfproj.lazy import lazy_names
 # fmt: off
 if TYPE_CHECKING:
     from hfproj import (
-        backbones as backbones, cli as cli, converters as converters, data as data, diagnostics as diagnostics,
-        distributed as distributed, errors as errors, export as export, features as features,
-        filenames as filenames, files as files, functional as functional, geometry as geometry, heads as heads,
+        backbones as backbones, checking as checking, cli as cli, converters as converters, data as data,
+        diagnostics as diagnostics, distributed as distributed, errors as errors, export as export,
+        features as features, filenames as filenames, files as files, functional as functional, geometry as geometry, heads as heads,
         hub as hub, lazy as lazy, objectives as objectives, plots as plots, presets as presets, probes as probes,
         registry as registry, regularizers as regularizers, reporting as reporting, results as results,
         saving as saving, studies as studies, training as training, tuner as tuner, typing as typing,
@@ -81,9 +81,9 @@ if not TYPE_CHECKING:
                      "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback"],
         "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
     }, [
-        "backbones", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export", "features",
-        "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots", "presets",
-        "probes", "registry", "regularizers", "reporting", "results", "saving", "studies", "training", "tuner",
+        "backbones", "checking", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export",
+        "features", "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots",
+        "presets", "probes", "registry", "regularizers", "reporting", "results", "saving", "studies", "training", "tuner",
         "typing",
     ])
 # fmt: on

@@ -129,6 +129,8 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
     The folder is made if needed.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"Expected a file to write, got the folder {str(path)!r}; give the file a name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

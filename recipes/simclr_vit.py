@@ -30,7 +30,7 @@ from transformers import TrainerCallback, set_seed
 
 import hfproj
 from hfproj import cli
-from hfproj.data import split_off
+from hfproj.data import split_off, without_bad_images
 from hfproj.files import command_line
 from hfproj.reporting import write_card
 
@@ -180,7 +180,10 @@ def main() -> None:
     if recipe.push_to_hub is not None:
         args.push_to_hub, args.hub_model_id = True, recipe.push_to_hub or args.hub_model_id
     train, test, test_name = load_images(recipe)
-    bank = split_off(train, recipe.bank_limit, seed=0)[1] if recipe.bank_limit else train
+    bank, left_out = split_off(train, recipe.bank_limit, seed=0)[1] if recipe.bank_limit else train, 0
+    if args.on_bad_image == "skip":  # the trainer does it in training; evaluation goes without these images
+        (bank, no_bank), (test, no_test) = without_bad_images(bank), without_bad_images(test)
+        left_out = len(no_bank) + len(no_test)
 
     objective = {"name": recipe.objective, **cli.options(recipe.objective_options)}
     if recipe.objective == "nt_xent":
@@ -221,6 +224,9 @@ def main() -> None:
         results.config["curvature_of"] = "head"
     if alarm.alarm is not None:
         results.geometry["collapse"] = alarm.alarm.to_dict()
+    trainer.note_skipped(results)
+    if left_out:
+        results.notes.append(f"{left_out} images of bank and test set could not be read and are left out.")
     if go_on:
         results.notes.append(f"Training went on from {go_on}: what is said of before it is of that adapter.")
     write(trainer, results)

@@ -14,9 +14,10 @@ from typing import Any, cast
 from safetensors import SafetensorError
 from torch import nn
 
+from hfproj.backbones.allowance import on_meta
 from hfproj.backbones.quantized import METHODS, is_quantized
 from hfproj.backbones.settings import module_settings, plain_values, settings_of
-from hfproj.backbones.allowance import on_meta
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
 from hfproj.typing import OneOf
 
@@ -57,11 +58,13 @@ def timm_part_of(backbone: nn.Module) -> tuple[str, nn.Module] | None:
     return None
 
 
+@checked
 def embedded_folder() -> Path:
     """Return the folder of the small pretrained ViT that ships with the package."""
     return Path(str(resources.files("hfproj"))) / "assets" / EMBEDDED
 
 
+@checked
 def load_backbone(
     name: str, *, library: OneOf["transformers", "timm"] | None = None, revision: str | None = None,
     token: str | bool | None = None, **kwargs: Any,

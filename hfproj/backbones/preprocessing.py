@@ -8,7 +8,6 @@ Deviations:
 
 import dataclasses
 import inspect
-import json
 import math
 import re
 import warnings
@@ -18,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from hfproj.backbones.loading import bare_backbone, files_of, timm_part_of
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.strict_json import read_json
 from hfproj.typing import OneOf, Resampling
@@ -68,6 +68,7 @@ class ImagePreprocessing:
         return dataclasses.replace(self, size=size, resize=resize)
 
 
+@checked
 def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     """Return how images are prepared that `model`'s backbone was trained with.
 

@@ -23,6 +23,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from hfproj import limits
+from hfproj.checking import checked
 from hfproj.backbones import FeatureBackbone, bare_tensors, load_backbone
 from hfproj.backbones.allowance import bytes_of
 from hfproj.converters import backbones
@@ -59,6 +60,7 @@ class Conversion:
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
 
+@checked
 def convert(
     checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
     network: str | None = None, num_heads: int | None = None, **options: Any,
@@ -96,6 +98,7 @@ def convert(
     return conversion(checkpoint, method, backbone=backbone, network=network, num_heads=num_heads, **options).model
 
 
+@checked
 def list_converters() -> dict[str, str]:
     """Return the methods whose checkpoints can be converted, with a line each.
 
@@ -106,6 +109,7 @@ def list_converters() -> dict[str, str]:
     return {name: family.line for name, family in sorted(FAMILIES.items())}
 
 
+@checked
 def conversion(
     checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
     network: str | None = None, num_heads: int | None = None, **options: Any,

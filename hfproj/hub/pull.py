@@ -19,11 +19,11 @@ from peft.utils import WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import nn
 
-from hfproj.backbones import load_backbone, main_input_of
 from hfproj import limits
-from hfproj.backbones import load_backbone
+from hfproj.backbones import load_backbone, main_input_of
 from hfproj.backbones.allowance import allowance
 from hfproj.backbones.preprocessing import OF_ADAPTER, has_preprocessing, settings_of
+from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, HfprojError, UsageError, check_choice, one_line
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
 from hfproj.hub import sizes, validation
@@ -41,6 +41,7 @@ HEADER_FIRST = 1 << 26  # bytes from which on a file's header is read before the
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
+@checked
 def from_pretrained(
     repo: str | Path, *, adapter: str = "default", backbone: nn.Module | None = None, adapter_name: str | None = None,
     is_trainable: bool = False, revision: str | None = None, token: str | bool | None = None,
@@ -98,6 +99,7 @@ def from_pretrained(
     return model
 
 
+@checked
 def load_head(
     repo: str | Path, *, adapter: str = "default", revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -124,6 +126,7 @@ def load_head(
     return modules.head.eval()
 
 
+@checked
 def list_adapters(
     repo: str | Path, *, revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None,

@@ -20,6 +20,7 @@ from torch import nn
 
 import hfproj
 from hfproj import filenames
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, HubError, UsageError
 from hfproj.hub.failures import FAILURES, explain, retry
 from hfproj.hub.sources import is_repo_id
@@ -34,6 +35,7 @@ _STALE = (
 )  # fmt: skip
 
 
+@checked
 def push_to_hub(
     model: nn.Module, repo_id: str, *, results: Results | None = None, adapters: Sequence[str] | None = None,
     objective: nn.Module | None = None, ema: SavesItself | None = None, commit_message: str | None = None,

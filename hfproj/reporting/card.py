@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hfproj import filenames
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, UsageError, check_path, check_type
 from hfproj.files import write_atomic
 from hfproj.plots import plot_history, plot_spectrum
@@ -25,6 +26,7 @@ _WATCHED = ("loss", "rankme", "positive_cosine", "std")  # the first three that 
 _PICTURE_WIDTH = 8.0  # inches: three panels in a row, readable at the width of a card
 
 
+@checked
 def render_card(
     results: Results, *, repo_id: str | None = None, license: str | None = None, files: Collection[str] = (),
     adapters: Sequence[str] = (), adapter: str = "default",
@@ -70,6 +72,7 @@ def render_card(
     return text.rstrip("\n") + "\n"
 
 
+@checked
 def write_card(
     results: Results, folder: str | os.PathLike, *, repo_id: str | None = None, license: str | None = None,
     adapters: Sequence[str] = (), adapter: str = "default", keep_results: bool = True,

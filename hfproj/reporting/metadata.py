@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfproj.backbones import EMBEDDED
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.filenames import EVAL_RESULTS
 from hfproj.files import rounded, write_atomic
@@ -53,6 +54,7 @@ def front_matter(results: Results, name: str) -> str:
     return ModelCardData(**data).to_yaml()
 
 
+@checked
 def write_eval_results(results: Results, folder: str | os.PathLike) -> list[Path]:
     """Write the Hub's newer form of evaluation results, ``.eval_results/<data set>.yaml``, and return the files.
 
@@ -163,6 +165,7 @@ def license_of(results: Results) -> str | None:
     return said if isinstance(said, str) and _LICENSE.fullmatch(said) else None
 
 
+@checked
 def check_license(license: str | None) -> None:
     """Refuse what is no identifier of a licence as the Hub has them.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfproj import plots
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, check_path
 from hfproj.files import portable, write_atomic
 from hfproj.redaction import redacted
@@ -23,6 +24,7 @@ from hfproj.results import HISTORY_FILE, Results, read_history, verdicts
 PAGE = "report.html"
 
 
+@checked
 def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = None) -> Path:
     """Write `report.html` into the folder of a run, and return where it lies.
 
@@ -54,6 +56,7 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
     return path
 
 
+@checked
 def render_report(results: Results) -> str:
     """Return the page. Without matplotlib, or where a picture cannot be drawn, a sentence says so in its place."""
     results = redacted(results)

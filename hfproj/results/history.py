@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfproj import limits
+from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, UsageError, check_path, one_line
 from hfproj.files import write_atomic
 from hfproj.redaction import known_secrets, redact
@@ -23,6 +24,7 @@ HISTORY_FILE = "history.parquet"
 _WHOLE = ("step", "seed")
 
 
+@checked
 def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Path:
     """Write rows as a table, atomically and sorted by seed and step; a folder gets a `history.parquet`.
 
@@ -46,6 +48,9 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Pa
 
     known = known_secrets()
     name_of = functools.cache(lambda name: redact(str(name), known))
+    rows = rows if isinstance(rows, list | tuple) else list(rows)
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise UsageError(f"Expected the history as dicts, one for each step, got {rows!r:.80}; pass trainer.history.")
     by_step: dict[tuple, dict[str, Any]] = {}
     for row in rows:
         numbers = {name_of(name): _number(name, value) for name, value in row.items()}
@@ -62,6 +67,7 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Pa
     return path
 
 
+@checked
 def read_history(path: str | PathLike, *, until: int | None = None) -> list[dict[str, Any]]:
     """Return the rows that `write_history` wrote; None where the number was not finite.
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hfproj.checking import check_types, checked
 from hfproj.errors import UsageError
 from hfproj.files import portable
 from hfproj.results import words
@@ -52,6 +53,7 @@ class Measurement:
     outcomes: str = ""
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         for name in ("name", "layer", "dataset", "unit", "protocol"):
             kind, value = dict if name == "protocol" else str, getattr(self, name)
             if not isinstance(value, kind):
@@ -103,6 +105,7 @@ class Missing:
     unit: str = ""
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         for name, value in vars(self).items():
             if not isinstance(value, str):
                 raise UsageError(f"The {name} of a missing measure must be a str, got {value!r}.")
@@ -199,6 +202,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
+@checked
 def pack_outcomes(correct: ArrayLike) -> str:
     """Return right/wrong answers as text: their number, a colon, hexadecimal digits.
 
@@ -206,17 +210,25 @@ def pack_outcomes(correct: ArrayLike) -> str:
         >>> unpack_outcomes(pack_outcomes([True, False, True])).tolist()
         [1, 0, 1]
     """
-    bits = np.asarray(correct, dtype=np.uint8)
+    try:
+        bits = np.asarray(correct, dtype=np.uint8)
+    except (TypeError, ValueError, OverflowError, NotImplementedError, RuntimeError):
+        given = f"got {type(correct).__name__}"
+        raise UsageError(f"Expected right and wrong answers, True or False for each row, {given}.") from None
     return f"{bits.size}:{np.packbits(bits).tobytes().hex()}"
 
 
+@checked
 def unpack_outcomes(text: str) -> np.ndarray:
     """Return what `pack_outcomes` packed, as 0 and 1 `[rows]`.
 
     Raises:
-        ValueError: If the text is damaged, or names more rows than it holds.
+        UsageError: If the text is damaged, or names more rows than it holds.
     """
     count, _, digits = text.partition(":")
-    if int(count) > 4 * len(digits):  # four rows a digit: more would be made up, and may be too many to hold
-        raise ValueError("The outcomes are damaged.")
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
+    try:
+        if not 0 <= int(count) <= 4 * len(digits):  # four rows a digit: more would be made up, and too many to hold
+            raise ValueError
+        return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
+    except ValueError:
+        raise UsageError("The outcomes are damaged: expected '<rows>:<hexadecimal digits>'.") from None

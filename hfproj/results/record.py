@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hfproj import limits
+from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, UsageError, check_type
 from hfproj.files import installed_versions, portable, write_atomic
 from hfproj.results import words
@@ -90,6 +91,7 @@ class Results:
     geometry: dict[str, Any] = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
 
+    @checked
     def save(self, path: str | os.PathLike) -> Path:
         """Write strict JSON, atomically: into a file whose name ends in `.json`, or as `results.json` into a folder.
 
@@ -105,6 +107,7 @@ class Results:
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike) -> "Results":
         """Read what `save` wrote: a file, or a folder that holds `results.json`.
 
@@ -200,6 +203,7 @@ class Results:
             raise UsageError(f"'{name} {layer} {when}' has several protocols: {protocols}. Say which: dataset=…, k=….")
         return found
 
+    @checked
     def value(self, name: str, layer: str, when: str, *, dataset: str | None = None, **protocol: Any) -> float:
         """Return one number: the mean over seeds. Raises as `select`."""
         found = self.select(name, layer, when, dataset=dataset, **protocol)

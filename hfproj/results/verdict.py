@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.results import words
 from hfproj.results.measurement import LAYERS, Key, Measured, Measurement, by_cell, mean_std, unpack_outcomes
@@ -103,6 +104,7 @@ class Finding(NamedTuple):
         return self.sense in ("alarm", "worse", "collapse", "backbone")
 
 
+@checked
 def paired_interval(
     correct_after: object, correct_before: object, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> Interval:
@@ -133,7 +135,7 @@ def paired_interval(
     if after.shape != before.shape:
         raise UsageError(f"Expected the same rows after and before, got {after.size} after and {before.size} before.")
     difference = after - before
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed % 2**64)
     if np.isin(difference, (-1, 0, 1)).all():  # one seed: counts of the three outcomes are all that a draw needs
         counts = np.array([(difference == value).sum() for value in (-1, 0, 1)])
         drawn = generator.multinomial(difference.size, counts / difference.size, size=draws)
@@ -147,6 +149,7 @@ def paired_interval(
     return Interval(float(difference.mean()), float(low), float(high))
 
 
+@checked
 def verdicts(results: Measured, layer: str = "h") -> list[Verdict]:
     """Return one of every accuracy of a layer that was measured before and after training.
 
@@ -166,6 +169,7 @@ def verdicts(results: Measured, layer: str = "h") -> list[Verdict]:
     return found
 
 
+@checked
 def rank_changes(results: Measured, layers: Iterable[str] = LAYERS) -> list[RankChange]:
     """Return one of every RankMe of some layers that was measured before and after training.
 
@@ -184,6 +188,7 @@ def rank_changes(results: Measured, layers: Iterable[str] = LAYERS) -> list[Rank
     return changes
 
 
+@checked
 def findings(results: Measured) -> list[Finding]:
     """Return what training did to h and z in words, warnings first; gains of z alone are not told.
 
@@ -254,8 +259,11 @@ def _on(dataset: str) -> str:
 
 
 def _per_row(values: object, name: str) -> np.ndarray:
-    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-    values = np.asarray(values, dtype=np.float64)
+    try:
+        values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+        values = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"Expected {name} as numbers [rows] or [seeds, rows], got {type(values).__name__}.") from None
     if values.ndim not in (1, 2) or values.size == 0 or not np.isfinite(values).all():
         raise UsageError(f"Expected {name} as finite numbers [rows] or [seeds, rows], got shape {list(values.shape)}.")
     return values.mean(0) if values.ndim == 2 else values

@@ -98,6 +98,8 @@ class HubTrainer(MeasuringTrainer):
         model = self.bare_model()
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        if results is not None:
+            self.note_skipped(results)
         write_card(
             results if results is not None else self._unmeasured(), folder, repo_id=self.hub_model_id,
             license=license, adapters=list(model.peft_config), adapter=active_name(model),
@@ -218,6 +220,7 @@ class HubTrainer(MeasuringTrainer):
         results = described(self.bare_model(), active_name(self.bare_model()))
         results.config["training"] = self.args.chosen()
         results.seeds, results.history = [self.args.seed], self.history
+        self.note_skipped(results)
         return results
 
     def _preprocessing(self) -> ImagePreprocessing | None:

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
-from hfproj.training.gradients import frozen_parts, part_of
+from hfproj.training.gradients import Statistics, frozen_parts, part_of
 from hfproj.training.setup import Args, Control, ProjectionTrainer, State
 from hfproj.tuner.layer import CHILD
 
@@ -118,6 +118,10 @@ class AroundSteps(TrainerCallback):
         if state.global_step == 0:
             hint = "lower per_device_train_batch_size or gradient_accumulation_steps"
             raise UsageError(f"train_dataset is a stream with too few images for one step; {hint}.")
+
+    def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Keep the running statistics, in case the step ends in NaN."""
+        self.trainer.statistics = Statistics(self.trainer)
 
     def on_pre_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Drop the gradients of frozen parts, and put back the learning rates that are fixed."""

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from hfproj.data.images import ImageViews
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.errors import UsageError
 from hfproj.features.views import FixedViews
@@ -33,6 +32,7 @@ from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.patch_dropout import PatchDropout
 from hfproj.training.resuming import ResumingTrainer
 from hfproj.training.shares import GradientShares
+from hfproj.training.skipped import SkippedImages
 from hfproj.training.views import detached, forward_views
 from hfproj.typing import Data, DataOrStream, Refused
 
@@ -94,7 +94,7 @@ class ProjectionTrainer(ResumingTrainer):
         processing_class: setup.Processing | None = None, **refused: Refused,
     ):  # fmt: skip
         args = args if args is not None else ProjectionTrainingArguments(output_dir="out")
-        setup.check_options(model, args, refused)
+        setup.check_options(model, args, refused, callbacks, optimizers)
         setup.check_train_dataset(train_dataset, args)
         setup.check_eval_dataset(eval_dataset)
         setup.check_eval_dataset(bank_dataset, "bank_dataset")
@@ -105,13 +105,13 @@ class ProjectionTrainer(ResumingTrainer):
         prepared = setup.prepare_objective(model, made, regularizers, train_dataset, log=self._continued is None)
         self.objective, self.regularizers = prepared
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
-        train_dataset = setup.indexed(train_dataset)
+        train_dataset, data_collator = setup.prepared_data(train_dataset, data_collator, model, args)
         if isinstance(train_dataset, StreamDataset):
             args.accelerator_config.dispatch_batches = False  # every process reads the stream and keeps its part
         super().__init__(
             model, args,
-            data_collator=data_collator if data_collator is not None else ImageViews.for_model(model, seed=args.seed),
-            train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=list(callbacks or ()),
+            data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            callbacks=[*(callbacks or ()), *SkippedImages.of(train_dataset)],
             optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs, processing_class=processing_class,
         )  # fmt: skip
         # The loss is a mean over the batch: the Trainer must divide it by the accumulation steps, even though the

@@ -170,6 +170,9 @@ class ProjectionHeadConfig(PeftConfig):
         """
         made: Any = objective
         if not isinstance(objective, nn.Module):
+            if not isinstance(objective, str) and not (isinstance(objective, Mapping) and "name" in objective):
+                wanted = "an objective, its name or {'name': name, **options}"
+                raise UsageError(f"Expected {wanted}, got {objective!r:.80}; see hfproj.list_objectives().")
             options = {"name": objective} if isinstance(objective, str) else dict(objective)
             name = options.pop("name")
             # Without the number of images, which the trainer knows, the class alone says what it needs.
