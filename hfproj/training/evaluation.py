@@ -15,7 +15,9 @@ from transformers import Trainer
 from hfproj import distributed
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset
+from hfproj.data.skipped import SkippedImages
 from hfproj.diagnostics import rankme, representation_std
+from hfproj.diagnostics.global_batch import describe_rows
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features import extract_features
 from hfproj.functional.labels import UNLABELLED, check_classes
@@ -26,8 +28,6 @@ from hfproj.results import Results
 from hfproj.saving.signals import LeaveSignals
 from hfproj.training import checks, setup
 from hfproj.training.shares import GradientShares
-from hfproj.training.skipped import SkippedImages
-from hfproj.training.views import describe_rows
 from hfproj.typing import Data
 
 LOG = logging.getLogger("hfproj.training")

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from hfproj import distributed
 from hfproj.data.indexing import StreamDataset
-from hfproj.errors import AdapterFileError, HfprojError, UsageError
+from hfproj.errors import AdapterFileError, UsageError
 from hfproj.hub.staging import folder_of
 from hfproj.objectives.buffers import BEFORE, load_buffers, read_position, save_buffers
 from hfproj.results.history import HISTORY_FILE, write_history
@@ -52,14 +52,14 @@ class ResumingTrainer(HubTrainer):
     def in_folder(self, wanted: str | os.PathLike | bool | None) -> Iterator[str | None]:
         """Hold ``output_dir`` and listen to signals while training; give the checkpoint to go on from, or None."""
         args, folder = self.args, Path(self.args.output_dir)
-        self._saved, self._hidden = None, _main(lambda: folders.STAGING + secrets.token_hex(4))
+        self._saved, self._hidden = None, distributed.on_main(lambda: folders.STAGING + secrets.token_hex(4))
         self._limit = args.save_total_limit
         found: str | None
         with ExitStack() as stack:
-            found = _main(lambda: self._enter(stack, wanted))
+            found = distributed.on_main(lambda: self._enter(stack, wanted))
             self._course = self._own_course()
             if found is not None:
-                found = _main(lambda: self._counted(Path(str(found))))
+                found = distributed.on_main(lambda: self._counted(Path(str(found))))
             # transformers would rotate by modification time, and drop the newest for the best at the end.
             args.save_total_limit = None
             stack.callback(setattr, args, "save_total_limit", self._limit)
@@ -138,7 +138,7 @@ class ResumingTrainer(HubTrainer):
                 raise
         finally:
             self._staging, self.state.best_global_step = "", best
-        failed = _first(failed)
+        failed = distributed.first(failed)
         if failed is None and self.args.should_save:
             try:
                 self.state.save_to_json(str(staged / STATE))
@@ -149,7 +149,7 @@ class ResumingTrainer(HubTrainer):
                 folders.put_in_place(staged, folder)
             except OSError as error:
                 failed = folders.why_unwritten(error)
-        failed = _first(failed)
+        failed = distributed.first(failed)
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)
         if failed is not None:
@@ -237,22 +237,3 @@ class ResumingTrainer(HubTrainer):
             super()._load_best_model()
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def _main(call: Callable[[], Any]) -> Any:
-    """Return what `call` returns on the main process, on all of them; so with the errors of this library."""
-    found: Any = None
-    if distributed.rank() == 0:
-        try:
-            found = call()
-        except HfprojError as error:
-            found = error
-    found = distributed.broadcast_object(found)
-    if isinstance(found, HfprojError):
-        raise found
-    return found
-
-
-def _first(failed: str | None) -> str | None:
-    """Return what failed on any process, on all of them; they wait for each other."""
-    return next(filter(None, distributed.gather_objects(failed)), None)

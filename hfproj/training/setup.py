@@ -16,13 +16,13 @@ from transformers.training_args import ParallelMode
 from hfproj import distributed
 from hfproj.data.images import ImageViews
 from hfproj.data.indexing import IndexedDataset, StreamDataset
+from hfproj.data.skipped import skipping
 from hfproj.errors import UsageError, unknown
 from hfproj.heads import create_head
 from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.objectives.base import check_needs
 from hfproj.regularizers import Weighted, weighted
 from hfproj.training.arguments import ProjectionTrainingArguments
-from hfproj.training.skipped import skipping
 from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules, Prototypes
 

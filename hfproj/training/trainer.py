@@ -18,6 +18,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from hfproj.data.indexing import EpochSampler, StreamDataset
+from hfproj.data.skipped import SkippedImages
+from hfproj.diagnostics.global_batch import detached
 from hfproj.errors import UsageError
 from hfproj.features.views import FixedViews
 from hfproj.objectives.base import Step, check_needs, check_views
@@ -32,8 +34,7 @@ from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.patch_dropout import PatchDropout
 from hfproj.training.resuming import ResumingTrainer
 from hfproj.training.shares import GradientShares
-from hfproj.training.skipped import SkippedImages
-from hfproj.training.views import detached, forward_views
+from hfproj.training.views import forward_views
 from hfproj.typing import Data, DataOrStream, Refused
 
 

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 
 import hfproj
 from hfproj.saving.folders import last_complete_checkpoint, replacing
-from hfproj.training.checkpoints import differences
+from hfproj.tuner.comparison import differences
 
 # 12 images, batches of 2, 2 batches a step: 3 steps an epoch. Step 4 lies within epoch 2, step 6 ends it.
 RUN = {
