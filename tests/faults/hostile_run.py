@@ -1,13 +1,11 @@
-"""Opens every file of `hostile_files` under the budget of `hfproj.limits`, and writes what each took.
-
-    python tests/faults/hostile_run.py --out recipes/benchmarks/results/hostile.json
+"""Opens every file of `hostile_files` under the budget of `hfproj.limits`, and counts what each took.
 
 Each category runs in a process of its own, whose address space and processor time are limited (`RLIMIT_AS`,
 `RLIMIT_CPU`): a file beyond them is a failure, and so is any error but `AdapterFileError`, `UsageError` or `HubError`
 of one line.
 """
 
-import argparse
+import csv
 import json
 import os
 import resource
@@ -20,6 +18,7 @@ import warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+TOOK = HERE.parent / "records" / "hostile.csv"
 sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent), str(HERE.parent / "hub")]
 
 
@@ -76,7 +75,7 @@ def run(categories) -> dict:
     found = {}
     for category in categories:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
-        command = [sys.executable, __file__, "--category", category]
+        command = [sys.executable, __file__, category]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         opened = [row for row in rows if "name" in row]
@@ -85,28 +84,22 @@ def run(categories) -> dict:
             last = next((row["begun"] for row in reversed(rows) if "begun" in row), "its start")
             failed.append({"name": last, "problem": f"ended with {done.returncode}: {done.stderr[-300:]}"})
         found[category] = {
-            "tried": len(opened) + bool(done.returncode), "failed": len(failed), "failures": failed,
+            "opened": opened, "tried": len(opened) + bool(done.returncode), "failed": len(failed), "failures": failed,
             "most_bytes": sorted(opened, key=lambda row: -row["bytes"])[:5],
             "most_seconds": sorted(opened, key=lambda row: -row["seconds"])[:5],
         }  # fmt: skip
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--category")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    if arguments.category:
-        return run_category(arguments.category)
-    from hostile_files import CATEGORIES
-
-    found = run(CATEGORIES)
-    text = json.dumps(found, indent=1)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+def stage(folder: Path, category: str) -> dict:
+    """Return the counts of a category, as the long run keeps them; what each file took goes into hostile.csv."""
+    found = run([category])[category]
+    rows = [row for row in csv.reader(TOOK.read_text(encoding="utf-8").splitlines()) if row[0] != category]
+    rows += [[category, row["name"], row["size"], row["seconds"], row["bytes"] >> 20] for row in found.pop("opened")]
+    with TOOK.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    run_category(sys.argv[1])
