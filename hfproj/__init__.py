@@ -10,19 +10,22 @@ from hfproj.lazy import lazy_names
 # fmt: off
 if TYPE_CHECKING:
     from hfproj import (
-        backbones as backbones, cli as cli, converters as converters, data as data, diagnostics as diagnostics,
-        distributed as distributed, errors as errors, export as export, features as features,
-        filenames as filenames, files as files, functional as functional, geometry as geometry, heads as heads,
-        hub as hub, lazy as lazy, objectives as objectives, plots as plots, presets as presets, probes as probes,
-        registry as registry, regularizers as regularizers, reporting as reporting, results as results,
-        studies as studies, training as training, tuner as tuner, typing as typing,
+        backbones as backbones, checking as checking, cli as cli, converters as converters, data as data,
+        diagnostics as diagnostics, distributed as distributed, errors as errors, export as export,
+        features as features, filenames as filenames, files as files, functional as functional, geometry as geometry,
+        heads as heads, hub as hub, lazy as lazy, limits as limits, objectives as objectives, plots as plots,
+        presets as presets, probes as probes, redaction as redaction, registry as registry,
+        regularizers as regularizers, reporting as reporting, results as results, saving as saving,
+        strict_json as strict_json, studies as studies, training as training, tuner as tuner, typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
     from hfproj.data import (
         EpochSampler, EvalImages, EvalText, ImageViews, IndexedDataset, TextViews, load_image_dataset,
     )
-    from hfproj.errors import AdapterFileError, CollapseWarning, HfprojError, HubError, NonFiniteLossError, UsageError
+    from hfproj.errors import (
+        AdapterFileError, CollapseWarning, HfprojError, HubError, NonFiniteLossError, SaveError, UsageError,
+    )
     from hfproj.export import detach, export_backbone_adapter, export_merged, export_onnx, export_program
     from hfproj.features import CachedFeatures, EvalFeatures, FeatureViews, cache_features, extract_features
     from hfproj.heads import create_head, list_heads, register_head
@@ -47,13 +50,13 @@ __all__ = [
     "CurvatureCallback", "EpochSampler", "EvalFeatures", "EvalImages", "EvalText", "FeatureBackbone", "FeatureViews",
     "HfprojError", "HubError", "ImageViews", "IndexedDataset", "KNNProbe", "LinearProbe", "NonFiniteLossError",
     "OnlineProbeCallback", "ProjectionHeadConfig", "ProjectionOutput", "ProjectionTrainer",
-    "ProjectionTrainingArguments", "Results", "SpectrumCallback", "TextViews", "UpdateRatioCallback", "UsageError",
-    "cache_features", "convert", "corrupt", "create_head", "create_objective", "create_probe", "create_regularizer",
-    "detach", "evaluate", "export_backbone_adapter", "export_merged", "export_onnx", "export_program",
-    "extract_features", "from_pretrained", "get_preset", "list_adapters", "list_converters", "list_corruptions",
-    "list_heads", "list_objectives", "list_presets", "list_probes", "list_regularizers", "load_backbone", "load_head",
-    "load_image_dataset", "push_to_hub", "register_head", "register_objective", "register_probe",
-    "register_regularizer", "report", "write_card",
+    "ProjectionTrainingArguments", "Results", "SaveError", "SpectrumCallback", "TextViews", "UpdateRatioCallback",
+    "UsageError", "cache_features", "convert", "corrupt", "create_head", "create_objective", "create_probe",
+    "create_regularizer", "detach", "evaluate", "export_backbone_adapter", "export_merged", "export_onnx",
+    "export_program", "extract_features", "from_pretrained", "get_preset", "list_adapters", "list_converters",
+    "list_corruptions", "list_heads", "list_objectives", "list_presets", "list_probes", "list_regularizers",
+    "load_backbone", "load_head", "load_image_dataset", "push_to_hub", "register_head", "register_objective",
+    "register_probe", "register_regularizer", "report", "write_card",
 ]
 
 if not TYPE_CHECKING:
@@ -63,7 +66,7 @@ if not TYPE_CHECKING:
         "data": ["EpochSampler", "EvalImages", "EvalText", "ImageViews", "IndexedDataset", "TextViews",
                  "load_image_dataset"],
         "errors": ["AdapterFileError", "CollapseWarning", "HfprojError", "HubError", "NonFiniteLossError",
-                   "UsageError"],
+                   "SaveError", "UsageError"],
         "export": ["detach", "export_backbone_adapter", "export_merged", "export_onnx", "export_program"],
         "features": ["CachedFeatures", "EvalFeatures", "FeatureViews", "cache_features", "extract_features"],
         "heads": ["create_head", "list_heads", "register_head"],
@@ -79,9 +82,10 @@ if not TYPE_CHECKING:
                      "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback"],
         "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
     }, [
-        "backbones", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export", "features",
-        "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "objectives", "plots", "presets",
-        "probes", "registry", "regularizers", "reporting", "results", "studies", "training", "tuner", "typing",
+        "backbones", "checking", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export",
+        "features", "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "limits", "objectives",
+        "plots", "presets", "probes", "redaction", "registry", "regularizers", "reporting", "results", "saving",
+        "strict_json", "studies", "training", "tuner", "typing",
     ])
 # fmt: on
 

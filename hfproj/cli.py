@@ -1,6 +1,7 @@
 """What recipes and commands share: options as text, and errors of the user's as one line instead of a traceback."""
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -151,13 +152,21 @@ def options(text: str | None) -> dict[str, Any]:
     return found
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run `main`; after an error of the user's exit with status 2 and one line instead of a traceback."""
+    """Run `main`; after an error of the user's, or of the disk, exit with status 2 and one line, no traceback."""
     _use_all_cores()
     try:
         main()
     except HfprojError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'a file'} can't be written.", file=sys.stderr)
         sys.exit(2)
 
 

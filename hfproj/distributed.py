@@ -13,12 +13,15 @@ every rank or on none; tensors lie on the device of the backend (CUDA for nccl).
 This is the only file that calls ``torch.distributed``; it uses the default process group.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+
+from hfproj.errors import HfprojError
 
 # torch 2.14 renamed it and deprecates the old name.
 _all_gather_into: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
@@ -132,6 +135,35 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(call: Callable[[], Any]) -> Any:
+    """Return what `call` returns on the main process, on all of them; an error of this library is raised on all.
+
+    Example:
+        >>> on_main(lambda: "run-7")
+        'run-7'
+    """
+    found: Any = None
+    if rank() == 0:
+        try:
+            found = call()
+        except HfprojError as error:
+            found = error
+    found = broadcast_object(found)
+    if isinstance(found, HfprojError):
+        raise found
+    return found
+
+
+def first(value: Any) -> Any:
+    """Return the value of the first process that holds a true one, on all of them, and None where none does.
+
+    Example:
+        >>> first("the disk is full"), first(None)
+        ('the disk is full', None)
+    """
+    return next(filter(None, gather_objects(value)), None)
 
 
 class _GatherRows(torch.autograd.Function):

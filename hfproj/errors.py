@@ -10,7 +10,10 @@ class HfprojError(Exception):
 
 
 class UsageError(HfprojError, ValueError):
-    """An argument, option, input or combination is invalid."""
+    """An argument, option, input or combination is invalid; the message is one line, whatever value it quotes."""
+
+    def __init__(self, *args: object):
+        super().__init__(*(" ".join(a.split()) if isinstance(a, str) and "\n" in a else a for a in args))
 
 
 class NotMeasurableError(UsageError):
@@ -23,6 +26,10 @@ class AdapterFileError(HfprojError, ValueError):
 
 class HubError(HfprojError, OSError):
     """The Hub refused, failed, or could not be reached."""
+
+
+class SaveError(HfprojError, OSError):
+    """A checkpoint or an adapter could not be written; the message says what lies there now."""
 
 
 class NonFiniteLossError(HfprojError, FloatingPointError):
@@ -43,7 +50,9 @@ def unknown(kind: str, name: object, available: Iterable[str]) -> UsageError:
     names = sorted(available)
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return UsageError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names)}.")
+    shown = " ".join(repr(name).split())
+    shown = shown if len(shown) <= 200 else f"{shown[:199]}…"
+    return UsageError(f"Unknown {kind} {shown}.{hint} Available: {', '.join(names)}.")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -55,7 +64,11 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     Example:
         >>> check_choice("side", "left", ("left", "right"))
     """
-    if value not in choices:
+    try:
+        known = value in choices
+    except (TypeError, ValueError, RuntimeError):  # of arrays, which compare element by element
+        known = False
+    if not known:
         raise unknown(name, value, map(str, choices))
 
 

@@ -1,6 +1,8 @@
 """Files of results: whole or not at all, without the paths of this machine, and measured once."""
 
 import contextlib
+import errno
+import functools
 import json
 import math
 import os
@@ -15,17 +17,17 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from hfproj.errors import UsageError
+from hfproj.redaction import known_secrets, redact_words, redacted
 
-TOKEN = re.compile(r"(?<![A-Za-z0-9_])(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,})")  # of the Hub
 PACKAGES = ("hfproj", "torch", "transformers", "peft", "timm", "accelerate", "datasets")
 
 
 def portable(value: Any) -> Any:
-    """Return `value` as plain JSON without paths of this machine.
+    """Return `value` as plain JSON without paths of this machine and without secrets (`hfproj.redaction`).
 
     Tensors and arrays become lists, sets sorted lists, enums their value; NaN and infinity become None. An absolute
     path (or one that begins with `~`) becomes relative to the working directory where it lies inside, otherwise
-    `./` and its last part.
+    `./` and its last part; a home folder itself becomes `~`.
 
     Raises:
         UsageError: If JSON cannot hold a value.
@@ -34,20 +36,32 @@ def portable(value: Any) -> Any:
         >>> portable({"data": "/home/someone/data/cifar10", "lr": float("nan"), "ids": {2, 1}})
         {'data': './cifar10', 'lr': None, 'ids': [1, 2]}
     """
+    return _without_paths(redacted(_plain(value)), functools.lru_cache(maxsize=None)(_portable_text))
+
+
+def _without_paths(value: Any, text: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, dict):
+        return {text(k): _without_paths(v, text) for k, v in value.items()}
+    return [_without_paths(v, text) for v in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return portable(asdict(value))
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(portable(k)): portable(v) for k, v in value.items()}
+        return {str(_plain(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted((portable(v) for v in value), key=str)
+        return sorted((_plain(v) for v in value), key=str)
     if isinstance(value, list | tuple):
-        return [portable(v) for v in value]
+        return [_plain(v) for v in value]
     if hasattr(value, "tolist"):  # tensors, arrays and their scalars
-        return portable(value.tolist())
+        return _plain(value.tolist())
     if hasattr(value, "value") and type(value).__module__ != "builtins" and not callable(value):  # enums
-        return portable(value.value)
+        return _plain(value.value)
     if isinstance(value, str | os.PathLike):
-        return _portable_text(os.fspath(value))
+        return os.fspath(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, bool | int | float):
@@ -55,22 +69,33 @@ def portable(value: Any) -> Any:
     raise UsageError(f"A {type(value).__name__} cannot be written to results.json: {value!r}.")
 
 
-_PATH = re.compile(r"(?<![\w.~/\\:])(?:~[\w.-]*[/\\]|/(?=[\w.@~-])|[A-Za-z]:[/\\])[^\s'\",;=()]+")
+_PATH = re.compile(
+    r"(?<![\w.~/\\])(?:file:(?://(?:localhost)?)?(?=/))?(?:~[\w.-]*[/\\]|/(?=[\w.@~-])(?!(?<=</)\w+>)|[A-Za-z]:[/\\])[^\s'\",;=()]+"
+)
 
 
 def _portable_text(text: str) -> str:
     return _PATH.sub(lambda match: _shorten(match.group()), text)
 
 
+_HOME = re.compile(r"(/home|/Users|[A-Za-z]:[/\\]Users)[/\\][^/\\]+[/\\]?|/root/?")
+
+
 def _shorten(path: str) -> str:
+    path = re.sub(r"^file:(//(localhost)?)?", "", path)
     posix, here = PurePosixPath(path), PurePosixPath(Path.cwd())
+    if _HOME.fullmatch(path):
+        return "~"
     if path.startswith("/") and posix.is_relative_to(here):
         return f"./{posix.relative_to(here)}"
     return f"./{posix.name if path.startswith('/') else PureWindowsPath(path).name}"
 
 
+_AS_IT_IS = re.compile(r"[\w@%+=:,./$~-]+", re.ASCII)  # of a variable, that a shell puts its value in its place
+
+
 def command_line(argv: Iterable[str] | None = None) -> str:
-    """Return the command of this program without paths of this machine or tokens of the Hub, for `Results.command`.
+    """Return the command of this program without paths of this machine and secrets, for `Results.command`.
 
     Of several processes, or with the launcher's mixed precision, it is the one that launches the same on this machine.
 
@@ -80,11 +105,13 @@ def command_line(argv: Iterable[str] | None = None) -> str:
     """
     import shlex
 
-    words = [_portable_text(str(word)) for word in (sys.argv if argv is None else argv)]
+    known = known_secrets()
+    words = [_portable_text(word) for word in redact_words(map(str, sys.argv if argv is None else argv), known)]
     processes, precision = os.environ.get("WORLD_SIZE", "1"), os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     launch = f" --multi_gpu --num_processes {processes}" if processes != "1" else ""
     launch += f" --mixed_precision {precision}" if precision != "no" else ""
-    return TOKEN.sub("$HF_TOKEN", f"{f'accelerate launch{launch}' if launch else 'python'} {shlex.join(words)}")
+    quoted = [word if _AS_IT_IS.fullmatch(word) else shlex.quote(word) for word in words]
+    return f"{f'accelerate launch{launch}' if launch else 'python'} {' '.join(quoted)}"
 
 
 def installed_versions() -> dict[str, str]:
@@ -97,20 +124,42 @@ def installed_versions() -> dict[str, str]:
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part; makes the folder."""
+    """Write a file so that a reader sees the old content or the new one, never a part, even after a loss of power.
+
+    The folder is made if needed.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"Expected a file to write, got the folder {str(path)!r}; give the file a name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(handle)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private, a result is to be read by others
         os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file, or the names in a folder, are on disk, where the system can say so."""
+    if os.name == "nt":
+        return  # no folder can be opened there, and no file that is open for reading be synced
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # of file systems that sync no folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

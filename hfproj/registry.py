@@ -4,12 +4,11 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
-from types import NoneType, UnionType
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from hfproj.checking import check_types
 from hfproj.errors import UsageError, unknown
 
 Made = TypeVar("Made")
@@ -130,7 +129,7 @@ class Registry(Generic[Made]):
         required = [n for n, p in parameters.items() if p.default is p.empty and p.kind in by_name]
         if absent := [n for n in required if n not in given]:
             raise UsageError(f"The {self.kind} {name!r} needs {', '.join(f'{n}=…' for n in absent)}.")
-        _check_types(f"{self.kind} {name!r}", cls, given)
+        check_types(f"{self.kind} {name!r}", cls.__init__, given)  # type: ignore[misc]
         made: Any = cls(**given)
         made.created = {"name": name, **options}
         return made
@@ -176,42 +175,3 @@ class ShowsOptions:
         parameters = inspect.signature(type(self)).parameters
         shown = [(parameters[n], v) for n, v in options_of(self).items() if not isinstance(v, nn.Module | Tensor)]
         return ", ".join(f"{p.name}={v!r}" if p.kind is p.KEYWORD_ONLY else repr(v) for p, v in shown)
-
-
-_WORDS: dict[Any, str] = {
-    bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a dict", Mapping: "a dict",
-    Sequence: "a list", NoneType: "None",
-}  # fmt: skip
-
-
-def _check_types(who: str, cls: type, options: Mapping[str, Any]) -> None:
-    """Refuse values that are of another type than the constructor says: ``temperature="0.1"``, ``gather="no"``."""
-    try:
-        hints = get_type_hints(cls.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):  # annotations of a class of the user's own that can't be read
-        return
-    for name, value in options.items():
-        kinds = _alternatives(hints.get(name, Any))
-        if not any(_is(value, kind) for kind in kinds):
-            words = [_WORDS.get(get_origin(kind) or kind, str(kind)) for kind in kinds]
-            wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-            raise UsageError(f"Expected {name} of {who} to be {wanted}, got {value!r} of type {type(value).__name__}.")
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    origin, parts = get_origin(kind) or kind, get_args(kind)
-
-    def all_fit(items: Any, part: int) -> bool:
-        return not parts or all(any(_is(item, k) for k in _alternatives(parts[part])) for item in items)
-
-    if origin in (int, float):  # a bool is an int to Python, an int fits where a float is asked for
-        return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
-    if origin is Sequence:
-        return isinstance(value, list | tuple) and all_fit(value, 0)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and all_fit(value.values(), 1)
-    return isinstance(value, origin) if origin in (bool, str, NoneType) else True

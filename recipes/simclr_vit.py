@@ -8,6 +8,7 @@ or any other objective.
     accelerate launch recipes/simclr_vit.py --preset byol_cifar --lars false --learning_rate 1e-3 --num_train_epochs 12
     accelerate launch recipes/simclr_vit.py --push_to_hub me/digits-simclr --hub_private_repo true
     accelerate launch recipes/simclr_vit.py --continue_from me/digits-simclr --output_dir out/longer
+    accelerate launch recipes/simclr_vit.py --save_strategy epoch --resume_from_checkpoint auto    # docs/checkpoints.md
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py    # 2 CPU processes
 
 Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds
@@ -29,7 +30,7 @@ from transformers import TrainerCallback, set_seed
 
 import hfproj
 from hfproj import cli
-from hfproj.data import split_off
+from hfproj.data import split_off, without_bad_images
 from hfproj.files import command_line
 from hfproj.reporting import write_card
 
@@ -160,11 +161,9 @@ def watchers(recipe: Recipe, alarm: hfproj.CollapseCallback) -> list[TrainerCall
 
 
 def write(trainer: hfproj.ProjectionTrainer, results: hfproj.Results) -> None:
-    """Write adapter, results, card and page; push them if asked for."""
+    """Write results, card and page beside the adapter; push them if asked for."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
-        if not args.push_to_hub:
-            trainer.save_model(str(folder))
         write_card(results, folder)
         hfproj.report(folder)
         print(results.table())
@@ -181,7 +180,10 @@ def main() -> None:
     if recipe.push_to_hub is not None:
         args.push_to_hub, args.hub_model_id = True, recipe.push_to_hub or args.hub_model_id
     train, test, test_name = load_images(recipe)
-    bank = split_off(train, recipe.bank_limit, seed=0)[1] if recipe.bank_limit else train
+    bank, left_out = split_off(train, recipe.bank_limit, seed=0)[1] if recipe.bank_limit else train, 0
+    if args.on_bad_image == "skip":  # the trainer does it in training; evaluation goes without these images
+        (bank, no_bank), (test, no_test) = without_bad_images(bank), without_bad_images(test)
+        left_out = len(no_bank) + len(no_test)
 
     objective = {"name": recipe.objective, **cli.options(recipe.objective_options)}
     if recipe.objective == "nt_xent":
@@ -212,6 +214,7 @@ def main() -> None:
 
     before = measure("before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint in ("True", "true") or args.resume_from_checkpoint)
+    trainer.save_model(_internal_call=True)  # before what may fail; the push comes at the end
     results = before.merge(measure("after"))
     results.command = command_line()
     results.config["recipe"] = vars(recipe)
@@ -221,6 +224,9 @@ def main() -> None:
         results.config["curvature_of"] = "head"
     if alarm.alarm is not None:
         results.geometry["collapse"] = alarm.alarm.to_dict()
+    trainer.note_skipped(results)
+    if left_out:
+        results.notes.append(f"{left_out} images of bank and test set could not be read and are left out.")
     if go_on:
         results.notes.append(f"Training went on from {go_on}: what is said of before it is of that adapter.")
     write(trainer, results)

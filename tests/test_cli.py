@@ -1,5 +1,8 @@
 """One line for errors, and all cores for a single CPU process that `accelerate launch` started."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from hfproj import cli
@@ -34,3 +37,21 @@ def test_what_is_an_adapter(tmp_path, monkeypatch):
     assert cli.is_adapter(str(tmp_path))
     for name in ("vit_nano", "timm/resnet18.a1_in1k", "no/such", "https://somewhere/else/x"):
         assert not cli.is_adapter(name)
+
+
+def test_a_full_disk_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "out/results.json")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(full)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: No space left on device: out/results.json can't be written.\n"
+
+    def missing():
+        Path("/nowhere/at all").read_text()
+
+    with pytest.raises(FileNotFoundError):  # may be an error of ours: its traceback tells
+        cli.run(missing)

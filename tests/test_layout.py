@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hfproj"
+_FLOOR_0 = "errors typing checking registry distributed files filenames lazy limits redaction strict_json"
 RANKS = [
-    {"errors", "typing", "registry", "distributed", "files", "filenames", "lazy"},
+    set(_FLOOR_0.split()),
     {"functional"},
     {"heads", "objectives", "regularizers", "diagnostics", "geometry"},
     {"backbones", "tuner", "data", "results"},
+    {"saving"},
     {"features"},
     {"probes"},
     {"presets", "plots", "reporting"},

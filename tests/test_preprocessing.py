@@ -234,8 +234,8 @@ def test_a_model_of_other_channels_is_trained_and_measured(channels, tmp_path):
 
 def test_the_page_on_images_runs():
     text = (Path(__file__).resolve().parents[1] / "docs" / "images.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(block, "docs/images.md", "exec"), {})
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "docs/images.md", "exec"), {})
 
 
 @pytest.mark.parametrize("file", [None, {"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256}])

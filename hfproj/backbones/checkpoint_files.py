@@ -8,7 +8,9 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
+from hfproj import limits
 from hfproj.backbones.loading import files_of, source_of
+from hfproj.strict_json import read_json
 from hfproj.typing import Pooling
 
 
@@ -23,7 +25,7 @@ def checkpoint_lacks(backbone: nn.Module, part: str) -> bool | None:
     try:
         index = cached_file(source, "model.safetensors.index.json", local_files_only=True, **quiet)
         if index:
-            names = list(json.loads(Path(index).read_text())["weight_map"])
+            names = list(read_json(Path(index), source, largest=limits.MODEL_CONFIG_BYTES)["weight_map"])
         else:
             with safe_open(cached_file(source, "model.safetensors", local_files_only=True), framework="pt") as handle:
                 names = list(handle.keys())

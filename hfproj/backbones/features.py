@@ -6,6 +6,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from hfproj.backbones.structure import READING
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.typing import Pooling
 
@@ -30,6 +31,7 @@ class FeatureBackbone(nn.Module):
         torch.Size([2, 4])
     """
 
+    @checked
     def __init__(
         self, in_dim: int, *, pooling: Pooling = "cls", layer: int = -1, source: dict[str, Any] | None = None,
         reading: int = READING, fingerprint: dict[str, Any] | None = None,

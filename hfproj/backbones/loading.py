@@ -6,17 +6,18 @@ import importlib.util
 import inspect
 import weakref
 from collections.abc import Collection, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from hfproj.backbones.allowance import on_meta
 from hfproj.backbones.quantized import METHODS, is_quantized
 from hfproj.backbones.settings import module_settings, plain_values, settings_of
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
 from hfproj.typing import OneOf
 
@@ -57,11 +58,13 @@ def timm_part_of(backbone: nn.Module) -> tuple[str, nn.Module] | None:
     return None
 
 
+@checked
 def embedded_folder() -> Path:
     """Return the folder of the small pretrained ViT that ships with the package."""
     return Path(str(resources.files("hfproj"))) / "assets" / EMBEDDED
 
 
+@checked
 def load_backbone(
     name: str, *, library: OneOf["transformers", "timm"] | None = None, revision: str | None = None,
     token: str | bool | None = None, **kwargs: Any,
@@ -262,6 +265,8 @@ def _timm_source(model: Any) -> dict[str, Any] | None:
 
 def _timm_arguments(model: Any, published: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments with which `timm.create_model` makes a model of these shapes; None if none are found."""
+    import timm
+
     arguments = {"num_classes": model.num_classes}
     first, embed = published.get("first_conv"), getattr(model, "patch_embed", None)
     first = first if isinstance(first, str) else next(iter(first or ()), None)
@@ -279,37 +284,13 @@ def _timm_arguments(model: Any, published: Mapping[str, Any]) -> dict[str, Any] 
     wanted = _appearance(model)
     for extra in tries:
         try:
-            made = _on_meta(published["architecture"], arguments | extra)
+            options = {"pretrained": False, **arguments, **extra}
+            made = on_meta(partial(timm.create_model, published["architecture"], **options))
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError):  # it takes no such argument
             continue
         if _appearance(made) == wanted:
             return arguments | extra
     return None
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Leaves out what fills tensors of the meta device, which takes most of the time that a model is made in."""
-
-    _FILLS = frozenset(("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"))
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        filled = args[0] if args else options.get("tensor")
-        if getattr(func, "__name__", "") in self._FILLS and isinstance(filled, torch.Tensor) and filled.is_meta:
-            return filled
-        return func(*args, **options)
-
-
-def _on_meta(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
-    import timm
-    from accelerate import init_empty_weights
-
-    try:
-        with torch.device("meta"), _NoInitialisation():
-            return timm.create_model(architecture, pretrained=False, **arguments)
-    except (RuntimeError, NotImplementedError):  # it reads a number from a tensor while it is made
-        with init_empty_weights():
-            return timm.create_model(architecture, pretrained=False, **arguments)
 
 
 def _appearance(model: nn.Module) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Deviations:
 
 import dataclasses
 import inspect
-import json
 import math
 import re
 import warnings
@@ -18,7 +17,9 @@ from typing import Any
 from torch import nn
 
 from hfproj.backbones.loading import bare_backbone, files_of, timm_part_of
+from hfproj.checking import checked
 from hfproj.errors import UsageError
+from hfproj.strict_json import read_json
 from hfproj.typing import OneOf, Resampling
 
 _HALF = (0.5, 0.5, 0.5)
@@ -67,6 +68,7 @@ class ImagePreprocessing:
         return dataclasses.replace(self, size=size, resize=resize)
 
 
+@checked
 def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
     """Return how images are prepared that `model`'s backbone was trained with.
 
@@ -284,8 +286,8 @@ def own_processor(backbone: nn.Module) -> dict[str, Any] | None:
     for name in ("preprocessor_config.json", "processor_config.json"):
         try:
             file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-            found = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
-        except (OSError, ValueError, RecursionError):
+            found = read_json(Path(file), str(source)) if file else None
+        except (OSError, ValueError):
             return None
         if file:
             found = found.get("image_processor", found) if isinstance(found, dict) else None

@@ -42,6 +42,7 @@ from hfproj.backbones.reading_v1 import (
 from hfproj.backbones.refusals import check_input
 from hfproj.backbones.reruns import idle_in_training, module_of_features, reads_pre_logits, runs_shortened
 from hfproj.backbones.structure import POOLINGS, READING, ReadPoint, bare_tensors, blocks_of, prefix_tokens_of
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
 from hfproj.typing import Pooling
 
@@ -50,6 +51,7 @@ _MOST_FOUND = 256
 _T = TypeVar("_T")
 
 
+@checked
 def resolve_read_point(
     backbone: nn.Module, *, pooling: Pooling | None = None, layer: int = -1, in_dim: int | None = None,
     reading: int = READING,

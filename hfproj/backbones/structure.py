@@ -12,6 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from hfproj.backbones.loading import timm_part_of
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.typing import Pooling
 
@@ -42,6 +43,7 @@ class ReadPoint:
     reading: int = 1
 
 
+@checked
 def blocks_of(backbone: nn.Module) -> list[str]:
     """Return the names of the backbone's blocks, first to last: transformer layers, or the stages of a CNN.
 
@@ -104,6 +106,7 @@ def bare_tensors(backbone: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+@checked
 def fit_image_size(backbone: nn.Module, size: tuple[int, int]) -> bool:
     """Return whether a `transformers` ViT needs ``interpolate_pos_encoding=True`` for images of `size`.
 

@@ -15,13 +15,17 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
+from hfproj import limits
+from hfproj.checking import checked
 from hfproj.backbones import FeatureBackbone, bare_tensors, load_backbone
+from hfproj.backbones.allowance import bytes_of
 from hfproj.converters import backbones
 from hfproj.converters.checkpoint import read_file
 from hfproj.converters.families import FAMILIES
@@ -56,6 +60,7 @@ class Conversion:
     ignored: dict[str, list[str]] = field(default_factory=dict)
 
 
+@checked
 def convert(
     checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
     network: str | None = None, num_heads: int | None = None, **options: Any,
@@ -93,6 +98,7 @@ def convert(
     return conversion(checkpoint, method, backbone=backbone, network=network, num_heads=num_heads, **options).model
 
 
+@checked
 def list_converters() -> dict[str, str]:
     """Return the methods whose checkpoints can be converted, with a line each.
 
@@ -103,6 +109,7 @@ def list_converters() -> dict[str, str]:
     return {name: family.line for name, family in sorted(FAMILIES.items())}
 
 
+@checked
 def conversion(
     checkpoint: str | os.PathLike | Mapping[str, Any], method: str, *, backbone: str | nn.Module | None = None,
     network: str | None = None, num_heads: int | None = None, **options: Any,
@@ -161,6 +168,13 @@ def _backbone(name: str | None, content: Content, parts: Parts, family: Family, 
         if parts.problems:  # what is wrong with the keys goes first
             raise refusal(parts, family, _hint(content, parts, family)) from None
         raise
+    import timm
+
+    largest = limits.UNBACKED_BYTES + limits.COPIES * sum(t.numel() * 4 for _, t in parts.backbone.values())
+    make = partial(timm.create_model, name.removeprefix("timm/"), **{**kwargs, "num_classes": 0})
+    bytes_of(
+        make, largest, "The backbone whose names this checkpoint has", "pass the backbone that it is of as backbone="
+    )
     return load_backbone(name, **kwargs)
 
 

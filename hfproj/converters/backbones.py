@@ -47,6 +47,7 @@ _DINOV2 = {  # with layer scale
     "vit_large_patch14_dinov2.lvd142m": (1024, 24, 16, 14, 518),
 }
 _GIANT = {"vit_giant_patch14_dinov2.lvd142m": (1536, 40, 24, 14, 518)}  # with SwiGLU too
+_MOST = 5000  # tensors of a backbone
 _GIANT_RATIO = 2.66667 * 2  # timm's; others have 4
 
 
@@ -171,6 +172,8 @@ def match(backbone: nn.Module, parts: Parts, in_dim: int | None) -> Matched:
 
 def _official(name: str, translated: Mapping[str, tuple[str, Tensor]]) -> str:
     """Return what the file would call the backbone's tensor `name`: as its nearest neighbour's name tells."""
+    if len(translated) > _MOST:  # no network has as many, and each is looked through for each name
+        return name
     places = name.split(".")
     for depth in range(len(places) - 1, -1, -1):
         module = ".".join([*places[:depth], ""])

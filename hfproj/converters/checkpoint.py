@@ -23,7 +23,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from hfproj.converters.pickles import check_pickles
 from hfproj.errors import AdapterFileError, UsageError, one_line
+from hfproj.hub.untrusted import read_header
 
 _SCALAR = np.float64(0).__reduce__()[0]  # type: ignore[index]  # numpy's own function for making a scalar
 _HARMLESS: list[Any] = [
@@ -51,6 +53,8 @@ def read_file(path: str | os.PathLike) -> Mapping[str, Any]:
     if not path.is_file():
         raise UsageError(f"There is no checkpoint {str(path)!r}; expected a .pth or .safetensors file on this machine.")
     try:
+        if path.suffix == ".safetensors":
+            read_header(path, "This checkpoint")
         content = load_file(path) if path.suffix == ".safetensors" else _pickled(path)
     except SafetensorError as error:
         raise _damaged(path, error) from error
@@ -62,6 +66,7 @@ def read_file(path: str | os.PathLike) -> Mapping[str, Any]:
 
 def _pickled(path: Path) -> Any:
     try:
+        check_pickles(path)
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle protocol that torch.save does not write: it fails or not
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -75,7 +80,7 @@ def _pickled(path: Path) -> Any:
             "whoever made it, load it in the program that wrote it and save the tensors alone: "
             "torch.save({'state_dict': model.state_dict()}, path)."
         ) from error
-    except (EOFError, RuntimeError, ValueError, KeyError, OSError, AttributeError, IndexError, TypeError) as error:
+    except Exception as error:  # whatever the bytes of a third party do to zip, pickle and torch
         raise _damaged(path, error) from error
 
 

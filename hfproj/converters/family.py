@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfproj import limits
 from hfproj.converters.mlp import MLP, Found, Problems, best
 from hfproj.errors import AdapterFileError, UsageError, unknown
 
 _WRAPPERS = re.compile(r"^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module)\.")  # of DDP, torch.compile and FSDP
+_LISTED = 200  # keys in a message
+_LONGEST = 500  # characters of a key
 # what training scripts save beside networks
 _NO_NETWORKS = {
     "amp", "args", "config", "dino_loss", "epoch", "fp16_scaler", "optimizer", "scaler", "scheduler", "steps",
@@ -156,13 +159,28 @@ def sort(content: Content, family: Family, choices: Mapping[str, Any]) -> Parts:
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors in dictionaries of dictionaries, without what wrappers put before their names."""
+    """Return the tensors in dictionaries of dictionaries, without what wrappers put before their names.
+
+    Raises:
+        AdapterFileError: If there are too many, or the dictionaries are nested too deep or in themselves.
+    """
     found: dict[str, Tensor] = {}
-    for key, value in content.items():
-        if isinstance(value, Tensor):
-            found[str(key)] = value
-        elif isinstance(value, Mapping):
-            found |= {f"{key}.{name}": tensor for name, tensor in _flat(value).items()}
+    inner = [("", content)]
+    for _ in range(limits.NESTED):
+        deeper = []
+        for before, part in inner:
+            for key, value in part.items():
+                if isinstance(value, Tensor):
+                    found[f"{before}{str(key)[:_LONGEST]}"] = value
+                elif isinstance(value, Mapping):
+                    deeper.append((f"{before}{str(key)[:_LONGEST]}.", value))
+            if len(found) + len(deeper) > limits.TENSORS:
+                raise AdapterFileError(
+                    f"This checkpoint holds more than {limits.TENSORS:,} tensors; it is no network's."
+                )
+        inner = deeper
+    if inner:
+        raise AdapterFileError(f"The dictionaries of this checkpoint are nested deeper than {limits.NESTED}.")
     stripped = {_WRAPPERS.sub("", key): tensor for key, tensor in found.items()}
     for key in [key for key in stripped if key.endswith("running_mean")]:
         count = f"{key.removesuffix('running_mean')}num_batches_tracked"
@@ -259,11 +277,11 @@ def _check_widths(parts: Parts, layout: Layout) -> None:
 def refusal(parts: Parts, family: Family, hint: str) -> AdapterFileError:
     """Return the error that lists all that is wrong about `parts`, after what the file may be instead."""
     said = [
-        f"{what} {len(keys)}: {', '.join(sorted(keys))}"
+        f"{what} {len(keys)}: {', '.join(sorted(keys)[:_LISTED])}{', …' * (len(keys) > _LISTED)}"
         for what, keys in (("missing", parts.missing), ("unexpected", parts.unexpected), ("wrong shape", parts.shapes))
         if keys
     ]
-    for key in sorted(parts.missing):
+    for key in sorted(parts.missing) if len(parts.missing) * len(parts.unexpected) <= _LISTED**2 else ():
         close = difflib.get_close_matches(key, parts.unexpected, n=1, cutoff=0.8)
         if close:
             said.append(f"{close[0]} resembles {key}")

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hfproj.checking import check_types, checked
 from hfproj.data import image_ops as ops
 from hfproj.data.philox import uniforms
 from hfproj.errors import UsageError
@@ -94,6 +95,8 @@ class Augmentation:
         return cls(**{**off, **options})
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
+
         def require(holds: bool, name: str, wanted: str, value: object) -> None:
             if not holds:
                 raise UsageError(f"Expected {name} to be {wanted}, got {value}.")
@@ -114,6 +117,7 @@ class Augmentation:
         hue = (self.hue or 0) * (self.color_jitter_strength or 0)
         require(hue <= 0.5, "hue · color_jitter_strength", "at most 0.5 (half a turn either way is every hue)", hue)
 
+    @checked
     def __call__(
         self, images: Sequence[Tensor], *, size: int, seed: int = 0, epoch: int | Sequence[int] = 0,
         index: Sequence[int], view: int = 0,
@@ -140,8 +144,15 @@ class Augmentation:
             ):  # fmt: skip
                 given = f"got {list(image.shape)} of {image.dtype}; hfproj.data.to_rgb_tensor makes one of any image"
                 raise UsageError(f"Expected images [{channels}, height, width], uint8 or float in [0, 1], {given}.")
-        indices = np.asarray(index, dtype=np.int64)
-        epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape)
+        if size < 1 or view < 0 or any(not image.numel() for image in images):
+            raise UsageError(
+                f"Expected size of at least 1 and view of at least 0, images with pixels, got {size=}, {view=}."
+            )
+        try:
+            indices = np.asarray(index, dtype=np.int64).reshape(len(images))
+            epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), indices.shape)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            raise UsageError(f"Expected one index and epoch for each of {len(images)} images, whole numbers.") from None
         draws = uniforms(_DRAWS, seed=seed, epoch=epochs, index=indices, view=view)
         out = torch.empty(len(images), channels, size, size, device=images[0].device if len(images) else None)
         for start in range(0, len(images), _CHUNK):

@@ -12,8 +12,12 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
+from torch.utils.data import Subset
 
+from hfproj.checking import checked
+from hfproj.data.indexing import IndexedDataset
 from hfproj.errors import UsageError
+from hfproj.typing import Data
 
 _WORKS = (
     "Works: 'digits', a Hub id ('uoft-cs/cifar10'), a parquet file, a folder of parquet files named by split, an image "
@@ -22,6 +26,7 @@ _WORKS = (
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 
+@checked
 def load_image_dataset(
     name: str, *, split: str = "train", image_column: str | None = None, label_column: str | None = None,
     limit: int | None = None, seed: int = 0,
@@ -55,6 +60,7 @@ def load_image_dataset(
     return dataset
 
 
+@checked
 def split_off(dataset: datasets.Dataset, n: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Hold out `n` random rows: return ``(rest, held_out)``.
 
@@ -70,6 +76,42 @@ def split_off(dataset: datasets.Dataset, n: int, seed: int = 0) -> tuple[dataset
         raise UsageError(f"Cannot hold out {n} of {len(dataset)} rows; choose 1 to {len(dataset) - 1}.")
     order = _shuffled(len(dataset), seed)
     return dataset.select(np.sort(order[n:])), dataset.select(np.sort(order[:n]))
+
+
+@checked
+def without_bad_images(
+    dataset: Data, *, image_column: str = "image", channels: int | None = None
+) -> tuple[Data, dict[int, str]]:
+    """Return a data set without the images that can't be read, and index → reason of those: each is read once.
+
+    For evaluation, where no image may take the place of another, as it does in training (``on_bad_image="skip"``).
+
+    Args:
+        dataset: With a length and integer indices.
+        image_column: Entry of an item that holds the image.
+        channels: Channels that the images must have; None: any that make RGB.
+
+    Raises:
+        UsageError: If none can be read.
+
+    Example:
+        >>> items = [{"image": np.zeros((2, 2))}, {"image": {"bytes": b"no image", "path": None}}]
+        >>> kept, bad = without_bad_images(items)
+        >>> len(kept), list(bad)
+        (1, [1])
+    """
+    checking = IndexedDataset(dataset, on_bad_image="skip", image_column=image_column, channels=channels)
+    bad: dict[int, str] = {}
+    for index in range(len(checking)):
+        try:
+            checking.item(index)
+        except UsageError as error:
+            bad[index] = str(error)
+    kept = [index for index in range(len(checking)) if index not in bad]
+    if not kept:
+        raise UsageError(f"None of {len(checking)} images can be read. The first one: {bad.get(0, 'there is none')}")
+    select: Any = getattr(dataset, "select", None)
+    return (dataset if not bad else select(kept) if select is not None else Subset(dataset, kept)), bad  # type: ignore[arg-type]
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -209,4 +251,4 @@ def _first(features: datasets.Features, kind: type) -> str | None:
 
 
 def _shuffled(length: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(length)
+    return np.random.default_rng(seed % 2**64).permutation(length)

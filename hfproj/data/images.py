@@ -1,7 +1,6 @@
 """Images to batches: `ImageViews` makes augmented views for training, `EvalImages` plain pixels for measuring."""
 
 import dataclasses
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
@@ -13,8 +12,9 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.data.augment import Augmentation, Number
-from hfproj.data.indexing import index_and_labels
+from hfproj.data.indexing import check_items, index_and_labels, whole_numbers
 from hfproj.data.pixels import to_image_tensor, to_rgb_tensor
 from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.typing import OneOf, Resampling, Unpack
@@ -79,6 +79,7 @@ class _Images:
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32)[:, None, None] for x in (mean, std))
 
     def _read(self, items: Sequence[dict]) -> list[Tensor]:
+        check_items(items)
         images = []
         for item in items:
             if self.image_column not in item:
@@ -183,6 +184,7 @@ class ImageViews(_Images):
         ([(1, 3, 8, 8), (1, 3, 8, 8)], [7])
     """
 
+    @checked
     def __init__(
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], num_views: int = 2,
         local_views: int = 0, local_size: int | None = None, local_scale: tuple[Number, Number] = (0.05, 0.4),
@@ -226,12 +228,12 @@ class ImageViews(_Images):
 
     def __call__(self, items: Sequence[dict]) -> dict[str, Any]:
         """Return the batch of `items`, dicts of `hfproj.IndexedDataset` or `hfproj.data.StreamDataset`."""
+        check_items(items)
         if not all("index" in item for item in items):
             wrap = "Wrap the data set: hfproj.IndexedDataset(dataset) (a stream: hfproj.data.StreamDataset)."
             raise UsageError(f"The items have no 'index', which decides their views. {wrap}")
         images = self._read(items)
-        index = [operator.index(item["index"]) for item in items]
-        epoch = [operator.index(item.get("epoch", 0)) for item in items]
+        index, epoch = whole_numbers(items, "index"), whole_numbers(items, "epoch")
         views = [
             augment(images, size=size, seed=self.seed, epoch=epoch, index=index, view=view)
             for view, (augment, size) in enumerate(zip(self.augmentations, self.sizes))
@@ -266,6 +268,7 @@ class EvalImages(_Images):
         [[1.0, -1.0], [-1.0, 1.0]]
     """
 
+    @checked
     def __init__(
         self, *, size: int, mean: Sequence[Number], std: Sequence[Number], resize: int | None = None,
         interpolation: Resampling = "bicubic", image_column: str = "image", label_column: str | None = "label",

@@ -4,25 +4,36 @@
 reach them; accelerate's loader does not forward it in every case either. Here the epoch travels with the index:
 `EpochSampler` yields ``(epoch, index)`` pairs, and `IndexedDataset` writes both into the item.
 
+Files that can't be read end a run, or with ``on_bad_image="skip"`` another image takes the place of each, drawn from
+(epoch, index) alone, so that every process keeps its batch, on any number of them and after a resume. Of a stream they
+are left out. A batch then has ``"skipped"``, a list of (index, reason).
+
 A loader prepared by accelerate calls ``set_epoch`` with its own counter, which starts at 0, whenever an iterator is
 made: set the epoch on the prepared loader (``loader.set_epoch(e)``) and on the sampler.
 """
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from hfproj.errors import UsageError
+from hfproj.checking import checked
+from hfproj.data.pixels import BOMBS, bounded, cure, decoded, to_image_tensor
+from hfproj.errors import HfprojError, UsageError, check_choice, one_line
 from hfproj.functional.labels import class_number, described
-from hfproj.typing import Data
+from hfproj.typing import Data, OneOf
 
-_UNREADABLE = (OSError, SyntaxError)  # what Pillow raises for missing, truncated and broken files (PNG: SyntaxError)
+# What Pillow raises for missing, truncated and broken files, and for those beyond its limit of pixels.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, *BOMBS)
+POLICIES = ("raise", "skip")
+OnBadImage = OneOf["raise", "skip"]
+SKIPPED = "skipped"  # entry of an item and of a batch
+_TRIES = 100  # images in a row that can't be read: it is the disk that can't
 Key = SupportsIndex | tuple[SupportsIndex, SupportsIndex]  # an index (epoch 0), or (epoch, index)
 
 
@@ -46,10 +57,28 @@ def as_item(value: Any) -> dict[str, Any]:
     return {"image": value[0], "label": value[1]}
 
 
-def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[str, Int[Tensor, " batch"]]:
+def check_items(items: Any) -> None:
+    """Refuse what is no list of items of a data set.
+
+    Raises:
+        UsageError: If it is none, or it is empty.
+
+    Example:
+        >>> check_items([{"image": 3}])
+    """
+    if not isinstance(items, list | tuple) or not items or not all(isinstance(item, Mapping) for item in items):
+        found = items[0] if isinstance(items, list | tuple) and items else items
+        raise UsageError(
+            f"Expected items of a data set as a list of dicts, such as {{'image': …, 'index': 0}}, got "
+            f"{type(found).__name__}; wrap the data set: hfproj.IndexedDataset(dataset)."
+        )
+
+
+def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[str, Any]:
     """Return ``index``, if all items have it, and, but for `label_column` None, ``labels``, if one has; both int64.
 
-    An item without a label (no such entry, None or NaN) has the label −1.
+    An item without a label (no such entry, None or NaN) has the label −1. Where an item stands for others that can't be
+    read, ``skipped`` lists them.
 
     Raises:
         UsageError: If a label is a score, a name, or anything else that is no whole number.
@@ -58,12 +87,11 @@ def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[st
         >>> index_and_labels([{"index": 7, "label": 2}, {"index": 8, "label": None}], "label")
         {'index': tensor([7, 8]), 'labels': tensor([ 2, -1])}
     """
-    found = {}
+    found: dict[str, Any] = {}
+    if skipped := [bad for item in items for bad in item.get(SKIPPED, ())]:
+        found[SKIPPED] = skipped
     if all("index" in item for item in items):
-        try:
-            found["index"] = torch.tensor([operator.index(item["index"]) for item in items], dtype=torch.int64)
-        except TypeError as error:
-            raise UsageError(f"Column 'index' must hold positions, which are whole numbers: {error}.") from None
+        found["index"] = torch.tensor(whole_numbers(items, "index"), dtype=torch.int64)
     if label_column is not None and any(label_column in item for item in items):
         numbers = []
         for value in (item.get(label_column) for item in items):
@@ -78,7 +106,45 @@ def index_and_labels(items: Sequence[dict], label_column: str | None) -> dict[st
     return found
 
 
-class IndexedDataset(Dataset):
+def whole_numbers(items: Sequence[dict], column: str) -> list[int]:
+    """Return the column ``"index"`` or ``"epoch"`` of items, 0 where one has none.
+
+    Raises:
+        UsageError: If one is no whole number of 64 bits.
+
+    Example:
+        >>> whole_numbers([{"epoch": np.int64(3)}, {}], "epoch")
+        [3, 0]
+    """
+    found = []
+    for item in items:
+        value = item.get(column, 0)
+        try:
+            found.append(operator.index(value))
+            if not -(2**63) <= found[-1] < 2**63:
+                raise OverflowError
+        except (TypeError, RuntimeError, OverflowError):
+            given = f"got a {type(value).__name__}; wrap the data set: hfproj.IndexedDataset(dataset)"
+            raise UsageError(f"Expected column {column!r} to hold whole numbers of 64 bits, {given}.") from None
+    return found
+
+
+class _Checks:
+    """What the two data sets share: which images are let through."""
+
+    def __init__(self, on_bad_image: OnBadImage, image_column: str, channels: int | None):
+        check_choice("on_bad_image", on_bad_image, POLICIES)
+        self.on_bad_image, self.image_column, self.channels = on_bad_image, image_column, channels
+
+    def checked(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Return an item, where images are skipped with one that is read; raise UsageError if it can't be."""
+        if self.on_bad_image == "skip" and self.image_column in item:
+            image = item[self.image_column] = decoded(item[self.image_column], self.image_column)
+            to_image_tensor(image, self.channels or 3, self.image_column)
+        return item
+
+
+class IndexedDataset(_Checks, Dataset):
     """A map-style data set whose items also hold ``"index"`` and ``"epoch"``.
 
     Indexed with an int (epoch 0) or with an ``(epoch, index)`` pair from `EpochSampler`. A column of the data set that
@@ -86,10 +152,15 @@ class IndexedDataset(Dataset):
 
     Args:
         dataset: Anything with ``__getitem__`` and ``__len__``: a ``datasets.Dataset``, a torchvision data set, a list.
+        on_bad_image: ``"raise"``, or ``"skip"``: in place of an item that can't be read, or whose image can't, comes
+            one that is drawn from (epoch, index), with its own label but under this index, so that its views are others
+            than where its own turn comes. Its entry ``"skipped"`` has the index and the reason of each bad one.
+        image_column: Entry that is read to find out.
+        channels: Channels of the images, as in the collator.
 
     Raises:
         UsageError: If the data set has no length or no ``__getitem__``; on access, if an item is a tuple but no pair,
-            or its file cannot be read (the message names the index).
+            or its file cannot be read (the message names the index), where images are skipped a hundred in a row.
 
     Example:
         >>> dataset = IndexedDataset([{"image": "a", "label": 0}, {"image": "b", "label": 1}])
@@ -99,8 +170,17 @@ class IndexedDataset(Dataset):
         (1, 0)
     """
 
-    def __init__(self, dataset: Data):
-        if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
+    @checked
+    def __init__(
+        self, dataset: Data, *, on_bad_image: OnBadImage = "raise", image_column: str = "image",
+        channels: int | None = None,
+    ):  # fmt: skip
+        super().__init__(on_bad_image, image_column, channels)
+        if (
+            isinstance(dataset, type | Mapping | str | bytes)
+            or getattr(dataset, "ndim", 1) == 0
+            or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"))
+        ):
             what = f"IndexedDataset wraps data sets with a length and indices, got a {type(dataset).__name__}"
             raise UsageError(f"{what}. Wrap a stream in hfproj.data.StreamDataset instead.")
         self.dataset = dataset
@@ -110,24 +190,47 @@ class IndexedDataset(Dataset):
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = self._split(key)
-        try:
-            value = self.dataset[index]
-        except _UNREADABLE as error:
-            what = f"Item {index} of the data set cannot be read ({type(error).__name__}: {error})"
-            raise UsageError(f"{what}. Repair the file, or drop the row, for example with dataset.select().") from error
-        return {**as_item(value), "index": index, "epoch": epoch}
+        if self.on_bad_image == "raise":
+            return self.item(index, epoch)
+        skipped: list[tuple[int, str]] = []
+        draws = np.random.default_rng([epoch % 2**64, index])
+        while len(skipped) < _TRIES:
+            at = index if not skipped else int(draws.integers(len(self)))
+            try:
+                item = self.item(at, epoch)
+                return {**item, "index": index, SKIPPED: skipped} if skipped else item
+            except UsageError as error:
+                skipped.append((at, str(error)))
+        raise UsageError(f"{_TRIES} items in a row can't be read, the last ones included: {skipped[-1][1]}")
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """Return the items of a whole batch, read at once where the data set can do that."""
         read = getattr(self.dataset, "__getitems__", None)
-        if read is None:
+        if read is None or self.on_bad_image == "skip":
             return [self[key] for key in keys]
         pairs = [self._split(key) for key in keys]
         try:
-            values = read([index for _, index in pairs])
+            with bounded():
+                values = read([index for _, index in pairs])
         except _UNREADABLE:
             return [self[key] for key in keys]  # one by one, to name the item that fails
         return [{**as_item(value), "index": index, "epoch": epoch} for value, (epoch, index) in zip(values, pairs)]
+
+    def item(self, index: int, epoch: int = 0) -> dict[str, Any]:
+        """Return this very item.
+
+        Raises:
+            UsageError: If it can't be read.
+        """
+        try:
+            with bounded():
+                value = self.dataset[index]
+        except HfprojError:
+            raise
+        except _UNREADABLE as error:
+            what = f"Item {index} of the data set cannot be read ({type(error).__name__}: {one_line(error)})"
+            raise UsageError(f"{what}. {cure(error)}.") from error
+        return self.checked({**as_item(value), "index": index, "epoch": epoch})
 
     def _split(self, key: Key) -> tuple[int, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -158,12 +261,15 @@ class EpochSampler(Sampler):
     """
 
     # No attribute may be called `generator`: accelerate would take it for a random sampler's and synchronise it.
+    ended = False  # whether iterators that are made from now on are empty
 
+    @checked
     def __init__(self, length: int, *, seed: int = 0, shuffle: bool = True):
         if length < 1:
             raise UsageError(f"EpochSampler needs a data set with at least one item, got a length of {length}.")
         self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
 
+    @checked
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the iterators made from now on."""
         self.epoch = int(epoch)
@@ -172,6 +278,8 @@ class EpochSampler(Sampler):
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self.ended:
+            return
         epoch = self.epoch  # of this iterator, even if set_epoch is called while it runs
         order: Sequence[int] = range(self.length)
         if self.shuffle:
@@ -182,7 +290,7 @@ class EpochSampler(Sampler):
             yield epoch, index
 
 
-class StreamDataset(IterableDataset):
+class StreamDataset(_Checks, IterableDataset):
     """A stream whose items also hold ``"index"``, their position in the stream, and ``"epoch"``.
 
     The position is that of the whole stream: accelerate either lets process 0 read for all, or lets every process read
@@ -191,9 +299,14 @@ class StreamDataset(IterableDataset):
 
     Args:
         iterable: A ``datasets.IterableDataset`` or any iterable of items; `set_epoch` is passed on to it if it has one.
+        on_bad_image: ``"raise"``, or ``"skip"``: images that can't be read are left out; the next one lists them. Those
+            on which the stream itself ends can't be: let it give them undecoded
+            (``stream.cast_column("image", datasets.Image(decode=False))``).
+        image_column, channels: As in `IndexedDataset`.
 
     Raises:
-        UsageError: On iteration, if there are several ``DataLoader`` workers, which would each count from 0.
+        UsageError: On iteration, if there are several ``DataLoader`` workers, which would each count from 0, or the
+            stream ends on a file that can't be read.
 
     Example:
         >>> stream = StreamDataset([{"image": "a"}, {"image": "b"}])
@@ -202,11 +315,21 @@ class StreamDataset(IterableDataset):
         [(3, 0), (3, 1)]
     """
 
-    def __init__(self, iterable: Iterable):
+    ended = False  # whether iterators that are made from now on are empty
+
+    @checked
+    def __init__(
+        self, iterable: Iterable, *, on_bad_image: OnBadImage = "raise", image_column: str = "image",
+        channels: int | None = None,
+    ):  # fmt: skip
+        super().__init__(on_bad_image, image_column, channels)
+        if not isinstance(iterable, Iterable):
+            raise UsageError(f"Expected a stream to iterate over, got {type(iterable).__name__}; pass its items.")
         self.iterable = iterable
         # Shared memory, so that a persistent worker sees the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    @checked
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the iterators made from now on, also in running workers."""
         self._epoch.fill_(int(epoch))
@@ -218,6 +341,22 @@ class StreamDataset(IterableDataset):
         if worker is not None and worker.num_workers > 1:
             what = f"Expected one worker for a stream, since positions decide views, got {worker.num_workers}"
             raise UsageError(f"{what}. Set dataloader_num_workers to 0 or 1.")
-        epoch = int(self._epoch)
-        for position, value in enumerate(self.iterable):
-            yield {**as_item(value), "index": position, "epoch": epoch}
+        epoch, skipped, position = int(self._epoch), [], -1
+        if self.ended:
+            return
+        try:
+            for position, value in enumerate(self.iterable):
+                item = {**as_item(value), "index": position, "epoch": epoch}
+                try:
+                    item = self.checked(item)
+                except UsageError as error:
+                    skipped.append((position, str(error)))
+                    continue
+                yield {**item, SKIPPED: skipped} if skipped else item
+                skipped = []
+        except HfprojError:
+            raise
+        except _UNREADABLE as error:
+            what = f"Item {position + 1} of the stream cannot be read ({type(error).__name__}: {one_line(error)})"
+            undecoded = "stream.cast_column('image', datasets.Image(decode=False)) and on_bad_image='skip'"
+            raise UsageError(f"{what}. Repair the file, or give the images undecoded: {undecoded}.") from error

@@ -1,39 +1,56 @@
-"""Any image as a tensor: of three channels (`to_rgb_tensor`), or of those that a backbone takes (`to_image_tensor`)."""
+"""Any image as a tensor: of three channels (`to_rgb_tensor`), or of those that a backbone takes (`to_image_tensor`).
+
+A file of some kilobytes may announce a picture that fills the memory. How many pixels an image may have is read from
+its header, before anything is decoded: Pillow's own limit, ``PIL.Image.MAX_IMAGE_PIXELS`` (89,478,485; None for none),
+from which on Pillow itself only warns.
+"""
 
 import io
+import os
 import reprlib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from hfproj.errors import UsageError
+from hfproj.checking import checked
+from hfproj.errors import HfprojError, UsageError, one_line
 from hfproj.typing import AnyImage
 
+Made = TypeVar("Made")
+BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+_REPAIR = "Repair the file, drop the row, for example with dataset.select(), or train with on_bad_image='skip'"
+_LIMIT = "Make it smaller or drop the row; if it is meant, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit)"
+_NOT_NUMPYS = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
 
+@checked
 def to_rgb_tensor(image: AnyImage, column: str = "image") -> UInt8[Tensor, "3 height width"]:
     """Return any image as uint8 RGB.
 
     Args:
         image: A PIL image of any mode, a numpy array, a tensor, or a ``{"bytes", "path"}`` dict as `datasets` stores
-            images. Transparency is laid over white. 16-bit grey is divided by 257. Arrays are [height, width] or
-            [height, width, 1, 3 or 4], also channels first; floating-point values in [0, 1], integers in 0 to 255.
+            images; an array of any other library that numpy can read counts as one. Transparency is laid over white.
+            16-bit grey is divided by 257. Arrays are [height, width] or [height, width, 1, 3 or 4], also channels
+            first; floating-point values in [0, 1], integers in 0 to 255.
         column: Name of the item's entry, for messages.
 
     Raises:
-        UsageError: If it is no image, its values are out of range, or a file cannot be decoded.
+        UsageError: If it is no image, its values are out of range, a file cannot be decoded, or its header announces
+            more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Example:
         >>> to_rgb_tensor(np.array([[0.0, 1.0]])).tolist()
         [[[0, 255]], [[0, 255]], [[0, 255]]]
     """
-    image = _opened(image, column)
-    array = _pil_to_array(image, column) if isinstance(image, Image.Image) else _array_to_uint8(image, column)
-    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+    return _checked(lambda: _rgb(_opened(image, column), column), column)
 
 
 def to_image_tensor(
@@ -62,7 +79,15 @@ def to_image_tensor(
     if channels == 3:
         return to_rgb_tensor(image, column)
     first = isinstance(image, Tensor)
-    image = _opened(image, column)
+    return _checked(lambda: _of_channels(_opened(image, column), channels, column, first=first), column)
+
+
+def _rgb(image: Image.Image | np.ndarray, column: str) -> Tensor:
+    array = _pil_to_array(image, column) if isinstance(image, Image.Image) else _array_to_uint8(image, column)
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+
+
+def _of_channels(image: Image.Image | np.ndarray, channels: int, column: str, *, first: bool) -> Tensor:
     array = _bands_of(image, channels, column) if isinstance(image, Image.Image) else image
     shape = array.shape
     if array.ndim == 2:
@@ -82,6 +107,48 @@ def to_image_tensor(
     return torch.from_numpy(np.array(array, order="C"))
 
 
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Return a context in which Pillow refuses images beyond its limit when it reads their headers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def cure(error: Exception) -> str:
+    """Return what to do about a file that could not be read."""
+    return _LIMIT if isinstance(error, BOMBS) else _REPAIR
+
+
+def decoded(image: Any, column: str = "image") -> Any:
+    """Return an image that is stored or lazy as a PIL image in memory, and any other value as it is.
+
+    Raises:
+        UsageError: If it cannot be decoded.
+
+    Example:
+        >>> decoded(Image.new("L", (5, 2))).size, decoded(3)
+        ((5, 2), 3)
+    """
+    if _is_stored(image):
+        image = _checked(lambda: _decode(image), column)
+    if isinstance(image, Image.Image):
+        _check_pixels(image)
+        _checked(image.load, column)
+    return image
+
+
+def _checked(read: Callable[[], Made], column: str) -> Made:
+    """Return what `read` gives; what libraries say of broken and odd images, in dozens of types, is a UsageError."""
+    try:
+        return read()
+    except HfprojError:
+        raise
+    except Exception as error:
+        what = f"Column {column!r} holds an image that cannot be read ({type(error).__name__}: {one_line(error)})"
+        raise UsageError(f"{what}. {_REPAIR}.") from error
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Return a photograph as it was seen: turned and mirrored as its EXIF orientation says, which is taken away.
 
@@ -97,14 +164,31 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _is_stored(image: Any) -> bool:
+    return isinstance(image, dict) and ("bytes" in image or "path" in image)
+
+
 def _opened(image: AnyImage, column: str) -> Image.Image | np.ndarray:
-    if isinstance(image, dict) and ("bytes" in image or "path" in image):
+    if _is_stored(image):
         image = _decode(image)
     if isinstance(image, Image.Image):
+        _check_pixels(image)
+        image.load()
         return upright(image)
     if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
+        if image.layout != torch.strided or image.is_quantized or image.is_meta:
+            kind = "quantized" if image.is_quantized else "meta" if image.is_meta else str(image.layout)
+            raise UsageError(f"Column {column!r} holds a {kind} tensor; store images as dense ones, best in uint8.")
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype in _NOT_NUMPYS else image).numpy()
+    elif hasattr(image, "__array__") and not isinstance(image, np.ndarray | np.generic):
+        image = np.asarray(image)  # of TensorFlow, JAX and others
     if isinstance(image, np.ndarray):
+        if image.dtype.name == "bfloat16":  # of ml_dtypes, which JAX and TensorFlow use
+            image = image.astype(np.float32)
+        if image.dtype.kind not in "biuf":
+            hint = "an image has real numbers: uint8, or floating-point values in [0, 1]"
+            raise UsageError(f"Column {column!r} holds an array of {image.dtype} values; {hint}.")
         return image
     raise UsageError(
         f"Column {column!r} holds no image: expected a PIL image, an array or encoded bytes, got "
@@ -112,6 +196,18 @@ def _opened(image: AnyImage, column: str) -> Image.Image | np.ndarray:
         "(--image_column), or cast it: dataset.cast_column(name, datasets.Image()); arrays in a data set: "
         'dataset.with_format("numpy").'
     )
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse an image whose header announces more pixels than Pillow's limit, or none."""
+    limit, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+    if not width * height:
+        raise UsageError(f"The image has {width} × {height} pixels, which is nothing to see; drop the row.")
+    if limit is not None and width * height > limit:
+        raise UsageError(
+            f"The image has {width} × {height} pixels, more than the limit of {limit}: decoded it may fill the memory. "
+            f"{_LIMIT}."
+        )
 
 
 def _bands_of(image: Image.Image, channels: int, column: str) -> np.ndarray:
@@ -143,17 +239,25 @@ def _in_range(array: np.ndarray, column: str) -> np.ndarray:
     return array.astype(np.float32 if floating else np.uint8)
 
 
-def _decode(stored: dict) -> Image.Image:
+def _decode(stored: Any) -> Image.Image:
     data, path = stored.get("bytes"), stored.get("path")
     if data is None and path is None:
         raise UsageError("The image has neither bytes nor a path. Drop the row, for example with dataset.select().")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data) if data is not None else str(path))
+        if data is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise OSError("no file")
+        with bounded():
+            image: Image.Image = Image.open(io.BytesIO(data) if data is not None else str(path))
+        _check_pixels(image)
         image.load()
         return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = f"The image {path or ''} cannot be decoded ({type(error).__name__}: {error})"
-        raise UsageError(f"{what}. Repair the file or drop the row.") from error
+    except HfprojError:
+        raise
+    except Exception as error:  # decoders fail in dozens of types
+        known = not isinstance(error, UnidentifiedImageError)  # its message has an address in memory
+        why = f"{type(error).__name__}: {one_line(error)}" if known else "it is of no format that Pillow knows"
+        what = f"The image{'' if path is None else f' {path!s:.200}'} cannot be decoded ({why})"
+        raise UsageError(f"{what}. {cure(error)}.") from error
 
 
 def _pil_to_array(image: Image.Image, column: str) -> np.ndarray:

@@ -4,6 +4,7 @@ References:
     Gao, Yao, Chen 2021, "SimCSE", arXiv 2104.08821, sections 3 and 4; princeton-nlp/SimCSE ``train.py``.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -12,10 +13,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hfproj.backbones.loading import files_of
 from hfproj.backbones.pooling import check_texts
-from hfproj.data.indexing import index_and_labels
+from hfproj.checking import checked
+from hfproj.data.indexing import check_items, index_and_labels
 from hfproj.errors import UsageError
 
 Made = TypeVar("Made", bound="_Sentences")
+# Characters that are read for each token that is kept: tokenizers read a text to its end before they cut it, and ten
+# megabytes take half a minute. Tokens have about four characters; the longest of usual vocabularies have 128.
+_CHARACTERS = 256
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Sentences:
@@ -29,6 +35,7 @@ class _Sentences:
 
     def _tokens(self, items: Sequence[dict], columns: Sequence[str]) -> Any:
         """Return the tokens of the sentences, column after column, padded to one length."""
+        check_items(items)
         for item in items:
             for column in columns:
                 if column not in item:
@@ -36,7 +43,16 @@ class _Sentences:
                     raise UsageError(f"An item has no {column!r}, only {', '.join(map(repr, item))}; {hint}.")
                 if not isinstance(item[column], str):
                     raise UsageError(f"{column!r} holds a {type(item[column]).__name__}, expected a string.")
-        texts = [item[column] for column in columns for item in items]
+        longest = _CHARACTERS * self.max_length
+        texts = [item[column][:longest] for column in columns for item in items]
+        for place, text in enumerate(texts):
+            if not text.isascii() and _SURROGATE.search(text):
+                item = items[place % len(items)]
+                where = f" of item {item['index']} of the data set" if "index" in item else ""
+                raise UsageError(
+                    f"Column {columns[place // len(items)]!r}{where} holds half a character (a surrogate), which is no "
+                    "text: it was decoded wrongly. Clean it: text.encode('utf-8', 'replace').decode()."
+                )
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         known = all("index" in item for item in items)
         check_texts(tokens.get("attention_mask"), [item["index"] for item in items] if known else None)
@@ -54,7 +70,7 @@ class TextViews(_Sentences):
         tokenizer: A tokenizer of `transformers`.
         columns: Entry of an item that holds the sentence, or several of them.
         num_views: Views of each sentence, for one column.
-        max_length: Tokens at most; what is longer is cut.
+        max_length: Tokens at most; what is longer is cut, before it is read to its end: at 256 characters a token.
         label_column: Entry that holds the class number; None for no labels.
 
     Raises:
@@ -62,6 +78,7 @@ class TextViews(_Sentences):
             than text there.
     """
 
+    @checked
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, columns: str | Sequence[str] = "text", num_views: int = 2,
         max_length: int = 32, label_column: str | None = "label",
@@ -91,6 +108,7 @@ class EvalText(_Sentences):
         UsageError: On call, if an item lacks the column, or has something else than text there.
     """
 
+    @checked
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, column: str = "text", max_length: int = 128,
         label_column: str | None = "label",

@@ -14,11 +14,13 @@ Deviations:
 import torch
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import scatter_of
 from hfproj.typing import Features
 
 
 @torch.no_grad()
+@checked
 def covariance_offdiag_energy(f: Features) -> float:
     """Return the fraction of the covariance's squared entries off its diagonal: 0 (uncorrelated) to 1 − 1/dim.
 
@@ -35,6 +37,7 @@ def covariance_offdiag_energy(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def correlation_offdiag_energy(f: Features) -> float:
     """Return the fraction of the correlation matrix's squared entries off its diagonal: 0 to 1 − 1/dim.
 
@@ -51,6 +54,7 @@ def correlation_offdiag_energy(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def whiteness(f: Features) -> float:
     """Return the mean squared correlation of two different dimensions: 0 (uncorrelated) to 1 (all the same).
 
@@ -67,6 +71,7 @@ def whiteness(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def vicreg_covariance(f: Features) -> float:
     """Return VICReg's covariance term, Σ_{i≠j} C_ij²/dim with 1/(rows − 1) in C; from 0 without a limit.
 

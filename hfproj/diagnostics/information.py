@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import RowFactor, row_factor
 from hfproj.diagnostics.views import check_views
 from hfproj.errors import UsageError
@@ -33,6 +34,7 @@ from hfproj.typing import Features
 
 
 @torch.no_grad()
+@checked
 def matrix_entropy(f: Features, *, alpha: float = 2.0) -> float:
     """Return S_α of the rows' cosines in nats, between 0 (all parallel) and log(min(rows, dim)).
 
@@ -51,6 +53,7 @@ def matrix_entropy(f: Features, *, alpha: float = 2.0) -> float:
 
 
 @torch.no_grad()
+@checked
 def matrix_mutual_information(
     h: Float[Tensor, "rows in_dim"], z: Float[Tensor, "_ out_dim"], *, alpha: float = 2.0
 ) -> float:
@@ -92,6 +95,7 @@ class InformationBounds(NamedTuple):
 
 
 @torch.no_grad()
+@checked
 def information_bounds(
     h: Float[Tensor, "views batch in_dim"], z: Float[Tensor, "_ _ out_dim"], *, alpha: float = 2.0,
     temperature: float = 0.2,

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import largest_entry
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.assignments import spherical_kmeans
@@ -49,6 +50,7 @@ class Clid(NamedTuple):
     intrinsic_dimension: float
 
 
+@checked
 def clid(
     f: Features, *, clusters: int | None = None, protocol: Scoring = "prequential", estimator: Estimator = "fit",
     seed: int = 0,
@@ -78,6 +80,7 @@ def clid(
 
 
 @torch.no_grad()
+@checked
 def cluster_learnability(
     f: Features, *, clusters: int | None = None, protocol: Scoring = "prequential", seed: int = 0
 ) -> float:
@@ -116,6 +119,7 @@ def cluster_learnability(
 
 
 @torch.no_grad()
+@checked
 def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
     """Return the intrinsic dimension by TwoNN, from 0; invariant to rotations, offsets and scales.
 
@@ -148,6 +152,7 @@ def intrinsic_dimension(f: Features, *, estimator: Estimator = "fit") -> float:
     return ((x * y).sum() / square).item() if square > 0 else math.inf
 
 
+@checked
 def clid_scores(models: Mapping[str, Clid]) -> dict[str, float]:
     """Return CLID of each model: cluster learnability plus intrinsic dimension, each standardised over the models.
 

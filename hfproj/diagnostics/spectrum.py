@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import (
     entropy_singular_values,
     eps_of,
@@ -76,6 +77,7 @@ class Decay(NamedTuple):
 
 
 @torch.no_grad()
+@checked
 def singular_values(f: Features, *, center: bool = False, normalize: bool = False) -> Float[Tensor, " values"]:
     """Return the min(rows, dim) singular values of `f` in float64, sorted descending.
 
@@ -92,6 +94,7 @@ def singular_values(f: Features, *, center: bool = False, normalize: bool = Fals
 
 
 @torch.no_grad()
+@checked
 def covariance_spectrum(f: Features, *, center: bool = True, normalize: bool = True) -> Float[Tensor, " dim"]:
     """Return the `dim` eigenvalues of the covariance of `f`, with 1/(rows − 1), in float64, sorted descending.
 
@@ -110,6 +113,7 @@ def covariance_spectrum(f: Features, *, center: bool = True, normalize: bool = T
 
 
 @torch.no_grad()
+@checked
 def rankme(f: Features, *, eps: float = 1e-7) -> float:
     """Return RankMe, between 1 (all rows on one line) and min(rows, dim); features that are all zero give 0.
 
@@ -127,6 +131,7 @@ def rankme(f: Features, *, eps: float = 1e-7) -> float:
 
 
 @torch.no_grad()
+@checked
 def effective_rank(f: Features, *, center: bool = False, on: Spectrum = "singular_values") -> float:
     """Return the effective rank of Roy and Vetterli: RankMe with ε = 0.
 
@@ -146,6 +151,7 @@ def effective_rank(f: Features, *, center: bool = False, on: Spectrum = "singula
 
 
 @torch.no_grad()
+@checked
 def stable_rank(f: Features) -> float:
     """Return the stable rank ‖f‖_F²/σ_1², between 1 and the rank; features that are all zero give 0.
 
@@ -162,6 +168,7 @@ def stable_rank(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def nesum(f: Features) -> float:
     """Return NESum, Σλ/λ_1 over the eigenvalues of the covariance, between 1 and dim; constant features give 0.
 
@@ -178,6 +185,7 @@ def nesum(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def participation_ratio(f: Features, *, center: bool = True) -> float:
     """Return (Σλ)²/Σλ² over the eigenvalues of the covariance, between 1 and dim; constant features give 0.
 
@@ -194,6 +202,7 @@ def participation_ratio(f: Features, *, center: bool = True) -> float:
 
 
 @torch.no_grad()
+@checked
 def numerical_rank(f: Features, *, tol: float = 1e-8, center: bool = False) -> int:
     """Return the number of singular values above tol·σ_1, from 0 (all zero) to min(rows, dim).
 
@@ -211,6 +220,7 @@ def numerical_rank(f: Features, *, tol: float = 1e-8, center: bool = False) -> i
 
 
 @torch.no_grad()
+@checked
 def pseudo_condition_number(f: Features) -> float:
     """Return σ_min/σ_max of the min(rows, dim) singular values: 1 if all are equal, 0 at rank deficiency or all zero.
 
@@ -227,6 +237,7 @@ def pseudo_condition_number(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def covariance_condition_number(
     f: Features, *, center: bool = True, normalize: bool = True, tol: float = 1e-8, floor: float = 1e-7
 ) -> ConditionNumber:
@@ -250,6 +261,7 @@ def covariance_condition_number(
 
 
 @torch.no_grad()
+@checked
 def alpha_req(f: Features, *, fit_range: tuple[int, int] = FIT_RANGE) -> Decay:
     """Return the exponent α of the covariance's eigenvalues, from 0, and R², how well a power law fits.
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics import spectrum as read
 from hfproj.diagnostics._factors import EPS, RowFactor, Stream, eps_of, factor_of, global_rows
 from hfproj.diagnostics.covariance import correlation, mean_offdiagonal, offdiagonal, offdiagonal_fraction
@@ -53,6 +54,7 @@ class SpectrumState(Stream):
         (8.0, 7)
     """
 
+    @checked
     def __init__(self, *, normalize: bool = False):
         self.normalize = normalize
         self._rows: RowFactor | None = None

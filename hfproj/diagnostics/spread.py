@@ -22,6 +22,7 @@ import math
 import torch
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import (
     RESOLUTION,
     RowFactor,
@@ -42,6 +43,7 @@ _TILE = 2**22  # distances held at once: 32 MiB in float64
 
 
 @torch.no_grad()
+@checked
 def representation_std(f: Features) -> float:
     """Return the mean over dimensions of the standard deviation of the L2-normalised rows.
 
@@ -63,6 +65,7 @@ def representation_std(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def uniformity(f: Features, *, kernel_scale: float = 2.0) -> float:
     """Return the logarithm of the mean Gaussian potential of pairs of unit rows, in [−4t, 0]; 0 if all are parallel.
 
@@ -85,6 +88,7 @@ def uniformity(f: Features, *, kernel_scale: float = 2.0) -> float:
 
 
 @torch.no_grad()
+@checked
 def wasserstein_uniformity(f: Features) -> float:
     """Return the Wasserstein distance W2 of unit rows from uniform, in [0, √2]: 0 uniform, √2 collapsed to a point.
 
@@ -105,6 +109,7 @@ def wasserstein_uniformity(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def self_cluster(f: Features) -> float:
     """Return SelfCluster, in [−1/(max(rows, dim) − 1), 1]: 1 if all rows are parallel, about 0 if spread at random.
 
@@ -122,6 +127,7 @@ def self_cluster(f: Features) -> float:
 
 
 @torch.no_grad()
+@checked
 def coherence(f: Features, *, tol: float = 1e-8) -> float:
     """Return the coherence, between rank/dim (all rows matter alike) and rows/dim (one row has a direction to itself).
 

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfproj import distributed
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import (
     EPS,
     RESOLUTION,
@@ -51,6 +52,7 @@ _TENSORS = ("origin", "offset", "means", "within")
 
 
 @torch.no_grad()
+@checked
 def positive_cosine(z: Views) -> float:
     """Return the mean cosine of two views of the same sample, over samples and pairs of views; in [−1, 1].
 
@@ -70,6 +72,7 @@ def positive_cosine(z: Views) -> float:
 
 
 @torch.no_grad()
+@checked
 def alignment(z: Views, *, alpha: float = 2.0) -> float:
     """Return the mean of ‖ẑ_a − ẑ_b‖^α over samples and pairs of views; in [0, 2^α], 0 if views of a sample agree.
 
@@ -91,6 +94,7 @@ def alignment(z: Views, *, alpha: float = 2.0) -> float:
 
 
 @torch.no_grad()
+@checked
 def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> float:
     """Return LiDAR, between 1 and dim; 0 if all objects have the same mean.
 
@@ -120,6 +124,7 @@ def lidar(f: Float[Tensor, "objects views dim"], *, ridge: float = 1e-4) -> floa
     return found.lidar(ridge)
 
 
+@checked
 def lidar_of_views(z: Views, *, ridge: float = 1e-4) -> float:
     """Return LiDAR of features `[views, batch, dim]`, each sample of the batch an object: `lidar(z.transpose(0, 1))`.
 
@@ -251,6 +256,7 @@ class ViewState(Stream):
         True
     """
 
+    @checked
     def __init__(self, *, alpha: float = 2.0):
         _check_exponent(alpha)
         self.alpha = alpha

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.diagnostics._factors import EPS, RESOLUTION, eps_of, minus, rounding_of, row_factor
 from hfproj.diagnostics.spectrum import exp_entropy
 from hfproj.errors import UsageError, check_type
@@ -43,6 +44,7 @@ class WeightInequality(NamedTuple):
 
 
 @torch.no_grad()
+@checked
 def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tensor, " features"]:
     """Return the weight w_i = ‖E[f φ_i]‖ of each known feature in f, in float64 and the unit of f.
 
@@ -73,6 +75,7 @@ def feature_weights(f: Features, phi: Float[Tensor, "_ features"]) -> Float[Tens
 
 
 @torch.no_grad()
+@checked
 def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
     """Return how unequal `weights`, numbers from 0, are.
 
@@ -97,6 +100,7 @@ def weight_inequality(weights: Float[Tensor, " count"]) -> WeightInequality:
     )  # fmt: skip
 
 
+@checked
 def layer_inequality(
     layers: Mapping[str, Features], phi: Float[Tensor, "_ features"] | None = None
 ) -> dict[str, WeightInequality]:

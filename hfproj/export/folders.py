@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hfproj.backbones import library_of, main_input_of
 from hfproj.backbones.loading import EMBEDDED, files_of
 from hfproj.backbones.preprocessing import preprocessor_config
+from hfproj.checking import checked
 from hfproj.errors import UsageError, one_line
 from hfproj.export.network import Attached, attached, merged_backbone, staged
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, PREPROCESSING
@@ -35,6 +36,7 @@ _TEXT_FILES = (
 )  # fmt: skip
 
 
+@checked
 def export_backbone_adapter(model: nn.Module, folder: str | os.PathLike, *, adapter_name: str | None = None) -> Path:
     """Write the PEFT method on the backbone (LoRA or another `backbone_adapter`) as an adapter that PEFT alone loads.
 
@@ -81,6 +83,7 @@ def export_backbone_adapter(model: nn.Module, folder: str | os.PathLike, *, adap
     return Path(folder)
 
 
+@checked
 def export_merged(model: nn.Module, folder: str | os.PathLike) -> Path:
     """Write the backbone with what the active adapter learned merged in; its own library loads it; return `folder`.
 

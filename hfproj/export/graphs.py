@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, UsageError, check_path, one_line
 from hfproj.export.network import Batch, Traceable, staged, traceable
 from hfproj.typing import OneOf
@@ -25,6 +26,7 @@ TOLERANCE = 1e-5  # of the largest value: float32 has 6e-8, and a deep network a
 _METADATA = "hfproj.json"  # in a .pt2 archive
 
 
+@checked
 def export_onnx(
     model: nn.Module, path: str | os.PathLike, *, part: OneOf["model", "head"] = "model", example: Tensor | None = None,
     opset: int | None = None, check: bool = True,
@@ -78,6 +80,7 @@ def export_onnx(
     return path
 
 
+@checked
 def export_program(
     model: nn.Module, path: str | os.PathLike, *, part: OneOf["model", "head"] = "model", example: Tensor | None = None,
     check: bool = True,

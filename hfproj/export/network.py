@@ -20,6 +20,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from hfproj.checking import checked
+
 from hfproj.backbones import (  # isort: skip
     EMBEDDED, FeatureBackbone, ReadPoint, bare_tensors, fit_image_size, image_preprocessing, library_of, pool,
     without_left_padding, without_masking,
@@ -75,6 +77,7 @@ def attached(model: Any, adapter_name: str | None = None) -> Attached:
     return Attached(model, model.get_base_model(), name, model.peft_config[name], layer.points[name])
 
 
+@checked
 def detach(model: nn.Module, adapter_name: str | None = None) -> nn.Module:
     """Return a copy of a head of `model`, free of the backbone: ``z = head(h)``.
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hfproj.checking import checked
 from hfproj.data.images import EvalImages
 from hfproj.distributed import gather_objects, gather_rows, rank, world_size
 from hfproj.errors import UsageError, check_type
@@ -23,6 +24,7 @@ from hfproj.features import cache_key
 from hfproj.features.reader import Reader, view_batches
 from hfproj.features.store import FeatureStore
 from hfproj.functional.labels import labels_as_given
+from hfproj.saving.signals import LeaveSignals
 from hfproj.typing import Data, OneOf, Pooling
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -66,6 +68,7 @@ class Features:
         return {**self.layers, "h": self.h, **({} if self.z is None else {"z": self.z})}
 
 
+@checked
 def extract_features(
     model: nn.Module, dataset: Data, *, batch_size: int = 256,
     collator: Callable[[list], Mapping[str, Any]] | None = None, device: torch.device | str | None = None,
@@ -115,10 +118,8 @@ def extract_features(
             no key.
     """
     check_type("the model", model, nn.Module, "load it, e.g. by hfproj.load_backbone or hfproj.from_pretrained")
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        hint = "of a stream, take the items that are wanted into a list first"
-        raise UsageError(f"Expected a data set with a length and indices, got a {type(dataset).__name__}; {hint}.")
-    if len(dataset) == 0:
+    check_source(dataset, num_workers)
+    if len(dataset) == 0:  # type: ignore[arg-type]
         raise UsageError("The data set is empty: there is nothing to extract features from.")
     if batch_size < 1 or dtype not in DTYPES:
         given = f"got batch_size={batch_size} and dtype={dtype}"
@@ -132,6 +133,24 @@ def extract_features(
         h=whole["h"], z=whole.get("z"), labels=whole.get("labels"), index=whole["index"],
         layers={name: whole[f"layers.{name}"] for name in reader.layers}, tokens=whole.get("tokens"),
     )  # fmt: skip
+
+
+def check_source(dataset: Any, num_workers: int) -> None:
+    """Refuse what has no length or no indices, and a negative number of workers.
+
+    Raises:
+        UsageError: If it is so.
+    """
+    lengthless = isinstance(dataset, type | Mapping | str | bytes) or not hasattr(dataset, "__getitem__")
+    try:
+        lengthless = lengthless or len(dataset) < 0
+    except TypeError:
+        lengthless = True
+    if lengthless:
+        hint = "of a stream, take the items that are wanted into a list first"
+        raise UsageError(f"Expected a data set with a length and indices, got a {type(dataset).__name__}; {hint}.")
+    if num_workers < 0:
+        raise UsageError(f"Expected num_workers to be at least 0 (0: no processes of their own), got {num_workers}.")
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,7 @@ class Source:
             keys = [[(epoch, row) for row in batch] for epoch, batch in zip(of_batch, batches)]
         loader: Any = DataLoader(
             self.dataset, batch_sampler=keys, collate_fn=self.collator, num_workers=self.num_workers,
+            worker_init_fn=LeaveSignals(),
             generator=torch.Generator(),  # a loader without its own generator advances the global one
         )  # fmt: skip
         if self.progress and rank() == 0:
@@ -172,6 +192,7 @@ class Source:
                     yield passes[0] | ({"h": torch.cat([one["h"] for one in passes], 1)} if self.passes else {})
 
     def _values(self, batch: Mapping[str, Any], rows: list[int]) -> dict[str, Tensor]:
+        check_type("the collator's batch", batch, Mapping, "return a dict with 'pixel_values' or 'inputs'")
         if self.passes:
             found = {"h": torch.stack([self.reader(view)["h"] for view in view_batches(batch)], 1)}
         else:

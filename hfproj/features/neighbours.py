@@ -25,6 +25,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from hfproj import distributed
+from hfproj.checking import checked
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.functional.feature_rows import check_features, exact_unit_rows
 from hfproj.functional.rows import full_precision
@@ -77,6 +78,7 @@ class NeighbourBank:
     """
 
     @torch.no_grad()
+    @checked
     def __init__(self, f: Features, *, sharded: bool = False):
         self.sharded = sharded and distributed.world_size() > 1
         together(lambda: check_features(f, minimum=0 if self.sharded else 1, what="bank"), sharded)

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.features.neighbours import NeighbourBank, check_k
 from hfproj.functional.feature_rows import check_features
@@ -37,6 +38,7 @@ _ELEMENTS = 2**22  # entries of float64 blocks: 32 MiB
 
 
 @torch.no_grad()
+@checked
 def linear_cka(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *, unbiased: bool = False) -> float:
     """Return the linear CKA of two representations of the same rows, in [0, 1]; 1 if they are equal.
 
@@ -69,6 +71,7 @@ def linear_cka(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *,
 
 
 @torch.no_grad()
+@checked
 def mutual_knn(a: Float[Tensor, "rows dim"], b: Float[Tensor, "_ other_dim"], *, k: int = 10) -> float:
     """Return the mean fraction of a row's k nearest others that are the same in both representations, in [0, 1].
 

@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from hfproj.checking import checked
 from hfproj.data.indexing import IndexedDataset, index_and_labels
 from hfproj.data.philox import uniforms
 from hfproj.distributed import gather_rows, rank, world_size
 from hfproj.errors import NotMeasurableError, UsageError
-from hfproj.features.extraction import Source, collect
+from hfproj.features.extraction import Source, check_source, collect
 from hfproj.features.reader import Reader, run_head, view_batches
 from hfproj.functional.modes import evaluating
 from hfproj.typing import Data
@@ -45,6 +46,7 @@ class FixedViews:
             views.
     """
 
+    @checked
     def __init__(self, dataset: Data, collator: Callable[[list], Mapping], *, images: int = 256, batch_size: int = 256):
         dataset = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
         rows, count = len(dataset), min(images, len(dataset))
@@ -107,6 +109,7 @@ class CachedFeatures(Dataset):
         (10, torch.Size([4, 8]), 3)
     """
 
+    @checked
     def __init__(
         self,
         features: Float[Tensor, "images views dim"],
@@ -124,6 +127,7 @@ class CachedFeatures(Dataset):
         return item if self.labels is None else {**item, "label": self.labels[index].item()}
 
 
+@checked
 def cache_features(
     model: nn.Module, dataset: Data, views: Callable[[list], Mapping[str, Any]], *, passes: int = 1,
     batch_size: int = 256, num_workers: int = 0, cache_dir: str | os.PathLike | None = None,
@@ -150,6 +154,9 @@ def cache_features(
     indexed = dataset if isinstance(dataset, IndexedDataset) else IndexedDataset(dataset)
     if not len(indexed):
         raise UsageError("The data set is empty: there is nothing to cache.")
+    check_source(indexed, num_workers)
+    if min(passes, batch_size) < 1:
+        raise UsageError(f"Expected passes and batch_size of at least 1, got {passes} and {batch_size}.")
     device = next(model.parameters()).device
     source = Source(Reader(model, device), indexed, views, batch_size, num_workers, passes=passes)
     found = collect(source, cache_dir, data_key, preprocessing_key)
@@ -172,6 +179,7 @@ class FeatureViews:
         ([torch.Size([1, 8]), torch.Size([1, 8])], [1])
     """
 
+    @checked
     def __init__(self, num_views: int = 2, *, seed: int = 0):
         if num_views < 1:
             raise UsageError(f"Expected num_views to be at least 1, got {num_views}.")

@@ -30,9 +30,10 @@ def check_features(f: Tensor, *, minimum: int = 2, what: str = "features") -> No
 def check_shape(f: Tensor, *, minimum: int = 2, what: str = "features") -> None:
     """Do what `check_features` does without reading the numbers."""
     check_type(what, f, Tensor, "make a tensor of them: torch.tensor(…)")
-    if f.ndim != 2 or not f.is_floating_point():
+    if f.ndim != 2 or not f.is_floating_point() or f.is_meta:
         raise UsageError(
-            f"Expected {what} as floating-point numbers of shape [rows, dim], got {f.dtype} of shape {list(f.shape)}; "
+            f"Expected {what} as floating-point numbers of shape [rows, dim], got {f.dtype} of shape {list(f.shape)}"
+            f"{' without data (meta)' if f.is_meta else ''}; "
             "turn views into rows by flatten(0, 1)."
         )
     if f.shape[0] < minimum or f.shape[1] < 1:

@@ -23,7 +23,7 @@ def class_number(value: Any) -> int:
     """Return a label as a class number, and `UNLABELLED` for None and NaN.
 
     Raises:
-        TypeError: If it is a score, a name, or anything else that is no whole number.
+        TypeError: If it is a score, a name, or anything else that is no whole number of 64 bits.
 
     Example:
         >>> [class_number(value) for value in (3, True, None, float("nan"), -7)]
@@ -35,11 +35,14 @@ def class_number(value: Any) -> int:
     if isinstance(value, np.bool_):
         return int(value)
     try:
-        return operator.index(value)
-    except TypeError:
+        number = operator.index(value)
+    except (TypeError, RuntimeError):  # RuntimeError: torch, of a tensor that has no one value
         if isinstance(value, str | bytes) or not _is_nan(value):
-            raise
+            raise TypeError from None
         return UNLABELLED
+    if not -(2**63) <= number < 2**63:
+        raise TypeError
+    return number
 
 
 def class_numbers(y: Any) -> Int[Tensor, " rows"]:
@@ -52,9 +55,15 @@ def class_numbers(y: Any) -> Int[Tensor, " rows"]:
         >>> class_numbers([3, None, True]).tolist(), class_numbers(np.array([2, 0])).tolist()
         ([3, -1, 1], [2, 0])
     """
+    if isinstance(y, Tensor) and y.is_meta:
+        raise UsageError("Expected class numbers, got a tensor without data (meta).")
+    if isinstance(y, Tensor) and y.dtype == torch.uint64:
+        y = y.detach().cpu().numpy()
     if isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex()):
         return y.detach().cpu().long()
     if isinstance(y, np.ndarray) and y.dtype.kind in "biu" and not isinstance(y, np.ma.MaskedArray):
+        if y.dtype.kind == "u" and y.size and y.max() >= 2**63:
+            raise UsageError(f"Expected class numbers, {described(int(y.max()))}.")
         return torch.from_numpy(y.astype(np.int64))
     found: list[int] = []
     for value in y.detach().cpu() if isinstance(y, Tensor) else y:
@@ -93,6 +102,8 @@ def described(value: Any) -> str:
     got = f"got {type(value).__name__} {str(value)!r:.60}" if isinstance(value, str | bytes) else ""
     if got:
         return f"{got}. Encode names: dataset.class_encode_column(…), numpy.unique(y, return_inverse=True)[1]"
+    if isinstance(value, int):
+        return f"got a whole number of {value.bit_length()} bits, more than 64. Number the classes from 0"
     shown = getattr(value, "tolist", lambda: value)()
     hint = "A score is no class, a whole one neither: cast class numbers to integers, with −1 where there is none"
     return f"got {type(value).__name__} {shown!s:.60}. {hint}"

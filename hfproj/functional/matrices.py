@@ -28,7 +28,7 @@ _BLOCK = 512  # rows of a Gram block: large enough for full speed, small enough 
 
 
 def eigh(matrix: _Square) -> tuple[Float[Tensor, "*groups dim"], _Square]:
-    """Return eigenvalues in ascending order and eigenvectors as columns, in the matrix's type.
+    """Return eigenvalues in ascending order and eigenvectors as columns, in the matrix's type; NaN of one with NaN.
 
     Example:
         >>> eigh(torch.diag(torch.tensor([2.0, 1.0])))[0].tolist()
@@ -37,21 +37,31 @@ def eigh(matrix: _Square) -> tuple[Float[Tensor, "*groups dim"], _Square]:
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:
+        if not matrix.isfinite().all():
+            return matrix.diagonal(dim1=-2, dim2=-1) * torch.nan, matrix * torch.nan
         values, vectors = torch.linalg.eigh(matrix.double())
-    return values.to(matrix.dtype), vectors.to(matrix.dtype)
+    return values.to(matrix.dtype) + _nan_of(matrix), vectors.to(matrix.dtype)
 
 
 def eigvalsh(matrix: _Square) -> Float[Tensor, "*groups dim"]:
-    """Return eigenvalues in ascending order, in the matrix's type; differentiable also where some are equal.
+    """Return eigenvalues in ascending order, in the matrix's type, NaN of one with NaN; differentiable also where some
+    are equal.
 
     Example:
         >>> eigvalsh(torch.ones(2, 2)).round().tolist()
         [0.0, 2.0]
     """
     try:
-        return torch.linalg.eigvalsh(matrix)
+        return torch.linalg.eigvalsh(matrix) + _nan_of(matrix)
     except torch.linalg.LinAlgError:
+        if not matrix.isfinite().all():
+            return matrix.diagonal(dim1=-2, dim2=-1) * torch.nan
         return torch.linalg.eigvalsh(matrix.double()).to(matrix.dtype)
+
+
+def _nan_of(matrix: Tensor) -> Tensor:
+    """Return 0, and NaN for a matrix with NaN or infinity, of which LAPACK finds finite eigenvalues at times."""
+    return 0 * matrix.detach().abs().amax((-2, -1)).unsqueeze(-1)
 
 
 def cholesky_whiten(z: Float[Tensor, "*groups rows dim"], *, eps: float = 0.0) -> Float[Tensor, "*groups rows dim"]:

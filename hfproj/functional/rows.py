@@ -40,6 +40,25 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+def without_steep_rows(
+    x: Float[Tensor, "*shape"], *, eps: float = 1e-8, dim: int = -1, dtype: torch.dtype | None = None
+) -> Float[Tensor, "*shape"]:
+    """Return `x` without the gradient of rows that are too short to have one, where they are divided by their length.
+
+    It has the inverse length as a factor: of rows shorter than `eps`, and where it ends in float16 (`dtype`, that of
+    `x` by default) than 1e-3, it would be nothing but noise, or infinite. Rows lie along `dim`.
+
+    Example:
+        >>> x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+        >>> torch.autograd.grad(without_steep_rows(x).sum(), x)[0].tolist()
+        [[1.0, 1.0], [0.0, 0.0]]
+    """
+    if not x.requires_grad:
+        return x
+    shortest = max(eps, 64 / torch.finfo(dtype or x.dtype).max)
+    return torch.where(x.detach().abs().amax(dim, keepdim=True) <= shortest, x.detach(), x)
+
+
 def unit_rows(x: Float[Tensor, "*rows dim"], *, eps: float = 1e-8) -> Float[Tensor, "*rows dim"]:
     """Divide each row by its Euclidean norm, in float32 or better.
 
@@ -50,7 +69,7 @@ def unit_rows(x: Float[Tensor, "*rows dim"], *, eps: float = 1e-8) -> Float[Tens
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    x = at_least_float32(x)
+    x = at_least_float32(without_steep_rows(x) if x.dtype == torch.float16 else x)
     # Divided by a constant first, which changes neither value nor derivatives: squares of long rows overflow float32,
     # and the cube of their inverse norm, a factor of the gradient, underflows at a length of 1e13 already.
     scale = x.detach().abs().amax(-1, keepdim=True).clamp_min(eps)

@@ -3,8 +3,9 @@
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,15 @@ from hfproj.functional.rows import full_precision
 Map = Callable[[Tensor], Tensor]
 
 _OWN = ("hfproj", "contextlib", "jaxtyping", "beartype")  # modules whose frames are not the caller's code
+
+
+def tensors_of(parameters: Any) -> list[Tensor]:
+    """Return parameters as a list; raise `UsageError` if something else is among them."""
+    found = parameters if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable) else list(parameters)
+    if not isinstance(found, list) or not all(isinstance(tensor, Tensor) for tensor in found):
+        got = next((x for x in found if not isinstance(x, Tensor)), found) if isinstance(found, list) else found
+        raise UsageError(f"Expected a module or a list of tensors, got {type(got).__name__}; pass model.parameters().")
+    return found
 
 
 def check_eval(head: object) -> None:

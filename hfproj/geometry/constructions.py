@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.geometry._head import Map, as_input, frozen
 from hfproj.geometry.pullback import jacobian
@@ -64,6 +65,7 @@ class Whitening(NamedTuple):
     rank: int
 
 
+@checked
 def constructed_equilibrium(
     head: Map, h: Features, *, alpha: float = 1.0, generator: torch.Generator | None = None
 ) -> Equilibrium:
@@ -101,6 +103,7 @@ def constructed_equilibrium(
     return Equilibrium(x, z - alpha * rho, alpha * rho, J)
 
 
+@checked
 def subspace_whitening(
     H_L: Float[Tensor, "out_dim out_dim"], basis: Float[Tensor, "in_dim rank"]
 ) -> Float[Tensor, "out_dim in_dim"]:
@@ -131,6 +134,7 @@ def subspace_whitening(
     return vectors[:, kept] * values[kept].rsqrt() @ B.T
 
 
+@checked
 def whitening_score(H_eff: Float[Tensor, "in_dim in_dim"], *, rank: int | None = None) -> Whitening:
     """Return how isotropic H_eff, of any head, is on its top eigenspace: score = (Σ λ)² / (r Σ λ²) ∈ [1/r, 1].
 
@@ -154,6 +158,7 @@ def whitening_score(H_eff: Float[Tensor, "in_dim in_dim"], *, rank: int | None =
     return Whitening(score, float(top[0] / top[-1]) if top[-1] > 0 else float("inf"), rank)
 
 
+@checked
 def curvature_barrier(
     hessians: Float[Tensor, "points out_dim out_dim"], basis: Float[Tensor, "in_dim rank"]
 ) -> Float[Tensor, " points"]:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.functional.feature_rows import check_features
 from hfproj.geometry._head import Map
@@ -43,6 +44,7 @@ class Overlap(NamedTuple):
     cosines: Float[Tensor, "rows tangents"]
 
 
+@checked
 def augmentation_tangents(
     h: Float[Tensor, "rows in_dim"], h_moved: Float[Tensor, "_ *tangents _"], eps: float
 ) -> Float[Tensor, "rows *tangents in_dim"]:
@@ -67,6 +69,7 @@ def augmentation_tangents(
     return (h_moved.double() - (h if h_moved.ndim == 2 else h.unsqueeze(1)).double()) / eps
 
 
+@checked
 def metric_degeneracy(
     head: Map, h: Features, v: Float[Tensor, "_ *tangents _"], *, dtype: torch.dtype = torch.float64
 ) -> Float[Tensor, "rows *tangents"]:
@@ -99,6 +102,7 @@ def metric_degeneracy(
     return ratios.squeeze(1) if single else ratios
 
 
+@checked
 def bottom_overlap(
     head: Map, h: Features, v: Float[Tensor, "_ *tangents _"], *, dim: int | None = None, rtol: float | None = None,
     dtype: torch.dtype = torch.float64,
@@ -139,6 +143,7 @@ def bottom_overlap(
     return Overlap(cosines.square().sum(1) / spans, dims, dims / in_dim, cosines)
 
 
+@checked
 def metric_variation(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> float:
     """Return how much G varies over the rows of `h`, relative to its norm: 0 for a linear head; NaN where G is 0.
 
@@ -164,6 +169,7 @@ def metric_variation(head: Map, h: Features, *, dtype: torch.dtype = torch.float
     return float(total / (len(J) * (len(J) - 1) / 2) / mean_norm)
 
 
+@checked
 def nullity(G: Float[Tensor, "*rows dim dim"], *, rtol: float | None = None) -> Int[Tensor, "*rows"]:
     """Return how many eigenvalues of G, positive semidefinite matrices such as metrics, are 0 up to a tolerance.
 

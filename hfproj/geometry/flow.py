@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
 from hfproj.geometry._head import check_eval, check_loss
 from hfproj.typing import OneOf
@@ -59,6 +60,7 @@ class GradientFlow(NamedTuple):
     rejected: int
 
 
+@checked
 def gradient_flow(
     loss_fn: Callable[..., Tensor], params: Tensors | nn.Module, *, time: float, record: int | Sequence[float] = 1,
     method: OneOf["rk45", "rk4"] = "rk45", rtol: float = 1e-8, atol: float = 1e-10, kink_step: float | None = None,
@@ -108,6 +110,13 @@ def gradient_flow(
     return GradientFlow(field.pack(flow.y), at, values, field.pack(torch.stack(states)), flow.taken, flow.rejected)
 
 
+def _check_layers(W1: Tensor, W2: Tensor, b1: Tensor | None) -> None:
+    if W1.shape[0] != W2.shape[1] or (b1 is not None and len(b1) != len(W1)):
+        got = f"{list(W1.shape)} and {list(W2.shape)}" + ("" if b1 is None else f" with b1 {list(b1.shape)}")
+        raise UsageError(f"Expected W1 [hidden, in_dim], W2 [out_dim, hidden] and b1 [hidden], got {got}.")
+
+
+@checked
 def linear_invariant(
     W1: Float[Tensor, "hidden in_dim"], W2: Float[Tensor, "out_dim hidden"], b1: Float[Tensor, " hidden"] | None = None
 ) -> Float[Tensor, "hidden hidden"]:
@@ -125,10 +134,12 @@ def linear_invariant(
         >>> linear_invariant(W, W).tolist()  # balanced
         [[0.0, 0.0], [0.0, 0.0]]
     """
+    _check_layers(W1, W2, b1)
     invariant = W1 @ W1.mT - W2.mT @ W2
     return invariant if b1 is None else invariant + torch.outer(b1, b1)
 
 
+@checked
 def relu_invariant(
     W1: Float[Tensor, "hidden in_dim"], W2: Float[Tensor, "out_dim hidden"], b1: Float[Tensor, " hidden"] | None = None
 ) -> Float[Tensor, " hidden"]:
@@ -141,6 +152,7 @@ def relu_invariant(
         >>> relu_invariant(torch.tensor([[3.0, 4.0]]), torch.tensor([[5.0]])).tolist()
         [0.0]
     """
+    _check_layers(W1, W2, b1)
     invariant = W1.square().sum(1) - W2.square().sum(0)
     return invariant if b1 is None else invariant + b1.square()
 
@@ -158,7 +170,7 @@ class _Field:
         if isinstance(params, Tensor):
             params = [params]
         tensors = list(params.values() if isinstance(params, Mapping) else params)
-        if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tensors):
+        if not tensors or not all(isinstance(t, Tensor) and t.is_floating_point() and not t.is_meta for t in tensors):
             raise UsageError("Expected floating-point tensors: one, a list, a dict or a module with some; got others.")
         self._shapes = [tensor.shape for tensor in tensors]
         self.start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -166,7 +178,7 @@ class _Field:
     def pack(self, y: Tensor) -> Any:
         """Return the caller's form of a vector, or of one for each time."""
         parts = y.split([shape.numel() for shape in self._shapes], dim=-1)
-        tensors = [part.reshape(*y.shape[:-1], *shape) for part, shape in zip(parts, self._shapes)]
+        tensors = [part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, self._shapes)]
         if self._keys is not None:
             return dict(zip(self._keys, tensors))
         return tensors[0] if self._single else tensors

@@ -27,8 +27,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
-from hfproj.geometry._head import Map, as_input, check_eval, check_loss, check_rowwise, describe, frozen, row_jacobian
+from hfproj.geometry._head import (
+    Map,
+    as_input,
+    check_eval,
+    check_loss,
+    check_rowwise,
+    describe,
+    frozen,
+    row_jacobian,
+    tensors_of,
+)  # fmt: skip
 from hfproj.typing import Features
 
 _NEGATIVE = 1e-10  # of the largest |λ|: round-off shows as negative eigenvalues otherwise, of ReLU heads above all
@@ -82,6 +93,7 @@ class CollapseReport(NamedTuple):
     norm_gradient: Float[Tensor, " rows"]
 
 
+@checked
 def effective_hessian(head: Map, loss_fn: Loss, h: Features) -> EffectiveHessian:
     """Return H_eff and its parts exactly, for heads that are small enough for in_dim² numbers a row.
 
@@ -125,6 +137,7 @@ def effective_hessian(head: Map, loss_fn: Loss, h: Features) -> EffectiveHessian
     return EffectiveHessian(G_L + M, G_L, M, H_L.detach(), rho, J)
 
 
+@checked
 def collapse_report(head: Map, loss_fn: Loss, h: Features) -> CollapseReport:
     """Return the signs and sizes of H_eff and its parts at each row of `h` (one row for a loss of all rows), exactly.
 
@@ -149,6 +162,7 @@ def collapse_report(head: Map, loss_fn: Loss, h: Features) -> CollapseReport:
     return CollapseReport(negative, values[:, 0], values[:, -1], negative_loss, *norms)
 
 
+@checked
 def count_negative(eigenvalues: Float[Tensor, "*rows dim"]) -> Int[Tensor, "*rows"]:
     """Return how many eigenvalues lie below −1e-10 times the largest in magnitude, which is more than rounding.
 
@@ -213,11 +227,12 @@ class HessianOperator(_Operator):
         [2.0, 0.0, 0.0, 0.0]
     """
 
+    @checked
     def __init__(self, closure: Callable[[], Tensor], parameters: nn.Module | Iterable[Tensor]):
         if isinstance(parameters, nn.Module):
             check_eval(parameters)
             parameters = parameters.parameters()
-        self._tensors = [tensor for tensor in parameters if tensor.requires_grad]
+        self._tensors = [tensor for tensor in tensors_of(parameters) if tensor.requires_grad]
         if not self._tensors:
             raise UsageError("Expected parameters that require a gradient, got none: is everything frozen?")
         self.dim = sum(tensor.numel() for tensor in self._tensors)
@@ -270,6 +285,7 @@ class EffectiveHessianOperator(_Operator):
         True
     """
 
+    @checked
     def __init__(self, head: Map, loss_fn: Loss, h: Features, *, dtype: torch.dtype = torch.float64):
         self._h = h = as_input(h, dtype).requires_grad_()
         self.dim = h.numel()

@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
 from hfproj.geometry._head import describe
 from hfproj.typing import OneOf
@@ -80,6 +81,7 @@ class ExtremeEigenvalues(NamedTuple):
     vectors: Float[Tensor, "2 dim"] | None = None
 
 
+@checked
 def extreme_eigenvalues(
     matvec: Matvec, dim: int, *, steps: int | None = None, tol: float = 1e-6,
     method: OneOf["lanczos", "power"] = "lanczos", basis: int | None = None, vectors: bool = False,

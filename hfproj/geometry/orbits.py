@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_type
 from hfproj.functional.rows import unit_rows
-from hfproj.geometry._head import Map, as_input, frozen
+from hfproj.geometry._head import Map, as_input, frozen, tensors_of
 
 Weights: TypeAlias = nn.Module | Iterable[Tensor]
 
@@ -44,6 +45,7 @@ class OrbitMetrics(NamedTuple):
 
 
 @torch.no_grad()
+@checked
 def orbit_metrics(f: Float[Tensor, "*classes objects transforms dim"], *, normalize: bool = True) -> OrbitMetrics:
     """Return the sizes of orbits of h or z: features of each object under each transform, by class.
 
@@ -67,6 +69,7 @@ def orbit_metrics(f: Float[Tensor, "*classes objects transforms dim"], *, normal
     return OrbitMetrics(float(spread), float(d_intra), float(d_inter), float(d_inter / d_intra))
 
 
+@checked
 def compression(
     h: Float[Tensor, "*classes objects transforms in_dim"], z: Float[Tensor, "... out_dim"], *, normalize: bool = True
 ) -> float:
@@ -89,6 +92,7 @@ def compression(
 
 
 @torch.no_grad()
+@checked
 def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: bool = True) -> float:
     """Return the mean ‖r_{t+1} − 2 r_t + r_{t−1}‖ along sweeps r_t of a transform's strength.
 
@@ -110,6 +114,7 @@ def local_curvature(sweep: Float[Tensor, "*sweeps steps dim"], *, normalize: boo
 
 
 @torch.no_grad()
+@checked
 def alignment_gain(h: Float[Tensor, "*classes objects transforms in_dim"], z: Float[Tensor, "... out_dim"]) -> float:
     """Return the mean cosine to the first transform of each orbit, in z minus in h; −2 to 2.
 
@@ -128,6 +133,7 @@ def alignment_gain(h: Float[Tensor, "*classes objects transforms in_dim"], z: Fl
     return float(after - before)
 
 
+@checked
 def head_orbits(
     head: Map, h: Float[Tensor, "*orbits in_dim"], *, normalize_input: bool = False
 ) -> Float[Tensor, "*orbits out_dim"]:
@@ -151,6 +157,7 @@ def head_orbits(
 
 
 @torch.no_grad()
+@checked
 def update_ratio(parameters: Weights, learning_rate: float) -> float:
     """Return η ‖∇w‖ / (‖w‖ + 1e-7) over all parameters that have a gradient: their relative step under plain SGD.
 
@@ -166,7 +173,7 @@ def update_ratio(parameters: Weights, learning_rate: float) -> float:
         >>> round(update_ratio([w], 0.1), 6)
         0.1
     """
-    tensors = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
+    tensors = tensors_of(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
     moved = [(tensor, tensor.grad) for tensor in tensors if tensor.grad is not None]
     if not moved:
         raise UsageError("No parameter has a gradient: call this after backward, before gradients are cleared.")
@@ -174,6 +181,7 @@ def update_ratio(parameters: Weights, learning_rate: float) -> float:
     return learning_rate * gradients / (weights + _UPDATE_EPS)
 
 
+@checked
 def timescale_ratio(
     head: Weights, backbone: Weights, learning_rate: float, *, backbone_learning_rate: float | None = None
 ) -> float:

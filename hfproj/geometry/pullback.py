@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.geometry._chain import Chain, read_chain
 from hfproj.geometry._head import Map, as_input, check_rowwise, frozen, row_jacobian
@@ -40,6 +41,7 @@ class PullbackMetric:
         J: The Jacobians `[rows, out_dim, in_dim]`.
     """
 
+    @checked
     def __init__(self, J: Float[Tensor, "rows out_dim in_dim"]):
         self.J = J
 
@@ -63,6 +65,7 @@ class MetricCondition(NamedTuple):
     nullity: Int[Tensor, " rows"]
 
 
+@checked
 def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "rows out_dim in_dim"]:
     """Return J = ∂z/∂h at each row of `h`, without gradient, in `dtype`.
 
@@ -81,6 +84,7 @@ def jacobian(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> F
     return J[0].contiguous() if len(J) == 1 else torch.cat(J)
 
 
+@checked
 def pullback_metric(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> PullbackMetric:
     """Return J and, when asked for, G = JᵀJ at each row of `h`, without gradient, in `dtype`.
 
@@ -97,6 +101,7 @@ def pullback_metric(head: Map, h: Features, *, dtype: torch.dtype = torch.float6
     return PullbackMetric(jacobian(head, h, dtype=dtype))
 
 
+@checked
 def metric_spectrum(head: Map, h: Features, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "rows eigenvalues"]:
     """Return the min(out_dim, in_dim) largest eigenvalues of G at each row of `h`, in float64, sorted descending.
 
@@ -116,6 +121,7 @@ def metric_spectrum(head: Map, h: Features, *, dtype: torch.dtype = torch.float6
     return torch.cat([_spectrum(J) for J in jacobian_blocks(head, h, dtype=dtype)])
 
 
+@checked
 def metric_condition_number(
     head: Map, h: Features, *, rtol: float | None = None, dtype: torch.dtype = torch.float64
 ) -> MetricCondition:
@@ -137,6 +143,7 @@ def metric_condition_number(
     return _joined([_condition(J, J.shape[1:], rtol, dtype) for J in jacobian_blocks(head, h, dtype=dtype)])
 
 
+@checked
 def layerwise_condition_number(
     head: nn.Module, h: Features, *, rtol: float | None = None, dtype: torch.dtype = torch.float64
 ) -> dict[str, MetricCondition]:

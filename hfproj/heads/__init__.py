@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from hfproj.checking import checked
 from hfproj.heads.presets import PRESETS
 from hfproj.registry import Registry
 
@@ -59,6 +60,7 @@ def create_head(name: str, *, in_dim: int, **options: Any) -> nn.Module:
     return HEADS.create(name, in_dim=in_dim, **options)
 
 
+@checked
 def list_heads() -> dict[str, str]:
     """Return every head's name with the line that describes it.
 
@@ -69,6 +71,7 @@ def list_heads() -> dict[str, str]:
     return HEADS.list()
 
 
+@checked
 def register_head(name: str, cls: type[nn.Module], line: str = "") -> None:
     """Add a head class of your own; an adapter saved with it needs the same call before it is loaded.
 

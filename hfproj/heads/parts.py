@@ -60,8 +60,10 @@ def check_kept_width(who: str, in_dim: object, out_dim: object) -> int:
 def check_input(head: nn.Module, h: Tensor, width: int) -> None:
     """Raise `UsageError` if `h` is neither ``[batch, width]`` nor ``[views, batch, width]``."""
     check_type("h", h, Tensor, "make a tensor of it: torch.tensor(…)")
+    if h.is_meta and not any(p.is_meta for p in head.parameters()) and any(True for _ in head.parameters()):
+        raise UsageError("Expected h with data, got a tensor of the device 'meta'; make it on the head's device.")
     if h.ndim not in (2, 3) or h.shape[-1] != width:
         wanted = f"h of shape [batch, {width}] or [views, batch, {width}] for {type(head).__name__}"
-        hint = f"make it with in_dim={h.shape[-1]}, or give it features of width {width}"
+        hint = f"make it with in_dim={h.shape[-1] if h.ndim else width}, or give it features of width {width}"
         hint = hint if h.ndim in (2, 3) else "pool tokens or feature maps to one vector per image first"
         raise UsageError(f"Expected {wanted}, got {list(h.shape)}; {hint}.")

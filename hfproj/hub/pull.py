@@ -19,15 +19,19 @@ from peft.utils import WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import nn
 
+from hfproj import limits
 from hfproj.backbones import load_backbone, main_input_of
+from hfproj.backbones.allowance import allowance
 from hfproj.backbones.preprocessing import OF_ADAPTER, has_preprocessing, settings_of
+from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, HfprojError, UsageError, check_choice, one_line
 from hfproj.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EMA, OBJECTIVE, PREPROCESSING, RESULTS
-from hfproj.hub import untrusted, validation
+from hfproj.hub import sizes, validation
 from hfproj.hub.sources import Folder, Remote, adapters_in, open_source
-from hfproj.hub.untrusted import check_finite, check_size, is_folder_name, read_header, read_json, short
+from hfproj.hub.untrusted import check_finite, is_folder_name, read_header
 from hfproj.hub.validation import HEAD_KEYS, check_tensors, read_config
 from hfproj.results import Results
+from hfproj.strict_json import check_size, read_json, short
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, HeadModules
 from hfproj.tuner.soundness import check_head
@@ -37,6 +41,7 @@ HEADER_FIRST = 1 << 26  # bytes from which on a file's header is read before the
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
+@checked
 def from_pretrained(
     repo: str | Path, *, adapter: str = "default", backbone: nn.Module | None = None, adapter_name: str | None = None,
     is_trainable: bool = False, revision: str | None = None, token: str | bool | None = None,
@@ -82,7 +87,7 @@ def from_pretrained(
     saved.config.backbone_check = backbone_check
     if backbone is None:
         backbone = _load_backbone(saved)
-    validation.check_rank(saved.config, backbone, saved.where)
+    sizes.check_rank(saved.config, backbone, saved.where)
     preprocessing = _preprocessing(backbone, saved)
     name = adapter_name or adapter.replace(".", "_")  # modules can't be named with a dot
     if name != adapter and is_folder_name(name) and saved.source.size(f"{name}/{ADAPTER_CONFIG}") is not None:
@@ -94,6 +99,7 @@ def from_pretrained(
     return model
 
 
+@checked
 def load_head(
     repo: str | Path, *, adapter: str = "default", revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -120,6 +126,7 @@ def load_head(
     return modules.head.eval()
 
 
+@checked
 def list_adapters(
     repo: str | Path, *, revision: str | None = None, token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -164,6 +171,11 @@ class SavedAdapter:
     prefix: str  # of its files there: empty, or the name of its folder and a slash
 
     @property
+    def bytes(self) -> int:
+        """Size of its file of tensors."""
+        return (self.folder / ADAPTER_WEIGHTS).stat().st_size
+
+    @property
     def local(self) -> bool:
         """Whether it lies in a folder that the user named."""
         return isinstance(self.source, Folder) and not self.source.cached
@@ -180,7 +192,7 @@ class SavedAdapter:
             file, size = name, self.source.size(name)
         if size is None:
             return None
-        largest = untrusted.LARGEST_JSON if name == RESULTS else untrusted.LARGEST_CONFIG
+        largest = limits.RESULTS_BYTES if name == RESULTS else limits.CONFIG_BYTES
         if name in (RESULTS, PREPROCESSING):
             check_size(name, size, self.where, largest=largest)
         elif isinstance(self.source, Remote) and size >= HEADER_FIRST:
@@ -225,8 +237,10 @@ def open_adapter(
     if size is None:
         raise AdapterFileError(_no_weights(source, where, folder))
     expected = validation.head_tensors(config, where)
+    if sizes.is_large(config.objective):
+        sizes.check_objective(config, where, backing=source.size(prefix + OBJECTIVE) or 0)
     if isinstance(source, Remote):
-        low, high = validation.plausible_size(expected, config)
+        low, high = sizes.plausible_size(expected, config)
         if size < low or (high is not None and size > high):
             limits = f"at least {low:,}" if size < low else f"at most {high:,}"
             what = f"it has {size:,} bytes, {ADAPTER_CONFIG} asks for {limits}; download or save it again"
@@ -278,6 +292,7 @@ def _absent(source: Folder | Remote, where: str, file: str) -> str:
 def _load_backbone(saved: SavedAdapter) -> nn.Module:
     source = validation.backbone_source(saved.config, saved.where, local=saved.local)
     try:
+        sizes.check_backbone_size(source, saved.where, backing=saved.bytes)
         return load_backbone(**source)
     except HfprojError:
         raise
@@ -296,9 +311,12 @@ def _attach(
     options["key_mapping"] = getattr(backbone, "_checkpoint_conversion_mapping", {})
     if {"cpu", "disk"} & set((getattr(backbone, "hf_device_map", None) or {}).values()):
         return PeftModel.from_pretrained(backbone, folder, config=config, **options)  # it knows about offloaded parts
+    what, hint = f"{saved.where}: what its config puts on {type(backbone).__name__}", "it is not what its file holds"
+    largest = limits.UNBACKED_BYTES + limits.COPIES * saved.bytes
     trainability = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
     try:
-        model = PeftModel(backbone, config, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
+        with allowance(largest, what, hint):
+            model = PeftModel(backbone, config, adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
         try:
             model.load_adapter(folder, **options)
         except BaseException:

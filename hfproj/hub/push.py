@@ -20,10 +20,12 @@ from torch import nn
 
 import hfproj
 from hfproj import filenames
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, HubError, UsageError
 from hfproj.hub.failures import FAILURES, explain, retry
 from hfproj.hub.sources import is_repo_id
 from hfproj.hub.staging import ROOT, SavesItself, Staged, check_outgoing, folder_of, stage
+from hfproj.redaction import remember
 from hfproj.results import Results
 
 # What an earlier push may have left beside an adapter, and what would be wrong beside the new one.
@@ -33,6 +35,7 @@ _STALE = (
 )  # fmt: skip
 
 
+@checked
 def push_to_hub(
     model: nn.Module, repo_id: str, *, results: Results | None = None, adapters: Sequence[str] | None = None,
     objective: nn.Module | None = None, ema: SavesItself | None = None, commit_message: str | None = None,
@@ -94,6 +97,7 @@ class Target:
             raise UsageError(f"revision={self.revision!r} is a commit, and pushes go to branches; name one.")
         if self.create_pr and self.revision not in (None, "main"):
             raise UsageError(f"create_pr=True opens a pull request against main; drop revision={self.revision!r}.")
+        remember(self.token)
         self.token = usable_token(self.token)
 
 

@@ -20,11 +20,14 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from hfproj import limits
 from hfproj.errors import AdapterFileError, HubError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.files import write_atomic
 from hfproj.hub.failures import FAILURES, explain, is_transient, origin, retry
-from hfproj.hub.untrusted import LARGEST_HEADER, TensorInfo, is_folder_name, regular_file, short
+from hfproj.hub.untrusted import TensorInfo, is_folder_name, regular_file, same_folder, shape_of
+from hfproj.redaction import remember
+from hfproj.strict_json import short
 
 TRIES = 3  # of a request that fails; then the cache serves, where it can
 MOST_ENTRIES = 1000  # of a folder that is listed
@@ -63,7 +66,8 @@ class Remote:
     """A commit of a repository on the Hub; arguments and errors are those of `hfproj.load_head`."""
 
     def __init__(self, repo_id: str, *, revision: str | None, token: str | bool | None, cache_dir: str | Path | None):
-        self.repo_id, self.revision, self.token = repo_id, _checked(revision), token
+        self.repo_id, self.where, self.revision, self.token = repo_id, repo_id, _checked(revision), token
+        remember(token)
         self.folder = _cache_folder(repo_id, cache_dir)
         self._api, wait = HfApi(), constants.HF_HUB_DOWNLOAD_TIMEOUT
         info = self._ask(
@@ -107,12 +111,19 @@ class Remote:
         wait: dict[str, Any] = {"timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT} if known else {}
         try:
             found = self._ask(lambda: read(self.repo_id, file, **wait, **self._at), file)
-            tensors = {name: TensorInfo(info.dtype, tuple(info.shape)) for name, info in found.tensors.items()}
+            tensors = {name: TensorInfo(info.dtype, shape_of(info.shape)) for name, info in found.tensors.items()}
             least = sum(info.bytes for info in tensors.values())
-        except (errors.SafetensorsParsingError, AttributeError, LookupError, TypeError) as error:
+        except (
+            errors.SafetensorsParsingError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             what = f"{self.repo_id}: {file} does not begin with the header of a safetensors file"
             raise AdapterFileError(f"{what} ({one_line(error)}).") from error
-        if not least <= size <= least + LARGEST_HEADER:
+        if not least <= size <= least + limits.HEADER_BYTES:
             what = f"{self.repo_id}: {file} has {size:,} bytes, but its header lists tensors of {least:,}"
             raise AdapterFileError(f"{what}; it is damaged or made to mislead.")
         return tensors
@@ -196,8 +207,14 @@ def adapters_in(source: Folder | Remote) -> list[str]:
         except AdapterFileError:
             return True
 
-    found = [n for n in source.listing()[1][:MOST_FOLDERS] if n != "default" and has_config(f"{n}/")]
-    return ["default"] * has_config("") + found
+    found: dict[str, str] = {"default": "default"} if has_config("") else {}
+    for name in source.listing()[1][:MOST_FOLDERS]:
+        if name != "default" and has_config(f"{name}/"):
+            first = found.setdefault(same_folder(name), name)
+            if first != name:
+                what = f"adapter {name!r} of {source.where}, one folder with {first!r} where case does not count"
+                warnings.warn(f"Left out: {what}.", stacklevel=3)
+    return list(found.values())
 
 
 def is_repo_id(name: str) -> bool:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,8 +22,10 @@ from hfproj import filenames
 from hfproj.backbones.loading import EMBEDDED
 from hfproj.backbones.preprocessing import ImagePreprocessing, preprocessor_config
 from hfproj.errors import UsageError, unknown
-from hfproj.files import TOKEN, portable, write_json
+from hfproj.files import portable, write_json
+from hfproj.hub.untrusted import is_folder_name, same_folder
 from hfproj.objectives.buffers import START, Position, save_buffers
+from hfproj.redaction import known_secrets, redacted, secrets_in
 from hfproj.reporting.card import render_card, write_card, write_eval_results
 from hfproj.results import Results
 from hfproj.tuner.description import describe_adapter, known_base, known_preprocessing, starts_random
@@ -37,7 +39,6 @@ _FILES = {
     filenames.ADAPTER_CONFIG, filenames.ADAPTER_WEIGHTS, filenames.CARD, filenames.RESULTS, filenames.PREPROCESSING,
     filenames.OBJECTIVE, filenames.EMA,
 }  # fmt: skip
-_SECRET = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_?KEY)$")
 # Prose may hold a slash before a word; a path of a machine begins in one of these.
 _PATH = re.compile(
     r"(?<![\w.~/\\:-])(?:~[\w.-]*[/\\]|(?:/(?:home|Users|root|tmp|var|mnt|media|scratch|data|opt|srv|usr|work|workspace|"
@@ -87,9 +88,13 @@ def check_pushable(model: Any, adapters: Sequence[str] | None = None) -> list[st
     for name in names:
         if name not in model.peft_config:
             raise unknown("adapter", name, model.peft_config)
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or not is_folder_name(name):
             raise UsageError(f"Adapter {name!r} would lie in a folder of that name; use letters, digits, '-' and '_'.")
         hub_base(model.peft_config[name], name)
+    folders: dict[str, str] = {}
+    for name in names:
+        if (first := folders.setdefault(same_folder(name), name)) != name:
+            raise UsageError(f"Adapters {first!r} and {name!r} are one folder where case does not count; rename one.")
     if not names:
         raise UsageError("adapters=[] leaves nothing to push; name adapters, or leave it out to push all.")
     return names
@@ -137,7 +142,7 @@ def stage(
         save_buffers(objective, place, before=before)
     if ema is not None:
         ema.save(place)
-    shown = without_tokens(_with_digest(results or unmeasured or described(model, subject), model, subject))
+    shown = redacted(_with_digest(results or unmeasured or described(model, subject), model, subject))
     for name in names:
         own, keep = (
             (shown, results is not None)
@@ -236,25 +241,6 @@ def described(model: PeftModel, adapter: str) -> Results:
     return Results(config=describe_adapter(model, adapter))
 
 
-def without_tokens(results: Results) -> Results:
-    """Return `results` with ``$HF_TOKEN`` in place of each token of the Hub; as a command it still runs.
-
-    Example:
-        >>> without_tokens(Results(command="python train.py --hub_token hf_" + 34 * "a")).command
-        'python train.py --hub_token $HF_TOKEN'
-    """
-    told = ("config", "command", "log", "notes", "geometry")
-    return dataclasses.replace(results, **{name: _replaced(getattr(results, name)) for name in told})
-
-
-def _replaced(value: Any) -> Any:
-    if isinstance(value, str):
-        return TOKEN.sub("$HF_TOKEN", value)
-    if isinstance(value, dict):
-        return {_replaced(k): _replaced(v) for k, v in value.items()}
-    return [_replaced(v) for v in value] if isinstance(value, list | tuple) else value
-
-
 def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: str, texts: dict[str, str]) -> None:
     """Refuse to send a folder in which there is anything but an adapter's files, or anything private.
 
@@ -262,10 +248,12 @@ def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: 
     occur. `texts` is what is sent beside the files, by name, such as the commit's message, which may name people. The
     `UsageError` says in which file what was found, and what to change.
     """
-    folders, secrets = set(adapters) - {"default"}, _secrets(token)
-    typed = [*secrets, (_PATH, "a path of this machine")]
+    folders, places = set(adapters) - {"default"}, _places()
+    typed = [*places, (_PATH, "a path of this machine")]
     everything = [*typed, *_accounts(owner)]
+    secrets = {**known_secrets(), token: "the access token"}
     for name, text in texts.items():
+        _check_secrets(name, text, secrets)
         _check(name, text, typed)
     for path in sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()):
         name = path.relative_to(folder).as_posix()
@@ -273,9 +261,12 @@ def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: 
             known = f"{', '.join(sorted(_FILES))} and pictures as .png"
             raise UsageError(f"{name} is no file of an adapter, and is not sent; take it out: an adapter has {known}.")
         if path.suffix == ".png":
-            _check(name, path.read_bytes().decode("latin-1"), secrets)
+            picture = path.read_bytes().decode("latin-1")
+            _check_secrets(name, picture, secrets, written=False)
+            _check(name, picture, places)
             continue
         text = header(path) if path.suffix == ".safetensors" else path.read_text(encoding="utf-8")
+        _check_secrets(name, text, secrets)
         _check(name, text, everything)
         if path.suffix in (".safetensors", ".json"):
             _check_paths(name, json.loads(text))
@@ -296,18 +287,14 @@ def _allowed(name: str, folders: set[str]) -> bool:
     return len(parts) == 1 and (parts[0] in _FILES or bool(re.fullmatch(r"[\w-]+\.png", parts[0])))
 
 
-def _secrets(token: str) -> list[Pattern]:
-    """Return tokens, passwords of the environment, and the folders in use whatever they are called."""
-    values = {value: f"the value of ${name}" for name, value in os.environ.items() if _SECRET.search(name.upper())}
-    found = {value: words for value, words in values.items() if len(value) >= 12} | {token: "the access token"}
+def _places() -> list[Pattern]:
+    """Return the folders in use, whatever they are called."""
     places = {str(Path.home()): "home folder", str(Path.cwd()): "working folder"}
     places |= {tempfile.gettempdir(): "folder of temporary files"}
-    patterns = {re.escape(value): words for value, words in found.items()}
-    patterns |= {
-        rf"(?<![\w.~/\\:-]){re.escape(place)}(?![\w-])": f"the {words} of this machine"
+    return [
+        (re.compile(rf"(?<![\w.~/\\:-]){re.escape(place)}(?![\w-])"), f"the {words} of this machine")
         for place, words in places.items() if len(place) > 1
-    }  # fmt: skip
-    return [*((re.compile(pattern), words) for pattern, words in patterns.items()), (TOKEN, "an access token")]
+    ]  # fmt: skip
 
 
 def _accounts(owner: str) -> list[Pattern]:
@@ -319,6 +306,12 @@ def _accounts(owner: str) -> list[Pattern]:
     # `name/repository` is an id of the Hub, which anybody may see; `../name/folder` is a path
     patterns = [re.compile(rf"(?<![\w-]){name}(?![\w-])(?!(?<![/\\]{name})/\w)") for name in told]
     return [(pattern, "the name of this machine's user") for pattern in patterns]
+
+
+def _check_secrets(name: str, text: str, known: Mapping[str, str], *, written: bool = True) -> None:
+    """Refuse text with a secret; of what nobody has `written`, such as a picture, its form says nothing."""
+    if found := next(secrets_in(text, known, by_form=written), None):
+        raise _found(name, found)
 
 
 def _check(name: str, text: str, patterns: Iterable[Pattern]) -> None:

@@ -12,30 +12,24 @@ References:
     assessment", 2023, whose findings (polyglot files, gaps) the official parser has closed since.
 """
 
-import json
 import math
 import os
 import re
 import stat
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hfproj import limits
 from hfproj.errors import AdapterFileError, one_line
+from hfproj.strict_json import parse_json, short
 from hfproj.tuner.soundness import problem_of
 
-LARGEST_CONFIG = 1 << 20  # bytes; a real adapter_config.json has a few thousand
-LARGEST_JSON = 1 << 26  # of results.json, which holds outcomes row by row
-LARGEST_HEADER = 1 << 23  # of a safetensors file; a full ViT-L has 40 thousand bytes
-MOST_TENSORS = 50_000
-DEEPEST_JSON = 32
-LONGEST_INTEGER = 18  # digits, so that it fits 64 bits
 LONGEST_PATTERN = 1 << 17
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what JSON can say and a file's or module's name can't be
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -52,23 +46,42 @@ class TensorInfo:
         return math.prod(self.shape) * _BYTES[self.dtype]
 
 
-def short(value: Any, length: int = 60) -> str:
-    """Return the `repr` of a value from a file, cut to `length` characters, for a message of one line.
+_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    "conin$",
+    "conout$",
+    *(f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³"),
+}
 
-    Example:
-        >>> short("a" * 100, 10)
-        "'aaaaaaaa…"
-    """
-    text = repr(value[:1000] if isinstance(value, str) else value)
-    return text if len(text) <= length else text[: length - 1] + "…"
+
+def shape_of(value: object) -> tuple[int, ...]:
+    """Return a shape that a header gives as a list; anything else, or one of no tensor, is a `ValueError`."""
+    sizes = isinstance(value, list | tuple) and len(value) <= limits.DIMENSIONS and all(type(n) is int for n in value)
+    if not isinstance(value, list | tuple) or not sizes or any(not 0 <= n < 1 << 48 for n in value):
+        raise ValueError(f"{short(value)} is no shape")
+    return tuple(value)
 
 
 def is_folder_name(name: object) -> bool:
-    """Return whether `name` can be the name of one folder on every system, and leads nowhere else."""
+    """Return whether `name` can be the name of one folder on every system, and leads nowhere else.
+
+    Example:
+        >>> is_folder_name("student"), is_folder_name("../student"), is_folder_name("aux.1")
+        (True, False, False)
+    """
     return (
         isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable() and not name.startswith(".")
         and not name.endswith((".", " ")) and not set(name) & set('/\\:*?"<>|')
+        and name.partition(".")[0].rstrip(" ").lower() not in _DEVICES
     )  # fmt: skip
+
+
+def same_folder(name: str) -> str:
+    """Return what two names share that are one folder where case and the form of accents don't count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def regular_file(path: Path, root: Path, where: str) -> Path:
@@ -94,72 +107,6 @@ def _links_to_blob(path: Path) -> bool:
     return Path(os.path.normpath(path.parent / os.readlink(path))).parent == snapshots.parent / "blobs"
 
 
-def check_size(name: str, size: int, where: str, *, largest: int = LARGEST_CONFIG) -> None:
-    """Refuse a file of more than `largest` bytes before it is read, by an `AdapterFileError`."""
-    if size > largest:
-        what = f"{where}: {name} has {size:,} bytes, more than the {largest:,} that such a file may have"
-        raise AdapterFileError(f"{what}; it is not the {name} of an adapter.")
-
-
-def read_json(path: Path, where: str, *, largest: int = LARGEST_CONFIG) -> dict[str, Any]:
-    """Return the object in a JSON file: strict UTF-8 JSON, no name twice, no NaN, no number beyond 64 bits.
-
-    Raises:
-        AdapterFileError: If the file is too large, holds anything else, or is nested too deep.
-    """
-    check_size(path.name, path.stat().st_size, where, largest=largest)
-    try:
-        return parse_json(path.read_bytes())
-    except ValueError as error:
-        reason = f"is not JSON as expected ({one_line(error)})"
-        raise AdapterFileError(f"{where}: {path.name} {reason}; download or save it again.") from error
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """Return the object that `data` holds, under the rules of `read_json`.
-
-    Raises:
-        ValueError: If it holds something else, or is nested too deep.
-
-    Example:
-        >>> parse_json(b'{"out_dim": 128}')
-        {'out_dim': 128}
-    """
-    number, text = _number, data.decode("utf-8")
-    try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=number, parse_int=number, parse_float=number)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"expected an object, got {type(found).__name__}")
-    level: list[Any] = [found]
-    for _ in range(DEEPEST_JSON):
-        parts = [p for value in level for p in (value.values() if isinstance(value, dict) else value)]
-        if any(isinstance(p, str) and _NO_TEXT.search(p) for p in parts):
-            raise ValueError("a text in it is no valid Unicode")
-        level = [p for p in parts if isinstance(p, dict | list)]
-        if not level:
-            return found
-    raise ValueError(f"it is nested deeper than {DEEPEST_JSON}")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {short(next(n for n in names if names.count(n) > 1))} comes twice")
-    if any(map(_NO_TEXT.search, found)):
-        raise ValueError("a name in it is no valid Unicode")
-    return found
-
-
-def _number(text: str) -> int | float:
-    value, whole = float(text), text.lstrip("-").isdigit()
-    if not math.isfinite(value) or (whole and len(text.lstrip("-")) > LONGEST_INTEGER):
-        raise ValueError(f"{short(text)[1:-1]} is no number of JSON, or too large")
-    return int(text) if whole else value
-
-
 def read_header(path: Path, where: str) -> dict[str, TensorInfo]:
     """Return what a safetensors file holds, name → dtype and shape, without reading a tensor.
 
@@ -169,8 +116,8 @@ def read_header(path: Path, where: str) -> dict[str, TensorInfo]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > LARGEST_HEADER:
-                raise ValueError(f"its header is said to have {length:,} bytes, more than {LARGEST_HEADER:,}")
+            if length > limits.HEADER_BYTES:
+                raise ValueError(f"its header is said to have {length:,} bytes, more than {limits.HEADER_BYTES:,}")
             text = file.read(length)
         if not text.startswith(b"{"):
             raise ValueError("it does not begin with a header")
@@ -178,13 +125,14 @@ def read_header(path: Path, where: str) -> dict[str, TensorInfo]:
         with safe_open(path, framework="pt"):  # checks shapes, ranges of bytes and metadata
             pass
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        if len(tensors) > MOST_TENSORS:
-            raise ValueError(f"it lists {len(tensors):,} tensors, more than {MOST_TENSORS:,}")
+        if len(tensors) > limits.TENSORS:
+            raise ValueError(f"it lists {len(tensors):,} tensors, more than {limits.TENSORS:,}")
         for name, entry in tensors.items():
             if set(entry) != {"dtype", "shape", "data_offsets"}:
                 raise ValueError(f"the entry of {short(name)} is no tensor")
             if entry["dtype"] not in _BYTES:
                 raise ValueError(f"{short(name)} has dtype {entry['dtype']}, not one of {', '.join(_BYTES)}")
+            shape_of(entry["shape"])
     except (ValueError, SafetensorError) as error:
         raise _damaged(path, where, error) from error
     return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}

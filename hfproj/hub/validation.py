@@ -9,7 +9,6 @@ configuration that asks for billions of numbers costs nothing before the file is
 """
 
 import dataclasses
-import math
 import os
 import re
 import sys
@@ -21,8 +20,8 @@ from typing import Any, cast
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
-from torch import nn
 
+from hfproj import limits
 from hfproj.backbones import EMBEDDED, POOLINGS
 from hfproj.backbones.fingerprint import is_fingerprint
 from hfproj.errors import AdapterFileError, UsageError, one_line
@@ -30,16 +29,13 @@ from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.heads import HEADS
 from hfproj.hub.quantization import is_quantization
 from hfproj.hub.sources import is_repo_id
-from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost, read_json, short
-from hfproj.tuner.config import WIDEST, ProjectionHeadConfig, entries, plain
+from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost
+from hfproj.strict_json import read_json, short
+from hfproj.tuner.config import ProjectionHeadConfig, entries, plain
 from hfproj.tuner.layer import CHILD, HeadModules
-from hfproj.tuner.soundness import LARGEST_NUMBER
 
 HEAD_KEYS = f"base_model.model.{CHILD}.projection_head_modules."
 BACKBONE_KEYS = f"base_model.model.{CHILD}.backbone."
-LARGEST_RANK = 1 << 16
-SMALL_RANK = 256  # that even a tiny backbone may be given
-MOST_STEPS = 300_000  # for matching one module's name
 _CODE = (
     "auto_map", "trust_remote_code", "code_revision", "remote_code", "custom_modules", "custom_objects",
     "custom_pipelines", "import_allowlist", "allow_all_kernels", "_target_", "__class__", "__reduce__", "py/object",
@@ -97,7 +93,7 @@ def _whole(low: int, high: int) -> Check:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limits.NUMBER
 
 
 def _is_name(value: Any) -> bool:
@@ -127,8 +123,8 @@ def _or_none(expected: str, holds: Check) -> tuple[str, Check]:
     return f"null or {expected}", lambda value: value is None or holds(value)
 
 
-_is_bool, _is_object, _is_count = _kind(bool), _kind(dict), _whole(2, WIDEST)
-_WIDTH = _or_none(f"a whole number from 1 to {WIDEST:,}", _whole(1, WIDEST))
+_is_bool, _is_object, _is_count = _kind(bool), _kind(dict), _whole(2, limits.WIDTH)
+_WIDTH = _or_none(f"a whole number from 1 to {limits.WIDTH:,}", _whole(1, limits.WIDTH))
 _BOOL = ("true or false", _is_bool)
 _OBJECT_OR_NONE = _or_none("a JSON object", _is_object)
 _TEXT_OR_NONE = _or_none("a short text", lambda value: isinstance(value, str) and len(value) <= 1000)
@@ -214,8 +210,8 @@ def _inner_problem(name: str, value: Any, default: Any) -> str | None:
         return None if re.fullmatch(r"\w{0,40}", value) else "the name of a choice"
     seed = isinstance(value, int) and _SEED.fullmatch(name)
     if seed or (_is_number(value) and (_is_number(default) or default is None)):
-        bounded = _ANY_NUMBER.fullmatch(name) or isinstance(value, float) or abs(value) <= LARGEST_RANK
-        return None if bounded else f"a number of at most {LARGEST_RANK:,}"
+        bounded = _ANY_NUMBER.fullmatch(name) or isinstance(value, float) or abs(value) <= limits.RANK
+        return None if bounded else f"a number of at most {limits.RANK:,}"
     if value is None and (default is None or name in ("r", "alpha")):
         return None
     return f"{short(default)}, its default: nothing else is taken from a file"
@@ -223,28 +219,21 @@ def _inner_problem(name: str, value: Any, default: Any) -> str | None:
 
 def _are_module_names(value: Any) -> bool:
     if value is None or isinstance(value, str):
-        return value is None or pattern_cost(value) <= MOST_STEPS
+        return value is None or pattern_cost(value) <= limits.PATTERN_STEPS
     names = isinstance(value, list) and len(value) <= 20_000 and all(map(_is_name, value))
-    return names and sum(map(pattern_cost, value)) <= MOST_STEPS
+    return names and sum(map(pattern_cost, value)) <= limits.PATTERN_STEPS
 
 
 def _is_pattern_table(value: Any) -> bool:
     if value is None:
         return True
-    if not isinstance(value, dict) or len(value) > 2000 or sum(map(pattern_cost, value)) > MOST_STEPS / 60:
+    if (
+        not isinstance(value, dict)
+        or len(value) > limits.PATTERNS
+        or sum(map(pattern_cost, value)) > limits.PATTERN_STEPS / 60
+    ):
         return False
-    return all(_is_number(n) if isinstance(n, float) else _whole(0, LARGEST_RANK)(n) for n in value.values())
-
-
-def check_rank(config: ProjectionHeadConfig, backbone: nn.Module, where: str) -> None:
-    """Refuse, by an `AdapterFileError`, a rank beyond every width of the backbone before its tensors are made."""
-    inner = config.backbone_options
-    widest = max((n for p in backbone.parameters() for n in p.shape), default=0)
-    ranks = [inner.get("r"), *(inner.get("rank_pattern") or {}).values()]
-    largest = max((r for r in ranks if isinstance(r, int | float)), default=0)
-    if largest > max(widest, SMALL_RANK):
-        other = f"no layer of {type(backbone).__name__} is wider than {widest}; the adapter belongs to another backbone"
-        raise AdapterFileError(f"{where}: its {inner['peft_type']} has rank {largest}, but {other}.")
+    return all(_is_number(n) if isinstance(n, float) else _whole(0, limits.RANK)(n) for n in value.values())
 
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
@@ -258,14 +247,15 @@ def _is_image_size(value: Any) -> bool:
 
 _KWARGS: dict[str, Check] = {
     **dict.fromkeys(("add_pooling_layer", "dynamic_img_size", "pretrained", "class_token", "no_embed_class"), _is_bool),
-    **dict.fromkeys(("img_size", "patch_size"), _is_image_size),
-    "num_classes": _whole(0, WIDEST),
+    "img_size": _is_image_size,
+    "patch_size": lambda value: _is_image_size(value) and max(value if isinstance(value, list) else [value]) <= 512,
+    "num_classes": _whole(0, limits.WIDTH),
     "embed_dim": _whole(1, 2048),
     "depth": _whole(1, 64),
     "num_heads": _whole(1, 256),
     "mlp_ratio": lambda value: _is_number(value) and 0 < value <= 8,
     "reg_tokens": _whole(0, 256),
-    "in_chans": _is_size,
+    "in_chans": _whole(1, 1024),
     "global_pool": lambda value: isinstance(value, str) and re.fullmatch(r"\w{0,20}", value) is not None,
     "num_hidden_layers": _whole(0, 1000),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _whole(1, 1024)),
@@ -369,10 +359,3 @@ def _may_have(config: ProjectionHeadConfig, name: str) -> bool:
     if name.startswith(BACKBONE_KEYS):
         return config.trains_backbone
     return config.backbone_adapter is not None and name.startswith("base_model.model.")
-
-
-def plausible_size(expected: dict[str, TensorInfo], config: ProjectionHeadConfig) -> tuple[int, int | None]:
-    """Return the fewest and the most bytes of a file with the tensors of `head_tensors`; None where that is open."""
-    numbers = sum(math.prod(info.shape) for info in expected.values())
-    beside = config.trains_backbone or config.backbone_adapter is not None
-    return 2 * numbers, None if beside else 8 * numbers + (1 << 20)

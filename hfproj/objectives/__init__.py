@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from hfproj.checking import checked
 from hfproj.objectives.base import KEYWORDS
 from hfproj.registry import Registry
 
@@ -60,6 +61,7 @@ def create_objective(name: str, **options: Any) -> nn.Module:
     return OBJECTIVES.create(name, **options)
 
 
+@checked
 def list_objectives() -> dict[str, str]:
     """Return every objective's name with the line that describes it.
 
@@ -70,6 +72,7 @@ def list_objectives() -> dict[str, str]:
     return OBJECTIVES.list()
 
 
+@checked
 def register_objective(name: str, cls: type[nn.Module], line: str = "") -> None:
     """Add an objective class of your own; a checkpoint trained with it needs the same call before it is loaded.
 

@@ -36,6 +36,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import check_images
 from hfproj.functional.rows import gather_views
@@ -73,6 +74,7 @@ class Step:
     generator: torch.Generator
 
     @classmethod
+    @checked
     def at(cls, seed: int, global_step: int, epoch: float, device: torch.device | str = "cpu") -> "Step":
         """Make a step whose generator depends on (`seed`, `global_step`) and on nothing else.
 

@@ -49,7 +49,7 @@ def cluster_entropy(
     log_p = log_probabilities(scores, temperature)
     chosen = assignments.clamp_min(0).expand(len(scores), -1).unsqueeze(-1)
     entropy = -log_p.gather(-1, chosen).squeeze(-1).mean(0)
-    return torch.where(assignments == UNASSIGNED, 0, entropy)
+    return torch.where(assignments == UNASSIGNED, 0 * entropy, entropy)  # NaN stays NaN
 
 
 class DeepClusterV2(Objective):
@@ -179,5 +179,6 @@ class DeepClusterV2(Objective):
         # Samplers fill up shards with images seen before; which of two writes to one place wins is not defined.
         images, place = index.unique(return_inverse=True)
         last = torch.zeros_like(images).scatter_reduce_(0, place, torch.arange(len(index), device=u.device), "amax")
-        self.bank[:, images] = rows[:, last].to(self.bank.dtype)
-        self.filled[images] = True
+        finite = rows.isfinite().all()
+        self.bank[:, images] = torch.where(finite, rows[:, last].to(self.bank.dtype), self.bank[:, images])
+        self.filled[images] |= finite

@@ -153,5 +153,6 @@ class DINO(Objective):
         if self.training:
             with torch.no_grad():
                 total = distributed.all_reduce_sum(target[:2].sum((0, 1), dtype=self.center.dtype))
-                self.center.lerp_(total / (2 * len(rows)), 1 - self.center_momentum)
+                mean = total / (2 * len(rows))
+                self.center.lerp_(torch.where(mean.isfinite().all(), mean, self.center), 1 - self.center_momentum)
         return ObjectiveOutput(loss, {"teacher_entropy": entropy.detach(), "kl": (loss - entropy).detach()})

@@ -57,10 +57,12 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Features) -> None:
-        """Replace the oldest rows; `rows` must be the same on all processes (gathered)."""
+        """Replace the oldest rows, if these are finite; `rows` must be the same on all processes (gathered)."""
         size = len(self.rows)
         rows = rows.detach()[-size:].to(self.rows.dtype)
         where = (self.pointer + torch.arange(len(rows), device=rows.device)) % size
-        self.rows[where] = rows
-        self.pointer.copy_((self.pointer + len(rows)) % size)
-        self.filled.copy_((self.filled + len(rows)).clamp(max=size))
+        finite = rows.isfinite().all()
+        count = len(rows) * finite
+        self.rows[where] = torch.where(finite, rows, self.rows[where])
+        self.pointer.copy_((self.pointer + count) % size)
+        self.filled.copy_((self.filled + count).clamp(max=size))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.matrices import zca_matrix
-from hfproj.functional.rows import at_least_float32, full_precision, gather_views
+from hfproj.functional.rows import at_least_float32, full_precision, gather_views, without_steep_rows
 from hfproj.objectives.base import Objective, ObjectiveOutput, check_positive
 from hfproj.typing import OneOf, Scalar, Views
 
@@ -50,10 +50,10 @@ def zero_cl_loss(
         >>> bool(zero_cl_loss(torch.randn(64, 4).expand(2, 64, 4), eps=1e-6) < 1e-4)  # identical views
         True
     """
-    z = at_least_float32(z)
+    given, z = z.dtype, at_least_float32(z)
     shrinkage = SHRINKAGE[variant] if shrinkage is None else shrinkage
     rows, dim = z.shape[1:]
-    z = _standardise(z, variant)
+    z = _standardise(z, variant, given)
     with full_precision(z):
         covariance = z.mT @ z / (rows if variant == "imagenet" else rows - 1)
         covariance = (1 - shrinkage) * covariance + shrinkage * torch.eye(dim, dtype=z.dtype, device=z.device)
@@ -61,9 +61,11 @@ def zero_cl_loss(
     return ((a * b).mean(0) - 1).square().sum()
 
 
-def _standardise(z: Tensor, variant: str) -> Tensor:
+def _standardise(z: Tensor, variant: str, given: torch.dtype) -> Tensor:
     z = z - z.mean(1, keepdim=True)
     z = z - z.mean(1, keepdim=True)  # of equal rows the rounding of their mean is left, which 1/1e-4 would blow up
+    if given == torch.float16:  # in which 1/1e-4 of a gradient has no room
+        z = without_steep_rows(z, dim=1, dtype=given)
     if variant == "cifar":
         return z * (z.square().mean(1, keepdim=True) + 1e-5).rsqrt()
     variance = z.square().sum(1, keepdim=True) / (z.shape[1] - 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, UsageError
 from hfproj.files import write_atomic
 
@@ -54,6 +55,8 @@ def new_figure(*, width: float, height: float, rows: int = 1, columns: int = 1) 
 
 def panels(count: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
     """Return a figure of `count` panels, as many side by side as stay readable; `height` inches each."""
+    if not 4 <= width <= 40:
+        raise UsageError(f"Expected a width between 4 and 40 inches, got {width}.")
     columns = max(1, min(count, int(width / 2.6)))
     rows = -(-count // columns)
     figure, axes = new_figure(width=width, height=height * rows + 0.3, rows=rows, columns=columns)
@@ -176,6 +179,7 @@ def finish(figure: Figure, path: Target) -> Figure:
 _DATES: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
+@checked
 def picture(figure: Figure, kind: str = "svg") -> bytes:
     """Return the figure as a png, svg or pdf; the same figure gives the same bytes."""
     import matplotlib

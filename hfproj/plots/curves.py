@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, unknown
 from hfproj.plots import canvas
 from hfproj.plots.canvas import LAYERS, WIDTH, Figure, Target, as_array, as_mapping
@@ -14,6 +15,7 @@ SCALES = ("linear", "log", "symlog")
 Scale = OneOf["linear", "log", "symlog"]
 
 
+@checked
 def plot_curves(
     curves: Mapping[str, Any], x_label: str, y_label: str, path: Target = None, *, x_scale: Scale = "linear",
     y_scale: Scale = "linear", zero_line: bool = False, width: float = WIDTH,
@@ -91,6 +93,7 @@ def _as_curve(name: str, parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return x, y, std[0] if std else None
 
 
+@checked
 def plot_layers(curves: Mapping[str, Any], y_label: str, path: Target = None, *, width: float = WIDTH) -> Figure:
     """Return a figure of what was measured of each layer, a curve a name.
 
@@ -125,6 +128,7 @@ def plot_layers(curves: Mapping[str, Any], y_label: str, path: Target = None, *,
     return canvas.finish(figure, path)
 
 
+@checked
 def plot_groups(
     groups: Mapping[str, Any], y_label: str, path: Target = None, *, y_scale: Scale = "linear", zero_line: bool = False,
     width: float = WIDTH,
@@ -192,6 +196,7 @@ _SPECTRA: dict[str, dict[str, Any]] = {
 }
 
 
+@checked
 def plot_spectrum(spectra: Mapping[str, Any], path: Target = None, *, width: float = WIDTH) -> Figure:
     """Return a figure of covariance eigenvalues (logarithmic) against their rank.
 

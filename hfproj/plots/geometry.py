@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.plots import canvas
 from hfproj.plots.canvas import INK, TITLE, WIDTH, Figure, Target, as_array, as_mapping
 
 
+@checked
 def plot_covariance(
     covariances: Mapping[str, Any], path: Target = None, *, correlation: bool = True, width: float = WIDTH
 ) -> Figure:
@@ -66,6 +68,7 @@ def _as_matrix(name: str, values: Any) -> np.ndarray:
     return matrix
 
 
+@checked
 def plot_feature_weights(
     layers: Mapping[str, Any], path: Target = None, *, features: Sequence[str] | None = None, width: float = WIDTH
 ) -> Figure:
@@ -118,6 +121,7 @@ def _as_weights(name: str, values: Any, features: Sequence[str] | None) -> np.nd
     return weights
 
 
+@checked
 def plot_metric_condition(values: Mapping[str, Any], path: Target = None, *, width: float = WIDTH) -> Figure:
     r"""Return a figure of condition numbers per layer, a dot per sample.
 
@@ -165,6 +169,7 @@ def plot_metric_condition(values: Mapping[str, Any], path: Target = None, *, wid
     return canvas.finish(figure, path)
 
 
+@checked
 def plot_orbits(
     orbits: Mapping[str, Any], path: Target = None, *, names: Sequence[str] | None = None, width: float = WIDTH
 ) -> Figure:
@@ -217,6 +222,7 @@ def plot_orbits(
     return canvas.finish(figure, path)
 
 
+@checked
 def orbit_coordinates(features: Any) -> dict[str, list]:
     """Return the plane of the two principal components: "points" `[objects][steps][2]` and "explained" `[2]`.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, unknown
 from hfproj.plots import canvas
 from hfproj.plots.canvas import INK, LAYERS, TITLE, WIDTH, Figure, Target
@@ -29,6 +30,7 @@ _EIGENVALUES = {"lambda_max": "largest λ", "lambda_min": "smallest λ"}
 _PARTS = {**LAYERS, "backbone": "backbone", "head": "head"}
 
 
+@checked
 def plot_history(
     rows: Rows, path: Target = None, *, metrics: Sequence[str] = ("rankme", "std"), width: float = WIDTH
 ) -> Figure:
@@ -135,6 +137,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
+@checked
 def plot_eigenvalues(rows: Rows, path: Target = None, *, of: str = "", width: float = WIDTH) -> Figure:
     """Return a figure of λ_min and λ_max of the loss's Hessian over steps.
 

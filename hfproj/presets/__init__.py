@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping
 from functools import cache
 
+from hfproj.checking import checked
 from hfproj.errors import unknown
 from hfproj.presets.published import CIFAR, PUBLISHED
 from hfproj.presets.settings import Preset
@@ -26,6 +27,7 @@ def all_presets() -> Mapping[str, Preset]:
     return {**importlib.import_module(_STUDIES).PAPERS, **PUBLISHED, **CIFAR}
 
 
+@checked
 def get_preset(name: str) -> Preset:
     """Return a preset by its name.
 
@@ -41,6 +43,7 @@ def get_preset(name: str) -> Preset:
     return all_presets()[name]
 
 
+@checked
 def list_presets() -> dict[str, str]:
     """Return every preset's name with the line that describes it.
 

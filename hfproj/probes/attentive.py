@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from hfproj.checking import check_types
 from hfproj.errors import UsageError
 from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.probes.base import Classifier, check_decay, check_numbers, cosine, descend
@@ -91,6 +92,7 @@ class AttentiveProbe(Classifier):
     device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         check_numbers(heads=self.heads, queries=self.queries, epochs=self.epochs, min_steps=self.min_steps)
         check_numbers(batch_size=self.batch_size, learning_rate=float(self.learning_rate))
         check_decay(self.weight_decay)

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hfproj.checking import check_types
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.feature_rows import double_rows
 from hfproj.probes.base import Classifier, Inputs, Labels, check_numbers
@@ -75,6 +76,7 @@ class KMeansProbe(Classifier):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         clusters = 1 if self.clusters is None else self.clusters
         check_numbers(clusters=clusters, n_init=self.n_init, max_iter=self.max_iter)
         if self.matching not in MATCHINGS:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hfproj import diagnostics as d
+from hfproj.checking import checked
 from hfproj.data.indexing import as_item
 from hfproj.diagnostics.spectrum import FIT_RANGE
 from hfproj.errors import NotMeasurableError, UsageError
@@ -36,6 +37,7 @@ Number = tuple[str, float, dict[str, Any]]  # name, value, protocol
 Measure = tuple[str, Callable[[], float], dict[str, Any]]
 
 
+@checked
 def evaluate(
     model: nn.Module, *, probes: ProbeLike | Sequence[ProbeLike] | None = None, train: Data | None = None, test: Data,
     labels: OneOf["auto"] | None = "auto", layers: Sequence[int | str] | OneOf["all"] = (),

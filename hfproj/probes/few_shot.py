@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hfproj.checking import check_types
 from hfproj.errors import UsageError
 from hfproj.probes.base import Classifier, Inputs, Labels, check_numbers, shuffled_classes
 from hfproj.probes.linear import LinearProbe
@@ -60,6 +61,7 @@ class FewShotProbe(Classifier):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         check_numbers(n=self.n, draws=self.draws)
         self.probe = LinearProbe(l2=0.01) if self.probe is None else make_probe(self.probe)
         if not callable(getattr(self.probe, "predict", None)):

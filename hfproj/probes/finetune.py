@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from hfproj.checking import check_types
 from hfproj.data.augment import Augmentation
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset, as_item
@@ -134,6 +135,7 @@ class FineTuneProbe(Named):
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         if not 0 < self.fraction <= 1 or not 0 <= self.warmup < 1:
             raise UsageError(f"Expected 0 < fraction ≤ 1 and 0 ≤ warmup < 1, got {self.fraction} and {self.warmup}.")
         check_numbers(epochs=self.epochs, batch_size=self.batch_size, learning_rate=float(self.learning_rate))

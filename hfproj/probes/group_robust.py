@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from hfproj.checking import check_types, checked
 from hfproj.errors import UsageError
 from hfproj.functional.labels import labelled_rows
 from hfproj.probes.base import Classifier, Labels, Scaling, as_labels, check_numbers, check_path, hold_out
@@ -31,6 +32,7 @@ from hfproj.probes.linear import L2_PATH, SoftmaxRegression, middle, predicted_c
 from hfproj.typing import Features
 
 
+@checked
 def group_accuracies(correct: Bool[Tensor, " rows"], groups: Labels) -> dict[int, float]:
     """Return the accuracy of each group, by its number, in order; of any probe's `correct_`.
 
@@ -88,6 +90,7 @@ class GroupRobustProbe(Classifier):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         check_numbers(draws=self.draws, l2=1.0 if self.l2 is None else float(self.l2))
         self.l2_path = check_path("l2_path", self.l2_path)
 
@@ -172,6 +175,8 @@ class GroupRobustProbe(Classifier):
 
 def _group_numbers(groups: Labels, rows: int) -> Tensor:
     """Return the group of each row, any integer; every row has one."""
+    if isinstance(groups, str | bytes | type) or not hasattr(groups, "__iter__") or getattr(groups, "ndim", 1) != 1:
+        raise UsageError(f"Expected a group for each of {rows} rows, whole numbers, got {type(groups).__name__}.")
     if (missing := sum(group is None or group != group for group in groups)) > 0:
         raise UsageError(f"Expected a group for each of {rows} rows, got none for {missing}; leave these rows out.")
     return as_labels(groups, rows)

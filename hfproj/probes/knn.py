@@ -21,6 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hfproj import distributed
+from hfproj.checking import check_types
 from hfproj.errors import UsageError
 from hfproj.features.neighbours import NeighbourBank, Neighbours, check_ks, together
 from hfproj.functional.feature_rows import check_features
@@ -66,6 +67,7 @@ class KNNProbe(Named):
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         if not self.temperature > 0:
             raise UsageError(f"Expected temperature > 0, got {self.temperature}.")
         self.k = check_ks(self.k)

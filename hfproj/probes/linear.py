@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from hfproj.checking import check_types
 from hfproj.functional.rows import full_precision
 from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, hold_out
 
@@ -290,6 +291,7 @@ class LinearProbe(Classifier):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         check_numbers(max_iter=self.max_iter, l2=1.0 if self.l2 is None else float(self.l2))
         check_fraction(holdout=self.holdout)
         self.l2_path = check_path("l2_path", self.l2_path)

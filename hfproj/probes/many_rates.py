@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfproj.checking import check_types
 from hfproj.errors import UsageError
 from hfproj.functional.rows import full_precision
 from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, cosine, hold_out, scaled
@@ -77,6 +78,7 @@ class ManyRatesProbe(Classifier):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         check_numbers(epochs=self.epochs, batch_size=self.batch_size)
         check_fraction(holdout=self.holdout)
         self.rates = check_path("rates", self.rates)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hfproj.checking import check_types
 from hfproj.errors import unknown
 from hfproj.probes.base import Classifier, Scaling, check_decay, check_numbers, cosine, descend, scaled
 from hfproj.typing import OneOf
@@ -70,6 +71,7 @@ class MLPProbe(Classifier):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         check_numbers(hidden=self.hidden, epochs=self.epochs, batch_size=self.batch_size)
         check_numbers(learning_rate=float(self.learning_rate))
         check_decay(self.weight_decay)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hfproj.checking import checked
 from hfproj.data.indexing import as_item
 from hfproj.data.pixels import to_image_tensor
 from hfproj.errors import UsageError, unknown
@@ -57,6 +58,7 @@ class ProbeGap(NamedTuple):
     protocol: dict[str, dict[str, Any]]
 
 
+@checked
 def probe_gap(
     train: Layers, test: Layers, *, train_labels: Labels | None = None, test_labels: Labels | None = None,
     probes: Mapping[str, ProbeLike | Mapping[str, ProbeLike]] | None = None, level: float = 0.95, draws: int = 10_000,
@@ -151,6 +153,7 @@ class RotatedImages(Dataset):
         (4, [[1, 3], [0, 2]], 1, 0)
     """
 
+    @checked
     def __init__(
         self, dataset: Data, *, image_column: str = "image", label_column: str = "label", channels: int = 3
     ):  # fmt: skip

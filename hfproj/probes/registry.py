@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.registry import Registry
 from hfproj.typing import Probe
@@ -31,6 +32,7 @@ PROBES: Registry[Probe] = Registry(
 ProbeLike: TypeAlias = str | Mapping[str, Any] | Probe  # a name, {"name": …, **options}, or an object
 
 
+@checked
 def list_probes() -> dict[str, str]:
     """Return every probe's name with a line that describes it.
 
@@ -54,6 +56,7 @@ def create_probe(name: str, **options: Any) -> Probe:
     return PROBES.create(name, **options)
 
 
+@checked
 def register_probe(name: str, cls: type, line: str = "") -> None:
     """Add a probe class of your own, see `hfproj.typing.Probe`.
 

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hfproj.checking import check_types
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features.neighbours import NeighbourBank, Neighbours, check_ks
 from hfproj.functional.feature_rows import check_features, double_rows
@@ -69,6 +70,7 @@ class RetrievalProbe(Named):
     k: int | Sequence[int] = (1, 5, 10)
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         self.k = check_ks(self.k)
         self._ks = self.k if isinstance(self.k, tuple) else (self.k,)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.registry import Registry
 from hfproj.regularizers.base import Weighted
@@ -46,11 +47,13 @@ def create_regularizer(name: str, **options: Any) -> nn.Module:
     return REGULARIZERS.create(name, **options)
 
 
+@checked
 def list_regularizers() -> dict[str, str]:
     """Return every regularizer's name with the line that describes it."""
     return REGULARIZERS.list()
 
 
+@checked
 def register_regularizer(name: str, cls: type[nn.Module], line: str = "") -> None:
     """Add a regularizer class of your own; a checkpoint trained with it needs the same call before it is loaded.
 

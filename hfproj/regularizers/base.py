@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.rows import gather_views
 from hfproj.typing import OneOf, Views
@@ -48,6 +49,7 @@ class Weighted:
         0.75
     """
 
+    @checked
     def __init__(
         self, module: nn.Module, weight: float = 1.0, *, schedule: Schedule = "constant", end_weight: float = 0.0
     ):

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from hfproj import filenames
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, UsageError, check_path, check_type
-from hfproj.files import portable, write_atomic
+from hfproj.files import write_atomic
 from hfproj.plots import plot_history, plot_spectrum
 from hfproj.reporting.context import Context
 from hfproj.reporting.metadata import check_license, front_matter, write_eval_results
-from hfproj.reporting.rendering import render
+from hfproj.reporting.rendering import as_saved, render
 from hfproj.results import Results
 
 __all__ = ["render_card", "write_card", "write_eval_results"]
@@ -25,6 +26,7 @@ _WATCHED = ("loss", "rankme", "positive_cosine", "std")  # the first three that 
 _PICTURE_WIDTH = 8.0  # inches: three panels in a row, readable at the width of a card
 
 
+@checked
 def render_card(
     results: Results, *, repo_id: str | None = None, license: str | None = None, files: Collection[str] = (),
     adapters: Sequence[str] = (), adapter: str = "default",
@@ -54,8 +56,7 @@ def render_card(
         True
     """
     check_license(license)
-    plain = {name: portable(getattr(results, name)) for name in ("config", "command", "notes")}
-    results = replace(results, **plain)  # results that were never saved may still hold paths of this machine
+    results = as_saved(results)
     results.config = {**results.config, **({"license": license} if license else {})}
     if filenames.PREPROCESSING in files:
         results.config.setdefault("modality", "image")
@@ -71,6 +72,7 @@ def render_card(
     return text.rstrip("\n") + "\n"
 
 
+@checked
 def write_card(
     results: Results, folder: str | os.PathLike, *, repo_id: str | None = None, license: str | None = None,
     adapters: Sequence[str] = (), adapter: str = "default", keep_results: bool = True,
@@ -90,16 +92,19 @@ def write_card(
     if not folder.is_dir():
         raise UsageError(f"There is no folder {str(folder)!r}; save the adapter there first.")
     check_license(license)
+    results = as_saved(results)
     if license:
         results = replace(results, config={**results.config, "license": license})
     if keep_results:
         results.save(folder / filenames.RESULTS)
-    with suppress(HfprojError):  # no matplotlib, or nothing that can be drawn: the card is complete without pictures
+    with suppress(
+        HfprojError, ValueError, OverflowError
+    ):  # no matplotlib, or nothing that can be drawn: the card is complete without pictures
         if results.spectra:
             plot_spectrum(results.spectra, folder / filenames.PICTURE, width=_PICTURE_WIDTH)
     names = {str(name) for row in results.history for name in row}
     watched = [metric for metric in _WATCHED if names & {metric, f"{metric}_h", f"{metric}_z"}][:3]
-    with suppress(HfprojError):
+    with suppress(HfprojError, ValueError, OverflowError):
         if watched:
             plot_history(results.history, folder / filenames.TRAINING_PICTURE, metrics=watched, width=_PICTURE_WIDTH)
     files = [file.name for file in folder.iterdir() if file.is_file()]

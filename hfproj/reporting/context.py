@@ -18,7 +18,17 @@ from hfproj.regularizers import REGULARIZERS
 from hfproj.reporting.markdown import Code, one_line
 from hfproj.reporting.metadata import base_model_of, license_of, mapping, modality_of, trained_on
 from hfproj.results import LAYERS, WHENS, Measurement, Results, Verdict, findings, verdicts, words
-from hfproj.results.measurement import Key, missing_sentences, row_names, settings_text, short
+from hfproj.results.measurement import (
+    Cell,
+    Key,
+    by_cell,
+    grouped,
+    mean_std,
+    missing_sentences,
+    row_names,
+    settings_text,
+    short,
+)
 
 _METHODS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LN tuning"}  # as people write them
 _OF_PEFT = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "alpha", "oft_block_size", "boft_block_size")
@@ -90,22 +100,25 @@ class Context:
 def _tables(results: Results, judged: Mapping[tuple[Key, str], Verdict]) -> list[dict[str, Any]]:
     """Return the tables of h and z of each data set, those with labels first; `whens` are their columns."""
     tables = []
-    own = [m for m in results.measurements if m.layer in LAYERS]
-    for dataset, labelled in itertools.product(dict.fromkeys(m.dataset for m in own), (True, False)):
-        chosen = [m for m in own if m.dataset == dataset and (m.name not in words.UNLABELLED) == labelled]
+    own = grouped(m for m in results.measurements if m.layer in LAYERS)
+    for (dataset, measured), labelled in itertools.product(own.items(), (True, False)):
+        chosen = [m for m in measured if (m.name not in words.UNLABELLED) == labelled]
+        cells = by_cell(chosen)
         whens = [when for when in WHENS if any(m.when == when for m in chosen)]
         rows = []
         for key, name in row_names(chosen).items():
-            layers = [layer for layer in LAYERS if any((m.key, m.layer) == (key, layer) for m in chosen)]
-            rows += [_row(results, key, layer, whens, judged.get((key, layer))) for layer in layers]
+            layers = [layer for layer in LAYERS if any((key, layer, when) in cells for when in WHENS)]
+            rows += [_row(cells, key, layer, whens, judged.get((key, layer))) for layer in layers]
             rows[-len(layers)]["name"] = name
         tables += [{"dataset": dataset, "labelled": labelled, "whens": whens, "rows": rows}] * bool(rows)
     return tables
 
 
-def _row(results: Results, key: Key, layer: str, whens: list[str], verdict: Verdict | None) -> dict[str, Any]:
+def _row(
+    cells: dict[Cell, list[Measurement]], key: Key, layer: str, whens: list[str], verdict: Verdict | None
+) -> dict[str, Any]:
     """Return a measure of a layer before and after training, with ± where seeds differ, and its gain."""
-    found = {when: results.mean_std(key, layer, when) for when in WHENS}
+    found = {when: mean_std(cells.get((key, layer, when), [])) for when in WHENS}
     interval, before, after = verdict.interval if verdict else None, *found.values()
     gain = interval.difference if interval else after[0] - before[0] if before and after else None
     return {
@@ -121,8 +134,8 @@ def _protocol(measurements: list[Measurement]) -> list[dict[str, Any]]:
     """Return how to read each measure: "parts" hold for all data sets, other settings stand "by_dataset"."""
     found: dict[str, dict[str, dict[str, Any]]] = {}  # name → data set → settings
     meanings: dict[str, str] = {}
-    for dataset in dict.fromkeys(m.dataset for m in measurements):
-        measured = {m.key: m for m in measurements if m.dataset == dataset}
+    for dataset, own in grouped(measurements).items():
+        measured = {m.key: m for m in own}
         names = row_names(measured.values())
         alike: dict[tuple[str, str], list[Key]] = {}  # numbers of one probe with one protocol share a line
         for key in names:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from hfproj.backbones import EMBEDDED
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.filenames import EVAL_RESULTS
 from hfproj.files import rounded, write_atomic
 from hfproj.reporting.markdown import one_line
 from hfproj.results import LAYERS, Measurement, Results
-from hfproj.results.measurement import row_names
+from hfproj.results.measurement import by_cell, grouped, mean_std, row_names
 from hfproj.results.words import UNLABELLED
 
 TAGS = ("hfproj", "projection-head", "self-supervised-learning", "peft")
@@ -53,6 +54,7 @@ def front_matter(results: Results, name: str) -> str:
     return ModelCardData(**data).to_yaml()
 
 
+@checked
 def write_eval_results(results: Results, folder: str | os.PathLike) -> list[Path]:
     """Write the Hub's newer form of evaluation results, ``.eval_results/<data set>.yaml``, and return the files.
 
@@ -98,13 +100,14 @@ def write_eval_results(results: Results, folder: str | os.PathLike) -> list[Path
 def numbers_of(results: Results) -> Iterator[tuple[str, Measurement, float, dict[str, Any], int]]:
     """Yield what was measured after training: name, a measurement, mean over seeds, settings, rank among its likes."""
     counts: dict[tuple[str, str, str], int] = {}
-    for dataset in dict.fromkeys(m.dataset for m in results.measurements):
-        after = [m for m in results.measurements if (m.dataset, m.when) == (dataset, "after") and m.layer in LAYERS]
+    for dataset, measured in grouped(results.measurements).items():
+        after = [m for m in measured if m.when == "after" and m.layer in LAYERS]
+        cells = by_cell(after)
         for (key, name), layer in itertools.product(row_names(after).items(), LAYERS):
-            found = results.mean_std(key, layer, "after")
+            alike = cells.get((key, layer, "after"), [])
+            found = mean_std(alike)
             if found is None:
                 continue
-            alike = [m for m in after if (m.key, m.layer) == (key, layer)]
             spread = {"seeds": len(alike), "std": rounded(found[1])} if len(alike) > 1 else {}
             counts[dataset, key[0], layer] = rank = counts.get((dataset, key[0], layer), 0) + 1
             settings = {**_plain(alike[0].settings), "layer": layer, **spread}
@@ -162,6 +165,7 @@ def license_of(results: Results) -> str | None:
     return said if isinstance(said, str) and _LICENSE.fullmatch(said) else None
 
 
+@checked
 def check_license(license: str | None) -> None:
     """Refuse what is no identifier of a licence as the Hub has them.
 

@@ -6,12 +6,15 @@ script, its pictures are inside it, and its content security policy forbids it t
 
 import base64
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hfproj import plots
+from hfproj.checking import checked
 from hfproj.errors import HfprojError, check_path
 from hfproj.files import portable, write_atomic
+from hfproj.redaction import redacted
 from hfproj.reporting.context import Context
 from hfproj.reporting.metadata import mapping
 from hfproj.reporting.pictures import pictures_of
@@ -21,6 +24,7 @@ from hfproj.results import HISTORY_FILE, Results, read_history, verdicts
 PAGE = "report.html"
 
 
+@checked
 def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = None) -> Path:
     """Write `report.html` into the folder of a run, and return where it lies.
 
@@ -52,8 +56,11 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
     return path
 
 
+@checked
 def render_report(results: Results) -> str:
     """Return the page. Without matplotlib, or where a picture cannot be drawn, a sentence says so in its place."""
+    results = redacted(results)
+    results = replace(results, command=portable(results.command), notes=portable(results.notes))
     figures: list[dict[str, Any]] = []
     not_drawn: dict[str, list[str]] = {}  # why → titles
     for picture in pictures_of(results):
@@ -62,6 +69,8 @@ def render_report(results: Results) -> str:
             data = base64.b64encode(plots.picture(figure, "svg")).decode()
         except HfprojError as error:
             not_drawn.setdefault(str(error), []).append(picture.title)
+        except (ValueError, OverflowError):  # matplotlib's, of numbers such as 1e308
+            not_drawn.setdefault("Its numbers are too large to be drawn.", []).append(picture.title)
         else:
             width, height = (round(100 * inches) for inches in figure.get_size_inches())
             figures.append({"picture": picture, "data": data, "width": width, "height": height})

@@ -1,5 +1,6 @@
 """The pictures of a page: which ones there are data for. Their words are in `templates/pictures.yaml`."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -12,10 +13,13 @@ from hfproj import plots
 from hfproj.plots.over_steps import metrics_of, over_steps
 from hfproj.reporting.metadata import mapping
 from hfproj.results import LAYERS, WHENS, Results
+from hfproj.results.measurement import by_cell, mean_std
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
+_MOST = 40  # pictures of a page, and series of a picture: nobody reads more, and each takes a second
+_MOST_LAYERS = 300  # with a tick each
 _WIDTH = 4.2  # inches: its letters stay readable on a telephone
 _TRAINING = ("loss", "learning_rate", "update_ratio", "gradient_ratio", "timescale_ratio")
 _COLLAPSE = ("rankme", "std")
@@ -41,7 +45,7 @@ def pictures_of(results: Results) -> list[Picture]:
     if results.spectra:
         draw = partial(plots.plot_spectrum, results.spectra)
         found.append(_picture("spectrum", draw, names=", ".join(results.spectra)))
-    return [*found, *_over_steps(results), *_geometry(results.geometry)]
+    return [*found, *_over_steps(results), *_geometry(results.geometry)][:_MOST]
 
 
 @cache
@@ -59,26 +63,29 @@ def _picture(kind: str, draw: Callable[..., Any], *, notes: Sequence[str] = (), 
 
 def _probes(results: Results) -> list[Picture]:
     """Return accuracies of h and z before and after training, where there are several, and those of every layer."""
-    names = results.names("accuracy")
+    names, cells, layers = results.names("accuracy"), by_cell(results.measurements), results.layers
     sides: dict[str, dict[str, tuple[float, float]]] = {}
     for key, name in names.items():
         for layer in LAYERS:
-            found = {when: results.mean_std(key, layer, when) for when in WHENS}
+            found = {when: mean_std(cells.get((key, layer, when), [])) for when in WHENS}
             if all(found.values()):
                 sides[f"{name}: {layer}"] = {when: pair for when, pair in found.items() if pair}
     pictures = []
     if len(sides) > 2:
+        sides = dict(itertools.islice(sides.items(), _MOST))
         draw = partial(plots.plot_groups, sides, "accuracy")
         pictures.append(_picture("probes", draw, notes=["bars"], names=", ".join(sides)))
+    order, of_key = {layer: i for i, layer in enumerate(layers)}, dict[Any, dict[str, tuple[float, float]]]()
+    for key, layer, when in sorted(cells, key=lambda cell: order[cell[1]]):
+        of_key.setdefault((key, when), {})[layer] = mean_std(cells[key, layer, when]) or (0.0, 0.0)
     for key, name in names.items():
         curves: dict[str, dict[str, tuple[float, float]]] = {}
         for when in WHENS:
-            means = {layer: results.mean_std(key, layer, when) for layer in results.layers}
-            curve = {layer: pair for layer, pair in means.items() if pair}
-            if len(curve.keys() - set(LAYERS)) > 1:
+            curve = of_key.get((key, when), {})
+            if 1 < len(curve.keys() - set(LAYERS)) <= _MOST_LAYERS:
                 curves[f"{when} training"] = curve
         if curves:
-            ends = f"{results.layers[0]} to {results.layers[-1]}"
+            ends = f"{layers[0]} to {layers[-1]}"
             draw = partial(plots.plot_layers, curves, name)
             pictures.append(_picture("layers", draw, notes=["bars"], name=name, names=ends))
     return pictures
@@ -94,7 +101,7 @@ def _over_steps(results: Results) -> list[Picture]:
     rest = [name for name in metrics if name not in _COLLAPSE + _TRAINING + ("grad_norm",)]
     found = []
     for kind, names in (("collapse", _COLLAPSE), ("training", _TRAINING), ("diagnostics", rest)):
-        if shown := [name for name in names if name in metrics]:
+        if shown := [name for name in names if name in metrics][:_MOST]:
             ratio = ["ratio"] if "update_ratio" in shown else []
             ends = "; ".join(_ends(rows, name, metrics[name]) for name in shown)
             draw = partial(plots.plot_history, rows, metrics=shown)

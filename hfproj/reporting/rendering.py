@@ -1,6 +1,7 @@
 """Fills the templates: in HTML every value is escaped by jinja2, in Markdown by `markdown.escaped`."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from hfproj.files import portable
+from hfproj.redaction import redacted
 from hfproj.reporting import markdown
-from hfproj.results import words
+from hfproj.results import Results, words
 
 _TEMPLATES = Path(__file__).parent / "templates"
+
+
+def as_saved(results: Results) -> Results:
+    """Return results as `Results.save` writes them: without secrets and paths of this machine."""
+    results = redacted(results)
+    return replace(results, **{name: portable(getattr(results, name)) for name in ("config", "command", "notes")})
 
 
 def render(name: str, **values: Any) -> str:

@@ -4,6 +4,7 @@
 but the number was not finite. So reading gives back what was written.
 """
 
+import functools
 import io
 import math
 from collections.abc import Iterable, Mapping
@@ -11,13 +12,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from hfproj.errors import AdapterFileError, UsageError, check_path
+from hfproj import limits
+from hfproj.checking import checked
+from hfproj.errors import AdapterFileError, UsageError, check_path, one_line
 from hfproj.files import write_atomic
+from hfproj.redaction import known_secrets, redact
+from hfproj.results.parquet_pages import check_pages
+from hfproj.strict_json import check_size, short
 
 HISTORY_FILE = "history.parquet"
 _WHOLE = ("step", "seed")
 
 
+@checked
 def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Path:
     """Write rows as a table, atomically and sorted by seed and step; a folder gets a `history.parquet`.
 
@@ -39,9 +46,14 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Pa
     """
     import pyarrow.parquet
 
+    known = known_secrets()
+    name_of = functools.cache(lambda name: redact(str(name), known))
+    rows = rows if isinstance(rows, list | tuple) else list(rows)
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise UsageError(f"Expected the history as dicts, one for each step, got {rows!r:.80}; pass trainer.history.")
     by_step: dict[tuple, dict[str, Any]] = {}
     for row in rows:
-        numbers = {str(name): _number(name, value) for name, value in row.items()}
+        numbers = {name_of(name): _number(name, value) for name, value in row.items()}
         if numbers.get("step") is None:
             raise UsageError(f"Expected each row of the history with a whole number 'step', got {dict(row)!r:.80}.")
         by_step[numbers.get("seed") or 0, numbers["step"]] = numbers
@@ -55,6 +67,7 @@ def write_history(rows: Iterable[Mapping[str, Any]], path: str | PathLike) -> Pa
     return path
 
 
+@checked
 def read_history(path: str | PathLike, *, until: int | None = None) -> list[dict[str, Any]]:
     """Return the rows that `write_history` wrote; None where the number was not finite.
 
@@ -71,12 +84,19 @@ def read_history(path: str | PathLike, *, until: int | None = None) -> list[dict
     path = file_in(path, HISTORY_FILE)
     if not path.is_file():
         raise UsageError(f"There is no file {str(path)!r}; expected a {HISTORY_FILE} that write_history wrote.")
+    check_size(path.name, path.stat().st_size, str(path.parent), largest=limits.HISTORY_BYTES)
+    data = path.read_bytes()
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(path.read_bytes()))
-    except pyarrow.ArrowException as error:
-        raise AdapterFileError(f"{path.name} is damaged: {error}") from error
-    if "step" not in table.column_names:
-        raise AdapterFileError(f"{path.name} is no history: it has no column 'step', only {table.column_names}.")
+        most = {"thrift_string_size_limit": 1 << 20, "thrift_container_size_limit": limits.HISTORY_CELLS}
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), **most)
+        check_pages(data, file)
+        table = file.read()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise AdapterFileError(f"{path.name} is damaged, or no history: {one_line(error)}.") from error
+    names = table.column_names
+    if "step" not in names or len(set(names)) < len(names) or table["step"].null_count:
+        hint = "it has no column 'step', one with gaps, or a column twice"
+        raise AdapterFileError(f"{path.name} is no history: {hint}; its columns are {short(names, 200)}.")
     rows: list[dict[str, Any]] = [row for row in table.to_pylist() if until is None or row["step"] <= until]
     return [{n: None if v != v else v for n, v in row.items() if v is not None} for row in rows]
 

@@ -4,13 +4,16 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hfproj.checking import check_types, checked
 from hfproj.errors import UsageError
 from hfproj.files import portable
 from hfproj.results import words
@@ -18,6 +21,7 @@ from hfproj.typing import When
 
 LAYERS, WHENS = ("h", "z"), ("before", "after")
 Key = tuple[str, str, str]
+Cell = tuple[Key, str, str]  # with layer and time
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Measurement:
     outcomes: str = ""
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         for name in ("name", "layer", "dataset", "unit", "protocol"):
             kind, value = dict if name == "protocol" else str, getattr(self, name)
             if not isinstance(value, kind):
@@ -59,10 +64,15 @@ class Measurement:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise UsageError(f"Expected the measurement {self.name!r} of {layer} to be a finite number, got {value!r}.")
 
-    @property
+    @cached_property
     def key(self) -> Key:
         """Name, data set and settings: equal keys are comparable numbers, one row of the table."""
         return self.name, self.dataset, json.dumps(portable(self.settings), sort_keys=True)
+
+    @property
+    def cell(self) -> Cell:
+        """Its place in the table: measurements of one cell differ in their seed alone."""
+        return self.key, self.layer, self.when
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -95,6 +105,7 @@ class Missing:
     unit: str = ""
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, type(self).__init__, vars(self))
         for name, value in vars(self).items():
             if not isinstance(value, str):
                 raise UsageError(f"The {name} of a missing measure must be a str, got {value!r}.")
@@ -121,10 +132,26 @@ class Measured(Protocol):
     geometry: dict[str, Any]
 
 
-def mean_std(measured: Iterable[Measurement], key: Key, layer: str, when: str) -> tuple[float, float] | None:
-    """Return mean and standard deviation over seeds; None where it was not measured, and 0 of a single one."""
-    found = [m.value for m in measured if (m.key, m.layer, m.when) == (key, layer, when)]
-    return (statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0) if found else None
+def by_cell(measured: Iterable[Measurement]) -> dict[Cell, list[Measurement]]:
+    """Return the measurements of each cell."""
+    cells: dict[Cell, list[Measurement]] = {}
+    for m in measured:
+        cells.setdefault(m.cell, []).append(m)
+    return cells
+
+
+def grouped(measured: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Return the measurements on each data set."""
+    found: dict[str, list[Measurement]] = {}
+    for m in measured:
+        found.setdefault(m.dataset, []).append(m)
+    return found
+
+
+def mean_std(found: Iterable[Measurement]) -> tuple[float, float] | None:
+    """Return mean and standard deviation over the seeds of a cell; None of none, and 0 of a single one."""
+    values = [m.value for m in found]
+    return (statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
 
 
 def row_names(measured: Iterable[Measurement]) -> dict[Key, str]:
@@ -139,11 +166,16 @@ def row_names(measured: Iterable[Measurement]) -> dict[Key, str]:
     for m in measured:
         first.setdefault(m.key, m)
     order = list(words.UNLABELLED)
+    alike: dict[tuple[str, str], dict[str, Counter[str]]] = {}  # label and data set → setting → its values as text
+    sizes = Counter((m.label, m.dataset) for m in first.values())
+    for m in first.values():
+        for name, value in m.settings.items():
+            alike.setdefault((m.label, m.dataset), {}).setdefault(name, Counter())[_text(value)] += 1
     names = {}
     for key in sorted(first, key=lambda key: order.index(key[0]) if key[0] in order else -1):
         own, label = first[key].settings, first[key].label
-        alike = [m.settings for other, m in first.items() if (m.label, other[1]) == (label, key[1])]
-        apart = {n: v for n, v in own.items() if any(_text(other.get(n)) != _text(v) for other in alike)}
+        group, size = alike.get((label, key[1]), {}), sizes[label, key[1]]
+        apart = {n: v for n, v in own.items() if group[n][_text(v)] + (v is None) * (size - group[n].total()) < size}
         names[key] = f"{label} ({settings_text(apart)})" if apart else label
     return names
 
@@ -170,6 +202,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
+@checked
 def pack_outcomes(correct: ArrayLike) -> str:
     """Return right/wrong answers as text: their number, a colon, hexadecimal digits.
 
@@ -177,17 +210,25 @@ def pack_outcomes(correct: ArrayLike) -> str:
         >>> unpack_outcomes(pack_outcomes([True, False, True])).tolist()
         [1, 0, 1]
     """
-    bits = np.asarray(correct, dtype=np.uint8)
+    try:
+        bits = np.asarray(correct, dtype=np.uint8)
+    except (TypeError, ValueError, OverflowError, NotImplementedError, RuntimeError):
+        given = f"got {type(correct).__name__}"
+        raise UsageError(f"Expected right and wrong answers, True or False for each row, {given}.") from None
     return f"{bits.size}:{np.packbits(bits).tobytes().hex()}"
 
 
+@checked
 def unpack_outcomes(text: str) -> np.ndarray:
     """Return what `pack_outcomes` packed, as 0 and 1 `[rows]`.
 
     Raises:
-        ValueError: If the text is damaged, or names more rows than it holds.
+        UsageError: If the text is damaged, or names more rows than it holds.
     """
     count, _, digits = text.partition(":")
-    if int(count) > 4 * len(digits):  # four rows a digit: more would be made up, and may be too many to hold
-        raise ValueError("The outcomes are damaged.")
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
+    try:
+        if not 0 <= int(count) <= 4 * len(digits):  # four rows a digit: more would be made up, and too many to hold
+            raise ValueError
+        return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=int(count))
+    except ValueError:
+        raise UsageError("The outcomes are damaged: expected '<rows>:<hexadecimal digits>'.") from None

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from hfproj import limits
+from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, UsageError, check_type
 from hfproj.files import installed_versions, portable, write_atomic
 from hfproj.results import words
@@ -21,9 +23,11 @@ from hfproj.results.history import file_in
 from hfproj.results.measurement import (
     LAYERS,
     WHENS,
+    Cell,
     Key,
     Measurement,
     Missing,
+    by_cell,
     mean_std,
     missing_sentences,
     row_names,
@@ -31,6 +35,7 @@ from hfproj.results.measurement import (
     unpack_outcomes,
 )  # fmt: skip
 from hfproj.results.verdict import findings
+from hfproj.strict_json import check_size, parse_json
 
 FORMAT = 1
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
@@ -86,6 +91,7 @@ class Results:
     geometry: dict[str, Any] = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
 
+    @checked
     def save(self, path: str | os.PathLike) -> Path:
         """Write strict JSON, atomically: into a file whose name ends in `.json`, or as `results.json` into a folder.
 
@@ -101,6 +107,7 @@ class Results:
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike) -> "Results":
         """Read what `save` wrote: a file, or a folder that holds `results.json`.
 
@@ -112,10 +119,14 @@ class Results:
         if not path.is_file():
             raise UsageError(f"There is no file {str(path)!r}; expected a results.json that Results.save wrote.")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            check_size(path.name, path.stat().st_size, str(path.parent), largest=limits.RESULTS_BYTES)
+            content = parse_json(path.read_bytes(), digits=20)  # seeds of torch have 64 bits
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}; a newer hfproj may have written it")
             content = {**{name: kind() for name, kind in _LATER.items()}, **content}
+            for name in ("measurements", "missing"):
+                if len(content[name]) > limits.MEASUREMENTS:
+                    raise ValueError(f"{name!r} has {len(content[name]):,} entries, more than {limits.MEASUREMENTS:,}")
             content["measurements"] = [Measurement(**m) for m in content["measurements"]]
             content["missing"] = [Missing(**m) for m in content["missing"]]
             for f in fields(cls):
@@ -147,14 +158,19 @@ class Results:
             merged.config = _join_configs(merged, other)
             if other.versions != merged.versions:
                 merged.notes.append("Parts of these results come from different versions of the libraries.")
+            known: dict[tuple, list[Measurement]] = {}
+            for o in merged.measurements:
+                known.setdefault(_identity(o), []).append(o)
             for m in other.measurements:
-                same = [o for o in merged.measurements if _identity(o) == _identity(m)]
+                same = known.setdefault(_identity(m), [])
                 if any(o.value != m.value for o in same):
                     raise UsageError(
                         f"Two values of {m.label} of {m.layer} {m.when} training: {same[0].value} and {m.value}. "
                         "Give each run its own seed (`evaluate(seed=…)`) or data set name."
                     )
-                merged.measurements += [] if same else [m]
+                if not same:
+                    merged.measurements.append(m)
+                    same.append(m)
             merged.missing += [m for m in other.missing if m not in merged.missing]
             merged.history = _join_histories(merged, other)
             merged.seeds += [s for s in other.seeds if s not in merged.seeds]
@@ -187,6 +203,7 @@ class Results:
             raise UsageError(f"'{name} {layer} {when}' has several protocols: {protocols}. Say which: dataset=…, k=….")
         return found
 
+    @checked
     def value(self, name: str, layer: str, when: str, *, dataset: str | None = None, **protocol: Any) -> float:
         """Return one number: the mean over seeds. Raises as `select`."""
         found = self.select(name, layer, when, dataset=dataset, **protocol)
@@ -238,8 +255,8 @@ class Results:
         layers = [layer for layer in LAYERS if not measured or any(m.layer == layer for m in measured)]
         whens = [when for when in WHENS if not measured or any(m.when == when for m in measured)]
         columns = [(layer, when) for layer in layers for when in whens]
-        names = self._names(LAYERS)
-        rows = [[name, *(self._cell(key, *column) for column in columns)] for key, name in names.items()]
+        names, cells = self._names(LAYERS), by_cell(self.measurements)
+        rows = [[name, *(_cell(cells, (key, *column)) for column in columns)] for key, name in names.items()]
         return [["", *(" ".join(column) for column in columns)], *rows]
 
     def layer_cells(self) -> list[list[str]]:
@@ -253,7 +270,8 @@ class Results:
         names = self._names(inner)
         shown = {(m.key, m.when) for m in self.measurements if m.layer in inner and (m.unit or m.name == "rankme")}
         columns = [(key, when) for key in names for when in WHENS if (key, when) in shown]
-        rows = [[layer, *(self._cell(key, layer, when) for key, when in columns)] for layer in self.layers]
+        cells = by_cell(self.measurements)
+        rows = [[layer, *(_cell(cells, (key, layer, when)) for key, when in columns)] for layer in self.layers]
         return [["layer", *(f"{names[key]} {when}" for key, when in columns)], *rows]
 
     def names(self, unit: str) -> dict[Key, str]:
@@ -263,7 +281,7 @@ class Results:
 
     def mean_std(self, key: Key, layer: str, when: str) -> tuple[float, float] | None:
         """Return mean and standard deviation over seeds; None where it was not measured, and 0 of a single one."""
-        return mean_std(self.measurements, key, layer, when)
+        return mean_std(m for m in self.measurements if m.cell == (key, layer, when))
 
     def _names(self, layers: Iterable[str]) -> dict[Key, str]:
         """Return what was measured of some layers, in the order of the table, with a name that tells it apart."""
@@ -271,10 +289,11 @@ class Results:
         several = len({key[1] for key in names}) > 1
         return {key: f"{name} ({key[1]})" if several and key[1] else name for key, name in names.items()}
 
-    def _cell(self, key: Key, layer: str, when: str) -> str:
-        several = sum((m.key, m.layer, m.when) == (key, layer, when) for m in self.measurements) > 1
-        found = self.mean_std(key, layer, when)
-        return words.number(key[0], found[0], found[1] if several else None) if found else "–"
+
+def _cell(cells: dict[Cell, list[Measurement]], cell: Cell) -> str:
+    measured = cells.get(cell, [])
+    found = mean_std(measured)
+    return words.number(cell[0][0], found[0], found[1] if len(measured) > 1 else None) if found else "–"
 
 
 def _aligned(cells: list[list[str]]) -> str:
@@ -327,7 +346,3 @@ def _join_histories(first: Results, other: Results) -> list[dict]:
 
 def _identity(m: Measurement) -> tuple:
     return m.layer, m.when, m.key, m.protocol.get("seed")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which JSON does not have")

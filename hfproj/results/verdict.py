@@ -3,14 +3,18 @@ became of the rank, and both as `findings` in the words of `words`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.results import words
-from hfproj.results.measurement import LAYERS, Key, Measured, Measurement, mean_std, unpack_outcomes
+from hfproj.results.measurement import LAYERS, Key, Measured, Measurement, by_cell, mean_std, unpack_outcomes
+
+_MOST_DRAWN, _MOST_VALUES = 1 << 30, 100  # rows times draws, beyond which equal differences are drawn as one
 
 
 class Interval(NamedTuple):
@@ -100,6 +104,7 @@ class Finding(NamedTuple):
         return self.sense in ("alarm", "worse", "collapse", "backbone")
 
 
+@checked
 def paired_interval(
     correct_after: object, correct_before: object, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> Interval:
@@ -130,18 +135,21 @@ def paired_interval(
     if after.shape != before.shape:
         raise UsageError(f"Expected the same rows after and before, got {after.size} after and {before.size} before.")
     difference = after - before
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed % 2**64)
     if np.isin(difference, (-1, 0, 1)).all():  # one seed: counts of the three outcomes are all that a draw needs
         counts = np.array([(difference == value).sum() for value in (-1, 0, 1)])
         drawn = generator.multinomial(difference.size, counts / difference.size, size=draws)
         means = (drawn[:, 2] - drawn[:, 0]) / difference.size
+    elif (rows := difference.size) * draws > _MOST_DRAWN and len(values := np.unique(difference)) <= _MOST_VALUES:
+        counts = np.array([(difference == value).sum() for value in values])
+        means = generator.multinomial(rows, counts / rows, size=draws) @ values / rows
     else:
-        rows = difference.size
         means = np.array([difference[generator.integers(0, rows, rows)].mean() for _ in range(draws)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(difference.mean()), float(low), float(high))
 
 
+@checked
 def verdicts(results: Measured, layer: str = "h") -> list[Verdict]:
     """Return one of every accuracy of a layer that was measured before and after training.
 
@@ -151,16 +159,17 @@ def verdicts(results: Measured, layer: str = "h") -> list[Verdict]:
         >>> [verdict.sense for verdict in verdicts(Results(measurements=measured))]
         ['better']
     """
-    measured = [m for m in results.measurements if m.layer == layer and m.unit == "accuracy"]
+    cells = by_cell(m for m in results.measurements if m.layer == layer and m.unit == "accuracy")
     found = []
-    for key in dict.fromkeys(m.key for m in measured if m.when == "after"):
-        before, after = ([m for m in measured if (m.key, m.when) == (key, when)] for when in ("before", "after"))
+    for key in dict.fromkeys(key for key, _, when in cells if when == "after"):
+        before, after = (cells.get((key, layer, when), []) for when in ("before", "after"))
         if before:
             first, last = (sum(m.value for m in side) / len(side) for side in (before, after))
             found.append(Verdict(after[0].label, key[1], first, last, _interval(before, after), layer, key))
     return found
 
 
+@checked
 def rank_changes(results: Measured, layers: Iterable[str] = LAYERS) -> list[RankChange]:
     """Return one of every RankMe of some layers that was measured before and after training.
 
@@ -170,15 +179,16 @@ def rank_changes(results: Measured, layers: Iterable[str] = LAYERS) -> list[Rank
         >>> [(change.layer, change.collapsed) for change in rank_changes(Results(measurements=ranks))]
         [('z', True)]
     """
-    changes = []
+    changes, cells = [], by_cell(results.measurements)
     for key in dict.fromkeys(m.key for m in results.measurements if m.name == "rankme"):
         for layer in layers:
-            before, after = (mean_std(results.measurements, key, layer, when) for when in ("before", "after"))
+            before, after = (mean_std(cells.get((key, layer, when), [])) for when in ("before", "after"))
             if before is not None and after is not None:
                 changes.append(RankChange(layer, key[1], before[0], after[0]))
     return changes
 
 
+@checked
 def findings(results: Measured) -> list[Finding]:
     """Return what training did to h and z in words, warnings first; gains of z alone are not told.
 
@@ -249,8 +259,11 @@ def _on(dataset: str) -> str:
 
 
 def _per_row(values: object, name: str) -> np.ndarray:
-    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-    values = np.asarray(values, dtype=np.float64)
+    try:
+        values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+        values = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"Expected {name} as numbers [rows] or [seeds, rows], got {type(values).__name__}.") from None
     if values.ndim not in (1, 2) or values.size == 0 or not np.isfinite(values).all():
         raise UsageError(f"Expected {name} as finite numbers [rows] or [seeds, rows], got shape {list(values.shape)}.")
     return values.mean(0) if values.ndim == 2 else values
@@ -258,7 +271,12 @@ def _per_row(values: object, name: str) -> np.ndarray:
 
 def _interval(before: list[Measurement], after: list[Measurement]) -> Interval | None:
     """Return the interval of the gain, or None where outcomes row by row were not kept, or not of the same rows."""
+    return _interval_of(*(tuple(m.outcomes for m in side) for side in (after, before)))
+
+
+@lru_cache(maxsize=1024)  # a page asks several times
+def _interval_of(*sides: tuple[str, ...]) -> Interval | None:
     try:
-        return paired_interval(*(np.stack([unpack_outcomes(m.outcomes) for m in side]) for side in (after, before)))
+        return paired_interval(*(np.stack(list(map(unpack_outcomes, side))) for side in sides))
     except (UsageError, ValueError):
         return None

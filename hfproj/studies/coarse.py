@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _COARSE_OF = {fine: number for number, members in enumerate(CIFAR100_SUPERCLASSE
 _TABLE = np.array([_COARSE_OF[fine] for fine in _FINE], dtype=np.int64)
 
 
+@checked
 def coarse_labels(labels: Labels, *, label_column: str = "label") -> Int64[Tensor, " images"]:
     """Return the superclass, 0 to 19, of fine labels 0 to 99.
 
@@ -75,6 +77,7 @@ def coarse_labels(labels: Labels, *, label_column: str = "label") -> Int64[Tenso
     return torch.from_numpy(_TABLE[fine.astype(np.int64)])
 
 
+@checked
 def with_coarse_labels(
     dataset: datasets.Dataset, *, label_column: str = "label", coarse_column: str = "coarse_label"
 ) -> datasets.Dataset:

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from hfproj.checking import checked
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.images import ImageViews
 from hfproj.data.philox import uniforms
@@ -160,6 +161,7 @@ class DigitsOnImages(_Pasted):
         (np.uint8(255), np.uint8(99))
     """
 
+    @checked
     def __init__(
         self,
         images: Data,
@@ -216,6 +218,7 @@ class DigitViews(ImageViews):
         99
     """
 
+    @checked
     def __init__(self, *, drop_probability: Number = 0.5, **options: Any):
         super().__init__(**options)
         if not 0 <= drop_probability <= 1:
@@ -292,6 +295,7 @@ class SpuriousMixture(_Pasted):
         (40, [18, 2, 2, 18])
     """
 
+    @checked
     def __init__(
         self,
         images: Data,

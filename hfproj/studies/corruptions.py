@@ -31,6 +31,7 @@ from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.data.augment import Number
 from hfproj.data.images import EvalImages
 from hfproj.errors import UsageError, unknown
@@ -43,6 +44,7 @@ from hfproj.typing import Data, Interpolation
 _STREAM, _STREAMS = 0x9000, 256  # of each corruption; the views of augmentations are numbered from 0
 
 
+@checked
 def list_corruptions() -> dict[str, str]:
     """Return every corruption with the line that describes it, in the order of the paper.
 
@@ -53,6 +55,7 @@ def list_corruptions() -> dict[str, str]:
     return {name: line for name, (line, _) in PARAMETERS.items()}
 
 
+@checked
 def corrupt(
     images: Shaped[Tensor, "..."], name: str, severity: int, *, seed: int = 0, index: Sequence[int] | Tensor
 ) -> Shaped[Tensor, "..."]:
@@ -135,6 +138,7 @@ class CorruptedDataset(ImageMap):
         (597, (32, 32), ['image', 'label'])
     """
 
+    @checked
     def __init__(
         self,
         dataset: Data,

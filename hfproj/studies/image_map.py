@@ -32,7 +32,7 @@ class ImageMap(Dataset):
     """
 
     def __init__(self, dataset: Data, image_column: str = "image", rows: Sequence[int] | None = None):
-        if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
+        if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__") and getattr(dataset, "ndim", 1) != 0):
             raise UsageError(
                 f"{type(self).__name__} expected a data set with a length and indices, got a {type(dataset).__name__}."
             )

@@ -7,7 +7,9 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from hfproj.errors import UsageError
+from hfproj.checking import check_types
+from hfproj.data.indexing import POLICIES
+from hfproj.errors import UsageError, check_choice
 
 
 @dataclass
@@ -34,6 +36,9 @@ class ProjectionTrainingArguments(TrainingArguments):
         eval_knn_temperature: Temperature of the online k-NN.
         log_representation: Log RankMe, standard deviation and positive-pair cosine of the last batch with the loss, as
             ``batch_rankme_h`` ….
+        on_bad_image: What becomes of training images that can't be read: ``"raise"`` ends the run and names the image;
+            ``"skip"`` draws another one in its place, see docs/images.md, counts it in the log (``skipped_images``) and
+            lists it in results.json.
 
     ``dataloader_persistent_workers=True`` saves time where workers start more slowly than an epoch of a small data set
     takes; a run with dropout then does not resume bit for bit, since torch draws from the global generator whenever
@@ -65,12 +70,22 @@ class ProjectionTrainingArguments(TrainingArguments):
     eval_knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the online k-NN."})
     log_representation: bool = field(default=True, metadata={"help": "Log RankMe, std and cosine with the loss."})
 
+    on_bad_image: str = field(default="raise", metadata={"help": "Images that can't be read: raise, or skip."})
+
     def __post_init__(self):
+        own = (
+            "output_dir",
+            "use_cpu",
+            *(name for name in ProjectionTrainingArguments.__annotations__ if hasattr(self, name)),
+        )
+        # The class: transformers' parser changes the annotations of __init__.
+        check_types("the training arguments", ProjectionTrainingArguments, {n: getattr(self, n) for n in own})
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
         self.check_hub()
+        check_choice("on_bad_image", self.on_bad_image, POLICIES)
         momentum = "a number in [0, 1], for example 0.996"
         limits = {
             "patch_dropout": (0 <= self.patch_dropout < 1, "a fraction in [0, 1), for example 0.5"),

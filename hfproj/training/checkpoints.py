@@ -1,18 +1,12 @@
-"""What training starts from: checkpoints, written whole or not at all, and adapters that were saved.
+"""What training starts from: checkpoints of this run, and adapters that were saved.
 
 A run that resumes has its optimizer, schedules and views again. One that continues from an adapter has its tensors, the
 objective's buffers, the EMA teacher and the position; the rest is not part of an adapter and starts fresh.
 """
 
-import dataclasses
-import inspect
-import json
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,81 +14,21 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import distributed, filenames
-from hfproj.backbones import resolve_read_point
 from hfproj.errors import AdapterFileError, UsageError, check_choice
-from hfproj.heads import HEADS
 from hfproj.hub.pull import open_adapter
 from hfproj.hub.staging import folder_of
-from hfproj.objectives import OBJECTIVES
 from hfproj.objectives.buffers import START, Position, load_buffers, read_position
 from hfproj.training.ema import EMA
 from hfproj.training.setup import PARTS, Source, active_config, active_name
 from hfproj.tuner import ProjectionHeadConfig
 from hfproj.tuner.belonging import check_continued
-from hfproj.tuner.config import plain
+from hfproj.tuner.comparison import differences, terms
 from hfproj.tuner.layer import CHILD
 
 LOG = logging.getLogger("hfproj.training")
-_COMPARED = ("head", "in_dim", "out_dim", "scales", "pooling", "layer", "reading", "trainable")
-_KINDS = {"head_options": "head", "predictor": "predictor.head", "backbone_adapter": "backbone_adapter.peft_type"}
-# Of the backbone's PEFT method, what is about training or about the file.
-_FREE = {"inference_mode", "base_model_name_or_path", "revision", "peft_version", "task_type", "auto_mapping"}
 _PLACE = ("repo", "adapter", "revision", "token", "cache_dir")
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: the trainer's state comes last."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def complete_checkpoints(folder: str | Path) -> dict[int, str]:
-    """Return the complete checkpoints in `folder` by their step."""
-    found = {path.name.rpartition("-")[2]: path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-    return {int(step): str(path) for step, path in found.items() if step.isdigit() and is_complete(path)}
-
-
-def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """Return the newest complete checkpoint in `folder`, or None."""
-    found = complete_checkpoints(folder)
-    return found[max(found)] if found else None
-
-
-def checkpoint_to_resume(wanted: str | Path | bool, folder: str | Path) -> str:
-    """Return the checkpoint that `wanted` names, if it is complete; True means the newest complete one in `folder`."""
-    found = last_complete_checkpoint(folder) if wanted is True else str(wanted)
-    if found is None:
-        raise UsageError(f"{folder} holds no complete checkpoint to resume from; start without resume_from_checkpoint.")
-    if not is_complete(Path(found)):
-        hint = "Resume from another one, or with resume_from_checkpoint=True from the last complete one"
-        raise UsageError(f"{wanted} is no complete checkpoint: it has no readable {TRAINER_STATE_NAME}. {hint}.")
-    return found
-
-
-@contextmanager
-def replacing(folder: str | Path) -> Iterator[Path]:
-    """Give an empty folder; the files written there move into `folder` once all of them are complete.
-
-    An interrupted save leaves the files of the save before; files that the new save does not write stay.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".part-*"):  # by a process that was killed; PEFT would take it for a second adapter
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as name:
-        part = Path(name)
-        yield part
-        for file in sorted(p for p in part.rglob("*") if p.is_file()):
-            target = folder / file.relative_to(part)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
 
 
 class Continued:
@@ -190,7 +124,7 @@ def folder_to_resume(checkpoint: str | Path, model: PeftModel) -> Path:
 
 def _warn_of_other_terms(folder: Path, *configs: ProjectionHeadConfig) -> None:
     """Warn where a checkpoint was trained on another objective, options of it or regularizers than this run."""
-    was, now = map(_terms, configs)
+    was, now = map(terms, configs)
     names = ["objective"] if was["objective"] != now["objective"] else list(was | now)
     names += [name for name in was | now if name.startswith("regularizer ") and name not in names]
     changes = [f"{n} was {was.get(n)!r}, is {now.get(n)!r} now" for n in names if was.get(n) != now.get(n)]
@@ -198,43 +132,9 @@ def _warn_of_other_terms(folder: Path, *configs: ProjectionHeadConfig) -> None:
         LOG.warning(f"{folder} was trained on other terms than this run has: {'; '.join(changes)}.")
 
 
-def _terms(config: ProjectionHeadConfig) -> dict[str, Any]:
-    options = dict(config.objective or {})
-    name = options.pop("name", None)
-    options = {**_defaults(OBJECTIVES.options(name)), **options} if name in OBJECTIVES.list() else options
-    added = {f"regularizer {n}": value for n, value in (config.regularizers or {}).items()}
-    return plain({"objective": name, **{f"objective.{n}": value for n, value in options.items()}, **added})
-
-
-def _reads_alike(backbone: nn.Module, *configs: ProjectionHeadConfig) -> bool:
-    """Whether versions of the reading rules come to one thing; of texts they never do, which are padded."""
-    points = set()
-    for config in configs:
-        how: dict[str, Any] = {n: getattr(config, n) for n in ("pooling", "layer", "in_dim", "reading")}
-        points.add(dataclasses.replace(resolve_read_point(backbone, **how), reading=1))
-    return len(points) == 1 and not points.pop().text
-
-
 def _other_parts(where: str | Path, found: Mapping[str, list[str]]) -> str:
     said = "; ".join(said for part in found.values() for said in part)
     return f"The adapter of {where} and this model's do not have the same parts: {said}"
-
-
-def differences(model: PeftModel, saved: ProjectionHeadConfig, own: ProjectionHeadConfig) -> dict[str, list[str]]:
-    """Return part → in words, in what of it two adapters differ: their tensors or what they compute would disagree."""
-    parts = [_parts(config) for config in (saved, own)]
-    found: dict[str, list[str]] = {}
-    for name in sorted(parts[0].keys() | parts[1].keys()):
-        there, here = (part.get(name) for part in parts)
-        part = name.partition(".")[0]
-        kind = _KINDS.get(part, "")
-        same = parts[0].get(kind) == parts[1].get(kind)  # else the options are others, too, and the kind says it all
-        if there != here and (name == kind or same):
-            said = f"{part if name == kind else name} is {_short(there)} there and {_short(here)} here"
-            found.setdefault(part, []).append(said)
-    if "reading" in found and _reads_alike(model.get_base_model(), saved, own):
-        del found["reading"]
-    return found
 
 
 def _exchanged(
@@ -260,30 +160,3 @@ def _part(name: str) -> str | None:
     """Return the part of the adapter to which a tensor belongs, from its name in a file."""
     _, of_head, rest = name.partition(f".{CHILD}.projection_head_modules.")
     return rest.partition(".")[0] if of_head else None
-
-
-def _parts(config: ProjectionHeadConfig) -> dict[str, Any]:
-    parts = {name: getattr(config, name) for name in _COMPARED}
-    parts["scales"] = sorted(config.scales or ())
-    parts |= _head_options("head_options", config.head, config.head_options)
-    if isinstance(config.predictor, dict):
-        parts |= _head_options("predictor", config.predictor["head"], config.predictor)
-    prototypes = config.prototypes if isinstance(config.prototypes, dict) else {"count": config.prototypes}
-    parts |= {f"prototypes.{n}": v for n, v in {"learn_norm": False, **prototypes}.items()}
-    for name, value in config.backbone_options.items():
-        if name not in _FREE and "dropout" not in name and not name.startswith("init_"):
-            parts[f"backbone_adapter.{name}"] = sorted(value) if isinstance(value, list | set) else value
-    return {name: plain(value) for name, value in parts.items() if value is not None}
-
-
-def _head_options(prefix: str, head: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    found = {**_defaults(HEADS.options(head)), **options}
-    return {f"{prefix}.{name}": value for name, value in found.items() if name not in ("in_dim", "out_dim")}
-
-
-def _defaults(options: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    return {n: p.default for n, p in options.items() if p.default is not inspect.Parameter.empty}
-
-
-def _short(value: Any) -> str:
-    return f"{len(value)} modules" if isinstance(value, list) and len(value) > 4 else repr(value)

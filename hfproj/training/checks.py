@@ -4,6 +4,7 @@ measure, and views that would be equal.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,17 @@ def check_arguments(model: PeftModel, args: ProjectionTrainingArguments, optimiz
     if getattr(args, "use_liger_kernel", False) and not of_text:
         raise UsageError(f"use_liger_kernel=True would have no effect on {type(backbone).__name__}; leave it out.")
     _check_checkpointing(model, args)
+    if chosen.get("enable_jit_checkpoint"):
+        raise UsageError(
+            "enable_jit_checkpoint=True would save within a step, at other steps on other processes, and end like a "
+            "run that is done; leave it out: SIGTERM and SIGUSR1 end in a checkpoint anyway (docs/checkpoints.md)."
+        )
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # as transformers does
+    except OSError as error:
+        raise UsageError(
+            f"Expected output_dir to be a folder that can be written to, got {args.output_dir!r} ({error.strerror})."
+        ) from error
 
 
 def _check_optimizer(model: PeftModel, args: ProjectionTrainingArguments, chosen: dict[str, Any], *, own: bool) -> None:

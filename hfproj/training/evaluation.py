@@ -15,16 +15,19 @@ from transformers import Trainer
 from hfproj import distributed
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset
+from hfproj.data.skipped import SkippedImages
 from hfproj.diagnostics import rankme, representation_std
+from hfproj.diagnostics.global_batch import describe_rows
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features import extract_features
 from hfproj.functional.labels import UNLABELLED, check_classes
 from hfproj.functional.modes import evaluating
 from hfproj.probes import KNNProbe
 from hfproj.regularizers import Weighted
+from hfproj.results import Results
+from hfproj.saving.signals import LeaveSignals
 from hfproj.training import checks, setup
 from hfproj.training.shares import GradientShares
-from hfproj.training.views import describe_rows
 from hfproj.typing import Data
 
 LOG = logging.getLogger("hfproj.training")
@@ -113,6 +116,7 @@ def _batches_of_views(trainer: Any, dataset: Any) -> Any:
     return DataLoader(
         IndexedDataset(dataset), batch_sampler=[list(range(start, start + size)) for start in starts],
         collate_fn=trainer.data_collator, num_workers=args.dataloader_num_workers, generator=torch.Generator(),
+        worker_init_fn=LeaveSignals(),
     )  # fmt: skip
 
 
@@ -125,6 +129,7 @@ class MeasuringTrainer(Trainer):
     regularizers: dict[str, Weighted]
     bare_model: Callable[[], Any]
     shares: GradientShares
+    statistics: Any = None  # before the step, see hfproj.training.gradients
     _said: set[str]
     _terms: dict[str, list[Tensor]]
 
@@ -133,6 +138,12 @@ class MeasuringTrainer(Trainer):
         if self.is_world_process_zero() and text not in self._said:
             LOG.warning(text)
         self._said.add(text)
+
+    def note_skipped(self, results: Results) -> None:
+        """Write into `results` which training images could not be read, if any (``on_bad_image="skip"``)."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, SkippedImages):
+                callback.note(results)
 
     def record(self, values: Mapping[str, float]) -> None:
         """Write what was measured into `history`, where numbers that are not finite are None; log ``probe_<name>``."""

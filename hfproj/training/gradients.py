@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from hfproj import distributed
 from hfproj.errors import NonFiniteLossError, UsageError
-from hfproj.training.checkpoints import last_complete_checkpoint
+from hfproj.saving.folders import last_complete_checkpoint
 from hfproj.training.setup import ProjectionTrainer
 from hfproj.tuner.layer import CHILD
 
@@ -137,8 +137,26 @@ def is_reentrant(model: nn.Module) -> bool:
     return any(getattr(call, "keywords", {}).get("use_reentrant", True) for call in calls if call is not None)
 
 
+class Statistics:
+    """Running statistics of a model and its EMA teacher as they were before a step, in which NaN may come into them."""
+
+    def __init__(self, trainer: ProjectionTrainer):
+        networks = [trainer.model, *([trainer.ema.module] if trainer.ema is not None else [])]
+        modules = [m for network in networks for m in network.modules() if m.training]
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        found = [getattr(module, name, None) for module in modules for name in names]
+        self.kept = [(buffer, buffer.clone()) for buffer in found if isinstance(buffer, Tensor)]
+
+    def restore(self) -> None:
+        """Give all statistics their values of then."""
+        for buffer, value in self.kept:
+            buffer.copy_(value)
+
+
 def non_finite(trainer: ProjectionTrainer, what: str, value: float) -> NonFiniteLossError:
-    """Return the error for a loss or gradient (`what`) that is not finite."""
+    """Return the error for a loss or gradient (`what`) that is not finite; running statistics go back before it."""
+    if trainer.model.training and trainer.statistics is not None:
+        trainer.statistics.restore()
     last = last_complete_checkpoint(trainer.args.output_dir)
     kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
     return NonFiniteLossError(

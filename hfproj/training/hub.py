@@ -19,7 +19,7 @@ from hfproj.backbones.preprocessing import ImagePreprocessing
 from hfproj.errors import HfprojError, HubError, UsageError
 from hfproj.hub.failures import FAILURES, explain, retry
 from hfproj.hub.push import Target, check_repo_id, send, usable_token
-from hfproj.hub.staging import check_pushable, described, stage, without_tokens
+from hfproj.hub.staging import check_pushable, described, stage
 from hfproj.objectives.buffers import Position
 from hfproj.reporting.card import write_card
 from hfproj.results import Results
@@ -98,8 +98,10 @@ class HubTrainer(MeasuringTrainer):
         model = self.bare_model()
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        if results is not None:
+            self.note_skipped(results)
         write_card(
-            without_tokens(results) if results is not None else self._unmeasured(), folder, repo_id=self.hub_model_id,
+            results if results is not None else self._unmeasured(), folder, repo_id=self.hub_model_id,
             license=license, adapters=list(model.peft_config), adapter=active_name(model),
             keep_results=results is not None,
         )  # fmt: skip
@@ -218,6 +220,7 @@ class HubTrainer(MeasuringTrainer):
         results = described(self.bare_model(), active_name(self.bare_model()))
         results.config["training"] = self.args.chosen()
         results.seeds, results.history = [self.args.seed], self.history
+        self.note_skipped(results)
         return results
 
     def _preprocessing(self) -> ImagePreprocessing | None:

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
-from hfproj.training.gradients import frozen_parts, part_of
+from hfproj.training.gradients import Statistics, frozen_parts, part_of
 from hfproj.training.setup import Args, Control, ProjectionTrainer, State
 from hfproj.tuner.layer import CHILD
 
@@ -102,17 +102,26 @@ class AroundSteps(TrainerCallback):
         """Set the epoch before its iterator is made: accelerate does not reach sharded samplers or resumed epochs."""
         trainer = self.trainer
         trainer.epoch += 1
+        trainer.between_epochs = False
         trainer.set_epoch(trainer.epoch)
+        # Where a run is resumed from its last step, transformers would take one more.
+        trainer.end_data(state.global_step >= state.max_steps)
         if isinstance(trainer.train_dataset, StreamDataset):
             kwargs["model"].zero_grad()  # batches at the end of the stream that were too few for a step
         if hasattr(trainer.objective, "on_epoch_start"):
             trainer.objective.on_epoch_start(trainer.step())
 
     def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Refuse a stream that is too short."""
+        """Refuse a stream that is too short; end a training that was resumed from its last step."""
+        self.trainer.between_epochs = True
+        control.should_training_stop |= state.global_step >= state.max_steps
         if state.global_step == 0:
             hint = "lower per_device_train_batch_size or gradient_accumulation_steps"
             raise UsageError(f"train_dataset is a stream with too few images for one step; {hint}.")
+
+    def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Keep the running statistics, in case the step ends in NaN."""
+        self.trainer.statistics = Statistics(self.trainer)
 
     def on_pre_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Drop the gradients of frozen parts, and put back the learning rates that are fixed."""

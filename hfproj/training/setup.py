@@ -10,10 +10,13 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
 from transformers.training_args import ParallelMode
 
 from hfproj import distributed
+from hfproj.data.images import ImageViews
 from hfproj.data.indexing import IndexedDataset, StreamDataset
+from hfproj.data.skipped import skipping
 from hfproj.errors import UsageError, unknown
 from hfproj.heads import create_head
 from hfproj.objectives import OBJECTIVES, create_objective
@@ -71,13 +74,29 @@ def indexed(dataset: Any) -> Any:
     return StreamDataset(dataset) if is_stream(dataset) else IndexedDataset(dataset)
 
 
+def prepared_data(dataset: Any, collator: Any, model: PeftModel, args: ProjectionTrainingArguments) -> tuple[Any, Any]:
+    """Return `dataset`, `indexed` and skipping bad images if `args` say so, and the collator or that of the model."""
+    collator = collator if collator is not None else ImageViews.for_model(model, seed=args.seed)
+    return skipping(indexed(dataset), args.on_bad_image, collator), collator
+
+
 def first_of(dataset: Any) -> Any:
     """Return the first of several data sets by name, or the only one."""
     return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
 
 
-def check_options(model: Any, args: Any, others: Mapping[str, Any]) -> None:
+def check_options(model: Any, args: Any, others: Mapping[str, Any], callbacks: Any, optimizers: Any) -> None:
     """Refuse a model without a head, other arguments, options without effect, and several GPUs in one process."""
+    kinds = (TrainerCallback, type(TrainerCallback))
+    callbacks = () if callbacks is None else callbacks
+    listed = isinstance(callbacks, list | tuple) and all(isinstance(c, kinds) for c in callbacks)
+    if not listed or any(isinstance(c, type) and not issubclass(c, TrainerCallback) for c in callbacks):
+        example = "callbacks=[hfproj.SpectrumCallback()]"
+        raise UsageError(f"Expected callbacks as a list of TrainerCallback, got {callbacks!r:.80}; {example}.")
+    pair = isinstance(optimizers, list | tuple) and len(optimizers) == 2
+    if not pair or not isinstance(optimizers[0], torch.optim.Optimizer | None):
+        hint = "make both, or give args their options (learning_rate, optim, lars)"
+        raise UsageError(f"Expected optimizers as (optimizer, its schedule or None), got {optimizers!r:.80}; {hint}.")
     if not isinstance(args, ProjectionTrainingArguments):
         raise UsageError(
             f"Expected args as hfproj.ProjectionTrainingArguments(output_dir=…), got {type(args).__name__}."
@@ -120,7 +139,7 @@ def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None
 
 def _check_data_set(name: str, dataset: Any) -> None:
     readable = dataset is None or hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
-    if isinstance(dataset, str | bytes | Mapping) or not readable:
+    if isinstance(dataset, str | bytes | Mapping | type) or not readable or getattr(dataset, "ndim", 1) == 0:
         what = f"Expected {name} to be a data set: items by index or, where it is a stream, by iteration"
         raise UsageError(f"{what}, got {type(dataset).__name__} {reprlib.repr(dataset)}; load it, or pass one split.")
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy
 
 from hfproj import distributed
+from hfproj.diagnostics.global_batch import Rows
 from hfproj.training.setup import ProjectionTrainer, active_modules
-from hfproj.training.views import Rows
 
 LEAST = 1e-4  # a smaller share is next to nothing …
 STEPS = 5  # … where so many logging steps in a row find it

@@ -11,35 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
-from hfproj.data.images import ImageViews
 from hfproj.data.indexing import EpochSampler, StreamDataset
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.data.skipped import SkippedImages
+from hfproj.diagnostics.global_batch import detached
+from hfproj.errors import UsageError
 from hfproj.features.views import FixedViews
-from hfproj.hub.staging import folder_of
 from hfproj.objectives.base import Step, check_needs, check_views
-from hfproj.objectives.buffers import BEFORE, START, Position, load_buffers, read_position, save_buffers
-from hfproj.results.history import HISTORY_FILE, read_history, write_history
+from hfproj.objectives.buffers import START, Position
+from hfproj.results.history import HISTORY_FILE, read_history
+from hfproj.saving.signals import LeaveSignals
 from hfproj.training import checks, gradients, setup
 from hfproj.training.arguments import ProjectionTrainingArguments
-from hfproj.training.checkpoints import Continued, checkpoint_to_resume, folder_to_resume, replacing
+from hfproj.training.checkpoints import Continued
 from hfproj.training.ema import EMA
-from hfproj.training.hub import HubTrainer
 from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.patch_dropout import PatchDropout
+from hfproj.training.resuming import ResumingTrainer
 from hfproj.training.shares import GradientShares
-from hfproj.training.views import detached, forward_views
+from hfproj.training.views import forward_views
 from hfproj.typing import Data, DataOrStream, Refused
 
 
-class ProjectionTrainer(HubTrainer):
+class ProjectionTrainer(ResumingTrainer):
     """Trains a projection head, and what its config trains beside it, under a self-supervised objective.
 
     Args:
@@ -96,7 +95,7 @@ class ProjectionTrainer(HubTrainer):
         processing_class: setup.Processing | None = None, **refused: Refused,
     ):  # fmt: skip
         args = args if args is not None else ProjectionTrainingArguments(output_dir="out")
-        setup.check_options(model, args, refused)
+        setup.check_options(model, args, refused, callbacks, optimizers)
         setup.check_train_dataset(train_dataset, args)
         setup.check_eval_dataset(eval_dataset)
         setup.check_eval_dataset(bank_dataset, "bank_dataset")
@@ -107,13 +106,13 @@ class ProjectionTrainer(HubTrainer):
         prepared = setup.prepare_objective(model, made, regularizers, train_dataset, log=self._continued is None)
         self.objective, self.regularizers = prepared
         self.bank_dataset, self.eval_collator = bank_dataset, eval_collator
-        train_dataset = setup.indexed(train_dataset)
+        train_dataset, data_collator = setup.prepared_data(train_dataset, data_collator, model, args)
         if isinstance(train_dataset, StreamDataset):
             args.accelerator_config.dispatch_batches = False  # every process reads the stream and keeps its part
         super().__init__(
             model, args,
-            data_collator=data_collator if data_collator is not None else ImageViews.for_model(model, seed=args.seed),
-            train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=list(callbacks or ()),
+            data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            callbacks=[*(callbacks or ()), *SkippedImages.of(train_dataset)],
             optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs, processing_class=processing_class,
         )  # fmt: skip
         # The loss is a mean over the batch: the Trainer must divide it by the accumulation steps, even though the
@@ -149,18 +148,23 @@ class ProjectionTrainer(HubTrainer):
         return self._train_sampler
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of the training batches; of a stream, too, the last incomplete one is dropped.
+        """Return the loader of the training batches, whose workers leave signals to the main process.
 
-        `transformers` would keep it, and accelerate would fill it with images that were there before.
+        Of a stream, too, the last incomplete batch is dropped: `transformers` would keep it, and accelerate would fill
+        it with images that were there before.
         """
-        if not isinstance(self.train_dataset, StreamDataset):
-            return super().get_train_dataloader()
-        loader = DataLoader(
-            self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
-            drop_last=self.args.dataloader_drop_last, prefetch_factor=self.args.dataloader_prefetch_factor,
-        )  # fmt: skip
-        return self.accelerator.prepare(loader)
+        loader: Any
+        if isinstance(self.train_dataset, StreamDataset):
+            loader = self.accelerator.prepare(DataLoader(
+                self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory,
+                drop_last=self.args.dataloader_drop_last, prefetch_factor=self.args.dataloader_prefetch_factor,
+            ))  # fmt: skip
+        else:
+            loader = super().get_train_dataloader()
+        bare = getattr(loader, "base_dataloader", loader)
+        bare.worker_init_fn = LeaveSignals(bare.worker_init_fn)
+        return loader
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the views that are made from now on."""
@@ -170,34 +174,40 @@ class ProjectionTrainer(HubTrainer):
         if isinstance(self.train_dataset, StreamDataset):
             self.train_dataset.set_epoch(epoch)
 
+    def end_data(self, ended: bool) -> None:
+        """Set whether the training is over, so that no more images are given."""
+        for source in (self._train_sampler, self.train_dataset):
+            if isinstance(source, EpochSampler | StreamDataset):
+                source.ended = ended
+
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Train, see ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last complete one.
+        """Train, see ``transformers.Trainer.train`` and docs/checkpoints.md.
+
+        Args:
+            resume_from_checkpoint: A checkpoint; True, the newest whole one in ``output_dir``; or "auto", that one or,
+                where there is none, the beginning.
+            **kwargs: As in ``transformers.Trainer.train``.
 
         Raises:
-            UsageError: If a stream, whose position can't be restored, is resumed, or there is no complete checkpoint.
-            AdapterFileError: If a checkpoint is damaged, or of another adapter or objective.
+            UsageError: If a stream, whose position can't be restored, is resumed, there is no whole checkpoint, images
+                would be skipped or seen twice, or another run writes into ``output_dir``.
+            AdapterFileError: If a checkpoint is of another adapter or objective.
+            SaveError: If a checkpoint can't be written.
+            SystemExit: With code 75, if SIGTERM or SIGUSR1 came and a checkpoint was written.
             NonFiniteLossError: If the loss or its gradient is NaN or infinite.
         """
-        if resume_from_checkpoint:
-            if isinstance(self.train_dataset, StreamDataset) and not self.args.ignore_data_skip:
-                raise UsageError(
-                    "A stream can't be resumed exactly: what it gave before is not known. Pass ignore_data_skip=True "
-                    "to start again at its beginning, or use a data set with a length."
-                )
-            resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        self._terms, self.last_batch, self._first = {}, {}, True
-        kept = Path(resume_from_checkpoint or "") / HISTORY_FILE
-        self.history = read_history(kept) if resume_from_checkpoint and kept.is_file() else []
-        self._ema_teacher()
-        if self._patch_dropout is not None:
-            self._patch_dropout.attach()
-        try:
-            with checks.checkpointing_of_timm(self.model, self.args):
-                return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        finally:
-            self.objective.position = self.position()
+        with ExitStack() as stack:
+            checkpoint = stack.enter_context(self.in_folder(resume_from_checkpoint))
+            self._terms, self.last_batch, self._first = {}, {}, True
+            kept = Path(checkpoint or "") / HISTORY_FILE
+            self.history = read_history(kept) if checkpoint and kept.is_file() else []
+            self._ema_teacher()
+            stack.callback(lambda: setattr(self.objective, "position", self.position()))
             if self._patch_dropout is not None:
-                self._patch_dropout.remove()
+                self._patch_dropout.attach()
+                stack.callback(self._patch_dropout.remove)
+            stack.enter_context(checks.checkpointing_of_timm(self.model, self.args))
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     # --- loss ---
 
@@ -343,57 +353,6 @@ class ProjectionTrainer(HubTrainer):
         for callback in callbacks:
             if hasattr(callback, "bind"):
                 callback.bind(self)
-
-    # --- checkpoints ---
-
-    # Private: save_model, the public form, gathers shards on all processes and then has one of them write, here.
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:  # only takes part in collectives
-            super()._save(output_dir, state_dict)
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        with replacing(folder) as part:
-            super()._save(str(part), state_dict)
-            self.objective.position = self.position()
-            beside = folder_of(part, setup.active_name(self.bare_model()))
-            save_buffers(self.objective, beside, before=self.started)
-            if self.history:
-                write_history(self.history, part / HISTORY_FILE)
-            if self.ema is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
-                self.ema.save(beside)
-            (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and folders are shared
-            if (folder / "README.md").exists():
-                (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
-
-    def load_checkpoint(self, checkpoint: str) -> None:
-        """Give model, objective and EMA teacher the values of a checkpoint, a folder that this trainer saved.
-
-        Raises:
-            AdapterFileError: If the files are damaged, or do not fit the adapter, the objective or the EMA teacher.
-        """
-        self._load_from_checkpoint(checkpoint)
-
-    # Private: transformers tells no callback when it loads a checkpoint, whose buffers and EMA teacher belong to it.
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = folder_to_resume(resume_from_checkpoint, self.bare_model())
-        try:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        except SafetensorError as error:
-            raise AdapterFileError(
-                f"{resume_from_checkpoint} holds a damaged adapter ({error}); resume from another checkpoint."
-            ) from error
-        hint = "resume with the adapter and the objective that it was written with, or without resume_from_checkpoint"
-        load_buffers(self.objective, folder, hint=hint)
-        self.started = read_position(folder, BEFORE)
-        if self.ema is not None:
-            self.ema.load(folder, hint=hint)
-
-    # Private: transformers' own finds no adapter under another name than "default", and no objective.
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: `transformers` estimates this for language models only."""

@@ -1,18 +1,13 @@
-"""Several views of a batch through a model, and what the log says of their h and z in the global batch."""
+"""Several views of a batch through a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hfproj import distributed
-from hfproj.diagnostics import positive_cosine, rankme, representation_std
 from hfproj.errors import UsageError
-
-# ``[views, batch, dim]``, or ``[batch, dim]`` of each view where batches differ
-Rows: TypeAlias = Tensor | list[Tensor]
 
 
 class ViewOutputs(NamedTuple):
@@ -51,27 +46,3 @@ def forward_views(model: nn.Module, views: Sequence[Any]) -> ViewOutputs:
                 rows[name] += getattr(out, field).chunk(count)
     joined = {n: torch.stack(r) if len({v.shape for v in r}) == 1 else r or None for n, r in rows.items()}
     return ViewOutputs(**joined, scales=out.scales)
-
-
-def detached(rows: Rows) -> Rows:
-    """Return `rows` without their gradients."""
-    return [r.detach() for r in rows] if isinstance(rows, list) else rows.detach()
-
-
-def global_views(rows: Rows) -> Tensor | None:
-    """Return ``[views, batch, dim]`` of the global batch, in float32 or better; None where views differ in size."""
-    if not isinstance(rows, Tensor):
-        return None
-    rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-    return distributed.gather_rows(rows.transpose(0, 1).contiguous()).transpose(0, 1)
-
-
-def describe_rows(layers: Mapping[str, Rows], *, spread: bool = True) -> dict[str, float]:
-    """Return ``positive_cosine_<layer>`` where there are two views or more, and where `spread` RankMe and std."""
-    gathered = {name: global_views(rows) for name, rows in layers.items()}
-    whole = {name: rows for name, rows in gathered.items() if rows is not None}
-    found: dict[str, float] = {}
-    for name, rows in whole.items() if spread else ():
-        flat = rows.flatten(0, 1)
-        found |= {f"rankme_{name}": rankme(flat), f"std_{name}": representation_std(flat)}
-    return found | {f"positive_cosine_{n}": positive_cosine(rows) for n, rows in whole.items() if rows.shape[0] > 1}

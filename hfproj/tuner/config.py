@@ -9,14 +9,12 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
+from hfproj import limits
 from hfproj.backbones.structure import READING
 from hfproj.errors import UsageError, check_choice, check_type
 from hfproj.objectives import OBJECTIVES, create_objective
-from hfproj.tuner.soundness import LARGEST_NUMBER
 from hfproj.typing import OneOf, Pooling
 
-WIDEST = 1 << 20  # of a representation, a layer, a projection; 65,536 prototypes are the most that a paper has
-DEEPEST = 256  # linear layers of a head
 # Initialisations that rewrite the backbone's own weights: the bare backbone could not be restored bit for bit.
 _REWRITES_BACKBONE = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")
 _NEEDS_MORE = (PeftType.ADALORA, PeftType.XLORA, PeftType.POLY, PeftType.TRAINABLE_TOKENS)
@@ -173,6 +171,9 @@ class ProjectionHeadConfig(PeftConfig):
         """
         made: Any = objective
         if not isinstance(objective, nn.Module):
+            if not isinstance(objective, str) and not (isinstance(objective, Mapping) and "name" in objective):
+                wanted = "an objective, its name or {'name': name, **options}"
+                raise UsageError(f"Expected {wanted}, got {objective!r:.80}; see hfproj.list_objectives().")
             options = {"name": objective} if isinstance(objective, str) else dict(objective)
             name = options.pop("name")
             # Without the number of images, which the trainer knows, the class alone says what it needs.
@@ -192,10 +193,10 @@ class ProjectionHeadConfig(PeftConfig):
         sized = {name: getattr(self, name) for name in ("in_dim", "out_dim", "head_options", "predictor", "prototypes")}
         for name, value in entries(sized):
             numbers = value if isinstance(value, list | tuple) else [value]
-            if len(numbers) > DEEPEST or any(isinstance(n, int) and abs(n) > WIDEST for n in numbers):
-                raise UsageError(f"Expected sizes of at most {WIDEST:,} as {name}, got {reprlib.repr(value)}.")
-            if name == "depth" and isinstance(value, int) and value > DEEPEST:
-                raise UsageError(f"Expected depth to be at most {DEEPEST} layers, got {value}.")
+            if len(numbers) > limits.LAYERS or any(isinstance(n, int) and abs(n) > limits.WIDTH for n in numbers):
+                raise UsageError(f"Expected sizes of at most {limits.WIDTH:,} as {name}, got {reprlib.repr(value)}.")
+            if name == "depth" and isinstance(value, int) and value > limits.LAYERS:
+                raise UsageError(f"Expected depth to be at most {limits.LAYERS} layers, got {value}.")
 
     def _check_prototypes(self) -> None:
         if self.prototypes is None:
@@ -256,5 +257,5 @@ class ProjectionHeadConfig(PeftConfig):
             )
         for name, value in entries(adapter):
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and "seed" not in name and "key" not in name and not abs(value) <= LARGEST_NUMBER:
-                raise UsageError(f"backbone_adapter: {name}={value!r}: expected at most {LARGEST_NUMBER:,.0f}.")
+            if number and "seed" not in name and "key" not in name and not abs(value) <= limits.NUMBER:
+                raise UsageError(f"backbone_adapter: {name}={value!r}: expected at most {limits.NUMBER:,.0f}.")

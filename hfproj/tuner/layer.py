@@ -25,6 +25,7 @@ from hfproj.backbones import (
     without_masking,
 )
 from hfproj.errors import UsageError
+from hfproj.functional.rows import without_steep_rows
 from hfproj.heads import create_head
 from hfproj.tuner.config import ProjectionHeadConfig
 
@@ -71,7 +72,7 @@ class Prototypes(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             vectors = self.vectors()
             dtype = torch.promote_types(z.dtype, vectors.dtype)
-            return nn.functional.normalize(z.to(dtype), dim=-1) @ vectors.to(dtype).mT
+            return nn.functional.normalize(without_steep_rows(z).to(dtype), dim=-1) @ vectors.to(dtype).mT
 
 
 class HeadModules(nn.Module):

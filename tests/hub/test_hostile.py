@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 import hfproj
 from hfproj import filenames
 from hfproj.hub.pull import open_adapter
-from hfproj.hub.untrusted import parse_json, pattern_cost
+from hfproj.hub.untrusted import pattern_cost
 from hfproj.hub.validation import backbone_source
+from hfproj.strict_json import parse_json
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_a_configuration_of_100_megabytes(copied):
 
 def test_a_rank_beyond_every_width(copied):
     write_config(copied, changed(config_of(copied), ["backbone_adapter", "r"], 5000))
-    refusal(lambda: hfproj.from_pretrained(copied, backbone=make_backbone("vit")), "rank 5000", "wider than 32")
+    refusal(lambda: hfproj.from_pretrained(copied, backbone=make_backbone("vit")), "rank 5000", "a rank beyond 16")
 
 
 # --- backbones ---

@@ -16,8 +16,9 @@ from torch import nn
 
 import hfproj
 from hfproj.hub.push import Target, check_repo_id
-from hfproj.hub.staging import check_outgoing, header, hub_base, stage, without_tokens
+from hfproj.hub.staging import check_outgoing, header, hub_base, stage
 from hfproj.objectives.buffers import Position, load_buffers, read_position, save_buffers
+from hfproj.redaction import redacted
 
 TOKEN = "hf_" + 34 * "t"
 
@@ -131,7 +132,7 @@ def test_what_is_typed_may_name_people_but_no_secrets(staged, monkeypatch):
 
 
 def test_tokens_in_results_become_the_variable():
-    kept = without_tokens(results(command=f"python a.py --hub_token {TOKEN}", notes=[TOKEN], log=[{"a": [TOKEN, 1.5]}]))
+    kept = redacted(results(command=f"python a.py --hub_token {TOKEN}", notes=[TOKEN], log=[{"a": [TOKEN, 1.5]}]))
     assert kept.command == "python a.py --hub_token $HF_TOKEN"
     assert (kept.notes, kept.log) == (["$HF_TOKEN"], [{"a": ["$HF_TOKEN", 1.5]}])
 

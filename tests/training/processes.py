@@ -4,6 +4,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from small import Seen, adapter, head_model, images, plain, trainer, views
@@ -67,7 +68,21 @@ def train(folder, *, dataset=None, resume=None, objective=None, config=None, col
     if run.ema is not None:
         weights |= {f"ema.{n}": t for n, t in adapter(run.ema.module).items()}
         weights |= {f"objective.{n}": t for n, t in run.objective.state_dict().items()}
-    return {"weights": weights, "seen": run.seen, "log": log, "start": start, "history": run.history}
+    results = hfproj.Results()
+    run.note_skipped(results)
+    return {
+        "weights": weights, "seen": run.seen, "log": log, "start": start, "history": run.history,
+        "skipped": results.config.get("skipped_images"),
+    }  # fmt: skip
+
+
+def broken(count):
+    """Images of which four can't be read, each in its own way."""
+    items = images(count)
+    items[3]["image"] = items[8]["image"] = {"bytes": b"no image", "path": None}
+    items[17]["image"] = np.full((16, 16, 3), np.nan)
+    items[29]["image"] = {"bytes": None, "path": "/nowhere/29.png"}
+    return hfproj.IndexedDataset(items, on_bad_image="skip")
 
 
 def cases(folder):
@@ -77,6 +92,13 @@ def cases(folder):
     # Step 3 of 4 is the first of epoch 2.
     results["resumed"] = train(folder / "resumed", resume=folder / "whole/checkpoint-3")
     results["workers"] = train(folder / "workers", dataloader_num_workers=2, eval_strategy="no")
+    results["skipped"] = train(
+        folder / "skipped", dataset=broken(35), save_strategy="steps", save_steps=3, dataloader_num_workers=1
+    )
+    distributed.barrier()
+    results["skipped resumed"] = train(
+        folder / "skipped again", dataset=broken(35), resume=folder / "skipped/checkpoint-3"
+    )
     stream = StreamDataset(images(35))
     watches = [
         hfproj.SpectrumCallback(every=2, images=7, metrics=("rankme", "std", "positive_cosine", "whiteness")),

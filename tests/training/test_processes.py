@@ -13,7 +13,7 @@ from small import differs
 
 SCRIPT = Path(__file__).with_name("processes.py")
 NAMES = ["global batch", "resumed", "workers", "watched", "watched h", "stream", "multi-crop", "multi-crop resumed",
-         "multi-crop continued"]  # fmt: skip
+         "multi-crop continued", "skipped", "skipped resumed"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,18 @@ def test_resumed_and_loaded_by_workers_is_the_same_run(one, two):
         for key, expected in results["multi-crop"]["weights"].items():
             assert torch.equal(results["multi-crop resumed"]["weights"][key], expected)
         assert results["resumed"]["seen"] == results["global batch"]["seen"][-len(results["resumed"]["seen"]) :]
+
+
+def test_skipped_images_are_those_of_one_process_also_after_a_resume(one, two):
+    expected = one["skipped"]["skipped"]
+    assert expected["count"] == 4
+    assert [index for index, _ in expected["images"]] == [3, 8, 17, 29]
+    for results in (one, *two):
+        for name in ("skipped", "skipped resumed"):
+            assert results[name]["skipped"] == expected
+        for key, weights in results["skipped"]["weights"].items():
+            assert torch.equal(results["skipped resumed"]["weights"][key], weights)
+        assert [entry["skipped_images"] for entry in results["skipped"]["log"] if "loss" in entry][-1] == 4
 
 
 def test_metrics_and_log_are_those_of_one_process(one, two):

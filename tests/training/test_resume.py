@@ -13,7 +13,8 @@ from small import Counting, adapter, assert_equal, backbone, differs, head_model
 from transformers import BertConfig, BertModel
 
 import hfproj
-from hfproj.training.checkpoints import differences, last_complete_checkpoint, replacing
+from hfproj.saving.folders import last_complete_checkpoint, replacing
+from hfproj.tuner.comparison import differences
 
 # 12 images, batches of 2, 2 batches a step: 3 steps an epoch. Step 4 lies within epoch 2, step 6 ends it.
 RUN = {
@@ -90,14 +91,12 @@ def test_true_takes_the_last_complete_checkpoint(tmp_path):
     resumed = trainer(tmp_path / "cut", head_model(seed=7), **RUN)
     resumed.train(resume_from_checkpoint=True)
     assert_equal(adapter(resumed.model), adapter(whole.model))
-    with pytest.raises(
-        hfproj.UsageError, match=r"checkpoint-10 is no complete checkpoint.*resume_from_checkpoint=True"
-    ):
+    with pytest.raises(hfproj.UsageError, match=r"checkpoint-10 can't be resumed from.*resume_from_checkpoint=True"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-10"))
 
 
 def test_nothing_to_resume_from(tmp_path):
-    with pytest.raises(hfproj.UsageError, match=r"holds no complete checkpoint.*start without"):
+    with pytest.raises(hfproj.UsageError, match=r"holds no whole checkpoint; start without"):
         trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
 
 
@@ -107,8 +106,11 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
         trainer(tmp_path, extra={"objective": Counting()}, **RUN).train(resume_from_checkpoint=True)
     file = tmp_path / "checkpoint-7/adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
+    run = trainer(tmp_path, **RUN)
+    with pytest.raises(hfproj.UsageError, match=r"adapter_model.safetensors has [\d,]+ bytes instead of.*another one"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     with pytest.raises(hfproj.AdapterFileError, match=r"checkpoint-7 holds a damaged adapter.*another checkpoint"):
-        trainer(tmp_path, **RUN).train(resume_from_checkpoint=True)
+        run.load_checkpoint(str(tmp_path / "checkpoint-7"))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_what_a_checkpoint_holds(tmp_path):
     run.train()
     run.save_model(str(tmp_path / "final"))
     adapter_files = {"adapter_config.json", "adapter_model.safetensors", "objective.safetensors", "README.md"}
-    state = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    state = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"}
     assert {p.name for p in (tmp_path / "checkpoint-7").iterdir()} == adapter_files | state
     assert {p.name for p in (tmp_path / "final").iterdir()} == adapter_files  # nothing pickled is shared
 

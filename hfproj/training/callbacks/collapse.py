@@ -13,6 +13,7 @@ Likely causes, in the order in which they are looked for, in the objective, the 
 import copy
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from hfproj import distributed
+from hfproj.checking import checked
 from hfproj.errors import CollapseWarning, UsageError
+from hfproj.saving.folders import complete_checkpoints
 from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
 from hfproj.training.callbacks.watching import ProbeWatch, SpectrumCallback, UpdateRatioCallback, check_bound
-from hfproj.training.checkpoints import complete_checkpoints
 from hfproj.training.setup import Args, Control, Limits, ProjectionTrainer, State, active_modules
 from hfproj.typing import OneOf
 
@@ -241,6 +243,7 @@ class CollapseCallback(TrainerCallback):
 
     trainer: ProjectionTrainer
 
+    @checked
     def __init__(
         self, *, limits: Limits | None = None, patience: int = 2, action: OneOf["warn", "stop", "restore"] = "warn",
         warmup: int = 20, every: int | None = None,
@@ -249,6 +252,9 @@ class CollapseCallback(TrainerCallback):
             raise UsageError(f"Expected action to be one of {', '.join(ACTIONS)}, got {action!r}.")
         if patience < 1 or warmup < 0:
             raise UsageError(f"Expected patience ≥ 1 measurement and warmup ≥ 0 steps, got {patience} and {warmup}.")
+        if not isinstance(limits, Mapping | None):
+            example = "{'rankme_h': 5.0}"
+            raise UsageError(f"Expected limits as a dict, name → least value, got {type(limits).__name__}: {example}.")
         self.given = {name: None if v is None else _as_limit(name, v) for name, v in (limits or {}).items()}
         self.patience, self.action, self.warmup, self.every = patience, action, warmup, every
         self.alarm: Alarm | None = None

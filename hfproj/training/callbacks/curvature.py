@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hfproj import distributed
+from hfproj.checking import checked
 from hfproj.errors import check_choice
 from hfproj.features.views import FixedViews
 from hfproj.functional.modes import evaluating
@@ -107,6 +108,7 @@ class CurvatureCallback(ProbeWatch):
 
     PASSES = 120  # products with the Hessian cost as much as the forward pass
 
+    @checked
     def __init__(
         self, *, of: OneOf["head", "h"] = "head", steps: int = 64, every: int | None = None, images: int = 64,
         dataset: Data | None = None,

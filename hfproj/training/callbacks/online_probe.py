@@ -31,6 +31,7 @@ from torch.utils.data import Subset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfproj import distributed
+from hfproj.checking import checked
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.functional.labels import UNLABELLED, check_classes
 from hfproj.probes import KNNProbe
@@ -130,6 +131,7 @@ class OnlineProbeCallback(ImageWatch):
         hfproj.errors.UsageError: Expected learning_rate > 0, 0 ≤ momentum < 1 and scale > 0, got -1.0, 0.9 and 4.0.
     """
 
+    @checked
     def __init__(
         self, *, learning_rate: float = 0.1, momentum: float = 0.9, scale: float | None = 4.0, k: int = 20,
         temperature: float = 0.07, bank: int = 4096, every: int | None = None, images: int = 512,

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hfproj import diagnostics, distributed
+from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
 from hfproj.features.views import FixedViews
 from hfproj.training.optimizer import PART
@@ -205,6 +206,7 @@ class SpectrumCallback(ProbeWatch):
         hfproj.errors.UsageError: Unknown metric 'rankmee'. Did you mean 'rankme'? ...
     """
 
+    @checked
     def __init__(
         self, *, metrics: Sequence[Metric] = DEFAULT, every: int | None = None, images: int = IMAGES,
         dataset: Data | None = None,
@@ -247,6 +249,7 @@ class UpdateRatioCallback(Watch):
         UsageError: As `Watch`; under FSDP and DeepSpeed, which split parameters.
     """
 
+    @checked
     def __init__(self, *, every: int = 50):
         super().__init__(every)
         self._before: list[list[Tensor]] | None = None

@@ -1,0 +1,165 @@
+"""Public calls with arguments of another type than their annotations say: what would come of it is one line."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from jaxtyping import AbstractArray
+from torch import Tensor
+
+from hfproj.errors import HfprojError, UsageError
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+_WORDS: dict[Any, str] = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a dict", Mapping: "a dict",
+    Sequence: "a list", NoneType: "None", Callable: "a function", Iterable: "something to iterate over",
+}  # fmt: skip
+_SHOWN = 80  # characters of a wrong value
+_LARGEST = 2**63
+
+
+def checked(call: Call) -> Call:
+    """Return a function whose errors about arguments of another type than its annotations say are one line.
+
+    The function's own refusals stay, and so does what works although it is of another type; numbers that are NaN or
+    have more than 64 bits are refused at once. Unknown and missing arguments stay Python's own TypeError.
+
+    Example:
+        >>> @checked
+        ... def scaled(x: float, *, by: int = 2) -> float:
+        ...     return x**by
+        >>> scaled(1.5, by="2")
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected by of scaled to be a whole number, got '2' of type str.
+    """
+    signature = inspect.signature(call)
+    who = call.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(call)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return call(*args, **kwargs)  # Python says it better
+        for name, value in given.items():
+            _check_number(f"{name} of {who}", value)
+        try:
+            return call(*args, **kwargs)
+        except HfprojError:
+            raise
+        except Exception as error:  # whatever came of a wrong argument
+            try:
+                check_types(who, call, given)
+                _check_data(who, given)
+            except UsageError as refused:
+                raise refused from error
+            raise
+
+    return checking  # type: ignore[return-value]
+
+
+def _check_data(who: str, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.is_meta:
+            raise UsageError(f"Expected {name} of {who} with data, got {_shown(value)}.")
+
+
+def _check_number(what: str, value: Any) -> None:
+    if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) >= _LARGEST:
+        raise UsageError(f"Expected {what} to have 64 bits, got a number of {int(value).bit_length()}.")
+    if isinstance(value, float) and value != value:
+        raise UsageError(f"Expected {what} to be a number, got NaN.")
+
+
+@functools.lru_cache(maxsize=1024)
+def _hints(call: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return get_type_hints(inspect.unwrap(call))
+    except (NameError, TypeError):  # annotations of a class of the user's own that can't be read
+        return {}
+
+
+def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse values that are of another type than the annotations say: ``temperature="0.1"``, ``gather="no"``.
+
+    Raises:
+        UsageError: If one is.
+    """
+    hints = _hints(call)
+    for name, value in options.items():
+        kinds = _alternatives(hints.get(name, Any))
+        if not any(_is(value, kind) for kind in kinds):
+            words = [_in_words(kind) for kind in kinds]
+            wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+            raise UsageError(f"Expected {name} of {who} to be {wanted}, got {_shown(value)}.")
+        if isinstance(value, Integral):
+            _check_number(f"{name} of {who}", value)
+        if torch.device in kinds and isinstance(value, str):
+            _check_device(f"{name} of {who}", value)
+
+
+def _check_device(what: str, value: str) -> None:
+    try:
+        torch.device(value)
+    except RuntimeError:
+        raise UsageError(f"Expected {what} to be a device such as 'cpu', 'cuda' or 'cuda:1', got {value!r}.") from None
+
+
+def _in_words(kind: Any) -> str:
+    origin = get_origin(kind) or kind
+    if isinstance(kind, type) and issubclass(kind, AbstractArray):
+        dtype = kind.__name__.partition("[")[0].lower()
+        return f"a tensor [{', '.join(kind.dim_str.split())}] of {dtype} numbers"
+    return _WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        meta = " without data" if value.is_meta else ""
+        return f"{value.dtype} of shape {list(value.shape)}{meta} of type {type(value).__name__}"
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= _SHOWN else text[: _SHOWN - 1] + '…'} of type {type(value).__name__}"
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+
+    def all_fit(items: Any, part: int) -> bool:
+        return not parts or all(any(_is(item, k) for k in _alternatives(parts[part])) for item in items)
+
+    if origin in (int, float):  # a bool is an int to Python, an int fits where a float is asked for
+        return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
+    if origin is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all_fit(value, 0)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all_fit(value.values(), 1)
+    if origin is tuple:  # a list, as JSON has it, fits too; ``tuple[int, ...]`` of any length
+        lengths = parts and parts[-1] is not Ellipsis
+        kinds = parts if lengths else parts[:1] * (len(value) if isinstance(value, list | tuple) else 0)
+        return (
+            isinstance(value, list | tuple)
+            and (not parts or len(value) == len(kinds))
+            and all(any(_is(item, k) for k in _alternatives(part)) for item, part in zip(value, kinds))
+        )
+    if origin is type:
+        return isinstance(value, type)
+    if origin is Callable:
+        return callable(value)
+    if isinstance(origin, type) and issubclass(origin, AbstractArray):
+        return not issubclass(origin.array_type, Tensor) or (
+            isinstance(value, origin) and not getattr(value, "is_meta", False)
+        )
+    if origin is Iterable and getattr(value, "ndim", 1) == 0:  # a tensor of one number has an __iter__ that fails
+        return False
+    try:
+        return origin in (Any, object) or not isinstance(origin, type) or isinstance(value, origin)
+    except TypeError:  # a protocol that only type checkers know
+        return True

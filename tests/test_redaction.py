@@ -1,0 +1,131 @@
+"""Secrets in what is kept: command lines, results, cards, pages."""
+
+import sys
+
+import pytest
+
+import hfproj
+from hfproj.files import command_line, portable
+from hfproj.redaction import is_secret, known_secrets, redact, redacted, remember, secrets_in
+from hfproj.reporting import render_card, render_report
+
+A, HASH = "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6", "4ab9f2c0a5d4ab9f2c0a5d4ab9f2c0a5d1234567"
+JWT = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.{A}"
+PRIVATE = f"-----BEGIN RSA PRIVATE KEY-----\n{A}\n-----END RSA PRIVATE KEY-----"
+
+NAMED = [
+    "token", "hub_token", "hf_token", "wandb_api_key", "api_key", "apikey", "hubToken", "comet_api_key", "password",
+    "neptune_api_token", "db_password", "passwd", "aws_secret_access_key", "aws_session_token", "client_secret",
+    "mlflow_tracking_password", "secret", "private_key", "access_key", "wandb_key", "license_key", "our_company_token",
+    "trackers.wandb.api_key", "auth_token", "encryption_key", "storage_key", "api-key", "accessToken", "passphrase",
+    "aws_access_key_id", "connection_string", "sshpass", "db_pass", "credentials", "api_keys",
+]  # fmt: skip
+FORMS = ["--{n} {v}", "--{n}={v}", "--options {n}={v},epochs=3", '--options \'{{"{n}": "{v}"}}\'', "+{n}={v}"]
+VALUES = ["enterprise-value-xyz", "0123456789abcdef", "Tr0ub4dor&3", HASH]
+SHAPES = [
+    f"hf_{A}", f"api_org_{A}", f"ghp_{A}", f"github_pat_{A}", f"glpat-{A}", f"sk-{A}", f"sk-proj-{A}-x_y", JWT, PRIVATE,
+    f"sk-ant-api03-{A}", "AKIAIOSFODNN7EXAMPLE", "ASIAIOSFODNN7EXAMPLE", "AIza" + "Sy_0" * 8 + "abc", f"xoxb-{A}",
+    f"gsk_{A}", f"r8_{A}", f"npm_{A}", f"pypi-AgEI{A}", f"ya29.{A}",
+    "eyJhcGlfYWRkcmVzcyI6Imh0dHBzOi8vYXBwLm5lcHR1bmUiOiJhIn0=",
+    f"dckr_pat_{A}",
+]  # fmt: skip
+URLS = [
+    "https://user:{v}@host/x", "s3://AKIAXYZ:{v}@bucket/path", "postgresql+psycopg2://me:{v}@db:5432/x", "redis://:{v}@h",
+    "http://{v}@host", "git+https://me:{v}@github.com/a/b", "https://host/x?token={v}&y=1", "mongodb://u:{v}@h/?x=1",
+    "https://host/x?api_key={v}", "s3://key:ab/{v}+cd@bucket",
+]  # fmt: skip
+
+ORDINARY = f"""
+recipes/simclr_vit.py --epochs 3 --output_dir out/run --objective nt_xent --temperature 0.2
+recipes/simclr_vit.py --revision {HASH} --metric_for_best_model eval_knn --image_key image --label_key fine_label
+recipes/simclr_vit.py --tokenizer bert-base-uncased --num_tokens 512 --max_tokens 77 --pad_token [PAD] --eos_token </s>
+recipes/simclr_vit.py --continue_from repo=me/digits,revision={HASH[:12]},adapter=b --hub_model_id me/digits-simclr
+recipes/simclr_vit.py --hub_token $HF_TOKEN --push_to_hub me/x --hub_private_repo true
+recipes/probe.py --head_options '{{"hidden_dim": 512, "key": "value", "depth": 3}}' --views crop=0.2,flip=false
+recipes/probe.py --dataset uoft-cs/cifar10 --text_key caption --cache_key 3f2a4b5c6d7e8f90 --sort_key step --key image
+recipes/probe.py --use_auth_token true --token true --class_token false --reg_tokens 4 --mask_token zero --pool token
+recipes/convert.py --checkpoint vit_small_patch14_reg4_dinov2.lvd142m.pth --method dinov2 --num_heads 6
+recipes/probe.py --url https://huggingface.co/facebook/dinov2-small --endpoint http://localhost:5000/repo@main
+recipes/probe.py --repo git@github.com:me/x --image docker://img:tag@sha256:{HASH} --base ssh://git@host/x
+recipes/probe.py --target_modules query,key,value --num_key_value_heads 4 --password_file ./p --monkey 3 --keyboard us
+recipes/probe.py --token_type_ids 0 --tokens_per_image 196 --keypoints 17 --secret_length 5 --projection_prng_key 3
+""".split("\n")[1:-1]
+
+
+@pytest.mark.parametrize("form", [*FORMS, "env {n}={v} python"])
+@pytest.mark.parametrize("name", NAMED)
+def test_values_of_arguments_by_name(name, form):
+    for value in VALUES:
+        said = redact(form.format(n=name, v=value))
+        assert value not in said
+        assert "$" in said
+        assert name in said
+        assert redact(said) == said
+        if "'" not in form:
+            assert value not in command_line(["a.py", *form.format(n=name, v=value).split()])
+
+
+@pytest.mark.parametrize("secret", SHAPES)
+def test_secrets_by_their_form(secret):
+    for text in (secret, f"with {secret} in it", f"x={secret},y=1", f'["{secret}"]', f"https://h/{secret}/x"):
+        said = redact(text)
+        assert secret not in said
+        assert secret[10:] not in said
+        assert list(secrets_in(text, {}))
+        assert not list(secrets_in(said, {}))
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_credentials_in_urls(url):
+    for value in ("Tr0ub4dor3x", "p%40ss-w0rd", A):
+        said = redact(url.format(v=value))
+        assert value not in said
+        assert redact(said) == said
+
+
+@pytest.mark.parametrize("command", ORDINARY)
+def test_ordinary_commands_stay_as_they_are(command):
+    assert redact(command) == command
+    assert portable(command) == command
+    assert not list(secrets_in(command, {}))
+
+
+def test_values_of_the_environment_and_of_the_command_wherever_they_stand(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", HASH)
+    monkeypatch.setenv("SOME_TOKEN", "short")
+    monkeypatch.setattr(sys, "argv", ["a.py", "--hub_token", "enterprise-xyz-1", "--x", "repo=a,token=another-xyz-2"])
+    assert redact(f"failed with {HASH}, enterprise-xyz-1 and another-xyz-2") == (
+        "failed with $WANDB_API_KEY, $HF_TOKEN and $HF_TOKEN"
+    )
+    assert redact("a short word") == "a short word"
+    remember("passed-token-3")
+    assert redact("with passed-token-3") == "with $HF_TOKEN"
+    assert "passed-token-3" in known_secrets()
+
+
+def test_names_with_values_that_are_none():
+    for name, value in (("token", True), ("token", None), ("num_tokens", 5), ("seed", 12345), ("token", "true"),
+                        ("pooling", "cls"), ("password", ""), ("use_auth_token", "$HF_TOKEN"), (3, "x")):  # fmt: skip
+        assert not is_secret(name, value)
+    assert is_secret("password", 12345678)
+
+
+def test_nothing_is_left_in_results_card_and_page(tmp_path):
+    secret, url = "enterprise-token-xyz", "https://me:Tr0ub4dor3@host/x"
+    config = {
+        "recipe": {"hub_token": secret, "continue_from": f"repo=a,token={secret}", "report_to": "wandb", "url": url},
+        "training": {"wandb_key": secret, "trackers": [{"api_key": secret}], "argv": ["--db_password", secret]},
+        "base_model": "me/vit", "path": "file:///home/someone", "adapter": {"head": "mlp"},
+    }  # fmt: skip
+    results = hfproj.Results(
+        config=config, command=f"a.py --hub_token {secret} --url {url}", notes=[f"token={secret}", f"see {url}"],
+        log=[{"error": f"Bearer {A}"}], missing=[hfproj.results.Missing("knn", "h", "after", f"api_key={secret}")],
+        geometry={"collapse": {"cause": f"password: {secret}", "step": 3}},
+    )  # fmt: skip
+    kept = results.save(tmp_path).read_text()
+    for text in (kept, render_card(results), render_report(results), repr(redacted(results))):
+        for hidden in (secret, "Tr0ub4dor3", A):
+            assert hidden not in text
+    assert "someone" not in kept
+    assert portable("file:///home/someone/data/a.tar and data:/home/someone/b") == "./a.tar and data:./b"
+    assert [portable(p) for p in ("/home/someone", "/Users/someone/", r"C:\Users\someone", "/root")] == ["~"] * 4
