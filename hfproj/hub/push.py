@@ -7,7 +7,7 @@ pull request before it knows that its files arrive.
 import hashlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,7 +167,7 @@ class _Push:
         try:
             info = self._info()
         except RepositoryNotFoundError:
-            self._make_repo()
+            self._make("made_repo", lambda: self.api.create_repo(self.repo_id, private=self.target.private))
             info = self._info()
         if self.target.private and not info.private:
             raise UsageError(f"private=True, but {self.repo_id} exists and is public; change that in its settings.")
@@ -177,13 +177,15 @@ class _Push:
         if self.target.create_pr:
             self.pulls = retry(self._pulls)
 
-    def _make_repo(self) -> None:
+    def _make(self, made: str, call: Callable[[], Any]) -> None:
+        """Make the repository or the branch, and note so in `made`: an attribute."""
+
         def unanswered() -> None:
-            self.made_repo = None
+            setattr(self, made, None)
 
         try:
-            retry(lambda: self.api.create_repo(self.repo_id, private=self.target.private), lost=unanswered)
-            self.made_repo = True
+            retry(call, lost=unanswered)
+            setattr(self, made, True)
         except HfHubHTTPError as error:
             if error.response.status_code != 409:  # it exists all the same: by a try without an answer, or by others
                 raise
@@ -197,16 +199,9 @@ class _Push:
         except RevisionNotFoundError:
             if name.startswith("refs/"):
                 raise
-            self._make_branch(name, main)
+            self.before = main
+            self._make("made_branch", lambda: self.api.create_branch(self.repo_id, branch=name, revision=main))
             return self._info(name)
-
-    def _make_branch(self, name: str, main: str | None) -> None:
-        def unanswered() -> None:
-            self.made_branch = None
-
-        self.before = main
-        retry(lambda: self.api.create_branch(self.repo_id, branch=name, revision=main, exist_ok=True), lost=unanswered)
-        self.made_branch = True
 
     def _operations(self) -> list[CommitOperationAdd | CommitOperationDelete]:
         """Return what to add and to delete; an adapter whose tensors are there already keeps its card and results."""

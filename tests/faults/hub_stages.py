@@ -1,33 +1,28 @@
 """A fault at every request of a push and of a pull, and hostile adapters that a Hub serves.
 
 What a whole push (or pull) asks of the Hub is recorded first. Then each of these requests fails in every way that the
-loopback Hub knows, once and for ever, and so does everything from that request on. `pushes`, `pulls` and `served` do
-all of it or a sample, and return how many tries there were and what is wrong about those that failed. By hand:
+loopback Hub knows, once and for ever, and so does everything from that request on. `pushes`, `pulls` and `served` take
+a sample of these tries, or all, and return how many there were and what is wrong about those that failed. By hand:
 
-    python tests/faults/hub_stages.py [pushes|pulls|served] [tries]
+    python tests/faults/hub_stages.py [pushes [tries] | pulls [tries] | served [one of how many]]
 """
 
-import contextlib
 import json
-import random
-import re
 import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [p for p in (str(HERE.parent / "hub"), str(HERE.parent)) if p not in sys.path]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from client import Client, RemoteError
-from loopback import Hub
+from hub_place import ERRORS, PATIENCE, Fault, Place, RemoteError, Stage, count, place_in, since, wrong_words
 
 REPO = "me/heads"
-SLOW, PATIENCE = 0.3, 0.15  # seconds of a slow answer, and how long a pull waits for it
+HOSTILE = ("fields", "bytes_of_files", "large_adapters")
 MEASURED = {"measured": 0.75}
 TWO = {"adapters": ["default", "b"]}
 
@@ -66,148 +61,6 @@ PULLS: dict[str, dict[str, Any]] = {
     "with a bundled backbone": {"repo": "me/all", "door": "from_pretrained"},
     "list": {"repo": "me/all", "door": "list"},
 }
-
-
-class Stage(NamedTuple):
-    """A request of a record: the nth of this method and path, the kth of all; ``size`` is that of its body."""
-
-    method: str
-    path: str
-    nth: int
-    kth: int
-    size: int
-
-
-class Fault(NamedTuple):
-    """What happens at a stage: to one request, to all like it from then on, or to all requests from then on."""
-
-    what: int | str
-    lasts: str  # "once", "on" or "all"
-    after: int | None = None
-
-
-class Place:
-    """A loopback Hub and a client, for all tries."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.hub = Hub(folder / "hub").start()
-        self.client = Client(self.hub, folder / "client", preload=False)
-        self.client.timeout = 60.0
-
-    def __enter__(self) -> "Place":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.client.close()
-        self.hub.stop()
-
-    def keep(self, name: str) -> Path:
-        """Keep the repositories as they are, for `restore`."""
-        kept = self.folder / "kept" / name
-        shutil.copytree(self.hub.folder, kept)
-        return kept
-
-    def restore(self, kept: Path) -> None:
-        self.hub.reset()
-        shutil.copytree(kept, self.hub.folder, dirs_exist_ok=True)
-
-    def record(self, call) -> list[Stage]:
-        """Return the requests that a call makes."""
-        with self.hub.lock:
-            self.hub.requests.clear()
-        call()
-        found, seen = [], Counter()
-        for kth, request in enumerate(self.hub.requests):
-            path = _pattern(request.path)
-            found.append(Stage(request.method, path, seen[request.method, path], kth, request.size))
-            seen[request.method, path] += 1
-        return found
-
-    def fail(self, stage: Stage, fault: Fault):
-        times, every = 1 if fault.lasts == "once" else None, fault.lasts == "all"
-        method, path, skip = (".*", "", stage.kth) if every else (stage.method, stage.path, stage.nth)
-        options = {"times": times, "after_bytes": fault.after, "seconds": SLOW, "skip": skip}
-        return self.hub.fail(method, path, fault.what, **options)
-
-    def heal(self) -> str | None:
-        """End all faults; returns what is wrong with the Hub itself."""
-        with self.hub.lock:
-            self.hub.faults.clear()
-            errors, self.hub.errors = self.hub.errors, []
-        return f"the loopback Hub is at fault: {errors[0]}" if errors else None
-
-
-def _pattern(path: str) -> str:
-    """A regular expression for a path whose commits, contents and signatures may be others."""
-    return "^" + re.sub(r"[0-9a-f]{64}|[0-9a-f]{40}", "[0-9a-f]+", re.escape(path.partition("?")[0])) + r"(\?|$)"
-
-
-def faults_of(stage: Stage) -> list[Fault]:
-    """Return the faults that a request may meet."""
-    statuses = [401, 403, 404, 429, 500, 502, 503]
-    changes = stage.method not in ("GET", "HEAD")
-    statuses += [409] * changes + [412] * ("commit" in stage.path) + [413] * bool(stage.size)
-    cuts = [None] if stage.method in ("HEAD", "DELETE") else [0, 1, 200, None, 1 << 40]
-    each = [*[(s, None) for s in statuses], ("slow", None), ("lost", None), *[("cut", at) for at in cuts]]
-    found = [Fault(what, lasts, after) for what, after in each for lasts in ("once", "on")]
-    return found + [Fault(what, "all") for what in (500, "cut", "lost")]
-
-
-def tries_of(records: dict[str, list[Stage]], wanted: int | None, seed: int) -> list[tuple[str, Stage, Fault]]:
-    """Return every kind, stage and fault; or that many, of as many stages as can be."""
-    found = [(kind, stage, fault) for kind, stages in records.items() for stage in stages for fault in faults_of(stage)]
-    if wanted is None:
-        return found
-    random.Random(seed).shuffle(found)
-    seen, ranked = Counter(), []
-    for one in found:
-        seen[one[:2]] += 1
-        ranked.append((seen[one[:2]], one))
-    return [one for _, one in sorted(ranked, key=lambda r: r[0])[:wanted]]
-
-
-def count(records, run, wanted, seed) -> dict[str, Any]:
-    """Run tries and return how many failed, why, and how many there were of each kind of fault."""
-    begun, kinds, failures = time.monotonic(), Counter(), []
-    for kind, stage, fault in (chosen := tries_of(records, wanted, seed)):
-        kinds[f"{fault.what} {fault.lasts}"] += 1
-        try:
-            problem = run(kind, stage, fault)
-        except Exception as error:  # of the test itself, which is a failure as well
-            problem = f"{type(error).__name__}: {error}"
-        if problem:
-            name = f"{kind}: {stage.method} {stage.path} {stage.nth}, {fault.what} {fault.after or ''} {fault.lasts}"
-            failures.append(f"{name}: {problem}")
-    reached = len({one[:2] for one in chosen})
-    found = {"tried": len(chosen), "failed": len(failures), "failures": failures, "stages": reached}
-    return {**found, "of": sum(map(len, records.values())), "kinds": dict(kinds), "took": _since(begun)}
-
-
-def _since(begun: float) -> float:
-    return round(time.monotonic() - begun, 1)
-
-
-@contextlib.contextmanager
-def _place(folder: Path | Place):
-    """A place in a folder, or the one that is there already, empty."""
-    if isinstance(folder, Place):
-        folder.hub.reset()
-        shutil.rmtree(folder.folder / "kept", ignore_errors=True)
-        yield folder
-    else:
-        with Place(folder) as place:
-            yield place
-
-
-def _wrong_words(error: RemoteError, hub: Hub) -> str | None:
-    """Return what is wrong about an error of a push or a pull."""
-    if error.type not in ("HubError", "UnreachableError", "AdapterFileError", "UsageError"):
-        return f"{error.type}: {error.message}\n{error.traceback}"
-    for part in ("\n", "Traceback", hub.token, "Request ID", "signature="):
-        if part in error.message:
-            return f"{part!r} in {error.message!r}"
-    return None if error.message.endswith((".", ")")) else f"no sentence: {error.message!r}"
 
 
 # Pushes
@@ -273,7 +126,7 @@ class Pushed:
         return hub.files(REPO, first)[".gitattributes"]
 
 
-def _try_push(pushed: Pushed, stage: Stage, fault: Fault) -> str | None:
+def try_push(pushed: Pushed, stage: Stage, fault: Fault) -> str | None:
     place, back = pushed.place, None
     pushed.start()
     struck = place.fail(stage, fault)
@@ -281,25 +134,28 @@ def _try_push(pushed: Pushed, stage: Stage, fault: Fault) -> str | None:
         back = pushed.do()
         problem = pushed.arrived(back, commits=True)
     except RemoteError as error:
-        problem = _wrong_words(error, place.hub) or pushed.left(error.message)
+        problem = wrong_words(error, place.hub) or pushed.left(error.message)
     problem = problem or (None if struck.hits else "nothing ran into it") or place.heal()
     if problem or back:
         return problem
     return pushed.arrived(pushed.do(), commits=False) or place.heal()
 
 
-def pushes(folder: Path | Place, wanted: int | None = None, seed: int = 0) -> dict[str, Any]:
+def pushes(
+    folder: Path | Place, wanted: int | None = 620, seed: int = 0, kinds: Collection[str] = tuple(PUSHES)
+) -> dict[str, Any]:
     """Let pushes fail: whatever happens, it succeeds and all is there, or one line says what there is now.
 
     Args:
         folder: An empty one.
         wanted: How many tries. None: all.
         seed: Which ones.
+        kinds: Of which pushes.
     """
-    with _place(folder) as place:
-        found = {name: Pushed(place, name) for name in PUSHES}
+    with place_in(folder) as place:
+        found = {name: Pushed(place, name) for name in kinds}
         records = {name: pushed.stages for name, pushed in found.items()}
-        return count(records, lambda kind, *fault: _try_push(found[kind], *fault), wanted, seed)
+        return count(records, lambda kind, *fault: try_push(found[kind], *fault), wanted, seed)
 
 
 # Pulls
@@ -343,23 +199,29 @@ def _try_pull(place: Place, kind: str, expected: Any, stage: Stage, fault: Fault
     try:
         problem = pull(patience=PATIENCE if fault.what == "slow" else None)
     except RemoteError as error:
-        problem = _wrong_words(error, place.hub)
+        problem = wrong_words(error, place.hub)
     problem = problem or (None if struck.hits else "nothing ran into it") or place.heal()
     if problem:
         return problem
     try:
         problem = pull(offline=True)
     except RemoteError as error:
-        problem = _wrong_words(error, place.hub)
+        problem = wrong_words(error, place.hub)
     return problem or pull()
 
 
-def pulls(folder: Path | Place, wanted: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Let pulls fail: the same values or one line, and nothing in the cache that gives others. Arguments of `pushes`."""
-    with _place(folder) as place:
+def pulls(
+    folder: Path | Place, wanted: int | None = 800, seed: int = 0, kinds: Collection[str] = tuple(PULLS)
+) -> dict[str, Any]:
+    """Let pulls fail: the same values or one line, and nothing in the cache that gives others.
+
+    Arguments are those of `pushes`.
+    """
+    with place_in(folder) as place:
         _fill(place)
         expected, records = {}, {}
-        for name, options in PULLS.items():
+        for name in kinds:
+            options = PULLS[name]
             place.client.clear_cache()
             records[name] = place.record(
                 lambda: expected.update({name: place.client("scripts_stages:pull", **options)["found"]})
@@ -377,40 +239,48 @@ def pulls(folder: Path | Place, wanted: int | None = None, seed: int = 0) -> dic
 # Hostile adapters
 
 
-def served(folder: Path | Place, wanted: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Open the hostile adapters of `hostile_files` from the Hub: refused as from a folder. Arguments of `pushes`."""
-    begun, tried, failures, step = time.monotonic(), 0, [], 1 if wanted is None else 1800 // wanted
-    with _place(folder) as place, tempfile.TemporaryDirectory() as files:
+def served(folder: Path | Place, every: int = 5, kinds: Collection[str] = HOSTILE) -> dict[str, Any]:
+    """Open hostile adapters of `hostile_files` from the Hub: what is said has to be what is said of a folder.
+
+    Args:
+        folder: An empty one.
+        every: One of how many cases is opened.
+        kinds: Which functions of `hostile_files` make them.
+    """
+    begun, tried, refused, failures = time.monotonic(), 0, 0, []
+    with place_in(folder) as place, tempfile.TemporaryDirectory() as files:
         hub, ports = place.hub, [server.server_port for server in place.hub.servers]
         hub.create(REPO)
-        place.client("scripts_stages:hostile", folder=files, ports=ports)
-        while case := place.client("scripts_stages:next_hostile", step=step):
+        place.client("scripts_stages:hostile", folder=files, ports=ports, kinds=list(kinds))
+        while case := place.client("scripts_stages:next_hostile", step=every):
             name, here = case
             hub.put(REPO, {p.name: p.read_bytes() for p in Path(files).iterdir()})
             place.client.clear_cache()
             there, elsewhere = place.client("scripts_stages:open_served", repo=REPO)
-            tried += 1
+            tried, refused = tried + 1, refused + (there is not None)
             if problem := _differs(here, there, files) or (elsewhere and f"it reached for {elsewhere}") or place.heal():
                 failures.append(f"{name}: {problem}")
-    return {"tried": tried, "failed": len(failures), "failures": failures, "took": _since(begun)}
+    found = {"tried": tried, "failed": len(failures), "failures": failures, "refused": refused}
+    return {**found, "took": since(begun)}
 
 
 def _differs(here, there, folder: str) -> str | None:
-    """Return how what is said of a repository differs from what is said of the same files in a folder."""
-    if (here is None) != (there is None):
-        return f"from the folder {here}, from the Hub {there}"
-    if here is None:
-        return None
-    if there[0] != here[0] or "\n" in there[1]:
-        return f"from the folder {here}, from the Hub {there}"
-    return None if there[1].replace(REPO, folder) == here[1] else f"said otherwise: {here[1]} | {there[1]}"
+    """Return how what is said of a repository differs from what is said of the same files in a folder.
+
+    A file whose size its config does not allow is refused before it is downloaded, in other words.
+    """
+    if there is not None and ("\n" in there[1] or there[0] not in ERRORS):
+        return f"{there[0]}: {there[1]}"
+    by_size = here and there and here[0] == there[0] and "asks for at " in there[1]
+    same = by_size or here == (there and [there[0], there[1].replace(REPO, folder)])
+    return None if same else f"from the folder {here}, from the Hub {there}"
 
 
 def main() -> None:
-    names = sys.argv[1:2] or ["pushes", "pulls", "served"]
-    for name in names:
+    for name in sys.argv[1:2] or ["pushes", "pulls", "served"]:
+        options = list(map(int, sys.argv[2:3]))
         with tempfile.TemporaryDirectory() as folder:
-            found = globals()[name](Path(folder), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+            found = {"pushes": pushes, "pulls": pulls, "served": served}[name](Path(folder), *options)
         print(name, json.dumps(found, indent=1), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the test of faults at every request runs in the client's process: whole pushes and pulls, and hostile adapters."""
+"""What the test of faults at every request runs in the client's process."""
 
 import dataclasses
 import sys
@@ -131,24 +131,25 @@ class Hostile:
 
     now = None
 
-    def __init__(self, folder, ports):
+    def __init__(self, folder, ports, kinds):
+        import hostile_files
         from hostile import save_adapter
-        from hostile_files import cases
 
         self.folder, whole = Path(folder), Path(tempfile.mkdtemp())
         save_adapter(whole)
         for path in whole.iterdir():
             (self.folder / path.name).write_bytes(path.read_bytes())
-        self.cases = cases("hostile adapters", self.folder, whole)
+        made = ((kind, getattr(hostile_files, kind)(self.folder, whole)) for kind in kinds)
+        self.cases = ((f"{kind}: {name}", call) for kind, cases in made for name, call in cases)
         torch.set_num_threads(1)
         if WATCHED["ports"] is None:
             sys.addaudithook(_watch)  # it can't be removed
         WATCHED["ports"] = ports
 
 
-def hostile(folder, ports):
+def hostile(folder, ports, kinds):
     """Begin with the first of the hostile adapters."""
-    Hostile.now = Hostile(folder, ports)
+    Hostile.now = Hostile(folder, ports, kinds)
 
 
 def next_hostile(step):
