@@ -143,7 +143,7 @@ def file_beside(backbone: nn.Module, name: str) -> Path | None:
             return None
         failure = error
     known = try_to_load_from_cache(files, name, revision=revision)
-    if known is not None or constants.HF_HUB_OFFLINE:
+    if known is not None or constants.is_offline_mode():
         return Path(known) if isinstance(known, str) else None
     reason = one_line(failure.__cause__ or failure)
     todo = "try again, or set HF_HUB_OFFLINE=1 to do without it"
