@@ -17,18 +17,19 @@ from typing import Literal
 
 from hfproj.errors import SaveError, UsageError
 from hfproj.files import sync
-from hfproj.saving.manifest import MANIFEST, PREFIX, flaw, lacks_optimizer
+from hfproj.saving.manifest import MANIFEST, PREFIX, STATE, flaw, lacks_optimizer
 
 LOG = logging.getLogger("hfproj.training")
 STAGING = ".saving-"
 AUTO = "auto"
+_NAME = re.compile(rf"{PREFIX}-(0|[1-9]\d*)")
 _TORCH = re.compile(r"PytorchStreamWriter|Parent directory|inline_container|iostream|os error \d+")
 
 
 def checkpoints(folder: str | Path) -> dict[int, Path]:
-    """Return step → folder of everything in `folder` that is called a checkpoint, the last step first."""
-    found = {path.name.rpartition("-")[2]: path for path in Path(folder).glob(f"{PREFIX}-*") if path.is_dir()}
-    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
+    """Return step → folder of everything in `folder` that is called ``checkpoint-N``, the last step first."""
+    found = {int(match[1]): path for path in Path(folder).glob(f"{PREFIX}-*") if (match := _NAME.fullmatch(path.name))}
+    return {step: found[step] for step in sorted(found, reverse=True) if found[step].is_dir()}
 
 
 def complete_checkpoints(folder: str | Path) -> dict[int, str]:
@@ -109,36 +110,51 @@ def put_in_place(staged: Path, folder: Path) -> None:
     """Move a whole checkpoint out of its hidden folder, over one of the same step."""
     target, old = folder / staged.name, staged.parent / f"old-{staged.name}"
     sync(staged.parent)
-    if target.exists():
+    if os.path.lexists(target):
         os.rename(target, old)
     try:
         os.rename(staged, target)
     except OSError:
-        if old.exists():
+        if os.path.lexists(old):
             os.rename(old, target)
         raise
     sync(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(old):
+        _remove(old)
 
 
 def rotate(folder: Path, limit: int | None, keep: set[str]) -> None:
-    """Delete the checkpoints of the earliest steps until `limit` are left.
+    """Delete the checkpoints of the earliest steps until `limit` whole ones are left.
 
-    The newest whole one stays in any case, and so do those named in `keep`: the one of now and the best.
+    The newest whole one stays in any case, and so do those named in `keep`: the one of now and the best. Of those that
+    are not whole, the ones before all that stay go, too; a folder that no trainer wrote stays.
     """
     if not limit or limit < 1:
         return
-    found = checkpoints(folder)
-    newest = next((path.name for path in found.values() if flaw(path, digests=False) is None), None)
-    kept = {path.name for path in found.values()} & {*keep, newest}
-    free = [path for _, path in sorted(found.items()) if path.name not in kept]
-    for path in free[: max(len(found) - max(limit, len(kept)), 0)]:
+    found = {step: path for step, path in sorted(checkpoints(folder).items()) if _is_ours(path)}
+    whole = [step for step, path in found.items() if flaw(path, digests=False) is None]
+    kept = {step for step, path in found.items() if path.name in keep} | set(whole[-1:])
+    free = [step for step in whole if step not in kept]
+    kept |= set(free[max(len({*whole, *kept}) - limit, 0) :])
+    for path in [path for step, path in found.items() if step not in kept and (step in whole or step < min(kept))]:
         LOG.info(f"Deleting {path}: save_total_limit is {limit}.")
         try:
             os.rename(path, hidden := folder / f"{STAGING}{path.name}")
-            shutil.rmtree(hidden, ignore_errors=True)
+            _remove(hidden)
         except OSError as error:
             LOG.warning(f"{path} could not be deleted, though save_total_limit is {limit} ({error.strerror}).")
+
+
+def _is_ours(path: Path) -> bool:
+    return (path / MANIFEST).exists() or (path / STATE).exists()
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder, as far as that goes, or a link to one."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
@@ -154,7 +170,7 @@ def recover(folder: Path) -> None:
 def clear(folder: Path, hidden: str = f"{STAGING}*") -> None:
     """Delete the hidden folders of such names, as far as that goes."""
     for path in folder.glob(hidden):
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
 
 
 def why_unwritten(error: BaseException) -> str | None:
@@ -163,8 +179,10 @@ def why_unwritten(error: BaseException) -> str | None:
     while seen is not None:
         if isinstance(seen, OSError) and not isinstance(seen, SaveError | ConnectionError | TimeoutError):
             return seen.strerror or str(seen)
+        if not isinstance(seen, SaveError) and _TORCH.search(str(seen)):  # in words of torch's or safetensors' own
+            return f"it was cut short, as where a disk is full: {str(seen).splitlines()[0]}"
         seen = seen.__cause__ or seen.__context__
-    return str(error).splitlines()[0] if _TORCH.search(str(error)) else None
+    return None
 
 
 def unwritten(what: str, where: str | Path, why: str, folder: str | Path) -> SaveError:

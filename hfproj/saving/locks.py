@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +51,7 @@ def _lock(folder: Path) -> int | None:
         LOG.warning(f"This system has no file locks: nothing keeps a second run from writing into {folder}.")
         return None
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = _opened(file)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_still(handle, file):
@@ -76,6 +77,14 @@ def _lock(folder: Path) -> int | None:
         os.ftruncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}).encode())
     return handle
+
+
+def _opened(file: Path) -> int:
+    """Open the file of the lock, but nothing that it links to: that would be somebody else's."""
+    found = os.lstat(file) if os.path.lexists(file) else None
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"Expected {file} to be a file that only runs write, got a link or a folder; remove it.")
+    return os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _is_still(handle: int, file: Path) -> bool:

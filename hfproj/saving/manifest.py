@@ -7,6 +7,7 @@ same; more can't be known of it.
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,11 @@ STATE = "trainer_state.json"
 PREFIX = "checkpoint"  # transformers' PREFIX_CHECKPOINT_DIR
 # What resuming needs, by pattern: names differ between one process, several, FSDP and DeepSpeed.
 _RESUMED = {"optimizer*": "optimizer.pt", "scheduler.pt": "scheduler.pt", "rng_state*": "rng_state.pth"}
+# What transformers, PEFT and this library look for in a checkpoint: such a file beside those of the manifest is read.
+_READ = re.compile(
+    r"(adapter_|pytorch_)?model.*\.(safetensors|bin)|adapter_config\.json|optimizer.*|scheduler\.pt|scaler\.pt|rng_state.*"
+    r"|(objective|ema)\.safetensors|history\.parquet|trainer_state\.json"
+)
 _DEEPSPEED = "global_step*"  # its folder, which holds the optimizer's part
 
 
@@ -75,7 +81,9 @@ def flaw(folder: Path, *, digests: bool = True) -> str | None:
             return f"{relative} is missing"
         except OSError as error:
             return f"{relative} can't be read ({error.strerror})"
-    return None
+    names = (path.relative_to(folder).as_posix() for path in _files(folder))
+    added = [name for name in names if name not in manifest["files"] and _READ.fullmatch(name.rpartition("/")[2])]
+    return f"{added[0]} does not belong to it" if added else None
 
 
 def lacks_optimizer(folder: Path) -> bool:
@@ -121,8 +129,10 @@ def _flaw_of_old(folder: Path, *, read: bool) -> str | None:
     for pattern, called in needed.items():
         if not any(folder.glob(pattern)):
             return f"{called} is missing"
-    if not deepspeed and not any(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin", ".distcp")):
-        return "adapter_model.safetensors is missing"
+    sharded = deepspeed or any(folder.rglob("*.distcp"))
+    for config in [] if sharded else folder.rglob("adapter_config.json"):
+        if not any(config.with_name(f"adapter_model.{kind}").exists() for kind in ("safetensors", "bin")):
+            return f"{config.with_name('adapter_model.safetensors').relative_to(folder)} is missing"
     if not read:
         return None
     return next(_unreadable(folder), None) or (None if deepspeed else _other_step(folder, step))

@@ -31,6 +31,7 @@ class Course:
         steps: Optimizer steps of an epoch.
         seed: Of the order.
         shuffle: Whether the order is random.
+        data: What some of the items hold, as a digest; None where that is not known.
     """
 
     length: int
@@ -39,6 +40,7 @@ class Course:
     steps: int
     seed: int
     shuffle: bool
+    data: str | None = None
 
     def order(self) -> str:
         """Return in words what decides the order."""
@@ -52,6 +54,12 @@ class Course:
         """
         epoch, steps = divmod(step, before.steps)
         seen = steps * before.images
+        if seen and self.data != before.data and None not in (self.data, before.data):
+            raise UsageError(
+                f"The checkpoint stands {seen} images into an epoch of other data: some of its {before.length} items "
+                "differ from this run's. Give the same data set, or resume from a checkpoint at the end of an epoch; "
+                "ignore_data_skip=True starts the epoch again."
+            )
         same_order = (self.length, self.seed, self.shuffle) == (before.length, before.seed, before.shuffle)
         if seen and not same_order:
             raise UsageError(
@@ -112,6 +120,7 @@ def _converted(checkpoint: Path, step: int, new: int, folder: Path) -> Path:
             os.symlink(path.resolve(), target / path.name)
     state = json.loads((checkpoint / STATE).read_bytes())
     state["global_step"] = new
+    state["best_global_step"] = None  # counted in other steps; best_model_checkpoint says which it is
     state["log_history"] = [_scaled(row, step, new) for row in state.get("log_history", ())]
     (target / STATE).write_text(json.dumps(state))
     if (checkpoint / HISTORY_FILE).exists():

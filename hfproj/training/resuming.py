@@ -20,12 +20,13 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from hfproj import distributed
 from hfproj.data.indexing import StreamDataset
 from hfproj.errors import AdapterFileError, UsageError
+from hfproj.features.cache_key import content_of
 from hfproj.hub.staging import folder_of
 from hfproj.objectives.buffers import BEFORE, load_buffers, read_position, save_buffers
 from hfproj.results.history import HISTORY_FILE, write_history
 from hfproj.saving import folders
 from hfproj.saving.locks import locked
-from hfproj.saving.manifest import PREFIX, STATE, write_manifest
+from hfproj.saving.manifest import PREFIX, STATE, flaw, write_manifest
 from hfproj.saving.position import Course, counted
 from hfproj.saving.signals import EXIT_CODE, StopSignals
 from hfproj.training import setup
@@ -99,6 +100,7 @@ class ResumingTrainer(HubTrainer):
         return Course(
             length=len(self.train_dataset), batch=batch, images=batch * accumulation,
             steps=max(-(-len(loader) // accumulation), 1), seed=sampler.seed, shuffle=sampler.shuffle,
+            data=content_of(self.train_dataset),
         )  # fmt: skip
 
     def _counted(self, checkpoint: Path) -> str:
@@ -233,7 +235,12 @@ class ResumingTrainer(HubTrainer):
 
     # Private: transformers' own finds no adapter under another name than "default", and no objective.
     def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
+        elif why := flaw(best):  # the run is done: its last weights are better than none
+            LOG.warning(
+                f"The best checkpoint can't be loaded, {best}: {why}. The model keeps the weights of the last step."
+            )
         else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+            self._load_from_checkpoint(str(best))

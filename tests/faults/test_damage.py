@@ -125,5 +125,6 @@ def test_the_manifest_says_what_there_is(saved):
     assert {name: known["size"] for name, known in manifest["files"].items()} == files
     assert (manifest["step"], manifest["processes"], manifest["resumable"]) == (4, 1, True)
     course = {"length": 24, "batch": 4, "images": 4, "steps": 6, "seed": 42, "shuffle": True}
+    assert len(manifest["course"].pop("data")) == 32
     assert manifest["course"] == course
     assert {"hfproj", "torch", "transformers"} <= manifest["versions"].keys()

@@ -88,6 +88,7 @@ def folders_of(tmp_path, *steps):
     for i, step in enumerate(steps):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
         os.utime(folder, (1e9 - i, 1e9 - i))  # a clock that runs backwards
 
 
