@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hfproj.backbones.loading import files_of
+from hfproj.backbones.loading import files_of, main_input_of, timm_part_of
 from hfproj.backbones.pooling import check_texts
 from hfproj.checking import checked
 from hfproj.data.indexing import check_items, index_and_labels
@@ -26,6 +26,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 class _Sentences:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_column: str | None):
+        who = type(self).__name__
+        if isinstance(tokenizer, str):
+            how = f"AutoTokenizer.from_pretrained({tokenizer!r})"
+            raise UsageError(f"Expected tokenizer of {who} to be a tokenizer, got {tokenizer!r}; load it: {how}.")
+        if isinstance(tokenizer, nn.Module) or not callable(tokenizer):
+            how = f"{who}.for_model(model) finds the model's, if its files have one"
+            raise UsageError(f"Expected tokenizer of {who} to be a tokenizer, got {type(tokenizer).__name__}; {how}.")
+        if max_length < 1:
+            raise UsageError(f"{who} needs at least one token, got max_length={max_length}.")
         self.tokenizer, self.max_length, self.label_column = tokenizer, max_length, label_column
 
     @classmethod
@@ -35,11 +44,13 @@ class _Sentences:
 
     def _tokens(self, items: Sequence[dict], columns: Sequence[str]) -> Any:
         """Return the tokens of the sentences, column after column, padded to one length."""
+        if isinstance(items, list | tuple) and items and isinstance(items[0], str):
+            raise UsageError("Expected items as a list of dicts, got a list of str; write [{'text': …}, …].")
         check_items(items)
         for item in items:
             for column in columns:
                 if column not in item:
-                    hint = "name the column of the text"
+                    hint = f"name the column of the text: {'columns' if hasattr(self, 'columns') else 'column'}=…"
                     raise UsageError(f"An item has no {column!r}, only {', '.join(map(repr, item))}; {hint}.")
                 if not isinstance(item[column], str):
                     raise UsageError(f"{column!r} holds a {type(item[column]).__name__}, expected a string.")
@@ -129,6 +140,9 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
     """
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     source = files_of(backbone)
+    if main_input_of(backbone) == "pixel_values" or timm_part_of(backbone) is not None:
+        what = "hfproj.ImageViews.for_model(model) to train, hfproj.EvalImages.for_model(model) to measure"
+        raise UsageError(f"{type(backbone).__name__} reads images and has no tokenizer; take {what}.")
     hint = "pass one: hfproj.TextViews(tokenizer, …)"
     if source is None:
         raise UsageError(f"The origin of {type(backbone).__name__} is unknown, and with it its tokenizer; {hint}.")
