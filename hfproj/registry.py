@@ -72,8 +72,7 @@ class Registry(Generic[Made]):
             raise UsageError(f"Expected {wanted} as {self._a_kind}, got {cls!r}; pass the class, not an instance.")
         missing = [n for n in self._needs if getattr(cls, n, None) is getattr(self._base, n, None)]
         taken = inspect.signature(cls).parameters if self._options or not missing else {}
-        module: Any = nn.Module
-        if cls is not module and cls.__init__ is module.__init__:  # which takes any option, then refuses it
+        if cls is not nn.Module and cls.__init__ is nn.Module.__init__:  # type: ignore[misc]  # takes and refuses any option
             taken = {}
         if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
             missing += [f"__init__({n}=…)" for n in self._options if n not in taken]

@@ -183,6 +183,17 @@ def wrong_tokens(backbone: nn.Module, ids: Tensor) -> str | None:
     return None
 
 
+def warn_of_tokenizer(backbone: nn.Module, tokenizer: Any) -> None:
+    """Say when a tokenizer has more tokens than its backbone: the first text with one of them ends the run."""
+    known, there = vocabulary_of(backbone), len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+    if known is not None and there > known:
+        warnings.warn(
+            f"The tokenizer has {there} tokens and {type(backbone).__name__} knows {known}: it is another model's, or "
+            "grew. Take the model's own, or backbone.resize_token_embeddings(len(tokenizer)) before attaching the head.",
+            stacklevel=4,
+        )
+
+
 def _wrong_pixels(backbone: nn.Module, x: Tensor, like: Tensor | None) -> str | None:
     config, kind, shape = getattr(backbone, "config", None), type(backbone).__name__, list(x.shape)
     if any(getattr(config, name, None) for name in ("num_frames", "frames_per_clip")):

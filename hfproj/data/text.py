@@ -4,6 +4,7 @@ References:
     Gao, Yao, Chen 2021, "SimCSE", arXiv 2104.08821, sections 3 and 4; princeton-nlp/SimCSE ``train.py``.
 """
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -11,8 +12,9 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hfproj.backbones.loading import files_of, main_input_of, timm_part_of
+from hfproj.backbones.loading import bare_backbone, files_of, main_input_of, timm_part_of
 from hfproj.backbones.pooling import check_texts
+from hfproj.backbones.wrong_inputs import positions_of
 from hfproj.checking import checked
 from hfproj.data.indexing import check_items, index_and_labels
 from hfproj.errors import UsageError
@@ -39,8 +41,14 @@ class _Sentences:
 
     @classmethod
     def for_model(cls: type[Made], model: nn.Module, **options: Any) -> Made:
-        """Return a collator with the model's tokenizer, or raise as `tokenizer_of`; `options` go to the class."""
-        return cls(tokenizer_of(model), **options)
+        """Return a collator with the model's tokenizer, or raise as `tokenizer_of`; `options` go to the class.
+
+        Texts are cut at the last position that the backbone knows, if that is less than the class's own `max_length`.
+        """
+        tokenizer, most = tokenizer_of(model), positions_of(bare_backbone(model))
+        if most is not None and most < inspect.signature(cls).parameters["max_length"].default:
+            options.setdefault("max_length", most)
+        return cls(tokenizer, **options)
 
     def _tokens(self, items: Sequence[dict], columns: Sequence[str]) -> Any:
         """Return the tokens of the sentences, column after column, padded to one length."""
@@ -81,7 +89,8 @@ class TextViews(_Sentences):
         tokenizer: A tokenizer of `transformers`.
         columns: Entry of an item that holds the sentence, or several of them.
         num_views: Views of each sentence, for one column.
-        max_length: Tokens at most; what is longer is cut, before it is read to its end: at 256 characters a token.
+        max_length: Tokens at most, no more than the backbone has positions for (77 in CLIP, 512 in BERT); what is
+            longer is cut, before it is read to its end: at 256 characters a token.
         label_column: Entry that holds the class number; None for no labels.
 
     Raises:

@@ -19,6 +19,7 @@ from mistakes.things import (
     text_model,
     tokenizer,
     train,
+    trainer,
     views,
     x,
 )  # fmt: skip
@@ -100,6 +101,11 @@ TEXT = {
     "texts: a tokenizer of another model, in training": (
         lambda: train(of=get_peft_model(bert(vocabulary=3), config()), data_collator=hfproj.TextViews(tokenizer()),
                       train_dataset=TEXTS), "3", "tokenizer"),
+    "texts: a tokenizer larger than the vocabulary": (
+        lambda: trainer(of=get_peft_model(bert(vocabulary=3), config()),
+                        data_collator=hfproj.TextViews(tokenizer(), columns=["text", "text"]),
+                        train_dataset=[{"text": "b"}] * 8, args={"neftune_noise_alpha": 1.0}),
+        "4 tokens", "knows 3", "resize_token_embeddings"),
     "texts: equal views without dropout": (
         lambda: train(of=get_peft_model(bert(dropout=0.0), config()), data_collator=hfproj.TextViews(tokenizer()),
                       train_dataset=TEXTS), "dropout"),
