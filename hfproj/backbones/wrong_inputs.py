@@ -189,7 +189,7 @@ def warn_of_tokenizer(backbone: nn.Module, tokenizer: Any) -> None:
     if known is not None and there > known:
         warnings.warn(
             f"The tokenizer has {there} tokens and {type(backbone).__name__} knows {known}: it is another model's, or "
-            "grew. Take the model's own, or backbone.resize_token_embeddings(len(tokenizer)) before attaching the head.",
+            "grew. Take the model's own, or backbone.resize_token_embeddings(len(tokenizer)) before the head is made.",
             stacklevel=4,
         )
 

@@ -95,10 +95,8 @@ def evaluate(
     bank = extract_features(model, train, **read) if train is not None and labels is not None else None
     rows, why = _labelled_rows(bank, held_out, (train, test), collator)
     if chosen and bank is None:
-        lack = "labels=None" if labels is None else "no training set; pass train=…"
-        raise UsageError(
-            f"Probes are fitted on labelled rows of `train`, got {lack}, or probes=[] to go without probes."
-        )
+        lack = "got labels=None" if labels is None else "there is no training set; pass train=…"
+        raise UsageError(f"Probes need labels in `train` and `test`: {lack}, or probes=[] to go without probes.")
     if train is None and chosen is None and labels is not None and held_out.labels is not None:
         warnings.warn(
             "`test` has labels, but there is no training set for a probe: it is measured without labels. Pass train=…, "
