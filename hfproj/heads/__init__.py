@@ -6,6 +6,7 @@ configuration file can hold them. Heads of papers are names with options of the 
 :mod:`hfproj.heads.presets`. This room imports the registry, `functional` and what lies below them, no sibling.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,11 +71,12 @@ def check_known(names: Iterable[object], where: str) -> None:
         UsageError: If one is not; the message says how it is registered.
     """
     for name in names:
-        if isinstance(name, str) and name not in HEADS.list():
+        # One that can't be registered is no class of somebody's own.
+        if isinstance(name, str) and name not in HEADS.list() and re.fullmatch(r"[\w.-]+", name):
             shown = repr(name) if len(name) <= 80 else f"{name[:79]!r}…"
             raise UsageError(
-                f"{where} has the head {shown}, which is not known here. It is its author's own: get its code and "
-                f"run hfproj.register_head({shown}, …) before you load the adapter."
+                f"{where}: no head {shown} is known here. Either it is its author's own: get its code, look at it, and "
+                f"run hfproj.register_head({shown}, …) before you load the adapter; or the file is damaged."
             )
 
 

@@ -24,7 +24,7 @@ from hfproj.checking import checked
 from hfproj.errors import HfprojError, HubError, UsageError, check_type
 from hfproj.hub.failures import FAILURES, explain, retry
 from hfproj.hub.sources import is_repo_id
-from hfproj.hub.staging import ROOT, SavesItself, Staged, check_outgoing, check_pushable, folder_of, stage
+from hfproj.hub.staging import ROOT, SavesItself, Staged, check_outgoing, folder_of, stage
 from hfproj.redaction import remember
 from hfproj.results import Results
 
@@ -74,8 +74,6 @@ def push_to_hub(
     """
     if isinstance(model, str) and isinstance(repo_id, nn.Module):
         raise UsageError(f"The model comes first: push_to_hub(model, {model!r}).")
-    check_repo_id(repo_id)
-    check_pushable(model, adapters)
     check_type("results", results, (Results, type(None)), "pass what hfproj.evaluate returns")
     check_type("private", private, (bool, type(None)), "say True or False")
     target = Target(repo_id, token=token, revision=revision, create_pr=create_pr, private=private)
