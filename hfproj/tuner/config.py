@@ -258,7 +258,8 @@ class ProjectionHeadConfig(PeftConfig):
         kind = getattr(adapter.get("peft_type"), "value", adapter.get("peft_type"))
         if kind is None:
             given = f"backbone_adapter={reprlib.repr(adapter)}"
-            raise UsageError(f"Expected a dict with peft_type, got {given}; give a config of PEFT: LoraConfig(r=8).")
+            why = "can't live beside a head: it has no peft_type; give a config of PEFT, LoraConfig(r=8)"
+            raise UsageError(f"{given} {why}.")
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
         known = isinstance(tuner, type) and issubclass(tuner, BaseTuner)
         if (
