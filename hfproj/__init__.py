@@ -13,8 +13,8 @@ if TYPE_CHECKING:
         backbones as backbones, checking as checking, cli as cli, converters as converters, data as data,
         diagnostics as diagnostics, distributed as distributed, errors as errors, export as export,
         features as features, filenames as filenames, files as files, functional as functional, geometry as geometry,
-        heads as heads, hub as hub, lazy as lazy, limits as limits, objectives as objectives, plots as plots,
-        presets as presets, probes as probes, redaction as redaction, registry as registry,
+        heads as heads, hints as hints, hub as hub, lazy as lazy, limits as limits, objectives as objectives,
+        plots as plots, presets as presets, probes as probes, redaction as redaction, registry as registry,
         regularizers as regularizers, reporting as reporting, results as results, saving as saving,
         strict_json as strict_json, studies as studies, training as training, tuner as tuner, typing as typing,
     )
@@ -83,9 +83,9 @@ if not TYPE_CHECKING:
         "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
     }, [
         "backbones", "checking", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export",
-        "features", "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "limits", "objectives",
-        "plots", "presets", "probes", "redaction", "registry", "regularizers", "reporting", "results", "saving",
-        "strict_json", "studies", "training", "tuner", "typing",
+        "features", "filenames", "files", "functional", "geometry", "heads", "hints", "hub", "lazy", "limits",
+        "objectives", "plots", "presets", "probes", "redaction", "registry", "regularizers", "reporting", "results",
+        "saving", "strict_json", "studies", "training", "tuner", "typing",
     ])
 # fmt: on
 

@@ -1,18 +1,22 @@
-"""Public calls with arguments of another type than their annotations say: what would come of it is one line."""
+"""Public calls with wrong arguments, or those of another type than annotations say: one line comes of it."""
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import AbstractArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from hfproj.errors import HfprojError, UsageError
+from hfproj.errors import CallError, HfprojError, UsageError, one_line
+from hfproj.hints import nearest
 
+Made = TypeVar("Made")
 Call = TypeVar("Call", bound=Callable[..., Any])
 _WORDS: dict[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a dict", Mapping: "a dict",
@@ -26,7 +30,8 @@ def checked(call: Call) -> Call:
     """Return a function whose errors about arguments of another type than its annotations say are one line.
 
     The function's own refusals stay, and so does what works although it is of another type; numbers that are NaN or
-    have more than 64 bits are refused at once. Unknown and missing arguments stay Python's own TypeError.
+    have more than 64 bits are refused at once. Arguments that are unknown, missing or too many are a `CallError`, which
+    says how the function is called.
 
     Example:
         >>> @checked
@@ -44,7 +49,7 @@ def checked(call: Call) -> Call:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            return call(*args, **kwargs)  # Python says it better
+            raise call_error(who, signature, args, kwargs) from None
         for name, value in given.items():
             _check_number(f"{name} of {who}", value)
         try:
@@ -60,6 +65,100 @@ def checked(call: Call) -> Call:
             raise
 
     return checking  # type: ignore[return-value]
+
+
+def explained(cls: type[Made]) -> type[Made]:
+    """Let a class say, by a `CallError`, which arguments of its constructor are unknown, missing or too many.
+
+    For dataclasses, whose constructor is no function to put `checked` before. A static method ``_belongs(name, value)``
+    may say how an option is written that belongs elsewhere; else it returns None.
+    """
+    made: Any = cls.__init__
+    signature = inspect.signature(made)
+
+    @functools.wraps(made)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError:
+            raise call_error(type(self).__name__, signature, (self, *args), kwargs) from None
+        made(self, *args, **kwargs)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+@contextmanager
+def in_our_words(options: Any) -> Iterator[None]:
+    """Return a context in which a library's refusal of an option's value names the option, in one line of ours.
+
+    Raises:
+        UsageError: In place of a ValueError.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> with in_our_words(SimpleNamespace(optim="adam")):
+        ...     raise ValueError("adam is not a valid OptimizerNames, please select one of ['adamw', 'sgd']")
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected optim to be one of adamw, sgd, got 'adam'. Did you mean 'adamw'?
+    """
+    try:
+        yield
+    except HfprojError:
+        raise
+    except ValueError as error:
+        said = one_line(error, 1000)
+        found = re.fullmatch(r"(\S+) is not a valid \w+, please select one of \[(.*)\]", said)
+        found = found or re.fullmatch(r"(\S+) is not supported, only (.*) are supported", said)
+        if found is None:
+            raise UsageError(f"{said}; change or leave out one of them.") from error
+        value, known = found[1], found[2].replace("'", "").split(", ")
+        names = [n for n, v in vars(options).items() if v == value or (isinstance(v, list) and value in v)]
+        meant = nearest(value, known)
+        hint = f" Did you mean {meant!r}?" if meant else ""
+        which = " or ".join(names) or "an option"
+        raise UsageError(f"Expected {which} to be one of {_some(known, 20)}, got {value!r}.{hint}") from error
+
+
+def call_error(who: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallError:
+    """Return the error for a call that a signature does not take.
+
+    Example:
+        >>> def fit(x, *, y, steps=1): ...
+        >>> str(call_error("fit", inspect.signature(fit), (1, 2), {}))
+        'fit takes 1 argument by position (x), got 2; give the others by name: fit(x, y=…, steps=…).'
+    """
+    taken = {n: p for n, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    of_object = next(iter(taken), None) in ("self", "cls")
+    names = [n for n in taken if n not in ("self", "cls")]
+    by_position = [n for n in names if taken[n].kind is not inspect.Parameter.KEYWORD_ONLY]
+    count = len(args) - of_object
+    cls = (args[0] if isinstance(args[0], type) else type(args[0])) if of_object and args else None
+    by_model = f" {cls.__name__}.for_model(model) knows what the model needs." if hasattr(cls, "for_model") else ""  # type: ignore[union-attr]
+    any_name = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    wrong = [] if any_name else [n for n in kwargs if n not in names]
+    if wrong:
+        name, belongs = wrong[0], getattr(cls, "_belongs", lambda name, value: None)(wrong[0], kwargs[wrong[0]])
+        if belongs:
+            return CallError(f"{who} got an unexpected keyword argument {name!r}; write {belongs}.")
+        meant = nearest(name, names)
+        hint = f" Did you mean {meant!r}?" if meant else ""
+        return CallError(f"{who} got an unexpected keyword argument {name!r}.{hint} It takes {_some(names)}.")
+    if count > len(by_position):
+        others = [f"{n}=…" for n in names if n not in by_position and n not in kwargs]
+        named = _some([*others, *[f"**{p.name}" for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]])
+        first = f"{len(by_position)} argument{'s' * (len(by_position) != 1)} by position ({', '.join(by_position)})"
+        first = first if by_position else "no argument by position"
+        how = ", ".join([*by_position, named])
+        return CallError(f"{who} takes {first}, got {count}; give the others by name: {who}({how}).{by_model}")
+    if twice := [n for n in by_position[:count] if n in kwargs]:
+        return CallError(f"{who} got {twice[0]} twice, by position and by name; give it once.")
+    needed = [n for n in names[count:] if taken[n].default is inspect.Parameter.empty and n not in kwargs]
+    return CallError(f"{who} needs {', '.join(f'{n}=…' for n in needed)}.{by_model}")
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _check_data(who: str, given: Mapping[str, Any]) -> None:
@@ -95,11 +194,24 @@ def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) 
         if not any(_is(value, kind) for kind in kinds):
             words = [_in_words(kind) for kind in kinds]
             wanted = " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-            raise UsageError(f"Expected {name} of {who} to be {wanted}, got {_shown(value)}.")
+            raise UsageError(
+                f"Expected {name} of {who} to be {wanted}, got {_shown(value)}{_cure(name, value, kinds)}."
+            )
         if isinstance(value, Integral):
             _check_number(f"{name} of {who}", value)
         if torch.device in kinds and isinstance(value, str):
             _check_device(f"{name} of {who}", value)
+
+
+def _cure(name: str, value: Any, kinds: Sequence[Any]) -> str:
+    """Return what to do about a value of another type, where there is one answer."""
+    if isinstance(value, str) and any(isinstance(k, type) and issubclass(k, nn.Module) for k in kinds):
+        return f"; load it: hfproj.load_backbone({value!r})" if name in ("model", "backbone") else ""
+    if isinstance(value, list | tuple) and value and str in kinds and isinstance(value[0], str):
+        return f"; one at a time: {value[0]!r}"
+    if int in kinds and hasattr(value, "__len__") and not isinstance(value, str | Tensor):
+        return {"length": "; give its length: len(dataset)", "images": "; the data set is dataset=…"}.get(name, "")
+    return ""
 
 
 def _check_device(what: str, value: str) -> None:
@@ -114,6 +226,8 @@ def _in_words(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
         dtype = kind.__name__.partition("[")[0].lower()
         return f"a tensor [{', '.join(kind.dim_str.split())}] of {dtype} numbers"
+    if origin is tuple and len(get_args(kind)) == 2 and Ellipsis not in get_args(kind):
+        return "a pair such as (0.4, 1.0)"
     return _WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
 
 
@@ -121,6 +235,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         meta = " without data" if value.is_meta else ""
         return f"{value.dtype} of shape {list(value.shape)}{meta} of type {type(value).__name__}"
+    if isinstance(value, nn.Module):
+        return f"a module of type {type(value).__name__}"  # whose repr is a page
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= _SHOWN else text[: _SHOWN - 1] + '…'} of type {type(value).__name__}"
 

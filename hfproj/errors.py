@@ -1,8 +1,9 @@
 """Errors that a user can act on: each message says what was expected, what was given and what to do."""
 
-import difflib
 import os
 from collections.abc import Collection, Iterable
+
+from hfproj.hints import listed, nearest
 
 
 class HfprojError(Exception):
@@ -14,6 +15,10 @@ class UsageError(HfprojError, ValueError):
 
     def __init__(self, *args: object):
         super().__init__(*(" ".join(a.split()) if isinstance(a, str) and "\n" in a else a for a in args))
+
+
+class CallError(UsageError, TypeError):
+    """A function was called with too many, too few or unknown arguments; the message says how it is called."""
 
 
 class NotMeasurableError(UsageError):
@@ -48,11 +53,11 @@ def unknown(kind: str, name: object, available: Iterable[str]) -> UsageError:
         "Unknown head 'mpl'. Did you mean 'mlp'? Available: identity, linear, mlp."
     """
     names = sorted(available)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    close = nearest(name, names)
+    hint = f" Did you mean {close!r}?" if close else ""
     shown = " ".join(repr(name).split())
     shown = shown if len(shown) <= 200 else f"{shown[:199]}…"
-    return UsageError(f"Unknown {kind} {shown}.{hint} Available: {', '.join(names)}.")
+    return UsageError(f"Unknown {kind} {shown}.{hint} Available: {listed(name, names)}.")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:

@@ -45,7 +45,10 @@ class Registry(Generic[Made]):
             UsageError: If the name is taken, or the class lacks what the library needs of it.
         """
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-            raise UsageError(f"Expected a name of letters, digits, '_', '-' and '.' for {self._a_kind}, got {name!r}.")
+            first = f"; the name comes first: register_{self.kind}('mine', {getattr(name, '__name__', name)})"
+            hint = first if isinstance(name, type) else ""
+            wanted = f"a name of letters, digits, '_', '-' and '.' for {self._a_kind}"
+            raise UsageError(f"Expected {wanted}, got {name!r}{hint}.")
         if name in self._entries:
             wanted = f"a new name for {self._a_kind}"
             raise UsageError(f"Expected {wanted}, got {name!r}, which exists; choose another name.")
@@ -69,6 +72,8 @@ class Registry(Generic[Made]):
             raise UsageError(f"Expected {wanted} as {self._a_kind}, got {cls!r}; pass the class, not an instance.")
         missing = [n for n in self._needs if getattr(cls, n, None) is getattr(self._base, n, None)]
         taken = inspect.signature(cls).parameters if self._options or not missing else {}
+        if cls is not nn.Module and cls.__init__ is nn.Module.__init__:  # type: ignore[misc]  # takes and refuses any option
+            taken = {}
         if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
             missing += [f"__init__({n}=…)" for n in self._options if n not in taken]
         no_name = [n for n, p in taken.items() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
@@ -122,6 +127,9 @@ class Registry(Generic[Made]):
         parameters = inspect.signature(cls).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for option in options:
+                if option == "weight" and self.kind == "regularizer" and option not in parameters:
+                    how = f"the trainer has the weights: regularizers={{{name!r}: {options[option]!r}}}"
+                    raise UsageError(f"The regularizer {name!r} has no option 'weight'; {how}.")
                 if option not in parameters:
                     raise unknown(f"option of {self.kind} {name!r}:", option, parameters)
         given = {**self._entries[name][2], **options}

@@ -1,11 +1,13 @@
 """What recipes/geometry.py and recipes/collapse_geometry.py measured, claim by claim against the paper's.
 
     python recipes/geometry_table.py
+    python recipes/geometry_table.py --check      # compare alone: status 2 if the document is another
 
 Writes docs/geometry_study.md from recipes/results/geometry/results.json. Verdicts follow from the numbers, by the rules
 in `hfproj.studies.head_geometry.claims` and `collapse_claims`.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -20,10 +22,19 @@ DATASET = "digits"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="Write nothing; fail if the document is another.")
+    options = parser.parse_args()
     if not RESULTS.is_file():
         raise UsageError(f"There is no {RESULTS}: run recipes/geometry.py and recipes/collapse_geometry.py first.")
     lines = document(json.loads(RESULTS.read_text(encoding="utf-8"))[DATASET], DATASET)
-    write_atomic(DOCS, ("\n".join(lines).rstrip() + "\n").encode())
+    text = "\n".join(lines).rstrip() + "\n"
+    if options.check:
+        if not DOCS.is_file() or DOCS.read_text(encoding="utf-8") != text:
+            raise UsageError(f"{DOCS} is not what {RESULTS} says; run this recipe without --check.")
+        print(f"{DOCS} is what the results say.")
+        return
+    write_atomic(DOCS, text.encode())
     print(f"Wrote {DOCS}.")
 
 

@@ -48,6 +48,9 @@ class FeatureBackbone(nn.Module):
         Raises:
             UsageError: If the adapter changes the backbone, so that its representations can't be cached.
         """
+        if not isinstance(model, PeftModel):
+            hint = "attach one by peft.get_peft_model, or make FeatureBackbone(width) by hand"
+            raise UsageError(f"Expected a PeftModel with a projection head, got {type(model).__name__}; {hint}.")
         config = model.peft_config[model.active_adapter]
         if config.trains_backbone or (config.backbone_adapter and config.trainable != "head"):
             raise UsageError(

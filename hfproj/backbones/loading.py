@@ -4,6 +4,7 @@ import copy
 import difflib
 import importlib.util
 import inspect
+import re
 import weakref
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -19,6 +20,7 @@ from hfproj.backbones.quantized import METHODS, is_quantized
 from hfproj.backbones.settings import module_settings, plain_values, settings_of
 from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
+from hfproj.hints import plain_name
 from hfproj.typing import OneOf
 
 EMBEDDED = "vit_nano"
@@ -121,6 +123,8 @@ def _load_transformers(name: str, revision: str | None, token: str | bool | None
         options = {"revision": revision, "token": token, "trust_remote_code": False, "use_safetensors": True}
         backbone, report = cls.from_pretrained(source, **options, **kwargs, output_loading_info=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if meant := _meant(name, error, kwargs):
+            raise UsageError(f"No backbone could be loaded from {name!r}: {meant}.") from error
         raise UsageError(
             f"No backbone could be loaded from {name!r}; expected 'vit_nano', the id of a Hub model with safetensors, "
             f"a folder with config.json and model.safetensors, or 'timm/resnet18.a1_in1k'. ({one_line(error)})"
@@ -129,6 +133,39 @@ def _load_transformers(name: str, revision: str | None, token: str | bool | None
     if embedded:
         backbone.name_or_path = backbone.config._name_or_path = ""  # a path of this installation says nothing elsewhere
     return backbone
+
+
+_OWNERS = {"dinov2": "facebook", "dinov3": "facebook", "deit": "facebook", "ijepa": "facebook", "vit-mae": "facebook",
+           "convnext": "facebook", "vit": "google", "siglip": "google", "clip": "openai", "beit": "microsoft",
+           "swin": "microsoft", "resnet": "microsoft", "bert": "google-bert", "roberta": "FacebookAI",
+           "all-": "sentence-transformers"}  # fmt: skip
+
+
+def _meant(name: str, error: BaseException, kwargs: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the name or the options of a backbone, where it is a usual mistake; else None."""
+    import timm
+
+    if (found := re.search(r"unexpected keyword argument '(\w+)'", str(error))) and found[1] in kwargs:
+        option = found[1]
+        if option == "device":
+            return (
+                f"device is no option of a transformers model; load_backbone({name!r}).to({kwargs[option]!r}) moves it"
+            )
+        others = ", ".join(n for n in kwargs if n in ("num_classes", "img_size", "in_chans", "pretrained"))
+        of_timm = f"; {others}: options of timm's models, whose names begin with 'timm/'" if others else ""
+        return f"a transformers model has no option {option}{of_timm}"
+    if (Path(name) / "adapter_config.json").is_file():
+        return "the folder holds an adapter; hfproj.from_pretrained(folder) loads it with its backbone"
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        return "there is no such folder; expected one with config.json and model.safetensors"
+    if "/" in name or Path(name).is_dir():
+        return None
+    if name.split(".")[0] in timm.list_models():
+        return f"it is a model of timm; write load_backbone({f'timm/{name}'!r})"
+    if plain_name(name) == plain_name(EMBEDDED):
+        return f"Did you mean {EMBEDDED!r}? It ships with the package"
+    owner = next((owner for begin, owner in _OWNERS.items() if name.lower().startswith(begin)), None)
+    return owner and f"a Hub id begins with its owner, such as '{owner}/{name}', and the name is no folder here"
 
 
 _UNREAD = {"pooler", "head", "mask_token"}  # h is not read from those that a file lacks, see `resolve_read_point`

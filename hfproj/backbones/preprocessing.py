@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from hfproj.backbones.checkpoint_files import file_beside
-from hfproj.backbones.loading import bare_backbone, files_of, timm_part_of
+from hfproj.backbones.loading import bare_backbone, files_of, main_input_of, timm_part_of
 from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.strict_json import read_json
@@ -104,6 +104,11 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
         if not own:  # its file was made of `EvalImages`
             found = dataclasses.replace(found, crop_rounding="even")
         return _for_channels(found, channels, kind)
+    if not size and main_input_of(backbone) == "input_ids":
+        raise UsageError(
+            f"{kind} reads texts, for which there is no collator by itself: pass hfproj.EvalText(tokenizer) as the "
+            "collator to measure, hfproj.TextViews(tokenizer) to train."
+        )
     if not size:
         raise UsageError(f"The image size of {kind} is unknown; pass size=, mean= and std= to the collator.")
     cause = f"{kind} has no preprocessor_config.json: images are normalised with mean = std = 0.5"

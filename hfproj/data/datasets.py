@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 from hfproj.checking import checked
 from hfproj.data.indexing import IndexedDataset
 from hfproj.errors import UsageError
+from hfproj.hints import nearest
 from hfproj.typing import Data
 
 _WORKS = (
@@ -72,6 +73,8 @@ def split_off(dataset: datasets.Dataset, n: int, seed: int = 0) -> tuple[dataset
         >>> len(rest), len(held_out), sorted([*rest["x"], *held_out["x"]]) == list(range(10))
         (7, 3, True)
     """
+    if not isinstance(n, int):
+        raise UsageError(f"Expected n as a number of rows of the {len(dataset)} there are, got {n!r}.")
     if not 0 < n < len(dataset):
         raise UsageError(f"Cannot hold out {n} of {len(dataset)} rows; choose 1 to {len(dataset) - 1}.")
     order = _shuffled(len(dataset), seed)
@@ -173,7 +176,8 @@ def _from_library(name: str, split: str, *args: Any, **options: Any) -> datasets
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         offline = " (the Hub is switched off: HF_HUB_OFFLINE)" if datasets.config.HF_HUB_OFFLINE else ""
-        raise UsageError(f"Cannot load the split {split!r} of {name!r}: {reason}{offline}. {_WORKS}") from error
+        meant = " Did you mean 'digits'?" if name != "digits" and nearest(name, ["digits"]) else ""
+        raise UsageError(f"Cannot load the split {split!r} of {name!r}: {reason}{offline}.{meant} {_WORKS}") from error
 
 
 def _check_split(split: str, name: str, splits: Iterable[str]) -> None:

@@ -74,6 +74,9 @@ class _Images:
         if size < 1 or not 1 <= len(mean) == len(std) or min(std) <= 0:
             what = "Expected size ≥ 1, and one value of mean and std for each channel (three values for RGB; std > 0)"
             raise UsageError(f"{what}, got size={size}, mean={mean}, std={std}.")
+        if max(mean) > 1 or max(std) > 1:
+            given = f"mean={tuple(mean)} and std={tuple(std)} are of pixels from 0 to 255"
+            warnings.warn(f"{given}, and pixels here are in [0, 1]: divide both by 255.", stacklevel=4)
         self.size, self.image_column, self.label_column = size, image_column, label_column
         self.flip_channels = flip_channels
         self.mean, self.std = (torch.tensor(x, dtype=torch.float32)[:, None, None] for x in (mean, std))
@@ -127,6 +130,7 @@ def _for_each_view(augmentation: Augmentation | Sequence[Augmentation], name: st
 def _try_size(model: nn.Module, size: int, channels: int) -> None:
     """Refuse a size of local views that the backbone fails on: there is no other way to know for every architecture."""
     from hfproj.backbones import fit_image_size
+    from hfproj.backbones.wrong_inputs import patch_of
 
     backbone: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     modes = {module: module.training for module in backbone.modules()}
@@ -134,6 +138,9 @@ def _try_size(model: nn.Module, size: int, channels: int) -> None:
     backbone.eval()
     try:
         options = {"interpolate_pos_encoding": True} if fit_image_size(backbone, (size, size)) else {}
+        patch = patch_of(backbone)
+        if patch and size % patch:
+            raise ValueError(f"its patches have {patch} pixels, and the border would be left out")
         backbone(like.new_zeros(1, channels, size, size), **options)
     except Exception as error:
         raise UsageError(
@@ -197,7 +204,8 @@ class ImageViews(_Images):
             raise UsageError(f"Expected num_views to be at least 1, got {num_views}.")
         for option in options:
             if option not in Augmentation.__dataclass_fields__:
-                raise unknown("option of ImageViews:", option, Augmentation.__dataclass_fields__)
+                known = {**Augmentation.__dataclass_fields__, **_OfViews.__annotations__}
+                raise unknown("option of ImageViews:", option, known)
         if augmentation is not None and options:
             raise UsageError(f"Give either augmentation=… or its options ({', '.join(options)}), not both.")
         if (local_views, local_size) != (0, None) and (local_size is None or min(local_views, local_size) < 1):
@@ -231,7 +239,8 @@ class ImageViews(_Images):
         check_items(items)
         if not all("index" in item for item in items):
             wrap = "Wrap the data set: hfproj.IndexedDataset(dataset) (a stream: hfproj.data.StreamDataset)."
-            raise UsageError(f"The items have no 'index', which decides their views. {wrap}")
+            plain = "To measure, take hfproj.EvalImages, which makes no views."
+            raise UsageError(f"The items have no 'index', which decides their views. {wrap} {plain}")
         images = self._read(items)
         index, epoch = whole_numbers(items, "index"), whole_numbers(items, "epoch")
         views = [

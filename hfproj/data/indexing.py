@@ -13,6 +13,7 @@ made: set the epoch on the prepared loader (``loader.set_epoch(e)``) and on the 
 """
 
 import operator
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -20,7 +21,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from hfproj.checking import checked
 from hfproj.data.pixels import BOMBS, bounded, cure, decoded, to_image_tensor
@@ -55,6 +56,23 @@ def as_item(value: Any) -> dict[str, Any]:
         what = f"Expected items that are dicts, (image, label) pairs or images, got a tuple of {len(value)}"
         raise UsageError(f"{what}. Return a dict from the data set, for example {{'image': …, 'label': …}}.")
     return {"image": value[0], "label": value[1]}
+
+
+def what_to_pass(given: Any, split: str = "train") -> str | None:
+    """Return what to pass instead of something that is no data set, or None where there is no telling.
+
+    Example:
+        >>> what_to_pass("digits"), what_to_pass({"train": [], "test": []})
+        ("load it first: hfproj.load_image_dataset('digits')", "pass one of its splits, such as ['train']")
+    """
+    if isinstance(given, str | os.PathLike):
+        return f"load it first: hfproj.load_image_dataset({str(given)!r})"
+    if isinstance(given, Mapping) and given:
+        name = split if split in given else next(iter(given))
+        return f"pass one of its splits, such as [{name!r}]"
+    if isinstance(given, DataLoader):
+        return "pass what it reads, loader.dataset: batches are made here"
+    return None
 
 
 def check_items(items: Any) -> None:
@@ -177,12 +195,13 @@ class IndexedDataset(_Checks, Dataset):
     ):  # fmt: skip
         super().__init__(on_bad_image, image_column, channels)
         if (
-            isinstance(dataset, type | Mapping | str | bytes)
+            isinstance(dataset, type | Mapping | str | bytes | DataLoader)
             or getattr(dataset, "ndim", 1) == 0
             or not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"))
         ):
             what = f"IndexedDataset wraps data sets with a length and indices, got a {type(dataset).__name__}"
-            raise UsageError(f"{what}. Wrap a stream in hfproj.data.StreamDataset instead.")
+            instead = what_to_pass(dataset) or "wrap a stream in hfproj.data.StreamDataset instead"
+            raise UsageError(f"{what}; {instead}.")
         self.dataset = dataset
 
     def __len__(self) -> int:

@@ -279,7 +279,9 @@ def _over_white(image: Image.Image) -> Image.Image:
 def _check_range(array: np.ndarray, high: int, column: str) -> None:
     if array.size and not (array.min() >= 0 and array.max() <= high):  # so written, NaN fails too
         what = f"Column {column!r} holds {array.dtype} values from {array.min()} to {array.max()}"
-        raise UsageError(f"{what}; an image of this type has values from 0 to {high}. Rescale them, or store uint8.")
+        raise UsageError(
+            f"{what}; an image of this type has values from 0 to {high}. Rescale them (x / 255), or store uint8."
+        )
 
 
 def _array_to_uint8(array: np.ndarray, column: str) -> np.ndarray:

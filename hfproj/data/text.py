@@ -4,6 +4,7 @@ References:
     Gao, Yao, Chen 2021, "SimCSE", arXiv 2104.08821, sections 3 and 4; princeton-nlp/SimCSE ``train.py``.
 """
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -11,8 +12,9 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hfproj.backbones.loading import files_of
+from hfproj.backbones.loading import bare_backbone, files_of, main_input_of, timm_part_of
 from hfproj.backbones.pooling import check_texts
+from hfproj.backbones.wrong_inputs import positions_of
 from hfproj.checking import checked
 from hfproj.data.indexing import check_items, index_and_labels
 from hfproj.errors import UsageError
@@ -26,20 +28,37 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 class _Sentences:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_column: str | None):
+        who = type(self).__name__
+        if isinstance(tokenizer, str):
+            how = f"AutoTokenizer.from_pretrained({tokenizer!r})"
+            raise UsageError(f"Expected tokenizer of {who} to be a tokenizer, got {tokenizer!r}; load it: {how}.")
+        if isinstance(tokenizer, nn.Module) or not callable(tokenizer):
+            how = f"{who}.for_model(model) finds the model's, if its files have one"
+            raise UsageError(f"Expected tokenizer of {who} to be a tokenizer, got {type(tokenizer).__name__}; {how}.")
+        if max_length < 1:
+            raise UsageError(f"{who} needs at least one token, got max_length={max_length}.")
         self.tokenizer, self.max_length, self.label_column = tokenizer, max_length, label_column
 
     @classmethod
     def for_model(cls: type[Made], model: nn.Module, **options: Any) -> Made:
-        """Return a collator with the model's tokenizer, or raise as `tokenizer_of`; `options` go to the class."""
-        return cls(tokenizer_of(model), **options)
+        """Return a collator with the model's tokenizer, or raise as `tokenizer_of`; `options` go to the class.
+
+        Texts are cut at the last position that the backbone knows, if that is less than the class's own `max_length`.
+        """
+        tokenizer, most = tokenizer_of(model), positions_of(bare_backbone(model))
+        if most is not None and most < inspect.signature(cls).parameters["max_length"].default:
+            options.setdefault("max_length", most)
+        return cls(tokenizer, **options)
 
     def _tokens(self, items: Sequence[dict], columns: Sequence[str]) -> Any:
         """Return the tokens of the sentences, column after column, padded to one length."""
+        if isinstance(items, list | tuple) and items and isinstance(items[0], str):
+            raise UsageError("Expected items as a list of dicts, got a list of str; write [{'text': …}, …].")
         check_items(items)
         for item in items:
             for column in columns:
                 if column not in item:
-                    hint = "name the column of the text"
+                    hint = f"name the column of the text: {'columns' if hasattr(self, 'columns') else 'column'}=…"
                     raise UsageError(f"An item has no {column!r}, only {', '.join(map(repr, item))}; {hint}.")
                 if not isinstance(item[column], str):
                     raise UsageError(f"{column!r} holds a {type(item[column]).__name__}, expected a string.")
@@ -70,7 +89,8 @@ class TextViews(_Sentences):
         tokenizer: A tokenizer of `transformers`.
         columns: Entry of an item that holds the sentence, or several of them.
         num_views: Views of each sentence, for one column.
-        max_length: Tokens at most; what is longer is cut, before it is read to its end: at 256 characters a token.
+        max_length: Tokens at most, no more than the backbone has positions for (77 in CLIP, 512 in BERT); what is
+            longer is cut, before it is read to its end: at 256 characters a token.
         label_column: Entry that holds the class number; None for no labels.
 
     Raises:
@@ -129,6 +149,9 @@ def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
     """
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     source = files_of(backbone)
+    if main_input_of(backbone) == "pixel_values" or timm_part_of(backbone) is not None:
+        what = "hfproj.ImageViews.for_model(model) to train, hfproj.EvalImages.for_model(model) to measure"
+        raise UsageError(f"{type(backbone).__name__} reads images and has no tokenizer; take {what}.")
     hint = "pass one: hfproj.TextViews(tokenizer, …)"
     if source is None:
         raise UsageError(f"The origin of {type(backbone).__name__} is unknown, and with it its tokenizer; {hint}.")

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from hfproj.checking import checked
 from hfproj.data.images import EvalImages
+from hfproj.data.indexing import what_to_pass
+from hfproj.data.kinds import check_collator
 from hfproj.distributed import gather_objects, gather_rows, rank, world_size
 from hfproj.errors import UsageError, check_type
 from hfproj.features import cache_key
@@ -119,11 +121,13 @@ def extract_features(
     """
     check_type("the model", model, nn.Module, "load it, e.g. by hfproj.load_backbone or hfproj.from_pretrained")
     check_source(dataset, num_workers)
+    check_collator("collator", collator)
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise UsageError("The data set is empty: there is nothing to extract features from.")
     if batch_size < 1 or dtype not in DTYPES:
-        given = f"got batch_size={batch_size} and dtype={dtype}"
-        raise UsageError(f"Expected batch_size ≥ 1 and dtype float32, float16, bfloat16 or float64, {given}.")
+        given = f"got batch_size={batch_size} and dtype={dtype!r}"
+        known = "torch.float32, torch.float16, torch.bfloat16 or torch.float64"
+        raise UsageError(f"Expected batch_size ≥ 1 and dtype {known}, {given}.")
     collator = EvalImages.for_model(model) if collator is None else collator
     device = torch.device(device) if device is not None else next(model.parameters(), torch.empty(0)).device
     reader = Reader(model, device, pooling=pooling, layers=layers, tokens=tokens, dtype=dtype, autocast=autocast)
@@ -141,13 +145,13 @@ def check_source(dataset: Any, num_workers: int) -> None:
     Raises:
         UsageError: If it is so.
     """
-    lengthless = isinstance(dataset, type | Mapping | str | bytes) or not hasattr(dataset, "__getitem__")
+    lengthless = isinstance(dataset, type | Mapping | str | bytes | nn.Module) or not hasattr(dataset, "__getitem__")
     try:
         lengthless = lengthless or len(dataset) < 0
     except TypeError:
         lengthless = True
     if lengthless:
-        hint = "of a stream, take the items that are wanted into a list first"
+        hint = what_to_pass(dataset, "test") or "of a stream, take the items that are wanted into a list first"
         raise UsageError(f"Expected a data set with a length and indices, got a {type(dataset).__name__}; {hint}.")
     if num_workers < 0:
         raise UsageError(f"Expected num_workers to be at least 0 (0: no processes of their own), got {num_workers}.")

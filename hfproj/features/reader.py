@@ -24,6 +24,7 @@ from hfproj.backbones import (
     without_left_padding,
     without_masking,
 )
+from hfproj.backbones.wrong_inputs import check_pixels, run_explained, wrong_tokens
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.modes import evaluating
 from hfproj.tuner.layer import CHILD, ProjectionLayer
@@ -62,6 +63,8 @@ class Reader:
         self._pooling = None if by_pooler else self._point.pooling
         tokens_by = pooling_of_tokens(self.backbone) if by_pooler and tokens else None
         self._token_point = self._resolve(tokens_by, -1) if tokens_by else self._point
+        if isinstance(layers, int) and not isinstance(layers, bool):
+            raise UsageError(f"Expected layers='all' or a list, got {layers}; do you mean layers=[{layers}]?")
         if isinstance(layers, str):
             if layers != "all":
                 raise UsageError(f"Expected layers='all' or a list, got {layers!r}; do you mean layers=[{layers!r}]?")
@@ -128,8 +131,11 @@ class Reader:
         undo: list[Any] = []
         batch, options = self._prepared(batch, undo)
         with torch.inference_mode(), mixed:
+            given = batch["inputs"] if "inputs" in batch else {"": batch.get("pixel_values")}
+            args = () if "inputs" in batch else (batch.get("pixel_values"),)
             try:
-                output = run(self.model, batch, self.device, **options)
+                call = partial(run, self.model, batch, self.device, **options)
+                output = run_explained(call, self.backbone, args, given)
             finally:
                 for restore in undo:
                     restore()
@@ -151,11 +157,16 @@ class Reader:
         options: dict[str, Any] = {}
         if self._point.text and "inputs" in batch:
             check_texts(batch["inputs"].get("attention_mask"), batch.get("index"))
+            ids = batch["inputs"].get("input_ids")  # on the CPU still: a GPU that met an unknown token is lost
+            if isinstance(ids, Tensor) and (why := wrong_tokens(self.backbone, ids)) is not None:
+                raise UsageError(f"{why}.")
         if self._point.reading > 1 and self._point.text and "inputs" in batch:
             batch = {**batch, "inputs": without_left_padding(batch["inputs"])}
         images = batch.get("pixel_values", batch.get("inputs", {}).get("pixel_values"))
         if not isinstance(images, Tensor) or images.ndim != 4:
             return batch, options
+        if not self._has_hooks:
+            check_pixels(self.backbone, images)
         if not self._has_hooks and fit_image_size(self.backbone, (images.shape[-2], images.shape[-1])):
             options["interpolate_pos_encoding"] = True
         if self._point.reading > 1:

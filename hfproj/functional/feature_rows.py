@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfproj.errors import NotMeasurableError, UsageError, check_type
 
@@ -29,7 +29,12 @@ def check_features(f: Tensor, *, minimum: int = 2, what: str = "features") -> No
 
 def check_shape(f: Tensor, *, minimum: int = 2, what: str = "features") -> None:
     """Do what `check_features` does without reading the numbers."""
-    check_type(what, f, Tensor, "make a tensor of them: torch.tensor(…)")
+    hint = "make a tensor of them: torch.tensor(…)"
+    if isinstance(f, nn.Module):
+        hint = "extract them: hfproj.extract_features(model, dataset).h"
+    elif hasattr(f, "h"):
+        hint = "take h or z of them: features.h"
+    check_type(what, f, Tensor, hint)
     if f.ndim != 2 or not f.is_floating_point() or f.is_meta:
         raise UsageError(
             f"Expected {what} as floating-point numbers of shape [rows, dim], got {f.dtype} of shape {list(f.shape)}"

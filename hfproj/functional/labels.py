@@ -101,7 +101,8 @@ def described(value: Any) -> str:
     """
     got = f"got {type(value).__name__} {str(value)!r:.60}" if isinstance(value, str | bytes) else ""
     if got:
-        return f"{got}. Encode names: dataset.class_encode_column(…), numpy.unique(y, return_inverse=True)[1]"
+        how = "dataset.class_encode_column(…), numpy.unique(y, return_inverse=True)[1]"
+        return f"{got}. Encode names as class numbers: {how}"
     if isinstance(value, int):
         return f"got a whole number of {value.bit_length()} bits, more than 64. Number the classes from 0"
     shown = getattr(value, "tolist", lambda: value)()

@@ -6,11 +6,14 @@ configuration file can hold them. Heads of papers are names with options of the 
 :mod:`hfproj.heads.presets`. This room imports the registry, `functional` and what lies below them, no sibling.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from hfproj.checking import checked
+from hfproj.errors import UsageError
 from hfproj.heads.presets import PRESETS
 from hfproj.registry import Registry
 
@@ -40,6 +43,7 @@ HEADS: Registry[nn.Module] = Registry(
 )  # fmt: skip
 
 
+@checked
 def create_head(name: str, *, in_dim: int, **options: Any) -> nn.Module:
     """Make a head by its name.
 
@@ -58,6 +62,22 @@ def create_head(name: str, *, in_dim: int, **options: Any) -> nn.Module:
         (2, 8, 64)
     """
     return HEADS.create(name, in_dim=in_dim, **options)
+
+
+def check_known(names: Iterable[object], where: str) -> None:
+    """Refuse heads of a saved adapter that are not known here: an own class has to be registered before it is loaded.
+
+    Raises:
+        UsageError: If one is not; the message says how it is registered.
+    """
+    for name in names:
+        # One that can't be registered is no class of somebody's own.
+        if isinstance(name, str) and name not in HEADS.list() and re.fullmatch(r"[\w.-]+", name):
+            shown = repr(name) if len(name) <= 80 else f"{name[:79]!r}…"
+            raise UsageError(
+                f"{where}: no head {shown} is known here. Either it is its author's own: get its code, look at it, and "
+                f"run hfproj.register_head({shown}, …) before you load the adapter; or the file is damaged."
+            )
 
 
 @checked

@@ -62,6 +62,8 @@ def check_input(head: nn.Module, h: Tensor, width: int) -> None:
     check_type("h", h, Tensor, "make a tensor of it: torch.tensor(…)")
     if h.is_meta and not any(p.is_meta for p in head.parameters()) and any(True for _ in head.parameters()):
         raise UsageError("Expected h with data, got a tensor of the device 'meta'; make it on the head's device.")
+    if not h.is_floating_point() and any(p.is_floating_point() for p in head.parameters()):
+        raise UsageError(f"Expected h in floating-point numbers, got {h.dtype}; convert it: h.float().")
     if h.ndim not in (2, 3) or h.shape[-1] != width:
         wanted = f"h of shape [batch, {width}] or [views, batch, {width}] for {type(head).__name__}"
         hint = f"make it with in_dim={h.shape[-1] if h.ndim else width}, or give it features of width {width}"

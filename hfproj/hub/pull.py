@@ -286,6 +286,8 @@ def _no_weights(source: Folder | Remote, where: str, folder: str) -> str:
 def _absent(source: Folder | Remote, where: str, file: str) -> str:
     if isinstance(source, Folder) and source.cached:
         return f"{where}: the cache has no {file} of it; load it once while the Hub can be reached."
+    if "config.json" in source.listing()[0] and file == ADAPTER_CONFIG:
+        return f"{where} has no {file}: it is a model of its own; hfproj.load_backbone loads it, without a head."
     return f"{where} has no {file}; expected what model.save_pretrained(…) or hfproj.push_to_hub(…) wrote."
 
 

@@ -21,7 +21,7 @@ from torch import nn
 import hfproj
 from hfproj import filenames
 from hfproj.checking import checked
-from hfproj.errors import HfprojError, HubError, UsageError
+from hfproj.errors import HfprojError, HubError, UsageError, check_type
 from hfproj.hub.failures import FAILURES, explain, retry
 from hfproj.hub.sources import is_repo_id
 from hfproj.hub.staging import ROOT, SavesItself, Staged, check_outgoing, folder_of, stage
@@ -72,6 +72,10 @@ def push_to_hub(
         UsageError: If something about the model, the target or the contents can't be pushed; nothing was sent.
         HubError: If the Hub refused or could not be reached; it says what the repository is like now.
     """
+    if isinstance(model, str) and isinstance(repo_id, nn.Module):
+        raise UsageError(f"The model comes first: push_to_hub(model, {model!r}).")
+    check_type("results", results, (Results, type(None)), "pass what hfproj.evaluate returns")
+    check_type("private", private, (bool, type(None)), "say True or False")
     target = Target(repo_id, token=token, revision=revision, create_pr=create_pr, private=private)
     with tempfile.TemporaryDirectory(prefix="hfproj-") as folder:
         staged = stage(
@@ -115,7 +119,13 @@ def usable_token(token: str | bool | None) -> str:
 def check_repo_id(repo_id: Any) -> None:
     """Refuse what is no ``owner/name``, by a `UsageError`."""
     if not isinstance(repo_id, str) or repo_id.count("/") != 1 or not is_repo_id(repo_id):
-        raise UsageError(f"Expected repo_id to be 'user/name', of letters, digits, '-', '_' and '.', got {repo_id!r}.")
+        got, hint = f"{repo_id!r:.200}", ""
+        if isinstance(repo_id, nn.Module):
+            got, hint = type(repo_id).__name__, "; the model comes first: push_to_hub(model, 'me/mine')"
+        elif isinstance(repo_id, str) and "://" in repo_id:
+            hint = f"; write {'/'.join(repo_id.rstrip('/').split('/')[-2:])!r}"
+        wanted = "Expected repo_id to be 'user/name', of letters, digits, '-', '_' and '.'"
+        raise UsageError(f"{wanted}, got {got}{hint}.")
 
 
 def send(

@@ -19,6 +19,7 @@ from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_h
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
+from torch import nn
 
 from hfproj import limits
 from hfproj.errors import AdapterFileError, HubError, UsageError, one_line
@@ -179,6 +180,9 @@ def open_source(
 
     Arguments and errors are those of `hfproj.load_head`.
     """
+    if isinstance(repo, nn.Module):
+        hint = "give its folder or repository; of a model in memory hfproj.detach(model) gives the head"
+        raise UsageError(f"Expected a saved adapter, got {type(repo).__name__}; {hint}.")
     name = str(repo)
     if os.path.isdir(name):  # of a name that can be none, it is no folder; `Path.is_dir` raises
         return Folder(Path(name), name)

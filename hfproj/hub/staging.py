@@ -10,10 +10,11 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from peft import PeftModel
 from torch import nn
@@ -23,6 +24,7 @@ from hfproj.backbones.loading import EMBEDDED
 from hfproj.backbones.preprocessing import ImagePreprocessing, preprocessor_config
 from hfproj.errors import UsageError, unknown
 from hfproj.files import portable, write_json
+from hfproj.heads import HEADS
 from hfproj.hub.untrusted import is_folder_name, same_folder
 from hfproj.objectives.buffers import START, Position, save_buffers
 from hfproj.redaction import known_secrets, redacted, secrets_in
@@ -100,6 +102,20 @@ def check_pushable(model: Any, adapters: Sequence[str] | None = None) -> list[st
     return names
 
 
+def _warn_of_own_head(config: Any, adapter: str) -> None:
+    """Say which heads nobody else has: who loads the adapter needs their code."""
+    named = [config.head, (config.predictor or {}).get("head")]
+    for name in dict.fromkeys(n for n in named if n in HEADS.list()):
+        cls = HEADS.get(name)
+        if not cls.__module__.startswith("hfproj."):
+            warnings.warn(
+                f"The head {name!r} of adapter {adapter!r} is {cls.__qualname__} of {cls.__module__}, which is not "
+                f"pushed: who loads it has to run hfproj.register_head({name!r}, {cls.__name__}) first. Put the class "
+                "where they find it, and say so in the card.",
+                stacklevel=4,
+            )
+
+
 def hub_base(config: Any, adapter: str = ROOT) -> str | None:
     """Return the id under which everybody finds the backbone of a config; None without one, or with random weights.
 
@@ -134,6 +150,8 @@ def stage(
     """
     names = check_pushable(model, adapters)
     subject = _subject(model, names, results)
+    for name in names:
+        _warn_of_own_head(cast(Any, model).peft_config[name], name)
     if objective is not None and not isinstance(objective, nn.Module):
         raise UsageError(f"objective is a {type(objective).__name__}; expected the module, such as trainer.objective.")
     _adapter_files(model, names, folder, saved, preprocessing)

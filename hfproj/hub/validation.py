@@ -26,7 +26,7 @@ from hfproj.backbones import EMBEDDED, POOLINGS
 from hfproj.backbones.fingerprint import is_fingerprint
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
-from hfproj.heads import HEADS
+from hfproj.heads import HEADS, check_known
 from hfproj.hub.quantization import is_quantization
 from hfproj.hub.sources import is_repo_id
 from hfproj.hub.untrusted import FLOATS, TensorInfo, pattern_cost
@@ -304,6 +304,10 @@ def head_tensors(config: ProjectionHeadConfig, where: str) -> dict[str, TensorIn
 
     The dtype is "F32" for any floating-point type. A head that can't be made so is an `AdapterFileError`.
     """
+    try:
+        check_known([config.head, (cast(dict[str, Any], config.predictor or {})).get("head")], where)
+    except UsageError as error:
+        raise AdapterFileError(str(error)) from error
     try:
         modules = _modules(config)
     except Exception as error:  # the head's own, or whatever a value does to torch

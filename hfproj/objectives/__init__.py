@@ -48,6 +48,7 @@ OBJECTIVES: Registry[nn.Module] = Registry(
 )  # fmt: skip
 
 
+@checked
 def create_objective(name: str, **options: Any) -> nn.Module:
     """Make an objective by its name, one of :func:`list_objectives`, with options of its constructor.
 

@@ -29,6 +29,7 @@ Attributes of the class or the instance tell the trainer what to prepare:
 
 import dataclasses
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -109,12 +110,15 @@ class Objective(ShowsOptions, nn.Module):
     def __init__(self) -> None:
         super().__init__()  # written out, since nn.Module's own takes any option
 
-    def forward(self, z: Views, **given: object) -> ObjectiveOutput:
+    def forward(self, z: Views, *others: object, **given: object) -> ObjectiveOutput:
         """Return the loss of the global batch and terms to log; the module docstring says what may be given.
 
         Raises:
             UsageError: If the call lacks something, as in :func:`check_call`, or ``compute`` refuses it.
         """
+        if others:
+            how = f"{type(self).__name__.lower()}(torch.stack([z_a, z_b]))"
+            raise UsageError(f"{type(self).__name__} takes the views as one tensor [views, batch, dim]: {how}.")
         check_call(self, z, **given)
         return self.compute(z, **given)
 
@@ -176,6 +180,9 @@ def check_call(objective: nn.Module, z: object, **given: object) -> None:
         >>> check_call(Pairs(), torch.zeros(2, 4, 8))
     """
     who = type(objective).__name__
+    if isinstance(z, list | tuple) and len({tuple(getattr(v, "shape", ())) for v in z}) > 1:
+        got = ", ".join(str(list(getattr(v, "shape", ()))) for v in z)
+        raise UsageError(f"{who} takes views of the same images, z of shape [views, batch, dim], got {got}.")
     if not isinstance(z, Tensor) or z.ndim != 3:
         raise UsageError(
             f"{who} takes projections z of shape [views, batch, dim], got "
@@ -191,6 +198,18 @@ def check_call(objective: nn.Module, z: object, **given: object) -> None:
         kind = _KINDS.get(name, object)
         if value is not None and not isinstance(value, kind):
             raise UsageError(f"{who} takes {name} as a {kind.__name__}, got {type(value).__name__}: {_HINTS[name]}.")
+
+
+def check_callable(objective: nn.Module) -> None:
+    """Raise a UsageError for a module that can't be called as objectives are, such as a loss of torch's own."""
+    try:
+        inspect.signature(objective.forward).bind(None, **dict.fromkeys(KEYWORDS))
+    except TypeError as error:
+        kind = type(objective).__name__
+        raise UsageError(
+            f"Expected an objective, called as objective(z, labels=…, target=…, …), got {kind}: {error}; give the name "
+            "of one (hfproj.list_objectives()), or let its forward take **others."
+        ) from error
 
 
 def check_positive(name: str, value: float, *, usual: str) -> float:

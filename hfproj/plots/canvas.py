@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfproj.checking import checked
-from hfproj.errors import HfprojError, UsageError
+from hfproj.errors import HfprojError, SaveError, UsageError
 from hfproj.files import write_atomic
 
 if TYPE_CHECKING:
@@ -172,7 +172,11 @@ def finish(figure: Figure, path: Target) -> Figure:
         kind = path.suffix.lstrip(".").lower() or "png"
         if kind not in _DATES:
             raise UsageError(f"Expected a name that ends in .png, .svg or .pdf, got {path.name!r}.")
-        write_atomic(path, picture(figure, kind))
+        try:
+            write_atomic(path, picture(figure, kind))
+        except OSError as error:
+            what = f"The picture can't be written to {str(path)!r}"
+            raise SaveError(f"{what}: {error.strerror}; name another place.") from error
     return figure
 
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained
 from hfproj.errors import UsageError
 from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.probes.base import Classifier, check_decay, check_numbers, cosine, descend
@@ -41,6 +41,7 @@ _LARGE = 2.0**40  # larger numbers are scaled down before their squares overflow
 _QUERY_STD = 0.02  # V-JEPA's and AIM's: attention starts out almost uniform
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class AttentiveProbe(Classifier):
     """Accuracy of an attentive classifier on tokens ``[rows, tokens, dim]``, as an estimator of scikit-learn.

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from hfproj.checking import checked
 from hfproj.errors import NonFiniteLossError, UsageError
 from hfproj.functional.feature_rows import check_features, double_rows
 from hfproj.functional.labels import class_numbers, labelled_rows
@@ -71,6 +72,7 @@ class Classifier(Named):
     _rows: int
     _dim: int
 
+    @checked
     def fit(self: Own, f: Inputs, y: Labels) -> Own:
         """Fit on the rows of `f` that have a label: `y`, integers; −1, None and NaN are none.
 
@@ -118,6 +120,7 @@ class Classifier(Named):
         self._check(f)
         return self.classes_[self._codes(f).cpu()]
 
+    @checked
     def score(self, f: Inputs, y: Labels) -> float:
         """Return the accuracy on the rows of `f` that have a label, and keep it with its protocol in `results_`.
 

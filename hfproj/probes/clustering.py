@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.feature_rows import double_rows
 from hfproj.probes.base import Classifier, Inputs, Labels, check_numbers
@@ -35,6 +35,7 @@ from hfproj.typing import OneOf
 MATCHINGS = ("fitted", "scored")
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class KMeansProbe(Classifier):
     """NMI, ARI and matched accuracy of k-means clusters; the labels only say how many there are, and name them.

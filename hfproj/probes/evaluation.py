@@ -17,7 +17,7 @@ from hfproj import diagnostics as d
 from hfproj.checking import checked
 from hfproj.data.indexing import as_item
 from hfproj.diagnostics.spectrum import FIT_RANGE
-from hfproj.errors import NotMeasurableError, UsageError
+from hfproj.errors import NotMeasurableError, UsageError, check_type
 from hfproj.features.extraction import Features, extract_features
 from hfproj.features.similarity import linear_cka, mutual_knn
 from hfproj.features.views import FixedViews
@@ -83,7 +83,10 @@ def evaluate(
             (the message names the rows), or as `extract_features`.
     """
     if labels not in ("auto", None):
-        raise UsageError(f"Expected labels='auto' (those that the collator gives) or None, got {labels!r}.")
+        what = f"Expected labels='auto' (those that the collator gives) or None, got {labels!r:.80}"
+        raise UsageError(f"{what}; name their column: collator=hfproj.EvalImages.for_model(model, label_column=…).")
+    name = "the name of the data set"
+    check_type(name, dataset, (str, os.PathLike, type(None)), "best its Hub id; the items go to train=… and test=…")
     chosen = None if probes is None else make_probes(probes)
     options: dict[str, Any] = {"batch_size": batch_size, "collator": collator, "device": device}
     options |= {"num_workers": num_workers, "cache_dir": cache_dir, "progress": progress}
@@ -92,7 +95,14 @@ def evaluate(
     bank = extract_features(model, train, **read) if train is not None and labels is not None else None
     rows, why = _labelled_rows(bank, held_out, (train, test), collator)
     if chosen and bank is None:
-        raise UsageError("Probes need labels in `train` and `test`, got none; pass probes=[] to go without probes.")
+        lack = "got labels=None" if labels is None else "there is no training set; pass train=…"
+        raise UsageError(f"Probes need labels in `train` and `test`: {lack}, or probes=[] to go without probes.")
+    if train is None and chosen is None and labels is not None and held_out.labels is not None:
+        warnings.warn(
+            "`test` has labels, but there is no training set for a probe: it is measured without labels. Pass train=…, "
+            "or labels=None to say that you know.",
+            stacklevel=3,
+        )
     if chosen and rows is None and (bank is None or None in (bank.labels, held_out.labels)):
         raise UsageError(f"Probes need labels in `train` and `test`: {why}. Pass probes=[] to go without probes.")
     chosen = make_probes(["knn"] * (bank is not None)) if chosen is None else chosen

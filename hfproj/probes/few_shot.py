@@ -21,13 +21,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained
 from hfproj.errors import UsageError
 from hfproj.probes.base import Classifier, Inputs, Labels, check_numbers, shuffled_classes
 from hfproj.probes.linear import LinearProbe
 from hfproj.probes.registry import ProbeLike, make_probe
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class FewShotProbe(Classifier):
     """Mean accuracy over draws of `n` rows of each class.

@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained
 from hfproj.data.augment import Augmentation
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset, as_item
@@ -42,16 +42,7 @@ from hfproj.features.reader import run_head, view_batches
 from hfproj.functional.feature_rows import describe_bad_rows
 from hfproj.functional.labels import labelled_rows
 from hfproj.functional.modes import evaluating
-from hfproj.probes.base import (
-    Named,
-    as_labels,
-    check_decay,
-    check_numbers,
-    cosine,
-    descend,
-    left_out,
-    shuffled_classes,
-)  # fmt: skip
+from hfproj.probes.base import Named, as_labels, check_decay, check_numbers, cosine, descend, left_out, shuffled_classes
 from hfproj.tuner.network import network_of
 from hfproj.typing import Data, OneOf, Pooling
 
@@ -60,6 +51,7 @@ _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CROP_AND_FLIP = Augmentation.none(scale=(0.08, 1.0), flip_probability=0.5)  # SimCLR's, for fine-tuning
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class FineTuneProbe(Named):
     """Accuracy after fine-tuning on a fraction of the labels: `fit(model, train)`, `predict(test)`, `score(test)`.

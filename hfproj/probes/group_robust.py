@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hfproj.checking import check_types, checked
+from hfproj.checking import check_types, checked, explained
 from hfproj.errors import UsageError
 from hfproj.functional.labels import labelled_rows
 from hfproj.probes.base import Classifier, Labels, Scaling, as_labels, check_numbers, check_path, hold_out
@@ -50,6 +50,7 @@ def group_accuracies(correct: Bool[Tensor, " rows"], groups: Labels) -> dict[int
     return dict(zip(numbers.tolist(), (sums / torch.bincount(codes)).tolist()))
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class GroupRobustProbe(Classifier):
     """Worst-group accuracy of logistic regression on group-balanced draws of the rows, averaged (DFR).

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hfproj import distributed
-from hfproj.checking import check_types
+from hfproj.checking import check_types, checked, explained
 from hfproj.errors import UsageError
 from hfproj.features.neighbours import NeighbourBank, Neighbours, check_ks, together
 from hfproj.functional.feature_rows import check_features
@@ -32,6 +32,7 @@ from hfproj.typing import Features
 _VOTES = 2**22  # float64 votes held at a time: 32 MiB
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class KNNProbe(Named):
     """Weighted k-NN accuracy on features, as an estimator of scikit-learn: `fit`, `predict`, `score`, `results_`.
@@ -76,6 +77,7 @@ class KNNProbe(Named):
     def __repr__(self) -> str:  # results.json holds it, as the probe of FewShotProbe
         return f"KNNProbe(k={self.k}, temperature={self.temperature})"
 
+    @checked
     @torch.no_grad()
     def fit(self, f: Features, y: Labels, *, sharded: bool = False) -> "KNNProbe":
         """Take the rows of `f` that have a label as the bank: `y` as in `Classifier.fit`.
@@ -91,7 +93,7 @@ class KNNProbe(Named):
                 of a sharded bank on every process, also if parts have different widths.
             NotMeasurableError: If no row has a label.
         """
-        together(lambda: check_features(f, minimum=0 if sharded else 1, what="bank"), sharded)
+        together(lambda: check_features(f, minimum=0 if sharded else 1, what="features of the bank"), sharded)
         f, labels, self._train_unlabelled = self._labelled(f, y, "bank", sharded)
         bank = NeighbourBank(f, sharded=sharded)
         self.classes_ = labels.unique()

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained
 from hfproj.functional.rows import full_precision
 from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, hold_out
 
@@ -248,6 +248,7 @@ def _inverse_hessian(gradient: Tensor, memory: deque, precondition: Callable[[Te
     return r
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class LinearProbe(Classifier):
     """Accuracy of logistic regression on features, as an estimator of scikit-learn: `fit`, `predict`, `score`.

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained
 from hfproj.errors import UsageError
 from hfproj.functional.rows import full_precision
 from hfproj.probes.base import Classifier, Scaling, check_fraction, check_numbers, check_path, cosine, hold_out, scaled
@@ -36,6 +36,7 @@ RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2,
 _MOMENTUM = 0.9
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class ManyRatesProbe(Classifier):
     """Accuracy of a linear classifier trained by SGD, with the best rate of a learning-rate grid.

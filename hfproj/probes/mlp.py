@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained
 from hfproj.errors import unknown
 from hfproj.probes.base import Classifier, Scaling, check_decay, check_numbers, cosine, descend, scaled
 from hfproj.typing import OneOf
@@ -29,6 +29,7 @@ SCHEDULES = ("cosine", "constant")
 _ROTATION_WIDTHS = {"h": 256, "z": 512}
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class MLPProbe(Classifier):
     """Accuracy of a classifier with one hidden layer, as an estimator of scikit-learn.

@@ -43,6 +43,7 @@ def list_probes() -> dict[str, str]:
     return PROBES.list()
 
 
+@checked
 def create_probe(name: str, **options: Any) -> Probe:
     """Return a probe by name.
 
@@ -84,7 +85,14 @@ def make_probe(given: Any) -> Any:
     if isinstance(given, Mapping) and "name" in given:
         return create_probe(**given)
     if isinstance(given, str):
+        if "," in given:
+            names = [name.strip() for name in given.split(",")]
+            raise UsageError(f"Expected the name of a probe, got {given!r}; several go into a list: probes={names}.")
         return create_probe(given)
+    if isinstance(given, Mapping) and len(given) == 1 and next(iter(given)) in PROBES.list():
+        name, options = next(iter(given.items()))
+        example = {"name": name, **(options if isinstance(options, Mapping) else {})}
+        raise UsageError(f"Expected a probe as a dict with its name, got {given!r}; write {example}.")
     if not all(callable(getattr(given, method, None)) for method in ("fit", "score")):
         raise UsageError(f"Expected a probe, its name or a dict such as {{'name': 'knn', 'k': 10}}, got {given!r}.")
     return given

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features.neighbours import NeighbourBank, Neighbours, check_ks
 from hfproj.functional.feature_rows import check_features, double_rows
@@ -36,6 +36,7 @@ _ELEMENTS = 2**21  # float64 cosines held at a time: 16 MiB, and as much again f
 _DECIMALS = 12
 
 
+@explained
 @dataclass(kw_only=True, repr=False, eq=False)
 class RetrievalProbe(Named):
     """Mean average precision and recall@k by class, of queries against a gallery or within one set.

@@ -34,6 +34,7 @@ REGULARIZERS: Registry[nn.Module] = Registry(
 )  # fmt: skip
 
 
+@checked
 def create_regularizer(name: str, **options: Any) -> nn.Module:
     """Make a regularizer by its name.
 

@@ -154,7 +154,12 @@ class Results:
         """
         merged = Results(**{f.name: type(getattr(self, f.name))(getattr(self, f.name)) for f in fields(self)})
         for other in others:
-            check_type("other results", other, Results, "read a file by Results.load")
+            hint = (
+                "give them one by one: merge(*results)"
+                if isinstance(other, list | tuple)
+                else "read a file by Results.load"
+            )
+            check_type("other results", other, Results, hint)
             merged.config = _join_configs(merged, other)
             if other.versions != merged.versions:
                 merged.notes.append("Parts of these results come from different versions of the libraries.")

@@ -51,6 +51,8 @@ def checkpoint_to_resume(wanted: str | os.PathLike | Literal[True], folder: str 
     Raises:
         UsageError: If the checkpoint is not whole or has no optimizer, or there is none for True.
     """
+    if wanted is not True and not isinstance(wanted, str | os.PathLike):
+        raise UsageError(f"Expected resume_from_checkpoint to be a folder, True or 'auto', got {wanted!r}.")
     if wanted is not True and wanted != AUTO:
         path = Path(wanted)
         if why := _unfit(path):

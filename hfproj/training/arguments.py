@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import HubStrategy
 
-from hfproj.checking import check_types
+from hfproj.checking import check_types, explained, in_our_words
 from hfproj.data.indexing import POLICIES
 from hfproj.errors import UsageError, check_choice
 
 
+@explained
 @dataclass
 class ProjectionTrainingArguments(TrainingArguments):
     """``transformers.TrainingArguments`` for `ProjectionTrainer`.
@@ -81,7 +83,9 @@ class ProjectionTrainingArguments(TrainingArguments):
         # The class: transformers' parser changes the annotations of __init__.
         check_types("the training arguments", ProjectionTrainingArguments, {n: getattr(self, n) for n in own})
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
-        super().__post_init__()
+        with in_our_words(self):
+            super().__post_init__()
+            get_reporting_integration_callbacks(self.report_to)  # here, and not when the trainer is made
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
         self.check_hub()
@@ -103,6 +107,10 @@ class ProjectionTrainingArguments(TrainingArguments):
             raise UsageError(
                 "remove_unused_columns=True would drop the images before they are collated; leave it False."
             )
+
+    @staticmethod
+    def _belongs(name: str, value: object) -> str | None:
+        return f"objective={{'name': 'nt_xent', {name!r}: {value!r}}} of the trainer" if name == "temperature" else None
 
     def check_hub(self) -> None:
         """Refuse to push whole checkpoints, which hold pickles.

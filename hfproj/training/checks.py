@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hfproj import distributed
 from hfproj.backbones import main_input_of
+from hfproj.backbones.wrong_inputs import warn_of_tokenizer
 from hfproj.data.images import ImageViews
 from hfproj.data.indexing import IndexedDataset
 from hfproj.data.text import TextViews
@@ -267,6 +268,8 @@ _SENTENCE = "Two views of one sentence differ by dropout."
 def _check_text_views(trainer: ProjectionTrainer) -> None:
     """Refuse `TextViews` that read one sentence twice where no dropout makes the two differ."""
     collator, args, model = trainer.data_collator, trainer.args, trainer.bare_model()
+    if isinstance(collator, TextViews):
+        warn_of_tokenizer(model.get_base_model(), collator.tokenizer)
     if not isinstance(collator, TextViews) or args.neftune_noise_alpha is not None:
         return
     columns = collator.columns

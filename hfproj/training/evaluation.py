@@ -15,6 +15,7 @@ from transformers import Trainer
 from hfproj import distributed
 from hfproj.data.images import EvalImages, ImageViews
 from hfproj.data.indexing import IndexedDataset
+from hfproj.data.kinds import check_eval_dataset
 from hfproj.data.skipped import SkippedImages
 from hfproj.diagnostics import rankme, representation_std
 from hfproj.diagnostics.global_batch import describe_rows
@@ -26,7 +27,7 @@ from hfproj.probes import KNNProbe
 from hfproj.regularizers import Weighted
 from hfproj.results import Results
 from hfproj.saving.signals import LeaveSignals
-from hfproj.training import checks, setup
+from hfproj.training import checks
 from hfproj.training.shares import GradientShares
 from hfproj.typing import Data
 
@@ -199,7 +200,7 @@ class MeasuringTrainer(Trainer):
             return metrics
         if dataset is None:
             raise UsageError("There is no eval_dataset; pass one to ProjectionTrainer or to evaluate().")
-        setup.check_eval_dataset(dataset)
+        check_eval_dataset(dataset)
         start, found = time.time(), {**probe(self, dataset), **evaluate_views(self, dataset)}
         metrics = {f"{metric_key_prefix}_{n}": v for n, v in found.items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.time() - start, 4)

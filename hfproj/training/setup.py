@@ -2,25 +2,23 @@
 
 import logging
 import os
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 from transformers.training_args import ParallelMode
 
 from hfproj import distributed
 from hfproj.data.images import ImageViews
-from hfproj.data.indexing import IndexedDataset, StreamDataset
+from hfproj.data.kinds import check_collator, check_data_set, indexed, is_stream
 from hfproj.data.skipped import skipping
 from hfproj.errors import UsageError, unknown
 from hfproj.heads import create_head
 from hfproj.objectives import OBJECTIVES, create_objective
-from hfproj.objectives.base import check_needs
+from hfproj.objectives.base import check_callable, check_needs
 from hfproj.regularizers import Weighted, weighted
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.tuner import ProjectionHeadConfig
@@ -62,27 +60,11 @@ _OPTIONS = (
 PARTS = {"predictor": "prediction", "prototypes": "scores", "scales": "scales"}
 
 
-def is_stream(dataset: Any) -> bool:
-    """Whether `dataset` can only be read from its beginning."""
-    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
-
-
-def indexed(dataset: Any) -> Any:
-    """Return `dataset` with an index and an epoch in every item; None stays None."""
-    if dataset is None or isinstance(dataset, IndexedDataset | StreamDataset):
-        return dataset
-    return StreamDataset(dataset) if is_stream(dataset) else IndexedDataset(dataset)
-
-
 def prepared_data(dataset: Any, collator: Any, model: PeftModel, args: ProjectionTrainingArguments) -> tuple[Any, Any]:
     """Return `dataset`, `indexed` and skipping bad images if `args` say so, and the collator or that of the model."""
+    check_collator("data_collator", collator)
     collator = collator if collator is not None else ImageViews.for_model(model, seed=args.seed)
     return skipping(indexed(dataset), args.on_bad_image, collator), collator
-
-
-def first_of(dataset: Any) -> Any:
-    """Return the first of several data sets by name, or the only one."""
-    return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
 
 
 def check_options(model: Any, args: Any, others: Mapping[str, Any], callbacks: Any, optimizers: Any) -> None:
@@ -99,10 +81,19 @@ def check_options(model: Any, args: Any, others: Mapping[str, Any], callbacks: A
         raise UsageError(f"Expected optimizers as (optimizer, its schedule or None), got {optimizers!r:.80}; {hint}.")
     if not isinstance(args, ProjectionTrainingArguments):
         raise UsageError(
-            f"Expected args as hfproj.ProjectionTrainingArguments(output_dir=…), got {type(args).__name__}."
+            f"Expected args as hfproj.ProjectionTrainingArguments(output_dir=…), got {type(args).__name__}; write "
+            "ProjectionTrainer(model, args)."
         )
     for name, value in others.items():
         if name not in _REPLACED:
+            if name in OBJECTIVES.options("nt_xent"):
+                raise UsageError(
+                    f"ProjectionTrainer has no {name}: objective={{'name': 'nt_xent', {name!r}: {value!r}}}."
+                )
+            if name in ProjectionTrainingArguments.__dataclass_fields__:
+                raise UsageError(
+                    f"ProjectionTrainer has no {name}: args=ProjectionTrainingArguments({name}={value!r}, …)."
+                )
             raise unknown("option of ProjectionTrainer:", name, [*_OPTIONS, *_REPLACED])
         if value is not None:
             raise UsageError(f"ProjectionTrainer takes no {name}: {_REPLACED[name]}.")
@@ -120,7 +111,7 @@ def check_options(model: Any, args: Any, others: Mapping[str, Any], callbacks: A
 
 def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None:
     """Refuse what is no data set or smaller than a batch, and a stream that several workers would read."""
-    _check_data_set("train_dataset", dataset)
+    check_data_set("train_dataset", dataset)
     batch, stream = args.train_batch_size * args.world_size, dataset is not None and is_stream(dataset)
     if stream and args.dataloader_num_workers > 1:
         raise UsageError(
@@ -135,24 +126,6 @@ def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None
             f"train_dataset has {len(dataset)} images, fewer than one batch of {batch} ({args.train_batch_size} on "
             f"each of {args.world_size} processes); lower per_device_train_batch_size."
         )
-
-
-def _check_data_set(name: str, dataset: Any) -> None:
-    readable = dataset is None or hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
-    if isinstance(dataset, str | bytes | Mapping | type) or not readable or getattr(dataset, "ndim", 1) == 0:
-        what = f"Expected {name} to be a data set: items by index or, where it is a stream, by iteration"
-        raise UsageError(f"{what}, got {type(dataset).__name__} {reprlib.repr(dataset)}; load it, or pass one split.")
-
-
-def check_eval_dataset(dataset: Any, name: str = "eval_dataset") -> None:
-    """Refuse what is no data set, and a stream: k-NN and RankMe need all rows, in the same order each time."""
-    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-        _check_data_set(name, part)
-        if part is not None and is_stream(part):
-            raise UsageError(
-                f"The {name} is a stream ({type(part).__name__}); evaluation needs a length. Take its first "
-                "items with list(itertools.islice(stream, 1000))."
-            )
 
 
 def active_name(model: PeftModel) -> str:
@@ -173,6 +146,7 @@ def active_config(model: PeftModel) -> ProjectionHeadConfig:
 def make_objective(given: Objective, model: PeftModel, dataset: Any) -> nn.Module:
     """Return the objective that `given` describes, with the options that the model and the data set decide."""
     if isinstance(given, nn.Module):
+        check_callable(given)
         return given
     if not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and "name" not in given):
         raise UsageError(
@@ -205,7 +179,7 @@ def prepare_objective(
         objective = config.objective or "nt_xent"
         regularizers = config.regularizers if regularizers is None else regularizers
     if not isinstance(regularizers, Mapping | None):
-        expected = "a dict, name → weight or → {'weight': 0.1, **options}"
+        expected = "a dict, name → weight or options, such as {'werank': 0.1} or {'werank': {'weight': 0.1}}"
         raise UsageError(f"Expected regularizers to be {expected}, got {regularizers!r}.")
     made = make_objective(objective, model, dataset)
     added = {name: weighted(name, value) for name, value in (regularizers or {}).items()}

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from hfproj.data.indexing import EpochSampler, StreamDataset
+from hfproj.data.kinds import check_eval_dataset
 from hfproj.data.skipped import SkippedImages
 from hfproj.diagnostics.global_batch import detached
 from hfproj.errors import UsageError
@@ -97,8 +98,8 @@ class ProjectionTrainer(ResumingTrainer):
         args = args if args is not None else ProjectionTrainingArguments(output_dir="out")
         setup.check_options(model, args, refused, callbacks, optimizers)
         setup.check_train_dataset(train_dataset, args)
-        setup.check_eval_dataset(eval_dataset)
-        setup.check_eval_dataset(bank_dataset, "bank_dataset")
+        check_eval_dataset(eval_dataset)
+        check_eval_dataset(bank_dataset, "bank_dataset", several=False)
         checks.check_arguments(model, args, optimizers)
         made: Any = None if objective is None else setup.make_objective(objective, model, train_dataset)
         with args.main_process_first(desc="continue_from"):
@@ -154,6 +155,8 @@ class ProjectionTrainer(ResumingTrainer):
         it with images that were there before.
         """
         loader: Any
+        if self.train_dataset is None:
+            raise UsageError("Expected images to train on, got none; pass train_dataset=… to the trainer.")
         if isinstance(self.train_dataset, StreamDataset):
             loader = self.accelerator.prepare(DataLoader(
                 self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator,
@@ -233,7 +236,7 @@ class ProjectionTrainer(ResumingTrainer):
             UsageError: If the batch lacks what the objective needs.
             NonFiniteLossError: If the loss is NaN or infinite.
         """
-        views = inputs.get("views")
+        views = inputs.get("views") if isinstance(inputs, Mapping) else None
         if not isinstance(views, list | tuple):
             raise UsageError(
                 "The collator returned no 'views'; use hfproj.ImageViews.for_model(model), or return "

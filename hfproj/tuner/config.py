@@ -5,13 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from peft import LoraConfig
 from peft.config import PeftConfig
-from peft.utils import PeftType
+from peft.utils import PeftType, TaskType
 from torch import nn
 
 from hfproj import limits
 from hfproj.backbones.structure import READING
+from hfproj.checking import explained
 from hfproj.errors import UsageError, check_choice, check_type
+from hfproj.heads import HEADS
 from hfproj.objectives import OBJECTIVES, create_objective
 from hfproj.typing import OneOf, Pooling
 
@@ -47,6 +50,7 @@ def entries(value: Any) -> Iterator[tuple[str, Any]]:
             yield from entries(part)
 
 
+@explained
 @dataclass
 class ProjectionHeadConfig(PeftConfig):
     """A projection head on a backbone, with what else is trained beside it.
@@ -107,21 +111,38 @@ class ProjectionHeadConfig(PeftConfig):
         self.of_file = self.peft_version is not None and (self.inference_mode or self.reading is None)
         if self.reading is None:  # which files from before the rules don't have
             self.reading = 1 if self.of_file else READING
+        if self.task_type is not None and self.task_type not in list(TaskType):  # the first field: an option's value
+            width = f", out_dim={self.peft_type}" * isinstance(self.peft_type, int)
+            name = f"head={self.task_type!r}{width}" if isinstance(self.task_type, str) else "head='mlp', out_dim=128"
+            raise UsageError(
+                f"Expected the options of ProjectionHeadConfig by name, got {reprlib.repr(self.task_type)} for "
+                f"task_type, which is None; write ProjectionHeadConfig({name})."
+            )
         super().__post_init__()
         self.peft_type = PeftType("PROJECTION_HEAD")  # in the enum since hfproj.tuner was imported
         if self.task_type is not None:
             why = "with a task type PeftModel expects input_ids first, which images do not have"
             raise UsageError(f"Expected task_type to be None, got {self.task_type!r}: {why}.")
-        check_type("head", self.head, str, "give a name of hfproj.list_heads()")
+        check_type(
+            "head", self.head, str, "give a name of hfproj.list_heads(), your own by hfproj.register_head(name, cls)"
+        )
         check_type("head_options", self.head_options, Mapping, "give the keywords of the head")
         check_type("layer", self.layer, int, "give the index of a block, or -1 for the final output")
         of_peft = (PeftConfig, Mapping, type(None))
         check_type("backbone_adapter", self.backbone_adapter, of_peft, "give a config of PEFT, such as LoraConfig(r=8)")
         if isinstance(self.predictor, str):
             self.predictor = {"head": self.predictor}
-        if self.predictor is not None and "head" not in self.predictor:
+        if self.predictor is not None and not (isinstance(self.predictor, Mapping) and "head" in self.predictor):
             expected = "{'head': name, **options}, for example {'head': 'mlp', 'hidden_dim': 512}"
             raise UsageError(f"Expected predictor to be {expected}, got {self.predictor!r}.")
+        if "in_dim" in self.head_options:
+            given = reprlib.repr(self.head_options)
+            raise UsageError(
+                f"Expected head_options without in_dim, got {given}; leave it out: the backbone decides it."
+            )
+        check_type(
+            "scales", self.scales, (Mapping, type(None)), "give a dict, name → initial value: {'logit_scale': 2.3}"
+        )
         self._check_prototypes()
         self._check_sizes()
         if isinstance(self.backbone_adapter, PeftConfig):
@@ -139,6 +160,15 @@ class ProjectionHeadConfig(PeftConfig):
                 f"trainable={self.trainable!r} trains the backbone itself, and backbone_adapter needs it frozen; drop "
                 "one of the two."
             )
+
+    @staticmethod
+    def _belongs(name: str, value: Any) -> str | None:
+        """Return how an option is written that belongs to the head, the objective or the backbone's adapter."""
+        if any(name in HEADS.options(head) for head in HEADS.list()):
+            return f"head_options={{{name!r}: {reprlib.repr(value)}}}"
+        if name in LoraConfig.__dataclass_fields__:
+            return f"backbone_adapter=LoraConfig({name}={reprlib.repr(value)})"
+        return None
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
@@ -172,7 +202,7 @@ class ProjectionHeadConfig(PeftConfig):
         made: Any = objective
         if not isinstance(objective, nn.Module):
             if not isinstance(objective, str) and not (isinstance(objective, Mapping) and "name" in objective):
-                wanted = "an objective, its name or {'name': name, **options}"
+                wanted = "an objective, its name such as 'nt_xent', or {'name': name, **options}"
                 raise UsageError(f"Expected {wanted}, got {objective!r:.80}; see hfproj.list_objectives().")
             options = {"name": objective} if isinstance(objective, str) else dict(objective)
             name = options.pop("name")
@@ -227,6 +257,10 @@ class ProjectionHeadConfig(PeftConfig):
         from peft.tuners.tuners_utils import BaseTuner
 
         kind = getattr(adapter.get("peft_type"), "value", adapter.get("peft_type"))
+        if kind is None:
+            given = f"backbone_adapter={reprlib.repr(adapter)}"
+            why = "can't live beside a head: it has no peft_type; give a config of PEFT, LoraConfig(r=8)"
+            raise UsageError(f"{given} {why}.")
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
         known = isinstance(tuner, type) and issubclass(tuner, BaseTuner)
         if (

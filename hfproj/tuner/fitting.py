@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -28,14 +28,30 @@ from hfproj.backbones import (
 from hfproj.backbones.loading import quantization_of
 from hfproj.backbones.quantized import METHODS, is_quantized_linear, is_repacked, quantized_names
 from hfproj.errors import AdapterFileError, UsageError
+from hfproj.heads import check_known
 from hfproj.tuner.config import ProjectionHeadConfig
 from hfproj.tuner.layer import CHILD, ProjectionLayer
 
 _WITH_CONV1D = ("LORA", "IA3")  # methods of PEFT that know transformers' transposed linear layer
 
 
-def refuse_foreign(model: nn.Module) -> None:
-    """Refuse a backbone whose place for the head is taken, that carries another PEFT adapter, or can't be saved."""
+def refuse_foreign(model: nn.Module, name: str, config: ProjectionHeadConfig) -> None:
+    """Refuse a name that no module can have, and a backbone whose place for the head is taken, that carries another
+    PEFT adapter, or can't be saved.
+    """
+    if not isinstance(name, str) or not name or "." in name:
+        hint = f": {name.replace('.', '_')!r}" if isinstance(name, str) and name else ", such as 'default'"
+        raise UsageError(
+            f"Expected adapter_name without a dot, since modules have it, got {name!r}; take another{hint}."
+        )
+    if isinstance(model, PeftModel):
+        raise UsageError(
+            "This model has an adapter already. model.add_adapter(name, config) puts a second head beside it, "
+            "model.load_adapter(folder, name) a saved one, and model.unload() returns the bare backbone."
+        )
+    if config.in_dim is not None:  # of a file: its head may be one that its author alone has
+        predictor = config.predictor if isinstance(config.predictor, dict) else {}
+        check_known([config.head, predictor.get("head")], f"Adapter {name!r}")
     taken = hasattr(model, CHILD)
     if taken and not isinstance(getattr(model, CHILD), ProjectionLayer):
         raise UsageError(f"{type(model).__name__} has a submodule named {CHILD!r}, where the head would go; rename it.")

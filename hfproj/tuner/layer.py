@@ -24,6 +24,7 @@ from hfproj.backbones import (
     without_left_padding,
     without_masking,
 )
+from hfproj.backbones.wrong_inputs import check_pixels
 from hfproj.errors import UsageError
 from hfproj.functional.rows import without_steep_rows
 from hfproj.heads import create_head
@@ -218,8 +219,11 @@ def before_backbone(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple
         if point.module is not None:
             module.get_submodule(point.module).__dict__[_FEATURE] = None
     images = kwargs.get("pixel_values", args[0] if args else None)
-    if isinstance(images, Tensor) and images.ndim == 4 and fit_image_size(module, (images.shape[-2], images.shape[-1])):
-        kwargs.setdefault("interpolate_pos_encoding", True)
+    if isinstance(images, Tensor) and images.ndim == 4:
+        if not torch.compiler.is_compiling():
+            check_pixels(module, images)
+        if fit_image_size(module, (images.shape[-2], images.shape[-1])):
+            kwargs.setdefault("interpolate_pos_encoding", True)
     active = layer.points.get(layer.active_name or "")
     if active is None:
         return args, kwargs

@@ -12,8 +12,8 @@ with their signatures in tests/test_upstream.py, which fails when PEFT moves one
 import copy
 import dataclasses
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from hfproj.backbones import READING, acting_modules, bare_tensors, feeds_representation, skips_after
 from hfproj.backbones.quantized import Held
-from hfproj.errors import AdapterFileError, UsageError, one_line
+from hfproj.backbones.wrong_inputs import raise_explained
+from hfproj.errors import AdapterFileError, HfprojError, UsageError, one_line
 from hfproj.tuner import belonging, fitting
 from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.config import ProjectionHeadConfig, plain
@@ -63,7 +64,7 @@ class ProjectionHeadModel(BaseTuner):
         # What the backbone decides is filled into a copy: the caller's config may serve for another backbone too.
         given: Any = self.peft_config[adapter_name]
         config: ProjectionHeadConfig = copy.deepcopy(given)
-        fitting.refuse_foreign(model)
+        fitting.refuse_foreign(model, adapter_name, config)
         point = fitting.resolve(model, config)
         names = fitting.trained_names(model, config, point)
         current = belonging.current_fingerprint(model, config, point, self.backbone_tensors, names)
@@ -274,6 +275,20 @@ class ProjectionHeadModel(BaseTuner):
         super().train(mode)
         self._set_batch_norm_modes()
         return self
+
+    # Private to PEFT: PeftModel's forward enters it around the backbone's.
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if torch.compiler.is_compiling():
+            yield
+            return
+        try:
+            yield
+        except HfprojError:
+            raise
+        except Exception as error:
+            raise_explained(error, self.model, args, kwargs)
+            raise
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:  # abstract in PEFT
         raise AssertionError("inject_adapter is overridden; no layer is replaced")

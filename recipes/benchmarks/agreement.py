@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib.metadata
 import itertools
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -228,6 +229,7 @@ def compare(key: tuple[str, str]) -> dict:
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     rows = [compare(key) for key in pairs(draw_given(6, 3, 0.2))]
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}

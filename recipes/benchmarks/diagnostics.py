@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import re
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,7 @@ def markdown(rows: list[dict]) -> list[str]:
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     rows = []
     context = multiprocessing.get_context("spawn")

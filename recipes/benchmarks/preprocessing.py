@@ -12,6 +12,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def table(found: dict) -> str:
 
 
 if __name__ == "__main__":
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     largest = {name: differences(of_transformers, name) for name in TRANSFORMERS}
     largest |= {f"timm {name}": differences(of_timm, name) for name in TIMM}
     command = "python recipes/benchmarks/preprocessing.py"

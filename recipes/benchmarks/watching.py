@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import statistics
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from peft import LoraConfig, get_peft_model
@@ -137,6 +138,7 @@ def row(name: str, batch: int, seconds: float, every: int, step: float) -> dict:
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     rows = [found for batch in BATCHES for found in [*measure(batch), shares(batch)]]
     content = {"settings": {"steps": STEPS, "rounds": ROUNDS}, "versions": installed_versions(), "rows": rows}
     lines = ["# What watching costs", "", "Written by `recipes/benchmarks/watching.py`; CPU seconds, defaults.", ""]

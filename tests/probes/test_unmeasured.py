@@ -240,7 +240,7 @@ def test_features_without_directions_rows_or_spread():
         ([0.0] * 4, {"representation_std", "uniformity", "alpha_req"}),
         ([1.0, 2.0, 3.0, 4.0], {"alpha_req"}),
     ):
-        results = evaluate(Constant(value), test=rows(20), collator=Collate(), reference=nn.Linear(8, 4))
+        results = evaluate(Constant(value), test=rows(20), labels=None, collator=Collate(), reference=nn.Linear(8, 4))
         assert {m.name for m in results.missing} == names | {"knn_overlap", "cka"}
     results = measure(rows(60), rows(1))
     assert {m.name for m in results.missing} == {"rankme", "representation_std"}

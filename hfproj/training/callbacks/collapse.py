@@ -27,7 +27,13 @@ from hfproj.checking import checked
 from hfproj.errors import CollapseWarning, UsageError
 from hfproj.saving.folders import complete_checkpoints
 from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
-from hfproj.training.callbacks.watching import ProbeWatch, SpectrumCallback, UpdateRatioCallback, check_bound
+from hfproj.training.callbacks.watching import (
+    METRICS,
+    ProbeWatch,
+    SpectrumCallback,
+    UpdateRatioCallback,
+    check_bound,
+)
 from hfproj.training.setup import Args, Control, Limits, ProjectionTrainer, State, active_modules
 from hfproj.typing import OneOf
 
@@ -342,6 +348,8 @@ class CollapseCallback(TrainerCallback):
 
 
 def _as_limit(name: str, limit: Any) -> Limit:
+    if name in METRICS:
+        raise UsageError(f"Expected a name in the history in limits, got {name!r}; write '{name}_h' or '{name}_z'.")
     pair = tuple(limit) if isinstance(limit, list | tuple) else (limit, None)
     numbers = [v for v in pair if v is not None]
     if len(pair) != 2 or not numbers or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):

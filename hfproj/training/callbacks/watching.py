@@ -25,10 +25,11 @@ from transformers import TrainerCallback
 
 from hfproj import diagnostics, distributed
 from hfproj.checking import checked
+from hfproj.data.kinds import first_of, is_stream
 from hfproj.errors import UsageError, check_choice
 from hfproj.features.views import FixedViews
 from hfproj.training.optimizer import PART
-from hfproj.training.setup import Args, Control, ProjectionTrainer, State, first_of, is_stream
+from hfproj.training.setup import Args, Control, ProjectionTrainer, State
 from hfproj.typing import Data, OneOf
 
 IMAGES = 256  # of the probe batch
@@ -212,6 +213,10 @@ class SpectrumCallback(ProbeWatch):
         dataset: Data | None = None,
     ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
+        if isinstance(metrics, str):
+            raise UsageError(
+                f"Expected metrics as a list of names, got {metrics!r}; write metrics={metrics.split(',')}."
+            )
         for name in metrics:
             check_choice("metric", name, METRICS)
         self.metrics = tuple(metrics)
