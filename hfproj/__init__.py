@@ -1,17 +1,18 @@
 """Projection heads of self-supervised learning as PEFT adapters.
 
-``import hfproj`` registers the PEFT method ``PROJECTION_HEAD``; everything else is imported when first used.
+After ``import hfproj`` PEFT has the method ``PROJECTION_HEAD``: at once if PEFT has been imported, else as soon as it
+is. Everything else is imported when first used.
 """
 
 from typing import TYPE_CHECKING
 
-from hfproj.lazy import lazy_names
+from hfproj.lazy import lazy_names, when_imported
 
 # fmt: off
 if TYPE_CHECKING:
     from hfproj import (
-        backbones as backbones, checking as checking, cli as cli, converters as converters, data as data,
-        diagnostics as diagnostics, distributed as distributed, errors as errors, export as export,
+        backbones as backbones, checking as checking, cli as cli, commands as commands, converters as converters,
+        data as data, diagnostics as diagnostics, distributed as distributed, errors as errors, export as export,
         features as features, filenames as filenames, files as files, functional as functional, geometry as geometry,
         heads as heads, hints as hints, hub as hub, lazy as lazy, limits as limits, objectives as objectives,
         plots as plots, presets as presets, probes as probes, redaction as redaction, registry as registry,
@@ -82,11 +83,16 @@ if not TYPE_CHECKING:
                      "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback"],
         "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
     }, [
-        "backbones", "checking", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export",
-        "features", "filenames", "files", "functional", "geometry", "heads", "hints", "hub", "lazy", "limits",
+        "backbones", "checking", "cli", "commands", "converters", "data", "diagnostics", "distributed", "errors",
+        "export", "features", "filenames", "files", "functional", "geometry", "heads", "hints", "hub", "lazy", "limits",
         "objectives", "plots", "presets", "probes", "redaction", "registry", "regularizers", "reporting", "results",
         "saving", "strict_json", "studies", "training", "tuner", "typing",
     ])
 # fmt: on
 
-import hfproj.tuner  # noqa: F401  registers the PEFT method
+
+def _register() -> None:
+    import hfproj.tuner  # noqa: F401  registers the PEFT method
+
+
+when_imported("peft", _register, outside="hfproj")

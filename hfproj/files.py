@@ -108,9 +108,14 @@ def command_line(argv: Iterable[str] | None = None) -> str:
     known = known_secrets()
     words = [_portable_text(word) for word in redact_words(map(str, sys.argv if argv is None else argv), known)]
     processes, precision = os.environ.get("WORLD_SIZE", "1"), os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    launch = f" --multi_gpu --num_processes {processes}" if processes != "1" else ""
-    launch += f" --mixed_precision {precision}" if precision != "no" else ""
+    several = f" --num_processes {processes}" if processes != "1" else ""
+    mixed = f" --mixed_precision {precision}" if precision != "no" else ""
+    launch = (f" --multi_gpu{several}" if several else "") + mixed
     quoted = [word if _AS_IT_IS.fullmatch(word) else shlex.quote(word) for word in words]
+    recipe = os.environ.get("HFPROJ_RECIPE", "")  # set by `hfproj run`
+    if words and recipe and PurePosixPath(recipe).stem == PurePosixPath(words[0]).stem:
+        launch = (several or " --num_processes 1") + mixed if launch else ""
+        return " ".join([f"hfproj run {_portable_text(recipe)}{launch}", *quoted[1:]])
     return f"{f'accelerate launch{launch}' if launch else 'python'} {' '.join(quoted)}"
 
 

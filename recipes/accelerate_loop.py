@@ -9,9 +9,9 @@ before, 0.908 after (seed 0, one run, 2026-11-22).
 `recipes/simclr_vit.py` does the same with `ProjectionTrainer`, which adds schedules, checkpoints, logs and cards.
 """
 
-import os
+from hfproj import cli
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
+cli.start(__file__)  # answers --help before anything large is imported
 
 import argparse
 
@@ -22,16 +22,15 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 import hfproj
-from hfproj import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="SimCLR on digits with a bare accelerate loop.")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch_size", type=int, default=128, help="Images per process and step.")
     parser.add_argument("--limit", type=int, help="Take this many training and test images.")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = cli.arguments(parser)
 
     accelerator = Accelerator()
     set_seed(args.seed)

@@ -9,20 +9,19 @@ not run again; results go to recipes/results/geometry/results.json and into figu
 (``recipes/geometry_table.py`` makes the text).
 """
 
+from hfproj import cli
+
+cli.start(__file__)  # answers --help before anything large is imported
+
 import argparse
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
-
 import warnings
 from pathlib import Path
 
-from hfproj import cli
 from hfproj.studies.head_geometry.collapse import collapse, hessian
 from hfproj.studies.head_geometry.study import SEEDS, Study
 
 RUNS = Path("runs/geometry")
-OUT = Path(__file__).resolve().parent / "results" / "geometry"
+OUT = cli.results_folder(__file__, "results/geometry")
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("what", choices=("collapse", "hessian"))
     parser.add_argument("--dataset", default="digits", help="What hfproj.load_image_dataset takes.")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
-    options = parser.parse_args()
+    options = cli.arguments(parser)
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
     study = Study(options.dataset, RUNS, OUT, options.seeds)
     study.save(options.what, {"collapse": collapse, "hessian": hessian}[options.what](study))

@@ -11,12 +11,12 @@ done. Then: `recipes/geometry.py head --adapter out/…` for what the head does,
 and z, and `hfproj.push_to_hub`. A ResNet-50 takes some seconds on a CPU. docs/convert.md lists what is mapped.
 """
 
+from hfproj import cli
+
+cli.start(__file__)  # answers --help before anything large is imported
+
 import argparse
 import hashlib
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
-
 import warnings
 from pathlib import Path
 
@@ -24,7 +24,6 @@ import torch
 from peft import PeftModel
 
 import hfproj
-from hfproj import cli
 from hfproj.backbones.preprocessing import preprocessor_config
 from hfproj.converters import Conversion, conversion, list_converters
 from hfproj.files import command_line, portable, write_json
@@ -51,6 +50,7 @@ def convert(options: argparse.Namespace) -> Path:
     if prepared is not None:
         write_json(folder / "preprocessor_config.json", preprocessor_config(prepared))
     describe(done, options, folder)
+    cli.write_arguments(folder)
     size = prepared.size if prepared else 224
     difference = compare(done.model, folder, torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
     print(f"{done.method} ({done.network} network) of {done.source}")
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--license", help="Of the checkpoint, as the Hub writes it: apache-2.0, mit, cc-by-nc-4.0 …")
     parser.add_argument("--source", help="Where the file was downloaded from, for the card.")
     parser.add_argument("--list", action="store_true", help="List the methods.")
-    options = parser.parse_args()
+    options = cli.arguments(parser)
     if options.list:
         for name, line in list_converters().items():
             print(f"{name:13} {line}")

@@ -9,17 +9,16 @@ class from h and from z. The experiment and its source: `hfproj.studies.dropped_
 and four figures below recipes/benchmarks/results.
 """
 
-import os
+from hfproj import cli
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
+cli.start(__file__)  # answers --help before anything large is imported
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfproj import cli
 from hfproj.studies.dropped_digits import study
 
-OUT = Path(__file__).resolve().parent / "benchmarks" / "results" / "dropped_digits"
+OUT = cli.results_folder(__file__, "benchmarks/results/dropped_digits")
 
 
 @dataclass

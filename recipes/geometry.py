@@ -17,22 +17,21 @@ makes the text). ``adapter`` and ``head`` write the geometry into the results.js
 the cheaper one for large backbones. The experiments themselves are `hfproj.studies.head_geometry`.
 """
 
+from hfproj import cli
+
+cli.start(__file__)  # answers --help before anything large is imported
+
 import argparse
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
-
 import warnings
 from pathlib import Path
 
-from hfproj import cli
 from hfproj.studies.head_geometry.analysis import analyse
 from hfproj.studies.head_geometry.measures import curvature, depth, guillotine, orbits
 from hfproj.studies.head_geometry.models import train
 from hfproj.studies.head_geometry.study import SEEDS, Study
 
 RUNS = Path("runs/geometry")
-OUT = Path(__file__).resolve().parent / "results" / "geometry"
+OUT = cli.results_folder(__file__, "results/geometry")
 MEASURES = {"guillotine": guillotine, "curvature": curvature, "orbits": orbits, "depth": depth}
 
 
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--adapter", help="Of adapter and head: a folder that holds one, or a Hub id.")
     parser.add_argument("--output_dir", help="Of adapter and head: where to write, if not into its folder.")
-    options = parser.parse_args()
+    options = cli.arguments(parser)
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*|.*lr_scheduler.step.*|keep_original=False.*")
     study = Study(options.dataset, RUNS, OUT, options.seeds)
     if options.what == "train":

@@ -10,9 +10,9 @@ with the report. Features are computed once for all probes and kept below --cach
 folder gets results.json, its table as results.md, and report.html.
 """
 
-import os
+from hfproj import cli
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
+cli.start(__file__)  # answers --help before anything large is imported
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 import hfproj
-from hfproj import cli
 from hfproj.files import command_line, write_atomic
 from hfproj.probes import create_probe
 
@@ -91,6 +90,7 @@ def main() -> None:
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     merged.save(folder)
+    cli.write_arguments(folder)
     write_atomic(folder / "results.md", f"{merged.to_markdown()}\n".encode())
     print(merged.table())
     print(f"\nSaved to {hfproj.report(folder)}, and results.json beside it.")

@@ -9,17 +9,18 @@ or any other objective.
     accelerate launch recipes/simclr_vit.py --push_to_hub me/digits-simclr --hub_private_repo true
     accelerate launch recipes/simclr_vit.py --continue_from me/digits-simclr --output_dir out/longer
     accelerate launch recipes/simclr_vit.py --save_strategy epoch --resume_from_checkpoint auto    # docs/checkpoints.md
+    accelerate launch recipes/simclr_vit.py out/simclr_vit/arguments.yaml --seed 1 --output_dir out/seed_1
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py    # 2 CPU processes
 
 Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds
 the adapter, results.json (every number with its protocol), history.parquet (what was watched while it trained),
-report.html, pictures and a card. All options of `transformers`' TrainingArguments are flags too (--num_train_epochs,
---per_device_train_batch_size, --learning_rate, --report_to, --hub_private_repo …).
+report.html, pictures, a card, and arguments.yaml, which takes the place of all flags. All options of `transformers`'
+TrainingArguments are flags too (--weight_decay, --warmup_steps, --report_to, --hub_private_repo …).
 """
 
-import os
+from hfproj import cli
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared CPU spinning threads cost more than they save
+cli.start(__file__)  # answers --help before anything large is imported
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback, set_seed
 
 import hfproj
-from hfproj import cli
 from hfproj.data import split_off, without_bad_images
 from hfproj.files import command_line
 from hfproj.reporting import write_card
+
+# What --help shows; --help-all shows the others, too.
+SHOWN = (
+    "backbone dataset head hidden_dim out_dim lora_r trainable objective temperature regularizers preset views "
+    "crop_scale color_jitter train_limit test_limit num_train_epochs max_steps per_device_train_batch_size "
+    "learning_rate patch_dropout bf16 seed watch_every on_collapse output_dir save_strategy resume_from_checkpoint "
+    "continue_from push_to_hub"
+)
 
 
 @dataclass
@@ -94,12 +102,16 @@ class Training(hfproj.ProjectionTrainingArguments):
 
     output_dir: str = field(default="out/simclr_vit", metadata={"help": "Folder for the adapter and the results."})
     num_train_epochs: float = field(default=12, metadata={"help": "Epochs."})
+    max_steps: int = field(default=-1, metadata={"help": "Train for this many steps instead; -1: as many as epochs."})
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Images per process and step."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images per process in evaluation."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
     patch_dropout: float = field(default=0.5, metadata={"help": "Fraction of patches hidden from a ViT in training."})
     logging_steps: float = field(default=5, metadata={"help": "Steps between log lines."})
-    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})
+    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints: no, steps, epoch, best."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "auto: from the newest whole checkpoint, if there is one; or its path."}
+    )
     report_to: str = field(default="none", metadata={"help": "Trackers."})
     push_to_hub: bool = field(default=False, init=False)
 
@@ -176,7 +188,7 @@ def write(trainer: hfproj.ProjectionTrainer, results: hfproj.Results) -> None:
 
 
 def main() -> None:
-    recipe, args = cli.parse(Recipe, Training, defaults=cli.preset_flags)
+    recipe, args = cli.parse(Recipe, Training, defaults=cli.preset_flags, shown=SHOWN)
     if recipe.push_to_hub is not None:
         args.push_to_hub, args.hub_model_id = True, recipe.push_to_hub or args.hub_model_id
     train, test, test_name = load_images(recipe)
@@ -200,7 +212,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=test if args.eval_strategy != "no" else None,
         data_collator=views,
-        callbacks=watchers(recipe, alarm),
+        callbacks=[*watchers(recipe, alarm), cli.leave_arguments()],
         continue_from=cli.options(go_on) if go_on and "=" in go_on else go_on,
     )
     if trainer.is_world_process_zero():

@@ -11,7 +11,7 @@ import pytest
 import hfproj
 
 PACKAGE = Path(hfproj.__file__).parent
-ROOMS = sorted(m.name for m in pkgutil.iter_modules(hfproj.__path__))
+ROOMS = sorted(m.name for m in pkgutil.iter_modules(hfproj.__path__) if m.name != "__main__")
 PACKAGES = ["hfproj", *(m.name for m in pkgutil.walk_packages(hfproj.__path__, "hfproj.") if m.ispkg)]
 
 

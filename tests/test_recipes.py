@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft.utils import load_peft_weights
 
 import hfproj
@@ -53,13 +54,20 @@ def test_what_the_recipe_writes(folder):
     files = {p.name for p in folder.iterdir()}
     assert files == {
         "adapter_config.json", "adapter_model.safetensors", "results.json", "history.parquet", "report.html",
-        "spectrum.png", "training.png", "README.md", "objective.safetensors", "checkpoint-2",
+        "spectrum.png", "training.png", "README.md", "objective.safetensors", "checkpoint-2", "arguments.yaml",
     }  # fmt: skip
     assert not list(folder.rglob("*.bin"))
     assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG")
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n")
     assert str(folder) not in card
+
+
+def test_its_arguments_give_the_same_run(folder):
+    given = yaml.safe_load((folder / "arguments.yaml").read_text())
+    flags = dict(zip(SMALL[::2], SMALL[1::2]))
+    expected = {name.lstrip("-"): value for name, value in flags.items()} | {"use_cpu": True}
+    assert given == expected | {"output_dir": str(folder), "save_strategy": "steps", "save_steps": 2}
 
 
 def test_its_results(folder):

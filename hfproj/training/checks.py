@@ -41,6 +41,7 @@ _WITHOUT_EFFECT = {
          "include_for_metrics", "include_inputs_for_metrics", "label_names", "prediction_loss_only"), _EVAL
     ),
 }  # fmt: skip
+REFUSED = {*_WITHOUT_EFFECT, "auto_find_batch_size", "enable_jit_checkpoint", "remove_unused_columns"}  # always
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # the newer name of transformers, and the older
 _UNKNOWN = object()
 

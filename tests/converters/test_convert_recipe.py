@@ -50,6 +50,7 @@ def folder(tmp_path_factory):
 def test_what_the_recipe_writes(folder):
     assert {file.name for file in folder.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "results.json", "README.md", "preprocessor_config.json",
+        "arguments.yaml",
     }  # fmt: skip
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "cc-by-nc-4.0"
@@ -60,7 +61,7 @@ def test_what_the_recipe_writes(folder):
         "--method moco_v2",
     ):  # fmt: skip
         assert said in card.content, said
-    everything = "".join(file.read_text() for file in folder.iterdir() if file.suffix != ".safetensors")
+    everything = "".join(file.read_text() for file in folder.iterdir() if file.suffix in (".json", ".md"))
     assert str(folder.parent) not in everything
     origin = json.loads((folder / "results.json").read_text())["config"]["conversion"]
     assert (origin["source"], origin["read"]["head"]) == ("facebookresearch/moco", 4)

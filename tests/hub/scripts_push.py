@@ -161,3 +161,24 @@ def go_on(folder, source, **options):
     run = _trainer(folder, seed=9, push_to_hub=False, extra={"continue_from": source}, **options)
     total = sum(t.double().sum().item() for t in adapter(run.model).values())
     return {"started": list(run.started), "total": total, "queue": run.objective.queues[0].rows.sum().item()}
+
+
+def push_command(repo_id, folder, flags):
+    """Save an adapter with results and buffers, and push it by ``hfproj push``; return what was printed."""
+    import contextlib
+    import io
+
+    from hfproj.commands import program
+    from hfproj.objectives.buffers import save_buffers
+
+    made, path = model("vit_nano"), Path(folder)
+    made.save_pretrained(path)
+    results(0.75).save(path)
+    save_buffers(Buffers(1.0), path)
+    argv, sys.argv = sys.argv, ["hfproj", "push", folder, repo_id, *flags]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            program.main()
+    finally:
+        sys.argv = argv
+    return printed.getvalue()

@@ -344,3 +344,14 @@ def test_a_token_that_does_not_write(hub, client, push):
     refused(lambda: push(token=False), "UsageError", "There is no access token", "hf auth login")
     refused(lambda: push("other-lab/heads"), "HubError", "(403)", "other-lab", "Nothing was sent.")
     assert hub.state() == before
+
+
+def test_the_command_sends_what_lies_in_a_folder(hub, client, tmp_path):
+    flags = ["--license", "mit", "--message", "From a shell"]
+    printed = client("scripts_push:push_command", repo_id="me/heads", folder=str(tmp_path / "run"), flags=flags)
+    files = hub.files("me/heads")
+    assert {"adapter_model.safetensors", "objective.safetensors", "results.json", "README.md"} <= set(files)
+    assert load(files["objective.safetensors"])["queue"].unique().tolist() == [1.0]
+    assert hub.commits("me/heads")[0].title == "From a shell"
+    assert b"license: mit" in files["README.md"]
+    assert printed == f"Pushed to {hub.url}/me/heads.\n"
