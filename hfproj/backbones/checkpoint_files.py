@@ -1,15 +1,18 @@
 """What the files beside a backbone's weights say: which tensors they hold, how texts are pooled."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 from safetensors import safe_open
 from torch import nn
 
 from hfproj import limits
 from hfproj.backbones.loading import files_of, source_of
+from hfproj.errors import HubError, one_line
 from hfproj.strict_json import read_json
 from hfproj.typing import Pooling
 
@@ -98,17 +101,50 @@ def _folder(module: dict[str, Any]) -> str | None:
 
 def _small_json(backbone: nn.Module, name: str) -> Any:
     """Return the content of a JSON file beside the weights of a transformers model, or None."""
-    from transformers.utils import cached_file
-
-    source, files = source_of(backbone) or {}, files_of(backbone)
-    if source.get("library") != "transformers" or not files:
+    if (source_of(backbone) or {}).get("library") != "transformers":
         return None
-    quiet = {f"_raise_exceptions_for_{e}": False for e in ("missing_entries", "gated_repo", "connection_errors")}
-    commit = getattr(getattr(backbone, "config", None), "_commit_hash", None)
     try:
-        path = cached_file(files, name, revision=source.get("revision") or commit, **quiet)
-        if path is None or Path(path).stat().st_size > _LARGEST:
+        path = file_beside(backbone, name)
+    except HubError as error:
+        warnings.warn(f"{error} The model's own pooling is not known: pass pooling=.", stacklevel=4)
+        return None
+    try:
+        if path is None or path.stat().st_size > _LARGEST:
             return None
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def file_beside(backbone: nn.Module, name: str) -> Path | None:
+    """Return a file of the folder or repository that a transformers model was loaded from, or None where it has none.
+
+    It is of the commit that the model is of. Without a network the cache is asked, which may know that there is none.
+
+    Raises:
+        HubError: If it is not known whether there is one; not with HF_HUB_OFFLINE=1, where it counts as none.
+    """
+    files = files_of(backbone)
+    if not files:
+        return None
+    if os.path.isdir(files):
+        return path if (path := Path(files, name)).is_file() else None
+    revision = (source_of(backbone) or {}).get("revision") or getattr(
+        getattr(backbone, "config", None), "_commit_hash", None
+    )
+    try:
+        return Path(hf_hub_download(files, name, revision=revision))
+    except errors.GatedRepoError as error:
+        failure: Exception = error
+    except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        return None
+    except (errors.HTTPError, OSError, RuntimeError) as error:
+        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            return None
+        failure = error
+    known = try_to_load_from_cache(files, name, revision=revision)
+    if known is not None or constants.is_offline_mode():
+        return Path(known) if isinstance(known, str) else None
+    reason = one_line(failure.__cause__ or failure)
+    todo = "try again, or set HF_HUB_OFFLINE=1 to do without it"
+    raise HubError(f"Whether {files} has {name} is not known, as the Hub can't be asked ({reason}); {todo}.")

@@ -11,11 +11,11 @@ import inspect
 import math
 import re
 import warnings
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from hfproj.backbones.checkpoint_files import file_beside
 from hfproj.backbones.loading import bare_backbone, files_of, timm_part_of
 from hfproj.checking import checked
 from hfproj.errors import UsageError
@@ -80,6 +80,7 @@ def image_preprocessing(model: nn.Module) -> ImagePreprocessing:
 
     Raises:
         UsageError: If the image size is unknown, a value in the file is impossible, or the backbone takes patches.
+        HubError: If the Hub can't be asked for the backbone's file.
     """
     backbone = bare_backbone(model)
     kind, channels = type(backbone).__name__, channels_of(backbone)
@@ -277,19 +278,17 @@ def _mean_and_std(found: dict[str, Any], where: str) -> tuple[tuple[float, ...],
 
 
 def own_processor(backbone: nn.Module) -> dict[str, Any] | None:
-    """Return the processor's configuration that lies beside a transformers backbone, or None."""
-    from transformers.utils import cached_file
+    """Return the processor's configuration that lies beside a transformers backbone, or None.
 
-    source = files_of(backbone)
-    if not source:
-        return None
+    Raises:
+        HubError: If the Hub can't be asked whether there is one; images would be prepared otherwise.
+    """
     for name in ("preprocessor_config.json", "processor_config.json"):
-        try:
-            file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-            found = read_json(Path(file), str(source)) if file else None
-        except (OSError, ValueError):
-            return None
-        if file:
+        if file := file_beside(backbone, name):
+            try:
+                found = read_json(file, str(files_of(backbone)))
+            except (OSError, ValueError):
+                return None
             found = found.get("image_processor", found) if isinstance(found, dict) else None
             return found if isinstance(found, dict) else None
     return None

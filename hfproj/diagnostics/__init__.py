@@ -6,8 +6,8 @@ centres (subtracts the mean row), its unit and its range. `SpectrumState` and `V
 stream or over processes. docs/diagnostics.md has the table of all.
 
 One file holds the measures of one object: singular values (`spectrum`), correlations (`covariance`), unit rows
-(`spread`), views (`views`), similarities (`information`), neighbours (`learnability`), known features (`weighting`); the
-line of a training log is `global_batch`.
+(`spread`), views (`views`), similarities (`information`), neighbours (`learnability`), known features (`weighting`),
+the line of a training log (`global_batch`).
 This room imports ``functional`` and what lies below; its siblings (heads, objectives …) it does not.
 """
 

@@ -7,7 +7,7 @@ pull request before it knows that its files arrive.
 import hashlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,9 +140,10 @@ class _Push:
         self.staged, self.target, self.repo_id = staged, target, target.repo_id
         self.revision = None if target.revision == "main" else target.revision
         self.api = HfApi(token=target.token, library_name="hfproj", library_version=hfproj.__version__)
-        self.made_repo = self.made_branch = False
+        self.made_repo: bool | None = False  # None: the Hub was asked to and did not answer
+        self.made_branch: bool | None = False
         self.before: str | None = None  # commit that the branch pointed to
-        self.pulls: set[str] = set()  # pull requests that there were
+        self.pulls: set[str] | None = None  # pull requests that there were, where one is to be opened
 
     def run(self, message: str, description: str | None) -> CommitInfo:
         try:
@@ -166,12 +167,7 @@ class _Push:
         try:
             info = self._info()
         except RepositoryNotFoundError:
-            try:
-                retry(lambda: self.api.create_repo(self.repo_id, private=self.target.private))
-                self.made_repo = True
-            except HfHubHTTPError as error:
-                if error.response.status_code != 409:  # it exists all the same
-                    raise
+            self._make("made_repo", lambda: self.api.create_repo(self.repo_id, private=self.target.private))
             info = self._info()
         if self.target.private and not info.private:
             raise UsageError(f"private=True, but {self.repo_id} exists and is public; change that in its settings.")
@@ -180,6 +176,19 @@ class _Push:
         self.before, self.there = info.sha, {sibling.rfilename for sibling in info.siblings or ()}
         if self.target.create_pr:
             self.pulls = retry(self._pulls)
+
+    def _make(self, made: str, call: Callable[[], Any]) -> None:
+        """Make the repository or the branch, and note so in `made`: an attribute."""
+
+        def unanswered() -> None:
+            setattr(self, made, None)
+
+        try:
+            retry(call, lost=unanswered)
+            setattr(self, made, True)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:  # it exists all the same: by a try without an answer, or by others
+                raise
 
     def _info(self, revision: str | None = None) -> ModelInfo:
         return retry(lambda: self.api.model_info(self.repo_id, revision=revision))
@@ -190,8 +199,8 @@ class _Push:
         except RevisionNotFoundError:
             if name.startswith("refs/"):
                 raise
-            retry(lambda: self.api.create_branch(self.repo_id, branch=name, revision=main, exist_ok=True))
-            self.made_branch = True
+            self.before = main
+            self._make("made_branch", lambda: self.api.create_branch(self.repo_id, branch=name, revision=main))
             return self._info(name)
 
     def _operations(self) -> list[CommitOperationAdd | CommitOperationDelete]:
@@ -227,14 +236,18 @@ class _Push:
         return {pull.ref for pull in refs or ()}
 
     def _arrived(self, operations: list[Any], message: str, description: str | None) -> CommitInfo | None:
-        """Return the commit if it was made and only the Hub's answer got lost."""
+        """Return the commit if it was made and only the Hub's answer got lost.
+
+        Whether a pull request was opened has to be known, as another try would open another one: failing to see it is
+        the error of the push. A commit that is made again has the same contents.
+        """
         added = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
         sent = {operation.path_in_repo: Path(str(operation.path_or_fileobj)) for operation in added}
-        with suppress(*FAILURES):
-            pulls = sorted(self._pulls() - self.pulls) if self.target.create_pr else [None]
+        with suppress(*(() if self.target.create_pr else FAILURES)):
+            pulls = sorted(retry(self._pulls) - (self.pulls or set())) if self.target.create_pr else [None]
             for pull in pulls:
                 revision = pull or self.revision
-                head = self.api.model_info(self.repo_id, revision=revision)
+                head = self._info(revision) if pull else self.api.model_info(self.repo_id, revision=revision)
                 if head.sha not in (None, self.before) and self._same(sent, revision):
                     url = f"{self.api.endpoint}/{self.repo_id}"
                     discussion = f"{url}/discussions/{pull.rpartition('/')[2]}" if pull else None
@@ -246,26 +259,49 @@ class _Push:
 
     def _undo(self) -> str:
         """Take back what was made, and return a sentence on what there is now."""
+        branch = f"branch {self.revision} of {self.repo_id}"
         try:
-            if self.made_repo:
-                if set(self.api.list_repo_files(self.repo_id)) - {".gitattributes"}:
-                    return f"{self.repo_id} is new and was left as it is."
-                self.api.delete_repo(self.repo_id)
-                return f"{self.repo_id} was new and empty, and is deleted again."
-            if self.before is None:
-                return "Nothing was sent."
-            if self.api.model_info(self.repo_id, revision=self.revision).sha != self.before:
-                return f"{self.repo_id} has changed meanwhile, look at it."
-            if self.made_branch:
-                self.api.delete_branch(self.repo_id, branch=str(self.revision))
-                return f"The branch {self.revision} was new and is deleted again; {self.repo_id} is as it was."
-            return f"{self.repo_id} is as it was."
+            if self.made_repo is not False:
+                return self._undo_repo()
+            return "Nothing was sent." if self.before is None else self._undo_branch()
         except FAILURES:
+            if self.made_repo is None:
+                return f"Whether {self.repo_id} was made could not be seen: push again, or delete it yourself."
             if self.made_repo:
                 return f"{self.repo_id} was made and could not be deleted again: push again, or delete it yourself."
+            if self.made_branch is None:
+                return f"Whether the {branch} was made could not be seen: push again, or delete it yourself."
             if self.made_branch:
-                return f"The branch {self.revision} of {self.repo_id} was made and could not be deleted again."
+                return f"The {branch} was made and could not be deleted again."
             return f"What {self.repo_id} is like now could not be seen."
+
+    def _undo_repo(self) -> str:
+        try:
+            files = self.api.list_repo_files(self.repo_id)
+        except RepositoryNotFoundError:
+            if self.made_repo:
+                raise
+            return "Nothing was sent."
+        if set(files) - {".gitattributes"}:
+            return f"{self.repo_id} is new and was left as it is."
+        self.api.delete_repo(self.repo_id)
+        return f"{self.repo_id} was new and empty, and is deleted again."
+
+    def _undo_branch(self) -> str:
+        try:
+            head = self.api.model_info(self.repo_id, revision=self.revision).sha
+        except RevisionNotFoundError:
+            if self.made_branch:
+                raise
+            return "Nothing was sent."
+        if head != self.before:
+            return f"{self.repo_id} has changed meanwhile, look at it."
+        if self.pulls is not None and self._pulls() != self.pulls:
+            return f"{self.repo_id} has another pull request than before, look at it."
+        if self.made_branch is not False:
+            self.api.delete_branch(self.repo_id, branch=str(self.revision))
+            return f"The branch {self.revision} was new and is deleted again; {self.repo_id} is as it was."
+        return f"{self.repo_id} is as it was."
 
 
 def _is_content(info: Any, data: bytes) -> bool:

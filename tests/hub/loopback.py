@@ -160,6 +160,7 @@ class Hub:
         headers: dict[str, str] | None = None,
         after_bytes: int | None = None,
         seconds: float = 3.0,
+        skip: int = 0,
     ) -> Fault:
         """Let the next requests fail that have this method and path (with its query); both are regular expressions.
 
@@ -170,11 +171,12 @@ class Hub:
                 test is over. "cut": the connection ends after ``after_bytes`` bytes (by default half) of what is sent
                 here, or of the answer to a GET. "lost": does what it was asked to, then ends the connection unanswered.
             times: Requests to strike, then all is well; None strikes for ever.
+            skip: Requests to leave alone first.
             headers: Of the answer. A 404 says RepoNotFound and a 429 "Retry-After: 1" unless told otherwise.
         """
         if isinstance(what, str) and what not in ("slow", "cut", "lost"):
             raise ValueError(f"what is a status, 'slow', 'cut' or 'lost', not {what!r}")
-        fault = Fault(method, re.compile(path), what, times, headers or {}, after_bytes, seconds)
+        fault = Fault(method, re.compile(path), what, times, headers or {}, after_bytes, seconds, skip)
         with self.lock:
             self.faults.append(fault)
         return fault
@@ -186,6 +188,9 @@ class Hub:
             for fault in self.faults:
                 open_ = fault.times is None or fault.hits < fault.times
                 if open_ and re.fullmatch(fault.method, method) and fault.path.search(path):
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
                     fault.hits += 1
                     return fault
         return None

@@ -54,6 +54,7 @@ class Fault:
     headers: dict[str, str]
     after_bytes: int | None
     seconds: float
+    skip: int = 0
     hits: int = 0
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import hfproj
 from hfproj import filenames
+from hfproj.backbones.checkpoint_files import declared_pooling
 from hfproj.hub import pull as pulling
 from hfproj.hub import sources
 from hfproj.hub.pull import open_adapter
@@ -228,6 +229,13 @@ def preprocessing(repo):
         warnings.simplefilter("always")
         found = hfproj.backbones.image_preprocessing(model)
     return [found.size, list(found.mean), list(found.std), found.interpolation, [str(w.message)[:60] for w in caught]]
+
+
+def pooling(backbone):
+    """The pooling that a text model declares; a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return declared_pooling(hfproj.load_backbone(backbone))
 
 
 _events = None  # what was run and written while a hostile repository is looked at

@@ -266,6 +266,66 @@ def test_one_that_cannot_be_deleted_is_named(hub, push):
     assert set(hub.files("me/heads")) >= ADAPTER
 
 
+@pytest.mark.parametrize("what", ["lost", 503])
+def test_a_repository_that_was_perhaps_made_is_looked_for(hub, push, what):
+    before = hub.state()
+    hub.fail("POST", "/api/repos/create", what, times=None)
+    wanted = "me/heads was new and empty, and is deleted again." if what == "lost" else "Nothing was sent."
+    refused(push, "HubError", wanted)
+    assert hub.state() == before
+    hub.fail("GET", "/api/models/me/heads", 401, times=None, skip=1)
+    refused(push, "HubError", "Whether me/heads was made could not be seen: push again, or delete it yourself.")
+
+
+def test_a_repository_whose_answer_got_lost_is_deleted_again(hub, push):
+    hub.fail("POST", "/api/repos/create", "lost")
+    hub.fail("POST", "/commit/", 403)
+    refused(push, "HubError", "me/heads was new and empty, and is deleted again.")
+    assert not hub.exists("me/heads")
+
+
+@pytest.mark.parametrize(("method", "path", "what", "times", "skip"), [
+    ("GET", "/revision/dev", 401, 1, 1),  # the branch is there, and can't be looked at
+    ("POST", "/branch/dev", "lost", None, 0),
+])  # fmt: skip
+def test_a_branch_that_was_perhaps_made_is_looked_for(hub, push, method, path, what, times, skip):
+    push()
+    before = hub.state()
+    hub.fail(method, path, what, times=times, skip=skip)
+    refused(lambda: push(seed=1, revision="dev"), "HubError", "The branch dev was new and is deleted again")
+    assert hub.state() == before
+
+
+def test_a_branch_that_is_said_to_exist_and_does_not(hub, push):
+    push()
+    before = hub.state()
+    hub.fail("POST", "/branch/dev", 409)
+    said = refused(lambda: push(seed=1, revision="dev"), "HubError", "no such revision (404)", "Nothing was sent.")
+    assert "was made" not in said
+    assert hub.state() == before
+
+
+def test_a_branch_that_was_not_made(hub, push):
+    push()
+    before = hub.state()
+    hub.fail("POST", "/branch/dev", 503, times=None)
+    refused(lambda: push(seed=1, revision="dev"), "HubError", "(503)", "Nothing was sent.")
+    hub.fail("GET", "/revision/dev", 500, times=None, skip=1)
+    refused(
+        lambda: push(seed=1, revision="dev"), "HubError", "Whether the branch dev of me/heads was made could not be"
+    )
+    assert hub.state() == before
+
+
+def test_no_second_pull_request_where_the_first_could_not_be_seen(hub, push):
+    push()
+    hub.fail("POST", "/commit/", "lost")
+    hub.fail("GET", "/refs", 500, times=5, skip=1)
+    said = refused(lambda: push(seed=1, create_pr=True), "HubError", "has another pull request than before, look at it")
+    assert "as it was" not in said
+    assert set(hub.refs("me/heads")) == {"refs/heads/main", "refs/pr/1"}
+
+
 @pytest.mark.parametrize("what", ["lost", "cut", 429])
 def test_a_pull_request_is_opened_once(hub, push, what):
     push()

@@ -199,3 +199,36 @@ def test_preprocessing_of_the_adapter_where_the_backbone_has_none(client, hub, b
     hub.put("me/vit", {"preprocessor_config.json": b'{"image_mean": ["0.9", 0.8, 0.7], "size": 24}'})
     with pytest.raises(RemoteError, match="image_mean"):
         call(client, "preprocessing", repo="me/vit")
+
+
+@pytest.mark.parametrize("what", [403, 500, "cut", "lost"])
+def test_preprocessing_that_the_hub_does_not_tell(client, hub, backbones, what):
+    """Images would be prepared otherwise, without a word."""
+    call(client, "push", backbone="me/tiny-dinov2", repo="me/x")
+    wanted = call(client, "preprocessing", repo="me/x")
+    client.clear_cache()
+    hub.fail("HEAD", "preprocessor_config.json", what, times=None)
+    with pytest.raises(RemoteError) as caught:
+        call(client, "preprocessing", repo="me/x")
+    assert caught.value.type == "HubError"
+    assert "Whether me/tiny-dinov2 has preprocessor_config.json is not known" in caught.value.message
+    assert "HF_HUB_OFFLINE=1" in caught.value.message
+    assert not {"\n", "Request ID"} & {part for part in ("\n", "Request ID") if part in caught.value.message}
+    hub.faults[0].times = 0
+    assert call(client, "preprocessing", repo="me/x") == wanted
+    hub.faults[0].times = None
+    assert call(client, "preprocessing", repo="me/x") == wanted  # the cache has it
+
+
+def test_no_preprocessing_is_remembered(client, hub, backbones):
+    call(client, "push", backbone="me/tiny-vit", repo="me/x")
+    wanted = call(client, "preprocessing", repo="me/x")
+    hub.fail("HEAD", "/me/tiny-vit/resolve/.*processor_config.json", "cut", times=None)
+    assert call(client, "preprocessing", repo="me/x") == wanted
+
+
+def test_pooling_that_the_hub_does_not_tell(client, hub, backbones):
+    hub.fail("HEAD", "modules.json", 500, times=None)
+    said = call(client, "errors", calls=[["pooling", {"backbone": "me/tiny-bert"}]])
+    assert said == [["UserWarning", said[0][1]]]
+    assert "Whether me/tiny-bert has modules.json is not known" in said[0][1]
