@@ -69,7 +69,7 @@ class Whitening(NamedTuple):
 def constructed_equilibrium(
     head: Map, h: Features, *, alpha: float = 1.0, generator: torch.Generator | None = None
 ) -> Equilibrium:
-    """Return a target with which every row of `h` is an equilibrium that has a residual of length |α|.
+    """Return a target with which every row of `h` is an equilibrium that has a residual of length abs(α).
 
     It needs ker Jᵀ, hence out_dim > in_dim as a rule. `head` is that of `jacobian`; a negative `alpha`, α, turns ρ_0
     round. `generator` draws ρ_0 on the CPU; None means seed 0, so that calls with another α have the same ρ_0.

@@ -1,4 +1,4 @@
-"""Objectives: what a head is trained on, one method a file, each an ``nn.Module`` with buffers only, made by name.
+"""Objectives: what a head is trained on, one method a file, each an ``nn.Module`` with buffers only, made by name::
 
     objective(z, *, labels=None, target=None, prediction=None, scores=None, index=None, step=None) -> ObjectiveOutput
 
