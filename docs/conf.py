@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hfproj  # noqa: E402
 
-project, author, copyright = "hfproj", "the hfproj authors", "the hfproj authors, Apache-2.0"  # noqa: A001
+project, author, copyright = "hfproj", "the hfproj authors", "the hfproj authors, Apache-2.0"
 version = release = hfproj.__version__
 root_doc = "docs/index"
 extensions = [
@@ -22,7 +22,7 @@ extensions = [
     "sphinx_copybutton",
 ]  # fmt: skip
 include_patterns = [
-    "docs/**", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "recipes/benchmarks/results/*.md", "recipes/results/*.md",
+    "docs/**", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "recipes/benchmarks/results/*.md",
     "model_cards/*/README.md", "hfproj/assets/*/README.md",
 ]  # fmt: skip
 exclude_patterns = ["docs/_*"]
@@ -41,4 +41,3 @@ autodoc_typehints = "none"  # shapes and types stand in the signature
 autodoc_member_order = "bysource"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype, napoleon_use_ivar = False, True  # fields of named tuples would be there twice
-

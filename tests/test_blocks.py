@@ -1,4 +1,7 @@
-"""Every Python block of README, docs and cards that ship runs alone, as it stands, in an empty folder."""
+"""Every Python block of README and docs runs alone, as it stands, in an empty folder.
+
+Those of docs/command.md follow each other: tests/commands/test_command_page.py.
+"""
 
 import contextlib
 import io
@@ -16,7 +19,9 @@ from hfproj.probes import PROBES
 from hfproj.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("hfproj/assets/*/*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("hfproj/assets/*/*.md")]
+)
 NEEDS = re.compile(r"# needs (the Hub|a download|a GPU)\n")  # the first line of a block that can't run here
 STEPS, IMAGES = 2, 96
 
