@@ -74,7 +74,7 @@ class _Images:
         if size < 1 or not 1 <= len(mean) == len(std) or min(std) <= 0:
             what = "Expected size ≥ 1, and one value of mean and std for each channel (three values for RGB; std > 0)"
             raise UsageError(f"{what}, got size={size}, mean={mean}, std={std}.")
-        if max(mean) > 1 or max(std) > 1:
+        if max(mean) > 1:
             given = f"mean={tuple(mean)} and std={tuple(std)} are of pixels from 0 to 255"
             warnings.warn(f"{given}, and pixels here are in [0, 1]: divide both by 255.", stacklevel=4)
         self.size, self.image_column, self.label_column = size, image_column, label_column
@@ -138,10 +138,11 @@ def _try_size(model: nn.Module, size: int, channels: int) -> None:
     backbone.eval()
     try:
         options = {"interpolate_pos_encoding": True} if fit_image_size(backbone, (size, size)) else {}
-        patch = patch_of(backbone)
-        if patch and size % patch:
+        with warnings.catch_warnings():  # of the border, which is refused below
+            warnings.simplefilter("ignore")
+            backbone(like.new_zeros(1, channels, size, size), **options)
+        if (patch := patch_of(backbone)) and size % patch:
             raise ValueError(f"its patches have {patch} pixels, and the border would be left out")
-        backbone(like.new_zeros(1, channels, size, size), **options)
     except Exception as error:
         raise UsageError(
             f"{type(backbone).__name__} takes no views of local_size={size} ({type(error).__name__}: {error}). Take "
