@@ -13,10 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
-import jaxtyping
 import pytest
+import type_checks
 
-jaxtyping.install_import_hook("hfproj", "beartype.beartype")
+type_checks.install()
 
 import torch
 
