@@ -1,4 +1,4 @@
-"""Types and shapes of hfproj's functions are checked while tests run: each function's checks are made at its first call.
+"""Checks types and shapes of hfproj's functions while tests run; a function's checks are made at its first call.
 
 jaxtyping's import hook makes two functions of text for every function, and binds the arguments at each call, whether or
 not a shape is among the annotations; that took a third of the suite's time. Here a function with a shape in its
