@@ -13,10 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
-import jaxtyping
 import pytest
+import type_checks
 
-jaxtyping.install_import_hook("hfproj", "beartype.beartype")
+type_checks.install()
 
 import torch
 
@@ -37,7 +37,10 @@ class Seed:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self):
-        torch.manual_seed(0)
+        if torch.cuda.is_available():
+            torch.manual_seed(0)
+        else:  # manual_seed would write down the stack three times, for devices that are not there
+            torch.default_generator.manual_seed(0)
 
 
 def pytest_configure(config):

@@ -2,9 +2,9 @@
 
 import itertools
 import os
-import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -60,12 +60,14 @@ def test_the_same_spectra_give_the_same_bytes(tmp_path, suffix):
     assert sorted(os.listdir(tmp_path)) == [f"a.{suffix}", f"b.{suffix}"]
 
 
+def loaded_before_and_after_a_plot():
+    before = [name for name in sys.modules if name.startswith("matplotlib")]
+    plot_spectrum({"h after": [1.0, 0.5]})
+    return before, [name for name in ("matplotlib", "matplotlib.pyplot") if name in sys.modules]
+
+
 def test_global_state_of_matplotlib_stays_untouched():
-    code = (
-        "import sys, hfproj.plots as p; assert 'matplotlib' not in sys.modules;"
-        "p.plot_spectrum({'h after': [1.0, 0.5]}); assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert forked.returned(loaded_before_and_after_a_plot) == [([], ["matplotlib"])]
 
 
 @pytest.mark.parametrize("spectra", [{}, {"h after": []}, {"h after": [0.0, 0.0]}, {"h after": [None]}])

@@ -1,4 +1,4 @@
-"""Runs every case of the table on N gloo processes, spawned once per N.
+"""Runs every case of the table on N gloo processes, started once per N.
 
 ``on_processes(n)[name]`` is the list over ranks of what ``CASES[name]`` returned; ``on_one(name, n)`` is what the same
 function returns here, on one process with the rows of all.
@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 
+import forked
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -53,7 +54,9 @@ class Processes:
 @functools.cache
 def on_processes(world_size: int) -> dict[str, list]:
     with tempfile.TemporaryDirectory() as folder:
-        workers = mp.start_processes(_worker, (world_size, folder), nprocs=world_size, join=False, start_method="spawn")
+        forked.context()  # its server has the imports
+        start = {"nprocs": world_size, "join": False, "start_method": "forkserver"}
+        workers = mp.start_processes(_worker, (world_size, folder), **start)
         deadline = time.monotonic() + TIMEOUT
         try:
             while not workers.join(timeout=1):

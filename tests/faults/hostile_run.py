@@ -7,19 +7,17 @@ of one line.
 
 import csv
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
+import forked
+
 HERE = Path(__file__).resolve().parent
 TOOK = HERE.parent / "records" / "hostile.csv"
-sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent), str(HERE.parent / "hub")]
 
 
 def _status(name: str) -> int:
@@ -74,17 +72,17 @@ def run(categories) -> dict:
     """Return what became of all files: counts and the largest by category, and each failure."""
     found = {}
     for category in categories:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
-        command = [sys.executable, __file__, category]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        with tempfile.NamedTemporaryFile("r") as output:
+            (code,) = forked.wait(forked.start(run_category, category, log=output.name), timeout=3600)
+            said = output.read()
+        rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
         opened = [row for row in rows if "name" in row]
         failed = [row for row in opened if row["problem"]]
-        if done.returncode:
+        if code:
             last = next((row["begun"] for row in reversed(rows) if "begun" in row), "its start")
-            failed.append({"name": last, "problem": f"ended with {done.returncode}: {done.stderr[-300:]}"})
+            failed.append({"name": last, "problem": f"ended with {code}: {said[-300:]}"})
         found[category] = {
-            "opened": opened, "tried": len(opened) + bool(done.returncode), "failed": len(failed), "failures": failed,
+            "opened": opened, "tried": len(opened) + bool(code), "failed": len(failed), "failures": failed,
             "most_bytes": sorted(opened, key=lambda row: -row["bytes"])[:5],
             "most_seconds": sorted(opened, key=lambda row: -row["seconds"])[:5],
         }  # fmt: skip
@@ -99,7 +97,3 @@ def stage(folder: Path, category: str) -> dict:
     with TOOK.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     return found
-
-
-if __name__ == "__main__":
-    run_category(sys.argv[1])

@@ -24,7 +24,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), *(str(HERE.parent / name) for name in ("", "faults", "hub", "training"))]
 
-import runs
 import torch
 
 from hfproj.files import installed_versions, write_json
@@ -65,8 +64,7 @@ STAGES = {
 
 
 def run_stage(name, **more):
-    """Count one stage, in this process, and print it; `more` are arguments of its function."""
-    runs.prepare()
+    """Return the counts of one stage, in this process; `more` are arguments of its function."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.time()
@@ -74,7 +72,7 @@ def run_stage(name, **more):
         module, _, function = function.partition(":")
         found = getattr(importlib.import_module(module), function)(Path(folder), **options, **more)
         os.chdir(ROOT)
-    print(json.dumps({**found, "seconds": round(time.time() - begin)}))
+    return {**found, "seconds": round(time.time() - begin)}
 
 
 def write_table(record):
@@ -112,6 +110,6 @@ def main(words):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--stage"]:
-        run_stage(sys.argv[2], **json.loads(sys.argv[3] if sys.argv[3:] else "{}"))
+        print(json.dumps(run_stage(sys.argv[2])))
     else:
         main(sys.argv[1:])

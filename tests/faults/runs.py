@@ -1,21 +1,10 @@
-"""A small run that can be killed: in this process, or in one or two others, which start in a moment.
+"""A small run that can be killed: in this process, or in one or two others, which start in a moment."""
 
-Others are forked from a server that has imported everything (`multiprocessing`'s), so that hundreds of kills take
-minutes.
-"""
-
-import multiprocessing
-import os
-import signal
-import socket
-import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-for place in (HERE, HERE.parent / "training"):
-    if str(place) not in sys.path:
-        sys.path.insert(0, str(place))
+import forked
+from forked import kill, wait
 
 # 24 images in batches of 4: 6 steps an epoch. Dropout, a centre, an EMA teacher and Adam's moments: all that a
 # checkpoint has to hold.
@@ -67,59 +56,11 @@ def train(folder, resume="auto", result=None, watched=False, **options):
 
 def start(folder, world=1, **options):
     """Start the run on so many processes; return them. Their output goes to `folder`.log."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(world):
-        process = context.Process(target=_child, args=(str(folder), rank, world, port, options))
-        process.start()
-        started.append(process)
-    return started
+    return forked.start(_train, str(folder), options, world=world, log=f"{folder}.log")
 
 
-def prepare():
-    """Let the server of `start` find this folder; before the first process is started."""
-    places = [str(HERE), str(HERE.parent / "training"), str(HERE.parents[1])]
-    os.environ["PYTHONPATH"] = os.pathsep.join([*places, os.environ.get("PYTHONPATH", "")])
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def _child(folder, rank, world, port, options):
-    import torch
-
-    torch.set_num_threads(1)
-    with open(f"{folder}.log", "a", buffering=1) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    if world > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-                       "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                       "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+def _train(folder, options):
     train(folder, **options)
-
-
-def wait(processes, timeout=120):
-    """Return their exit codes; when one has died, the others get SIGTERM and then SIGKILL, as a launcher does it."""
-    until, dead = time.monotonic() + timeout, None
-    while any(p.is_alive() for p in processes):
-        if dead is None and any(not p.is_alive() and p.exitcode not in (0, 75) for p in processes):
-            dead = time.monotonic()
-            for p in processes:
-                kill(p, signal.SIGTERM)
-        if time.monotonic() > until or (dead is not None and time.monotonic() > dead + 5):
-            for p in processes:
-                kill(p, signal.SIGKILL)
-        time.sleep(0.02)
-    return [p.exitcode for p in processes]
-
-
-def kill(process, number):
-    """Send a signal to a process that may be gone."""
-    if process.is_alive():
-        os.kill(process.pid, number)
 
 
 def steps(folder):

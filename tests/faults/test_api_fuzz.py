@@ -1,11 +1,9 @@
 """Public calls with one wrong argument work or end in an HfprojError; a seeded share here, all of them with -m long."""
 
 import functools
-import json
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
+import long
 import pytest
 import torch
 from cases import assert_refused
@@ -15,17 +13,16 @@ import hfproj
 from hfproj.checking import checked
 from hfproj.training.setup import check_options
 
-TESTS = Path(__file__).resolve().parents[1]
-
 
 def run(**options):
     """Run the fuzz in a process of its own: the type checker of the tests would see the arguments first."""
-    script = [sys.executable, "-W", "ignore", str(TESTS / "faults" / "long.py"), "--stage", "API fuzz"]
-    done = subprocess.run([*script, json.dumps(options)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    (found,) = forked.returned(_stage, options, timeout=3600)
     assert not found["failures"]
     return found["tried"]
+
+
+def _stage(options):
+    return long.run_stage("API fuzz", **options)
 
 
 def test_a_share_of_all_calls():

@@ -8,11 +8,6 @@ import runs
 import torch
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    runs.prepare()
-
-
 def assert_same(folder, world, codes, **options):
     """Compare with a run that nothing interrupted."""
     expected = folder.with_name("expected")

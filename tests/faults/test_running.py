@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 
+import forked
 import pytest
 import runs
 import torch
@@ -51,15 +51,17 @@ def test_a_second_run_is_refused_and_named(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2"]  # lock and hidden folders are gone
 
 
+def locked_until_killed(folder):
+    with locks.locked(folder):
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_the_lock_dies_with_its_process_and_not_with_workers_of_it(tmp_path):
-    code = (
-        "import os, signal, sys, time; from pathlib import Path; from hfproj.saving.locks import locked\n"
-        "with locked(Path(sys.argv[1])):\n"
-        "    if os.fork() == 0: time.sleep(30); os._exit(0)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.DEVNULL)
-    assert done.returncode == -signal.SIGKILL
+    codes = forked.wait(forked.start(locked_until_killed, tmp_path, log=tmp_path / "log"))
+    assert codes == [-signal.SIGKILL]
     assert (tmp_path / locks.LOCK).exists()
     start = time.monotonic()
     with locks.locked(tmp_path):

@@ -137,11 +137,9 @@ def forked(function, *arguments):
 
 
 def main(folder):
-    """Run everything below a folder, and print what came of it."""
-    torch.set_num_threads(1)
-    folder = Path(folder)
+    """Run everything below a folder, and return what came of it."""
     results = {"killed": forked(killed, folder / "killed")()}
     both = [forked(together, folder / "together", name) for name in "ab"]
     results["together"] = [wait() for wait in both]
     results["memory"] = forked(memory, folder / "memory")()
-    print(json.dumps(results))
+    return results

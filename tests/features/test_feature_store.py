@@ -3,10 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import extracting
+import forked
 import pytest
 import torch
 from extracting import BATCH, ROWS, Collator, Net, Rows, extract, files
@@ -17,22 +17,13 @@ from hfproj.errors import UsageError
 from hfproj.features import cache_features, extract_features
 from hfproj.features.store import FeatureStore
 
-FOLDER = Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """Run `extracting.main` in a process of its own; return its folder and what it printed."""
+    """Run `extracting.main` in a process of its own; return its folder and what it returned."""
     folder = tmp_path_factory.mktemp("processes")
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, extracting; extracting.main(sys.argv[1])", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    (results,) = forked.returned(extracting.main, folder)
+    return folder, results
 
 
 def only(folder, pattern):
@@ -118,7 +109,7 @@ def test_whatever_changes_makes_another_cache(tmp_path, part):
 
 def test_an_extraction_killed_half_way_goes_on_to_the_same_bytes(processes, whole):
     folder, results = processes
-    assert results["killed"] == [-signal.SIGKILL, None]
+    assert results["killed"] == (-signal.SIGKILL, None)
     folder = folder / "killed"
     left = files(folder)
     assert not any(name.endswith("manifest.json") for name in left)

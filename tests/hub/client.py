@@ -186,9 +186,9 @@ def main(channel: int, lifeline: int, preload: bool) -> None:
     time.sleep = _sleep_briefly
     sys.modules["client"] = sys.modules["__main__"]
     if preload:
-        import jaxtyping
+        import type_checks
 
-        jaxtyping.install_import_hook("hfproj", "beartype.beartype")
+        type_checks.install()
         import torch
 
         torch.set_num_threads(1)

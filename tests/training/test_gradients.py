@@ -1,14 +1,9 @@
 """Every trained tensor gets a gradient from the first backward pass, or the training ends with its name."""
 
 import copy
-import json
 import logging
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 import timm
 import torch
@@ -296,17 +291,7 @@ def test_text_with_checkpointing(tmp_path):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unlearned")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = Path(unlearned.__file__)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*launch, "--main_process_port", str(port), str(script), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return forked.returned(unlearned.both, tmp_path_factory.mktemp("unlearned"), world=2)
 
 
 def test_all_processes_end_with_the_names(two):

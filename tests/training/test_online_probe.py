@@ -1,19 +1,11 @@
-"""Online probe: its classifiers against autograd, what it records against the same by hand, and what it leaves alone.
+"""Online probe: its classifiers against autograd, its records against the same by hand, and what it leaves alone."""
 
-Run as a script, under ``accelerate launch``, it trains on two processes and saves what a test compares with one.
-"""
-
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from processes import train
 from small import adapter, assert_equal, differs, head_model, images, plain, trainer, views
 from torch import nn
@@ -284,25 +276,13 @@ def joint(folder):
 
 
 def test_two_processes_are_one_with_the_joint_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    (tmp_path / "two").mkdir()
-    done = subprocess.run(
-        [*launch, "--main_process_port", str(port), __file__, str(tmp_path / "two")],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    both = forked.returned(joint, tmp_path / "two", world=2)
     one = joint(tmp_path / "one")
     assert one["whole"]["weights"]["h.weight"].dtype == torch.float64
     for name, result in one["resumed"]["weights"].items():
         assert result.equal(one["whole"]["weights"][name])
     for rank in range(2):
-        two = torch.load(tmp_path / "two" / f"{rank}.pt")
+        two = both[rank]
         for name in ("whole", "resumed"):
             for key, expected in one[name]["weights"].items():
                 tolerance = 1e-9 if "weight" in key else 1e-6  # the bank is kept in float32
@@ -317,10 +297,3 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path):
             for row, expected in zip(two[name]["history"], one[name]["history"]):
                 assert row == pytest.approx(expected, rel=1e-5)
     assert {"online_train_h", "online_linear_z", "online_knn_h"} <= one["whole"]["history"][-1].keys()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    PartialState(cpu=True)
-    out = Path(sys.argv[1])
-    torch.save(joint(out), out / f"{distributed.rank()}.pt")

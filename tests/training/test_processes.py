@@ -1,4 +1,7 @@
-"""Two processes under ``accelerate launch`` give what one process with the global batch gives, through the trainer."""
+"""Two processes give what one process with the global batch gives, through the trainer.
+
+They have the environment that ``accelerate launch`` gives them; with ``-m long`` it starts them itself.
+"""
 
 import os
 import socket
@@ -6,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import processes
 import pytest
 import torch
@@ -16,9 +20,11 @@ NAMES = ["global batch", "resumed", "workers", "watched", "watched h", "stream",
          "multi-crop continued", "skipped", "skipped resumed"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
+@pytest.fixture(scope="module", params=["forked", pytest.param("launched", marks=pytest.mark.long)])
+def two(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
+    if request.param == "forked":
+        return forked.returned(processes.cases, folder, world=2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,11 +1,6 @@
-"""Models that do not learn all that they train; and, as a script under ``accelerate launch``, what two processes do."""
-
-import json
-import sys
-from pathlib import Path
+"""Models that do not learn all that they train; and what two processes do with them."""
 
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from processes import Double
 from small import HEAD, Counting, head_model, images, trainer, views
@@ -99,13 +94,12 @@ def attempt(folder, model, **options):
     return {"error": "", "steps": len(steps)}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    PartialState(cpu=True)
-    out, predictor = Path(sys.argv[1]), {"predictor": {"head": "linear"}}
+def both(out):
+    """Return what becomes of each case, on all processes."""
+    predictor = {"predictor": {"head": "linear"}}
     unused = {"extra": {"objective": Unused()}}
     compiled = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 2}
-    found = {
+    return {
         "shares": shares(out / "shares"),
         "part": attempt(out / "a", head_model(**predictor), **unused),
         "part, accumulated": attempt(out / "b", head_model(**predictor), gradient_accumulation_steps=2, **unused),
@@ -114,4 +108,3 @@ if __name__ == "__main__":
         "backbone, compiled": attempt(out / "f", with_pooler(), **compiled),
         "backbone, checkpointed": attempt(out / "d", with_pooler(), **{CHECKPOINTING: True}),
     }
-    (out / f"{distributed.rank()}.json").write_text(json.dumps(found))

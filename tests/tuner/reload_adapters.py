@@ -1,17 +1,14 @@
-"""Run as a program by `test_reload.py`: loads every saved adapter in this new process and writes what it computes."""
+"""What `test_reload.py` runs in a new process: loads every saved adapter and writes what it computes."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
+from cases import make_backbone, make_inputs
 from peft import AutoPeftModel, PeftModel
 from safetensors.torch import load_file, save_file
 
 import hfproj
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cases import make_backbone, make_inputs
 
 
 def load(job: dict) -> torch.nn.Module:
@@ -35,7 +32,3 @@ def main(table: str, out: str) -> None:
         else:
             computed[job["key"]] = load(job).eval()(**make_inputs(job["backbone"])).projection
     save_file(computed, out)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

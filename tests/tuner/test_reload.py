@@ -1,12 +1,11 @@
 """What was saved is what is loaded: in a new process, under any name, through every door, to the last bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
+import reload_adapters
 import torch
 from cases import RELOADED, TRAINED, make_backbone, make_config, make_inputs, perturb
 from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
@@ -76,12 +75,7 @@ def reloaded(tmp_path_factory):
         add(f"auto-{trained}", "vit", root / f"auto-{trained}", z, "AutoPeftModel")
 
     (root / "table.json").write_text(json.dumps(jobs))
-    script = Path(__file__).with_name("reload_adapters.py")
-    done = subprocess.run(
-        [sys.executable, script, root / "table.json", root / "z.safetensors"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked.returned(reload_adapters.main, root / "table.json", root / "z.safetensors")
     return root, before, load_file(root / "z.safetensors")
 
 

@@ -1,0 +1,75 @@
+"""Checks types and shapes of hfproj's functions while tests run; a function's checks are made at its first call.
+
+jaxtyping's import hook makes two functions of text for every function, and binds the arguments at each call, whether or
+not a shape is among the annotations; that took a third of the suite's time. Here a function with a shape in its
+annotations gets jaxtyping's checks as before, any other those of beartype alone, and neither before it is called.
+"""
+
+import dataclasses
+import functools
+import inspect
+import typing
+
+import beartype
+import jaxtyping
+
+__name__ = "jaxtyping.of_tests"  # its frames are skipped, as jaxtyping's are, where a warning names the caller
+
+_of_jaxtyping = jaxtyping.jaxtyped
+_of_beartype = beartype.beartype(conf=beartype.BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+
+
+def install():
+    """Check all of hfproj that is imported from now on."""
+    jaxtyping.jaxtyped = _jaxtyped  # what the hook writes above each function and class
+    jaxtyping.install_import_hook("hfproj", "beartype.beartype")
+
+
+def _jaxtyped(fn=None, *, typechecker=None):
+    if fn is None:
+        return functools.partial(_jaxtyped, typechecker=typechecker)
+    if isinstance(fn, classmethod | staticmethod):
+        return type(fn)(_lazily(fn.__func__, typechecker))
+    if inspect.isfunction(fn):
+        return _lazily(fn, typechecker)
+    if dataclasses.is_dataclass(fn) and "__init__" in vars(fn) and not hasattr(fn.__init__, "__wrapped__"):
+        fn.__init__ = _lazily(fn.__init__, typechecker)
+    return fn
+
+
+def _lazily(fn, typechecker):
+    if not fn.__annotations__:
+        return fn
+    checked = None
+
+    @functools.wraps(fn)
+    def checking(*args, **kwargs):
+        nonlocal checked
+        __tracebackhide__ = True
+        if jaxtyping.config.jaxtyping_disable:
+            return fn(*args, **kwargs)
+        if checked is None:
+            checked = _checked(fn, typechecker)
+        return checked(*args, **kwargs)
+
+    return checking
+
+
+def _checked(fn, typechecker):
+    try:
+        hints = typing.get_type_hints(fn, include_extras=True)
+    except NameError:  # imported for type checkers only; jaxtyping takes each such annotation for Any
+        hints = None
+    if hints is None or inspect.isgeneratorfunction(fn) or any(map(_has_shape, hints.values())):
+        return _of_jaxtyping(fn, typechecker=typechecker)
+    annotations, fn.__annotations__ = fn.__annotations__, hints
+    try:
+        return _of_beartype(fn)
+    finally:
+        fn.__annotations__ = annotations
+
+
+def _has_shape(hint):
+    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(_has_shape, typing.get_args(hint)))
