@@ -76,7 +76,9 @@ def _check_groups(data: bytes, footer: dict[int, Any]) -> None:
             for kind, uncompressed, count in _pages(data, start, end) if chunk[5] else ():  # else none is read
                 pages, size, values = pages + 1, size + uncompressed, values + count * (kind != _DICTIONARY)
                 if size > limits.HISTORY_BYTES or pages > limits.HISTORY_PAGES:
-                    raise ValueError(f"it has more than {limits.HISTORY_PAGES:,} pages or {limits.HISTORY_BYTES:,} bytes")
+                    raise ValueError(
+                        f"it has more than {limits.HISTORY_PAGES:,} pages or {limits.HISTORY_BYTES:,} bytes"
+                    )
                 if values > group[3] or count < 0 or (kind == _DICTIONARY and 8 * count > uncompressed):
                     raise ValueError("a page is said to hold more values than there are")
             if not values == chunk[5] == group[3]:

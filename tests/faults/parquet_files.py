@@ -1,4 +1,4 @@
-"""Histories made to mislead: tables whose pages stand for many values, and each number of footer and page header changed.
+"""Histories made to mislead: tables whose pages stand for many values, and each number of their headers changed.
 
 The numbers are found by walking through Thrift's compact protocol, see `hfproj.results.parquet_pages`.
 """
@@ -38,7 +38,7 @@ def zigzag(value):
 
 
 def walk(data, at, kind=_STRUCT):
-    """Return the numbers of a value at `at`, and where it ends: of each its place, its end, and the bytes of another."""
+    """Return the numbers of a value at `at`, and where it ends: of each place, end, the bytes of another."""
     if kind in (_TRUE, _FALSE):
         return [], at
     if kind in (_BYTE, _DOUBLE):
@@ -148,7 +148,11 @@ def histories(folder, whole):
         pyarrow.parquet.write_table(pyarrow.table({"step": pyarrow.array(values)}), path)
         yield name, lambda: read_history(path)
     sound, plain = table(100, 2, row_group_size=50), table(100, use_dictionary=False)
-    for make in (footers(sound), page_headers(plain), page_headers(table(100, use_dictionary=False, data_page_version="2.0"))):
+    for make in (
+        footers(sound),
+        page_headers(plain),
+        page_headers(table(100, use_dictionary=False, data_page_version="2.0")),
+    ):
         for name, data in make:
             path.write_bytes(data)
             yield name, lambda: read_history(path)
