@@ -75,20 +75,23 @@ _PATH = re.compile(
 
 
 def _portable_text(text: str) -> str:
-    return _PATH.sub(lambda match: _shorten(match.group()), text)
+    here = os.getcwd() if "/" in text else ""
+    return _PATH.sub(lambda match: _shorten(match.group(), here), text)
 
 
+_FILE = re.compile(r"file:(//(localhost)?)?")
 _HOME = re.compile(r"(/home|/Users|[A-Za-z]:[/\\]Users)[/\\][^/\\]+[/\\]?|/root/?")
 
 
-def _shorten(path: str) -> str:
-    path = re.sub(r"^file:(//(localhost)?)?", "", path)
-    posix, here = PurePosixPath(path), PurePosixPath(Path.cwd())
+def _shorten(path: str, here: str) -> str:
+    path = path[match.end() :] if (match := _FILE.match(path)) else path
     if _HOME.fullmatch(path):
         return "~"
-    if path.startswith("/") and posix.is_relative_to(here):
-        return f"./{posix.relative_to(here)}"
-    return f"./{posix.name if path.startswith('/') else PureWindowsPath(path).name}"
+    if not path.startswith("/"):
+        return f"./{PureWindowsPath(path).name}"
+    if path.startswith(here) and PurePosixPath(path).is_relative_to(here):
+        return f"./{PurePosixPath(path).relative_to(here)}"
+    return f"./{next((part for part in reversed(path.split('/')) if part not in ('', '.')), '')}"
 
 
 _AS_IT_IS = re.compile(r"[\w@%+=:,./$~-]+", re.ASCII)  # of a variable, that a shell puts its value in its place

@@ -43,4 +43,6 @@ PUBLISHED_BYTES = 1 << 33  # of a backbone under a published name: DINOv2's ViT-
 HISTORY_BYTES = 1 << 26
 HISTORY_COLUMNS = 2000
 HISTORY_CELLS = 1 << 22
+HISTORY_FOOTER = 1 << 20  # bytes; 2000 columns with names of 45 letters take 660 thousand
+HISTORY_PAGES = 1 << 16
 MEASUREMENTS = 10_000

@@ -17,40 +17,14 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from hfproj.secret_names import is_ordinary, is_secret, kind_of, variable
+
+__all__ = [
+    "is_secret", "known_secrets", "redact", "redact_words", "redacted", "remember", "secrets_in", "variable",
+]  # fmt: skip
+
 T = TypeVar("T")
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_PASSWORD = re.compile(r"pass(word|wd|phrase|code)s?|pwd|secrets?|credentials?|bearer|cookie|authorization")
-# What such a word is only spoken of by; `--password_file x` names a file.
-_ABOUT = re.compile(
-    r"file|path|dir|folder|name|length|len|size|count|type|kind|policy|env|prefix|variable|manager|backend|url"
-    r"|host|field|ids|id|mask|index|dim|embedding|pruning|dropout|pooling|mixing|level|parallelism"
-)
-_OF_PROGRAMS = [["forward"], ["backward"], ["n"], ["num"], ["first"], ["second"], ["single"], ["multi"], ["by"]]
-_VALUES = {"value", "string", "str", "text", "plain", "raw", "hex", "base64", "b64"}  # words behind the one that counts
-_TOKENS_OF_TEXT = re.compile(
-    r"pad|eos|bos|unk|sep|cls|mask|class|reg|register|image|img|audio|video|vision|visual|special|dist"
-    r"|distillation|first|last|per|patch|pool|pooling|pooled|prompt|start|end|begin|max|min|num|n|stop|decoder"
-    r"|encoder|additional|extra|virtual|text|vocab|query|next|new|prefix|suffix|sub|word|sentence|boi|eoi|by|of|no"
-    r"|drop|mean|global|local|summary|single|each|total|boundary|separator|classification|trainable|latent|memory"
-    r"|semantic|mem|frame|content"
-)
-_STRONG = re.compile(
-    r"api|access|secret|private|auth|ssh|license|licence|encryption|signing|master|account|storage|wandb|comet"
-    r"|neptune|mlflow|clearml|openai|anthropic|hf|hub|huggingface|aws|azure|gcp|google|deploy|service|admin|client"
-    r"|shared|webhook|session|refresh|subscription|github|gitlab"
-)
-_KEYS_OF_DATA = re.compile(
-    r"image|images|img|label|labels|text|sort|cache|primary|foreign|column|dataset|data|feature|features|target"
-    r"|targets|input|output|batch|dict|metric|row|sample|index|module|view|views|pixel|caption|query|value|kv"
-    r"|attention|group|class|config|json|yaml|hot|public|main|by|state|model|name|id|sentence|audio|video|patch"
-    r"|head|monitor|prng|random|rng|teacher|student|checkpoint|split|file|url"
-)
-_NO_SECRET = re.compile(
-    r"|true|false|none|null|yes|no|on|off|auto|default|required|optional|cls|mean|max|last|first|patch|\$.*|%\w+%|<[^<>]*>|\*+|\.\.\.|…|\d{1,6}",
-    re.IGNORECASE | re.DOTALL,
-)
-_ORDINARY = re.compile(r"[A-Za-z]+\d{0,4}(?:[_./ -][A-Za-z]*\d{0,4})*|[\d.]+|.{0,7}", re.DOTALL)
 _LEAST = 8  # characters of a value that is looked for everywhere
 
 _START = r"(?<![A-Za-z0-9_])"
@@ -64,7 +38,8 @@ _SHAPES = re.compile(
     r"|dckr_pat_[\w-]{20,}|SG\.[\w-]{16,}\.[\w-]{16,}|wandb_v1_\w{20,}|dop_v1_[a-f0-9]{40,}|\d{8,10}:AA[\w-]{33}"
     r"|AGE-SECRET-KEY-1[A-Z0-9]{20,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----|.*)"
-    r"|(?<=hooks\.slack\.com/services/)[\w/]{20,}",
+    r"|(?<=hooks\.slack\.com/services/)[\w/]{20,}|(?<=/api/webhooks/)\d{5,25}/[\w-]{20,}"  # of Slack, of Discord
+    r"|(?<=hooks\.zapier\.com/hooks/catch/)[\w/]{10,}|(?<=webhook\.office\.com/webhookb2/)[\w@/-]{20,}",
     re.DOTALL,
 )
 # A password may hold a slash or an @; a port and a path behind it are none.
@@ -73,12 +48,32 @@ _IN_URL = re.compile(
     r"(?!\$)([^\s/@'\"<>:]{0,100}:(?!\d{1,5}/)(?:[^\s'\"<>@/]|/(?!/)){0,200}(?:@[^\s/'\"<>@:]{0,100}){0,3}"
     r"|(?<=https://)(?!git@)[^\s/@'\"<>:]{1,300}|(?<=http://)[^\s/@'\"<>:]{1,300})@(?!sha256:)(?=[\w.\[$-])"
 )
-_NAMED = re.compile(
-    r"(?<![\w.-])(?P<name>-{0,2}[A-Za-z_][\w.-]{0,80})(?:\\?[\"'])?(?P<by>\s*[=:]\s*)"
-    r"(?P<open>\\?[\"'])?(?P<value>(?(open)[^\"'\\\n]{1,1000}|[^\s\"',;&}\])\\]{1,1000}))"
+# Without a scheme, and a name alone in front of an @: secrets if they do not look like words.
+_PAIR_AT = re.compile(
+    r"(?<![\w/:@.+-])[\w.+-]{1,64}:(?P<value>[^\s/@:'\",;]{8,200})@(?!sha256:)(?=[\w\[$-])"
+    r"|(?<=ftp://)(?P<name>[^\s/@:'\"<>]{8,200})@(?=[\w.\[$-])"
 )
-_FLAG = re.compile(
-    r"(?<!\S)(?P<name>--?[A-Za-z][\w.-]{0,80})(?P<by>\s+)(?P<open>[\"'])?(?P<value>(?(open)[^\"']{1,1000}|(?!-)[^\s\"']{1,1000}))"
+# A name and what stands between it and its value are found first, the value where the name asks for it.
+_NAMED = re.compile(r"(?<![\w.-])(-{0,2}[A-Za-z_][\w.-]{0,80})(?:\\?[\"'])?\s*\\?[=:]\s*")
+_FLAG = re.compile(r"(?<!\S)(--?[A-Za-z][\w.-]{0,80})\s+(?!-)")
+_ESCAPED = r"\\[ $&;,()#!*?|<>`~]"
+_OF_NAMED = re.compile(
+    r"(?P<open>\$?\\?[\"'])?(?P<value>(?(open)[^\"'\\\n]{1,1000}"
+    r"|(?!\$)(?:[^\s\"',;&}\])\\]|\\[ $&;,()#!*?|<>`~]){1,1000}))"
+)
+_MORE = re.compile(r"(?:,[^\s\"',;&}\])\\=:]{1,1000}(?![\w.-]*[=:])){1,100}")  # of a list of secrets, or a comma in one
+_OF_FLAG = re.compile(r"(?P<open>\$?[\"'])?(?P<value>(?(open)[^\"']{1,1000}|(?!\$)(?:[^\s\"'\\]|\\[^\"'\n]){1,1000}))")
+# Programs that take a password behind a flag of one letter; until the end of their command.
+_PROGRAMS = {
+    "sshpass": ("p",), "mysql": ("p",), "mariadb": ("p",), "mongo": ("p",), "redis-cli": ("a",), "ldapsearch": ("w",),
+    "curl": ("u", "U", "user", "proxy-user"), "login": ("p",),
+}  # fmt: skip
+_PROGRAM = re.compile("|".join(_PROGRAMS))
+_COMMAND = re.compile(
+    r"(?P<end>[\n;|&])|(?<![\w.-])(?P<program>sshpass|mysql(?:dump|admin|import)?|mariadb|mongo(?:sh|dump|restore)?|redis-cli"
+    r"|ldapsearch|curl|(?:docker|podman|nerdctl|helm|oras|crane|skopeo|buildah|az|oc)\s[^\n;|&]{0,60}?(?<=\s)login)(?!\S)"
+    r"|(?<!\S)-(?:(?P<flag>[puaUw])(?P<by>\s*)|-(?P<long>user|proxy-user)(?:=|\s+))"
+    r"(?P<open>\$?[\"'])?(?P<value>(?(open)[^\"']{1,1000}|(?![$-])(?:[^\s\"'\\;|&]|[;|&](?=\S)|\\[^\"'\n]){1,1000}))"
 )
 _HEADER = re.compile(r"(?i)(\b(?:bearer|authorization[\"']?\s*[:=]\s*[\"']?\w+)\s+)([A-Za-z0-9._~+/=-]{8,})")
 _WORTH = re.compile(r"[=:@]|-[A-Za-z]|bearer|PRIVATE|[A-Za-z0-9_.-]{18}", re.IGNORECASE)
@@ -89,66 +84,6 @@ def remember(secret: object) -> None:
     """Note a token that was passed to a function, so that it is not kept anywhere."""
     if isinstance(secret, str) and len(secret) >= _LEAST:
         _passed.add(secret)
-
-
-@lru_cache(maxsize=4096)
-def _kind(name: str) -> str:
-    """Return what the value of a name is: "password", "secret", "perhaps" (as it looks), or "" (nothing secret)."""
-    parts = [part.lower() for part in _WORD.findall(name[-200:])]
-    if parts[-2:] == ["connection", "string"]:
-        return "secret"
-    while len(parts) > 1 and (parts[-1] in _VALUES or parts[-1].isdigit()):
-        parts.pop()
-    if not parts:
-        return ""
-    *before, last = parts
-    if parts[-3:] == ["access", "key", "id"]:
-        return "secret"
-    if _ABOUT.fullmatch(last):
-        return ""
-    if any(map(_PASSWORD.fullmatch, parts)) or (last.endswith("pass") and before[-1:] not in _OF_PROGRAMS):
-        return "password"
-    for of, ordinary in (("token", _TOKENS_OF_TEXT), ("key", _KEYS_OF_DATA)):
-        joined, _, plural = last.rpartition(of)
-        if not last.endswith((of, f"{of}s")) or plural not in ("", "s"):
-            continue
-        qualifier = joined or (before[-1] if before else "")
-        if _STRONG.fullmatch(qualifier):
-            return "secret"
-        if plural or ordinary.fullmatch(qualifier) or (joined and of == "key"):
-            return ""
-        return "secret" if of == "token" else "perhaps"
-    return "perhaps" if last in ("auth", "signature", "sig") else ""
-
-
-def is_secret(name: object, value: object) -> bool:
-    """Return whether an argument, option or variable of this name and value is a secret.
-
-    Example:
-        >>> is_secret("--hub_token", "enterprise-xyz"), is_secret("image_key", "img"), is_secret("token", True)
-        (True, False, False)
-    """
-    kind = _kind(name) if isinstance(name, str) else ""
-    if not kind or isinstance(value, bool) or not isinstance(value, str | int):
-        return False
-    if isinstance(value, int):
-        return kind == "password" and abs(value) > 999
-    if kind == "password" and re.fullmatch(r"\d{4,}", value):
-        return True
-    if _NO_SECRET.fullmatch(value):
-        return False
-    return kind != "perhaps" or not _ORDINARY.fullmatch(value)
-
-
-def variable(name: str) -> str:
-    """Return the variable that stands for the value of an argument.
-
-    Example:
-        >>> variable("--hub_token"), variable("wandb.api_key")
-        ('$HF_TOKEN', '$WANDB_API_KEY')
-    """
-    plain = "_".join(_WORD.findall(name[-60:])).upper()
-    return "$HF_TOKEN" if plain in ("TOKEN", "HUB_TOKEN", "HF_TOKEN", "PUSH_TO_HUB_TOKEN") else f"${plain or 'SECRET'}"
 
 
 def known_secrets() -> dict[str, str]:
@@ -163,9 +98,8 @@ def known_secrets() -> dict[str, str]:
         name, equals, own = word.partition("=")
         if name.startswith("-") and is_secret(name, own if equals else value):
             found.setdefault(own if equals else value, variable(name))
-        for match in _NAMED.finditer(word):
-            if is_secret(match["name"], match["value"]):
-                found.setdefault(match["value"], variable(match["name"]))
+        for own_name, start, end in _beside(_NAMED, _OF_NAMED, word):
+            found.setdefault(word[start:end], variable(own_name))
     for value in _passed | _stored():
         found.setdefault(value, "$HF_TOKEN")
     return {value: name for value, name in found.items() if len(value) >= (2 * _LEAST if value.isalpha() else _LEAST)}
@@ -212,24 +146,63 @@ def redact(text: str, known: Mapping[str, str] | None = None) -> str:
     if not _WORTH.search(text):
         return text
     text = _SHAPES.sub("$SECRET", TOKEN.sub("$HF_TOKEN", text))
-    text = _IN_URL.sub(r"\1$CREDENTIALS@", text)
-    text = _HEADER.sub(lambda m: m[0] if _ORDINARY.fullmatch(m[2]) else f"{m[1]}$SECRET", text)
-    return _hide(_FLAG, _hide(_NAMED, text))
+    if "@" in text:
+        text = _PAIR_AT.sub(_without_pair, _IN_URL.sub(r"\1$CREDENTIALS@", text) if "://" in text else text)
+    text = _HEADER.sub(lambda m: m[0] if is_ordinary(m[2]) else f"{m[1]}$SECRET", text)
+    for names, values in ((_NAMED, _OF_NAMED), (_FLAG, _OF_FLAG)):
+        text = _hide(text, _beside(names, values, text))
+    return _hide(text, _behind_programs(text)) if _PROGRAM.search(text) else text
 
 
-def _hide(pattern: re.Pattern[str], text: str) -> str:
-    """Put variables in place of the secrets that stand beside their names; other values may hold such pairs again."""
+def _without_pair(match: re.Match[str]) -> str:
+    part = "value" if match["value"] else "name"
+    start, end = (place - match.start() for place in match.span(part))
+    return match[0] if is_ordinary(match[part]) else f"{match[0][:start]}$CREDENTIALS{match[0][end:]}"
+
+
+def _hide(text: str, secrets: Iterable[tuple[str, int, int]]) -> str:
+    """Put variables in place of secrets, each given by its name, its start and its end."""
     found, at = [], 0
-    while match := pattern.search(text, at):
-        name, value = match["name"], match["value"]
-        prose = ":" in match["by"] and not match["open"] and _kind(name) != "password"
-        if is_secret(name, value) and not (prose and _ORDINARY.fullmatch(value)):
-            found += [text[at : match.start("value")], variable(name)]
-            at = match.end("value")
-        else:
-            found.append(text[at : match.end("by")])
-            at = match.end("by")
-    return "".join([*found, text[at:]])
+    for name, start, end in secrets:
+        found += [text[at:start], variable(name)]
+        at = end
+    return "".join([*found, text[at:]]) if found else text
+
+
+def _beside(names: re.Pattern[str], values: re.Pattern[str], text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the secrets that stand beside their names; other values may hold such pairs again."""
+    at = 0
+    for match in names.finditer(text):
+        if (
+            match.start() < at
+            or not (kind := kind_of(name := match[1]))
+            or not (found := values.match(text, match.end()))
+        ):
+            continue
+        value = found["value"]
+        prose = ":" in text[match.end(1) : match.end()] and not found["open"] and kind != "password"
+        if is_secret(name, value) and not (prose and is_ordinary(value)):
+            more = None if found["open"] or names is _FLAG else _MORE.match(text, found.end())
+            at = more.end() if more else found.end("value")
+            yield name, found.start("value"), at
+
+
+def _behind_programs(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the passwords that programs such as ``docker login`` take behind a flag."""
+    program = ""
+    for match in _COMMAND.finditer(text):
+        if match["end"]:
+            program = ""
+        elif match["program"]:
+            program = _PROGRAM.findall(match["program"])[-1]
+        elif _takes(program, match["flag"] or match["long"], match["value"], glued=match["by"] == ""):
+            yield "PASSWORD", *match.span("value")
+
+
+def _takes(program: str, flag: str, value: str, *, glued: bool) -> bool:
+    """Return whether a value behind a program's flag is a password, or holds one."""
+    alone = program in ("mysql", "mariadb") and not glued  # these ask for it, and a name of a data set follows
+    return flag in _PROGRAMS.get(program, ()) and not alone and (program != "curl" or ":" in value)
 
 
 def redact_words(words: Iterable[str], known: Mapping[str, str] | None = None) -> list[str]:
@@ -271,16 +244,25 @@ def _redacted(value: Any, text: Callable[[str], str]) -> Any:
 def _entry(name: Any, value: Any, text: Callable[[str], str]) -> Any:
     if value is None or isinstance(value, float):
         return value
-    if isinstance(value, list) and isinstance(name, str) and _kind(name):
+    if isinstance(value, list) and isinstance(name, str) and kind_of(name):
         return [variable(name) if is_secret(name, part) else _redacted(part, text) for part in value]
     return variable(name) if is_secret(name, value) else _redacted(value, text)
 
 
 def _words(words: Iterable[str], text: Callable[[str], str]) -> list[str]:
     found: list[str] = []
-    before = ""
+    before = program = ""
     for word in words:
-        behind = before.startswith("-") and "=" not in before and not word.startswith("-") and is_secret(before, word)
-        found.append(variable(before) if behind else text(word))
+        behind = before.startswith("-") and "=" not in before and not word.startswith("-")
+        if behind and is_secret(before, word):
+            found.append(variable(before))
+        elif behind and _takes(program, before.lstrip("-"), word, glued=False):
+            found.append("$PASSWORD")
+        elif program and _takes(program, word[1:2], word[2:], glued=True) and re.match("-[^-].", word):
+            found.append(f"{word[:2]}$PASSWORD")
+        else:
+            found.append(text(word))
+        last = word.rpartition("/")[2] if len(word) < 100 else ""
+        program = last if last in _PROGRAMS else program
         before = word
     return found

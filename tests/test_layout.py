@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hfproj"
-_FLOOR_0 = "errors hints typing checking registry distributed files filenames lazy limits redaction strict_json"
+_FLOOR_0 = (
+    "errors hints typing checking registry distributed files filenames lazy limits redaction secret_names strict_json"
+)
 RANKS = [
     set(_FLOOR_0.split()),
     {"functional"},

@@ -17,7 +17,7 @@ from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, UsageError, check_path, one_line
 from hfproj.files import write_atomic
 from hfproj.redaction import known_secrets, redact
-from hfproj.results.parquet_pages import check_pages
+from hfproj.results.parquet_pages import open_table
 from hfproj.strict_json import check_size, short
 
 HISTORY_FILE = "history.parquet"
@@ -79,7 +79,7 @@ def read_history(path: str | PathLike, *, until: int | None = None) -> list[dict
         UsageError: If there is no file of this name.
         AdapterFileError: If the file is damaged, or not a history.
     """
-    import pyarrow.parquet
+    import pyarrow
 
     path = file_in(path, HISTORY_FILE)
     if not path.is_file():
@@ -87,10 +87,7 @@ def read_history(path: str | PathLike, *, until: int | None = None) -> list[dict
     check_size(path.name, path.stat().st_size, str(path.parent), largest=limits.HISTORY_BYTES)
     data = path.read_bytes()
     try:
-        most = {"thrift_string_size_limit": 1 << 20, "thrift_container_size_limit": limits.HISTORY_CELLS}
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), **most)
-        check_pages(data, file)
-        table = file.read()
+        table = open_table(data).read()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise AdapterFileError(f"{path.name} is damaged, or no history: {one_line(error)}.") from error
     names = table.column_names

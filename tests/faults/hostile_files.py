@@ -13,18 +13,17 @@ import struct
 import zipfile
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import torch
 from cases import make_backbone
 from hostile import changed, config_of, write_config
+from parquet_files import histories
 from safetensors.torch import load_file, save_file
 
 import hfproj
 from hfproj import filenames
 from hfproj.converters.checkpoint import read_file
 from hfproj.hub.pull import open_adapter
-from hfproj.results import Results, read_history
+from hfproj.results import Results
 
 BAD = [
     None, True, 0, -1, 10**12, 2**70, 0.5, 1e308, "", "../x", "a\n" * 3000, [], ["x", None], {}, {"a": [1]},
@@ -213,35 +212,6 @@ def checkpoints(folder, whole):
             data[draw.randrange(len(data))] = draw.randrange(256)
         path.write_bytes(data)
         yield f"{'zip' if zipped else 'old'} {number}", lambda: read_file(path)
-
-
-def histories(folder, whole):
-    """Tables whose pages stand for many values, or lie."""
-    path, draw = folder / "history.parquet", random.Random(0)
-
-    def table(rows, columns=1, **options):
-        same = pyarrow.repeat(pyarrow.scalar(1), rows)
-        names = ["step", *(f"c{i}" for i in range(columns - 1))]
-        pyarrow.parquet.write_table(pyarrow.table([same] * columns, names=names), path, **options)
-        return path.read_bytes()
-
-    sound = table(100)
-    named = {
-        **{f"{rows:,} rows {codec}": (rows, 1, codec)
-           for rows in (2_000_000, 30_000_000) for codec in ("zstd", "none")},
-        "10,000 columns": (10, 10_000, "zstd"), "wide and long": (30_000, 300, "zstd"),
-    }  # fmt: skip
-    for name, (rows, columns, codec) in named.items():
-        table(rows, columns, compression=codec)
-        yield name, lambda: read_history(path)
-    for name, values in {"texts": ["x" * 10**6] * 3, "lists": [[1] * 10**5] * 3, "gaps": [None, 1, 2]}.items():
-        pyarrow.parquet.write_table(pyarrow.table({"step": pyarrow.array(values)}), path)
-        yield name, lambda: read_history(path)
-    for number in range(140):
-        data = bytearray(sound)
-        data[draw.randrange(len(data) if number % 2 else 60)] = draw.choice([0, 255, 127, draw.randrange(256)])
-        path.write_bytes(data)
-        yield f"byte {number}", lambda: read_history(path)
 
 
 def results(folder, whole):

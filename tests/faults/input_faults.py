@@ -8,7 +8,7 @@ import os
 import warnings
 
 from faults import api_fuzz, feature_inputs, image_inputs, numeric_inputs
-from test_redaction import FORMS, NAMED, ORDINARY, SHAPES, URLS, VALUES
+from test_redaction import FORMS, LINES, NAMED, ORDINARY, SHAPES, URLS, VALUES
 
 from hfproj.files import command_line
 from hfproj.redaction import redact, secrets_in
@@ -64,6 +64,8 @@ def _command_lines():
         yield f"{form} of a secret", _shown, (form.format(secret), secret)
     for url, value in itertools.product(URLS, ("Tr0ub4dor3x", "p%40ss-w0rd", "a1B2c3D4e5F6g7H8i9J0k1L2")):
         yield url, _shown, (f"a.py --url {url.format(v=value)}", value)
+    for line, value in itertools.product(LINES, ("Tr0ub4dor3x", "Zq8xW2vN5tR7yU1k")):
+        yield line, _shown, (line.format(v=value), value)
     for line in ORDINARY:
         yield line, _kept, (line,)
 
