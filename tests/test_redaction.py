@@ -160,8 +160,8 @@ def test_values_of_the_environment_and_of_the_command_wherever_they_stand(monkey
 
 def test_names_with_values_that_are_none():
     for name, value in (("token", True), ("token", None), ("num_tokens", 5), ("seed", 12345), ("token", "true"),
-                        ("pooling", "cls"), ("user", "me"),
-                        ("proxy", "proxy:8080"), ("password", ""), ("use_auth_token", "$HF_TOKEN"), (3, "x")):  # fmt: skip
+                        ("pooling", "cls"), ("user", "me"), ("proxy", "proxy:8080"), ("password", ""),
+                        ("use_auth_token", "$HF_TOKEN"), (3, "x")):  # fmt: skip
         assert not is_secret(name, value)
     assert is_secret("password", 12345678)
 
