@@ -96,12 +96,12 @@ def help_wanted(words: Sequence[str]) -> str | None:
 
 
 def _refused(classes: Sequence[type], parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Return the flags that a trainer would refuse, whatever their value."""
+    """Return the flags that a trainer would refuse, whatever their value, and those of scripts of `transformers`."""
     if not any(cls.__name__ == "ProjectionTrainingArguments" for made in classes for cls in made.__mro__):
         return []
     from hfproj.training.checks import REFUSED
 
-    return [action for action in parser._actions if action.dest in REFUSED]
+    return [action for action in parser._actions if action.dest in {*REFUSED, "do_train", "do_eval", "do_predict"}]
 
 
 def _words(parser: argparse.ArgumentParser, shown: Sequence[str], text: str) -> list[str]:

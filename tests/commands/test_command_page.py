@@ -11,18 +11,8 @@ from hfproj.commands.arguments import read_arguments
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "command.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-FEW = [
-    "--train_limit",
-    "64",
-    "--test_limit",
-    "64",
-    "--per_device_train_batch_size",
-    "32",
-    "--use_cpu",
-    "true",
-    "--watch_every",
-    "0",
-]
+FLAGS = {"train_limit": 64, "test_limit": 64, "per_device_train_batch_size": 32, "use_cpu": True, "watch_every": 0}
+FEW = [f"--{name}={value}" for name, value in FLAGS.items()]
 
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):

@@ -104,7 +104,13 @@ def test_the_help_of_a_recipe(monkeypatch, capsys):
     command(monkeypatch, "run", "simclr_vit", "--help-all")
     text = capsys.readouterr().out
     assert "  --head_options " in text
-    for refused in ("label_smoothing_factor", "auto_find_batch_size", "remove_unused_columns", "include_for_metrics"):
+    for refused in (
+        "label_smoothing_factor",
+        "auto_find_batch_size",
+        "remove_unused_columns",
+        "include_for_metrics",
+        "do_eval",
+    ):
         assert f"--{refused}" not in text
 
 
