@@ -127,7 +127,7 @@ CALLBACKS = {
     "collapse: a limit of nothing": (lambda: hfproj.CollapseCallback(limits={"rankme": 3.0}), "rankme_h"),
     "collapse: a limit alone": (lambda: hfproj.CollapseCallback(limits=0.1), "limits", "{"),
     "collapse: patience 0": (lambda: hfproj.CollapseCallback(patience=0), "patience"),
-    "curvature: of nothing": (lambda: hfproj.CurvatureCallback(of="backbones"), "of"),
+    "curvature: of nothing": (lambda: hfproj.CurvatureCallback(of="backbones"), "Unknown Hessian", "head"),
     "online probe: without labels": (
         lambda: train(train_dataset=images(8, labels=False), callbacks=[hfproj.OnlineProbeCallback()]), "label"),
     "online probe: k as text": (lambda: hfproj.OnlineProbeCallback(k="20"), "k", "'20'"),

@@ -114,7 +114,7 @@ class CurvatureCallback(ProbeWatch):
         dataset: Data | None = None,
     ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
-        check_choice("Hessian (of=…)", of, OF)
+        check_choice("Hessian", of, OF)
         self.of, self.steps = of, steps
 
     def measure(self) -> dict[str, float]:
