@@ -3,15 +3,21 @@
 jaxtyping's import hook makes two functions of text for every function, and binds the arguments at each call, whether or
 not a shape is among the annotations; that took a third of the suite's time. Here a function with a shape in its
 annotations gets jaxtyping's checks as before, any other those of beartype alone, and neither before it is called.
+
+While the hook executes a module of hfproj, whatever this imports is looked for in the hook's own bytecode cache, too:
+up to two thousand files of other packages were compiled in each process. Here it is only the module's own code.
 """
 
 import dataclasses
 import functools
+import importlib.machinery
 import inspect
 import typing
+from unittest import mock
 
 import beartype
 import jaxtyping
+from jaxtyping import _import_hook
 
 __name__ = "jaxtyping.of_tests"  # its frames are skipped, as jaxtyping's are, where a warning names the caller
 
@@ -22,7 +28,17 @@ _of_beartype = beartype.beartype(conf=beartype.BeartypeConf(violation_type=jaxty
 def install():
     """Check all of hfproj that is imported from now on."""
     jaxtyping.jaxtyped = _jaxtyped  # what the hook writes above each function and class
+    _import_hook._JaxtypingLoader = _Loader
     jaxtyping.install_import_hook("hfproj", "beartype.beartype")
+
+
+class _Loader(_import_hook._JaxtypingLoader):
+    exec_module = importlib.machinery.SourceFileLoader.exec_module
+
+    def get_code(self, fullname):
+        place = functools.partial(_import_hook._optimized_cache_from_source, self._typechecker.get_hash())
+        with mock.patch("importlib._bootstrap_external.cache_from_source", place):
+            return super().get_code(fullname)
 
 
 def _jaxtyped(fn=None, *, typechecker=None):

@@ -128,7 +128,11 @@ def test_what_does_nothing_at_five_logging_steps_is_warned_of_once(tmp_path, mod
         run.train()
     assert len([w for w in caught if "does next to nothing" in str(w.message)]) == 1
     assert all(row["term_grad_share"] < 1e-4 for row in run.state.log_history if "loss" in row)
-    trainer(tmp_path, None, images(24), extra={"regularizers": given}, max_steps=4).train()  # four are no warning
+
+
+def test_four_logging_steps_are_no_warning(tmp_path):
+    given = {"term": Weighted(Ruler(), 1e-7), "other": Weighted(Ruler(), 1.0)}
+    trainer(tmp_path, None, images(24), extra={"regularizers": given}, max_steps=4).train()
 
 
 def test_a_weight_that_is_wound_down_is_no_fault(tmp_path):
