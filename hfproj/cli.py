@@ -1,15 +1,18 @@
 """What recipes and commands share: options as text, and errors of the user's as one line instead of a traceback."""
 
 import argparse
+import difflib
 import errno
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hfproj.errors import HfprojError, UsageError
+from hfproj.redaction import is_secret, remember
+from hfproj.strict_json import short
 
 
 def parse(*classes: type, defaults: Callable[[list[str]], dict[str, Any]] | None = None) -> tuple[Any, ...]:
@@ -24,7 +27,7 @@ def parse(*classes: type, defaults: Callable[[list[str]], dict[str, Any]] | None
     """
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(classes)
+    parser = HfArgumentParser(classes, allow_abbrev=False)  # else --hub_tok would hide its token from the redaction
     try:
         if defaults is not None:
             parser.set_defaults(**defaults(sys.argv[1:]))
@@ -34,8 +37,22 @@ def parse(*classes: type, defaults: Callable[[list[str]], dict[str, Any]] | None
     except ValueError as error:
         raise UsageError(f"{error}") from error
     if left:
-        raise UsageError(f"Unknown arguments: {' '.join(left)}. See --help.")
+        raise UsageError(f"Unknown arguments: {_unknown(left, parser._option_string_actions)} See --help.")
+    for name, value in (entry for part in found for entry in vars(part).items()):
+        if is_secret(name, value):
+            remember(value)
     return tuple(found)
+
+
+def _unknown(words: list[str], flags: Iterable[str]) -> str:
+    """Return the flags among words, without values, which may be secrets, and what was perhaps meant by each."""
+    names = [word.partition("=")[0] for word in words if word.startswith("-")]
+    said = []
+    for name in names:
+        longer = [flag for flag in flags if flag.startswith(name)]
+        close = longer or difflib.get_close_matches(name, flags, n=1)
+        said.append(f"{name} (did you mean {close[0]}?)" if close else name)
+    return f"{', '.join(said) or short(words[0])}."
 
 
 def preset_flags(arguments: list[str]) -> dict[str, Any]:
