@@ -46,8 +46,12 @@ def read_json(path: Path, where: str, *, largest: int = limits.CONFIG_BYTES) -> 
         raise AdapterFileError(f"{where}: {path.name} {reason}; download or save it again.") from error
 
 
-def parse_json(data: bytes, *, digits: int = limits.INTEGER_DIGITS) -> dict[str, Any]:
-    """Return the object that `data` holds, under the rules of `read_json`; integers have at most so many digits.
+def parse_json(
+    data: bytes, *, digits: int = limits.INTEGER_DIGITS, most: int | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Return the object that `data` holds, under the rules of `read_json`.
+
+    Integers have at most so many digits, and there are at most so many values (`limits.JSON_VALUES`).
 
     Raises:
         ValueError: If it holds something else, too many values, or is nested too deep.
@@ -56,8 +60,9 @@ def parse_json(data: bytes, *, digits: int = limits.INTEGER_DIGITS) -> dict[str,
         >>> parse_json(b'{"out_dim": 128}')
         {'out_dim': 128}
     """
-    if (values := sum(map(data.count, (b",", b"[", b"{")))) > limits.JSON_VALUES:
-        raise ValueError(f"it holds up to {values:,} values, more than {limits.JSON_VALUES:,}")
+    most = limits.JSON_VALUES if most is None else most
+    if (values := sum(map(data.count, (b",", b"[", b"{")))) > most:
+        raise ValueError(f"it holds up to {values:,} values, more than {most:,}")
     number, text = partial(_number, most=digits), data.decode("utf-8")
     try:
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=number, parse_int=number, parse_float=number)

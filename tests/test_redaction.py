@@ -138,11 +138,11 @@ PATTERNS = [
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_time_is_linear(pattern):
-    """Per letter it may take 6 µs: ten times of what is measured, and a hundredth of what searching again takes."""
+    """Per letter it may take 12 µs: five times of what is measured; a search to the end from each takes a hundred."""
     text = (pattern * 40_000)[:40_000]
     started = time.process_time()
     portable(text)
-    assert time.process_time() - started < 40_000 * 6e-6
+    assert time.process_time() - started < 40_000 * 12e-6
 
 
 def test_values_of_the_environment_and_of_the_command_wherever_they_stand(monkeypatch):

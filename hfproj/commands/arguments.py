@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 from hfproj.commands.flags import flags_of, page
 from hfproj.errors import HfprojError, UsageError, one_line, unknown
 from hfproj.files import command_line, write_atomic
-from hfproj.redaction import redacted, variable
+from hfproj.redaction import is_secret, redacted, remember, variable
+from hfproj.strict_json import short
 
 ARGUMENTS = "arguments.yaml"
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -127,6 +128,9 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str], shown: Sequence[s
     namespace, left = parser.parse_known_args(words)
     if left:
         raise _unknown_words(parser, left)
+    for name, value in vars(namespace).items():
+        if is_secret(name, value):
+            remember(value)
     for name in nulls:
         setattr(namespace, name, None)
     options = {option: action.dest for action in parser._actions for option in action.option_strings}
@@ -311,10 +315,12 @@ def _refuse(parser: argparse.ArgumentParser) -> Callable[[str], NoReturn]:
 
 
 def _unknown_words(parser: argparse.ArgumentParser, left: Sequence[str]) -> UsageError:
+    """Return the error for words that are no flags: without their values, which may be secrets."""
     known = [option for action in parser._actions for option in action.option_strings]
-    wrong = next((word.partition("=")[0] for word in left if word.startswith("-")), "")
-    close = difflib.get_close_matches(wrong, known, n=1) if wrong else []
-    hint = f" Did you mean {close[0]}?" if close else ""
-    if not wrong and any(word.endswith(SUFFIXES) for word in left):
-        hint = " A file of arguments stands before the flags."
-    return UsageError(f"Unknown arguments: {' '.join(left)}.{hint} See --help.")
+    said = []
+    for name in (word.partition("=")[0] for word in left if word.startswith("-")):
+        longer = [flag for flag in known if len(name) > 2 and flag.startswith(name)]
+        close = longer or difflib.get_close_matches(name, known, n=1)
+        said.append(f"{name} (did you mean {close[0]}?)" if close else name)
+    hint = "" if said or not any(word.endswith(SUFFIXES) for word in left) else " A file of arguments stands before the flags."
+    return UsageError(f"Unknown arguments: {', '.join(said) or short(left[0])}.{hint} See --help.")

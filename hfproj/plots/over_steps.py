@@ -1,5 +1,6 @@
 """What was recorded over training steps: diagnostics, h against z, and the extreme eigenvalues of a Hessian."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -117,7 +118,9 @@ def over_steps(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
     by_step: dict[float, list[float]] = {}
     for row in sorted((row for row in rows if name in row), key=lambda row: row["step"]):
         by_step.setdefault(row["step"], []).append(row[name] if _is_number(row[name]) else np.nan)
-    mean = np.array([np.mean(values) for values in by_step.values()])
+    mean = np.array(
+        [np.mean(values) if len(values) > 1 else values[0] for values in by_step.values()], dtype=np.float64
+    )
     std = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in by_step.values()])
     several = any(len(values) > 1 for values in by_step.values())
     return np.array(list(by_step), dtype=np.float64), mean, std if several else None
@@ -134,7 +137,7 @@ def check_rows(rows: Rows) -> Rows:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @checked

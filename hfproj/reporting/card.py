@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from hfproj import filenames
@@ -23,6 +24,7 @@ from hfproj.results import Results
 __all__ = ["render_card", "write_card", "write_eval_results"]
 
 _WATCHED = ("loss", "rankme", "positive_cosine", "std")  # the first three that a run has
+_SPECTRA = 40  # of a picture
 _PICTURE_WIDTH = 8.0  # inches: three panels in a row, readable at the width of a card
 
 
@@ -101,7 +103,9 @@ def write_card(
         HfprojError, ValueError, OverflowError
     ):  # no matplotlib, or nothing that can be drawn: the card is complete without pictures
         if results.spectra:
-            plot_spectrum(results.spectra, folder / filenames.PICTURE, width=_PICTURE_WIDTH)
+            plot_spectrum(
+                dict(islice(results.spectra.items(), _SPECTRA)), folder / filenames.PICTURE, width=_PICTURE_WIDTH
+            )
     names = {str(name) for row in results.history for name in row}
     watched = [metric for metric in _WATCHED if names & {metric, f"{metric}_h", f"{metric}_z"}][:3]
     with suppress(HfprojError, ValueError, OverflowError):

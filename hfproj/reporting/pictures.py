@@ -43,8 +43,9 @@ def pictures_of(results: Results) -> list[Picture]:
     """Return a picture of everything that was recorded, in the order of the page."""
     found = _probes(results)
     if results.spectra:
-        draw = partial(plots.plot_spectrum, results.spectra)
-        found.append(_picture("spectrum", draw, names=", ".join(results.spectra)))
+        spectra = dict(itertools.islice(results.spectra.items(), _MOST))
+        draw = partial(plots.plot_spectrum, spectra)
+        found.append(_picture("spectrum", draw, names=", ".join(spectra)))
     return [*found, *_over_steps(results), *_geometry(results.geometry)][:_MOST]
 
 

@@ -19,6 +19,7 @@ from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, UsageError, check_type
 from hfproj.files import installed_versions, portable, write_atomic
 from hfproj.results import words
+from hfproj.results.content import check_content
 from hfproj.results.history import file_in
 from hfproj.results.measurement import (
     LAYERS,
@@ -120,7 +121,8 @@ class Results:
             raise UsageError(f"There is no file {str(path)!r}; expected a results.json that Results.save wrote.")
         try:
             check_size(path.name, path.stat().st_size, str(path.parent), largest=limits.RESULTS_BYTES)
-            content = parse_json(path.read_bytes(), digits=20)  # seeds of torch have 64 bits
+            content = parse_json(path.read_bytes(), digits=20, most=limits.RESULTS_VALUES)  # seeds of torch: 64 bits
+            check_content(content)
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}; a newer hfproj may have written it")
             content = {**{name: kind() for name, kind in _LATER.items()}, **content}

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from hfproj import limits
 from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.results import words
 from hfproj.results.measurement import LAYERS, Key, Measured, Measurement, by_cell, mean_std, unpack_outcomes
 
 _MOST_DRAWN, _MOST_VALUES = 1 << 30, 100  # rows times draws, beyond which equal differences are drawn as one
+# Rows of all measures of several seeds, beyond which it is so for each; then of so many values, of fifteen seeds.
+_MOST_ROWS, _FEW_VALUES = 50_000, 32
 
 
 class Interval(NamedTuple):
@@ -134,13 +137,16 @@ def paired_interval(
     after, before = _per_row(correct_after, "correct_after"), _per_row(correct_before, "correct_before")
     if after.shape != before.shape:
         raise UsageError(f"Expected the same rows after and before, got {after.size} after and {before.size} before.")
-    difference = after - before
+    return _bootstrap(after - before, level, draws, seed, _MOST_DRAWN)
+
+
+def _bootstrap(difference: np.ndarray, level: float, draws: int, seed: int, most_drawn: int) -> Interval:
     generator = np.random.default_rng(seed % 2**64)
     if np.isin(difference, (-1, 0, 1)).all():  # one seed: counts of the three outcomes are all that a draw needs
         counts = np.array([(difference == value).sum() for value in (-1, 0, 1)])
         drawn = generator.multinomial(difference.size, counts / difference.size, size=draws)
         means = (drawn[:, 2] - drawn[:, 0]) / difference.size
-    elif (rows := difference.size) * draws > _MOST_DRAWN and len(values := np.unique(difference)) <= _MOST_VALUES:
+    elif (rows := difference.size) * draws > most_drawn and len(values := np.unique(difference)) <= _MOST_VALUES:
         counts = np.array([(difference == value).sum() for value in values])
         means = generator.multinomial(rows, counts / rows, size=draws) @ values / rows
     else:
@@ -160,12 +166,13 @@ def verdicts(results: Measured, layer: str = "h") -> list[Verdict]:
         ['better']
     """
     cells = by_cell(m for m in results.measurements if m.layer == layer and m.unit == "accuracy")
+    many = sum(4 * len(own[0].outcomes) for own in cells.values() if len(own) > 1) > 2 * _MOST_ROWS
     found = []
     for key in dict.fromkeys(key for key, _, when in cells if when == "after"):
         before, after = (cells.get((key, layer, when), []) for when in ("before", "after"))
         if before:
             first, last = (sum(m.value for m in side) / len(side) for side in (before, after))
-            found.append(Verdict(after[0].label, key[1], first, last, _interval(before, after), layer, key))
+            found.append(Verdict(after[0].label, key[1], first, last, _interval(before, after, many), layer, key))
     return found
 
 
@@ -269,14 +276,19 @@ def _per_row(values: object, name: str) -> np.ndarray:
     return values.mean(0) if values.ndim == 2 else values
 
 
-def _interval(before: list[Measurement], after: list[Measurement]) -> Interval | None:
+def _interval(before: list[Measurement], after: list[Measurement], many: bool) -> Interval | None:
     """Return the interval of the gain, or None where outcomes row by row were not kept, or not of the same rows."""
-    return _interval_of(*(tuple(m.outcomes for m in side) for side in (after, before)))
+    return _interval_of(tuple(m.outcomes for m in after), tuple(m.outcomes for m in before), many)
 
 
-@lru_cache(maxsize=1024)  # a page asks several times
-def _interval_of(*sides: tuple[str, ...]) -> Interval | None:
+@lru_cache(maxsize=limits.MEASUREMENTS)  # a page asks several times
+def _interval_of(after: tuple[str, ...], before: tuple[str, ...], many: bool) -> Interval | None:
     try:
-        return paired_interval(*(np.stack(list(map(unpack_outcomes, side))) for side in sides))
+        sides = [np.stack(list(map(unpack_outcomes, side))) for side in (after, before)]
+        if not many:
+            return paired_interval(*sides)
+        difference = _per_row(sides[0], "after") - _per_row(sides[1], "before")
+        few = len(np.unique(difference)) <= _FEW_VALUES
+        return _bootstrap(difference, 0.95, 10_000, 0, 0) if few else None
     except (UsageError, ValueError):
         return None

@@ -169,7 +169,7 @@ def test_report(tmp_path, monkeypatch, capsys):
         ("rnu", "Unknown command 'rnu'. Did you mean 'run'? Available: ls, cp, run"),
         ("simclr_vit", "Did you mean 'run simclr_vit'?"),
         ("ls preset", "Unknown kind 'preset'. Did you mean 'presets'?"),
-        ("ls heads mlp", "Unknown arguments: mlp"),
+        ("ls heads mlp", "Unknown arguments: 'mlp'"),
         ("cp", "Expected RECIPE, got none"),
         ("cp simclr", "Unknown recipe 'simclr'. Did you mean 'simclr_vit'?"),
         ("cp probe there.py", "Expected a new file to copy to, got 'there.py', which exists"),

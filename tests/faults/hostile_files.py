@@ -214,8 +214,34 @@ def checkpoints(folder, whole):
         yield f"{'zip' if zipped else 'old'} {number}", lambda: read_file(path)
 
 
+def _answers(measure, data_sets, rows, seeds):
+    for dataset, when, seed in itertools.product(range(data_sets), ("before", "after"), range(seeds)):
+        own = {"when": when, "dataset": f"d{dataset}", "protocol": {"seed": seed}}
+        yield {**measure, **own, "outcomes": f"{rows}:" + f"{(7 * dataset + seed) % 256:02x}" * (rows // 8)}
+
+
+def _shown(measure):
+    """What takes time when it is redacted, drawn or compared, and not when it is read."""
+    text, many = (1 << 16) - 8, range(15)
+    url = "https://a:" + "b:/" * (text // 4)
+    return {
+        "one text": {"notes": ["a=" * 2_000_000]},
+        "names and values": {"notes": [f"{i}" + "a=" * (text // 2) for i in many]},
+        "urls": {"command": url, "notes": [f"{i} {url}" for i in many]},
+        "paths": {"notes": [f"/{i}" + " /a" * (text // 3) for i in many]},
+        "words": {"notes": ["-a", "b c"] * 200_000}, "answers": {"measurements": list(_answers(measure, 2500, 80, 1))},
+        "seeds": {"measurements": list(_answers(measure, 1200, 4000, 2))},
+        "many rows": {"measurements": list(_answers(measure, 20, 100_000, 2))},
+        "many seeds": {"measurements": list(_answers(measure, 6, 80_000, 12))},
+        "more rows than allowed": {"measurements": list(_answers(measure, 1, 80_000_000, 1))},
+        "a long history": {"history": [{"step": i, "loss": 0.5 * i, "rankme_h": 1.0} for i in range(200_000)]},
+        "spectra": {"spectra": {f"h{i} after": [1.0, 0.5] for i in range(50_000)}},
+        "lists": {"config": {"a": [[]] * 900_000}}, "numbers": {"seeds": list(range(900_000))},
+    }  # fmt: skip
+
+
 def results(folder, whole):
-    """`results.json` that is nested, huge, or takes a table quadratic time."""
+    """`results.json` that is nested, huge, or takes time beyond its size: where it is shown, redacted, or measured."""
     path, sound = folder / "results.json", {"format": 1, "config": {}, "seeds": [], "versions": {}, "command": ""}
     sound |= {"measurements": [], "spectra": {}, "log": [], "notes": []}
     knn = {"name": "knn", "layer": "h", "when": "after", "value": 0.5, "unit": "accuracy"}
@@ -240,6 +266,13 @@ def results(folder, whole):
     for name, content in named.items():
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
         yield name, lambda: hfproj.report(folder)
+    doors = {
+        "report": lambda: hfproj.report(folder), "card": lambda: hfproj.render_card(Results.load(path)),
+        "table": lambda: Results.load(path).table(),
+    }  # fmt: skip
+    for name, more in _shown(knn).items():
+        path.write_text(json.dumps(sound | more))
+        yield from ((f"{name}, {door}", call) for door, call in doors.items())
     draw = random.Random(0)
     text = json.dumps({**sound, "measurements": [knn, {**knn, "when": "before"}]}).encode()
     for number in range(100):

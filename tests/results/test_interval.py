@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from hfproj.errors import UsageError
-from hfproj.results.verdict import paired_interval
+from hfproj.results import Measurement, Results
+from hfproj.results.measurement import pack_outcomes
+from hfproj.results.verdict import paired_interval, verdicts
 
 
 def draws_of(rows, gain, seed=0):
@@ -60,3 +62,21 @@ def test_deterministic_and_wider_at_a_higher_level():
 def test_refusals(after, before, options):
     with pytest.raises(UsageError):
         paired_interval(after, before, **options)
+
+
+def test_many_rows_of_several_seeds_are_counted(monkeypatch):
+    """Their intervals are those of draws row by row, but for the noise of drawing."""
+    sides = {when: [draws_of(2000, 0.1, seed)[i] for seed in range(3)] for i, when in enumerate(("after", "before"))}
+    measured = [
+        Measurement(
+            "knn", "h", when, 0.5, unit="accuracy", protocol={"seed": seed}, outcomes=pack_outcomes(side.astype(int))
+        )
+        for when, own in sides.items()
+        for seed, side in enumerate(own)
+    ]
+    [plain] = verdicts(Results(measurements=measured))
+    assert plain.interval == paired_interval(*(np.stack(sides[when]) for when in ("after", "before")))
+    monkeypatch.setattr("hfproj.results.verdict._MOST_ROWS", 1999)
+    [counted] = verdicts(Results(measurements=measured))
+    assert counted.interval != plain.interval
+    assert counted.interval == pytest.approx(plain.interval, abs=6e-4)

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 import hfproj
 from hfproj import cli
+from hfproj.redaction import redact
 
 
 def arguments(tmp_path, **options):
@@ -59,6 +60,7 @@ class Flags:
     """What a recipe asks for."""
 
     rate: float = 0.5
+    hub_token: str | None = None
 
     def __post_init__(self):
         if self.rate > 2:
@@ -70,7 +72,10 @@ class Flags:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--rat3 3 --typo", "Unknown arguments: --rat3 3 --typo. See --help."),
+        ("--rat3 3 --typo", "Unknown arguments: --rat3 (did you mean --rate?), --typo. See --help."),
+        ("--rat 1", "Unknown arguments: --rat (did you mean --rate?). See --help."),
+        ("--hub_tok=enterprise-xyz", "Unknown arguments: --hub_tok (did you mean --hub_token?). See --help."),
+        ("stray", "Unknown arguments: 'stray'. See --help."),
         ("--rate 1.5", "Expected rate to be 1 or less, got 1.5."),
         ("--rate 3", "a value that transformers refuses"),
     ],
@@ -81,6 +86,13 @@ def test_command_line_errors(monkeypatch, capsys, line, message):
         cli.run(lambda: cli.parse(Flags))
     assert end.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_token_that_was_parsed_is_kept_nowhere(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["recipe", "--hub_token", "enterprise-value-9"])
+    cli.parse(Flags)
+    monkeypatch.setattr("sys.argv", ["another"])
+    assert redact("with enterprise-value-9 in it") == "with $HF_TOKEN in it"
 
 
 def test_command_line(monkeypatch):
