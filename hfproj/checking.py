@@ -1,5 +1,6 @@
 """Public calls with arguments of another type than their annotations say: what would come of it is one line."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ _WORDS: dict[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a dict", Mapping: "a dict",
     Sequence: "a list", NoneType: "None", Callable: "a function", Iterable: "something to iterate over",
 }  # fmt: skip
+_PLAIN = {bool, int, float, str, NoneType}
 _SHOWN = 80  # characters of a wrong value
 _LARGEST = 2**63
 
@@ -71,7 +73,7 @@ def _check_data(who: str, given: Mapping[str, Any]) -> None:
 def _check_number(what: str, value: Any) -> None:
     if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) >= _LARGEST:
         raise UsageError(f"Expected {what} to have 64 bits, got a number of {int(value).bit_length()}.")
-    if isinstance(value, float) and value != value:
+    if isinstance(value, Real) and value != value:
         raise UsageError(f"Expected {what} to be a number, got NaN.")
 
 
@@ -100,6 +102,32 @@ def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) 
             _check_number(f"{name} of {who}", value)
         if torch.device in kinds and isinstance(value, str):
             _check_device(f"{name} of {who}", value)
+
+
+def check_fields(who: str, cls: type, settings: Any, *, leave: Iterable[str] = ()) -> None:
+    """Refuse plain fields of a dataclass `cls` that hold another type than annotated, or NaN.
+
+    Plain are numbers, strings, True and False. What a field holds by default passes, and so does what it may hold by
+    the names in `leave`.
+
+    Raises:
+        UsageError: If one does.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Settings:
+        ...     steps: int = 1
+        >>> check_fields("the settings", Settings, Settings(steps="3"))
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected steps of the settings to be a whole number, got '3' of type str.
+    """
+    hints = _hints(cls)
+    for field in dataclasses.fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        if name in leave or value is field.default or not set(_alternatives(hints.get(name, Any))) <= _PLAIN:
+            continue
+        check_types(who, cls, {name: value})
+        _check_number(f"{name} of {who}", value)
 
 
 def _check_device(what: str, value: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from hfproj.checking import check_types
+from hfproj.checking import check_fields
 from hfproj.data.indexing import POLICIES
 from hfproj.errors import UsageError, check_choice
 
@@ -73,15 +73,14 @@ class ProjectionTrainingArguments(TrainingArguments):
     on_bad_image: str = field(default="raise", metadata={"help": "Images that can't be read: raise, or skip."})
 
     def __post_init__(self):
-        own = (
-            "output_dir",
-            "use_cpu",
-            *(name for name in ProjectionTrainingArguments.__annotations__ if hasattr(self, name)),
-        )
-        # The class: transformers' parser changes the annotations of __init__.
-        check_types("the training arguments", ProjectionTrainingArguments, {n: getattr(self, n) for n in own})
+        # A token is not to be quoted; transformers takes more as fsdp than it says.
+        who, leave = "the training arguments", ("hub_token", "fsdp")
+        check_fields(who, ProjectionTrainingArguments, self, leave=leave)
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            raise UsageError(f"transformers refuses the training arguments: {error}") from error
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
         self.check_hub()

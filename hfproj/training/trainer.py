@@ -7,6 +7,7 @@ comment above each says why, and tests/test_upstream.py fails when one is moved 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ class ProjectionTrainer(ResumingTrainer):
             if isinstance(source, EpochSampler | StreamDataset):
                 source.ended = ended
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | PathLike | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train, see ``transformers.Trainer.train`` and docs/checkpoints.md.
 
         Args:
@@ -196,8 +197,12 @@ class ProjectionTrainer(ResumingTrainer):
             SystemExit: With code 75, if SIGTERM or SIGUSR1 came and a checkpoint was written.
             NonFiniteLossError: If the loss or its gradient is NaN or infinite.
         """
+        wanted = resume_from_checkpoint
+        if not isinstance(wanted, str | PathLike | bool | None) or wanted == "":
+            hint = "a checkpoint's folder, True, 'auto' or None"
+            raise UsageError(f"Expected resume_from_checkpoint to be {hint}, got {wanted!r:.80}.")
         with ExitStack() as stack:
-            checkpoint = stack.enter_context(self.in_folder(resume_from_checkpoint))
+            checkpoint = stack.enter_context(self.in_folder(wanted))
             self._terms, self.last_batch, self._first = {}, {}, True
             kept = Path(checkpoint or "") / HISTORY_FILE
             self.history = read_history(kept) if checkpoint and kept.is_file() else []
