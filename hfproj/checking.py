@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import AbstractArray
@@ -19,7 +20,6 @@ _WORDS: dict[Any, str] = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a string", dict: "a dict", Mapping: "a dict",
     Sequence: "a list", NoneType: "None", Callable: "a function", Iterable: "something to iterate over",
 }  # fmt: skip
-_PLAIN = {bool, int, float, str, NoneType}
 _SHOWN = 80  # characters of a wrong value
 _LARGEST = 2**63
 
@@ -105,10 +105,9 @@ def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) 
 
 
 def check_fields(who: str, cls: type, settings: Any, *, leave: Iterable[str] = ()) -> None:
-    """Refuse plain fields of a dataclass `cls` that hold another type than annotated, or NaN.
+    """Refuse fields of a dataclass `cls` that hold another type than annotated, or NaN.
 
-    Plain are numbers, strings, True and False. What a field holds by default passes, and so does what it may hold by
-    the names in `leave`.
+    What a field holds by default passes, and so does whatever those hold that `leave` names.
 
     Raises:
         UsageError: If one does.
@@ -124,10 +123,51 @@ def check_fields(who: str, cls: type, settings: Any, *, leave: Iterable[str] = (
     hints = _hints(cls)
     for field in dataclasses.fields(settings):
         name, value = field.name, getattr(settings, field.name)
-        if name in leave or value is field.default or not set(_alternatives(hints.get(name, Any))) <= _PLAIN:
+        kinds = {get_origin(kind) or kind for kind in _alternatives(hints.get(name, Any))}
+        if name in leave or value is field.default or not all(isinstance(kind, type) for kind in kinds):
             continue
+        if dict in kinds and dataclasses.is_dataclass(value) and not isinstance(value, type):
+            continue  # what a dict becomes
         check_types(who, cls, {name: value})
         _check_number(f"{name} of {who}", value)
+
+
+def check_ranges(settings: Any, ranges: Iterable[Sequence[Any]]) -> None:
+    """Refuse attributes beyond their range; None passes.
+
+    Args:
+        settings: What has the attributes.
+        ranges: Names, divided by spaces; the smallest and the largest number; what is expected, in words.
+
+    Raises:
+        UsageError: If one is.
+
+    Example:
+        >>> check_ranges(3j, [("real imag", 0, 3, "at most 3")])
+    """
+    for names, low, high, expected in ranges:
+        for name in names.split():
+            value = getattr(settings, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"Expected {name} to be {expected}, got {value}.")
+
+
+@contextmanager
+def refused_as(what: str) -> Iterator[None]:
+    """Return a context in which what another library raises is a UsageError that begins with `what`.
+
+    Example:
+        >>> with refused_as("The date can't be read"):
+        ...     int("tomorrow")
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: The date can't be read (ValueError: invalid literal for int() with base 10: 'to...
+    """
+    try:
+        yield
+    except HfprojError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{what} ({type(error).__name__}: {error}).") from error
 
 
 def _check_device(what: str, value: str) -> None:
@@ -142,6 +182,8 @@ def _in_words(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
         dtype = kind.__name__.partition("[")[0].lower()
         return f"a tensor [{', '.join(kind.dim_str.split())}] of {dtype} numbers"
+    if origin is Literal:
+        return " or ".join(map(repr, get_args(kind)))
     return _WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
 
 
@@ -177,6 +219,8 @@ def _is(value: Any, kind: Any) -> bool:
             and (not parts or len(value) == len(kinds))
             and all(any(_is(item, k) for k in _alternatives(part)) for item, part in zip(value, kinds))
         )
+    if origin is Literal:
+        return isinstance(value, str | int | NoneType) and value in parts
     if origin is type:
         return isinstance(value, type)
     if origin is Callable:

@@ -7,9 +7,21 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from hfproj.checking import check_fields
+from hfproj.checking import check_fields, check_ranges, refused_as
 from hfproj.data.indexing import POLICIES
 from hfproj.errors import UsageError, check_choice
+
+REFUSED = "transformers refuses the training arguments"
+_FRACTION, _LEAST, _MOST = 1 - 2**-53, 5e-324, 2**63
+_RANGES = (  # fields, from, to, in words
+    ("patch_dropout adam_beta1 adam_beta2", 0, _FRACTION, "a fraction in [0, 1), for example 0.5"),
+    ("ema_momentum ema_momentum_end", 0, 1, "a number in [0, 1], for example 0.996"),
+    ("learning_rate head_learning_rate adam_epsilon dataloader_num_workers warmup_steps", 0, _MOST, "0 or more"),
+    ("lars_trust_coefficient eval_knn_temperature num_train_epochs", _LEAST, _MOST, "a number above 0"),
+    ("per_device_train_batch_size per_device_eval_batch_size eval_knn_k", 1, _MOST, "1 or more"),
+    ("gradient_accumulation_steps", 1, _MOST, "1 or more"),
+    ("seed", 0, 2**32 - 1, "a number of 32 bits"),
+)
 
 
 @dataclass
@@ -73,31 +85,17 @@ class ProjectionTrainingArguments(TrainingArguments):
     on_bad_image: str = field(default="raise", metadata={"help": "Images that can't be read: raise, or skip."})
 
     def __post_init__(self):
-        # A token is not to be quoted; transformers takes more as fsdp than it says.
-        who, leave = "the training arguments", ("hub_token", "fsdp")
-        check_fields(who, ProjectionTrainingArguments, self, leave=leave)
+        leave = ("hub_token", "fsdp")  # a token is not to be quoted; transformers takes more as fsdp than it says
+        check_fields("the training arguments", ProjectionTrainingArguments, self, leave=leave)
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
-        try:
+        with refused_as(REFUSED):
             super().__post_init__()
-        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-            raise UsageError(f"transformers refuses the training arguments: {error}") from error
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
         self.check_hub()
         check_choice("on_bad_image", self.on_bad_image, POLICIES)
-        momentum = "a number in [0, 1], for example 0.996"
-        limits = {
-            "patch_dropout": (0 <= self.patch_dropout < 1, "a fraction in [0, 1), for example 0.5"),
-            "head_learning_rate": ((self.head_learning_rate or 0) >= 0, "0 or more, or None"),
-            "ema_momentum": (0 <= (self.ema_momentum or 0) <= 1, momentum),
-            "ema_momentum_end": (0 <= (self.ema_momentum_end or 0) <= 1, momentum),
-            "lars_trust_coefficient": (self.lars_trust_coefficient > 0, "a number above 0"),
-            "eval_knn_k": (self.eval_knn_k >= 1, "at least 1 neighbour"),
-            "eval_knn_temperature": (self.eval_knn_temperature > 0, "a temperature above 0"),
-        }
-        for name, (fits, expected) in limits.items():
-            if not fits:
-                raise UsageError(f"Expected {name} to be {expected}, got {getattr(self, name)}.")
+        check_ranges(self, _RANGES)
+        self.adam_beta1, self.adam_beta2 = float(self.adam_beta1), float(self.adam_beta2)  # torch takes no whole ones
         if self.remove_unused_columns:
             raise UsageError(
                 "remove_unused_columns=True would drop the images before they are collated; leave it False."

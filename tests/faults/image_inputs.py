@@ -189,20 +189,23 @@ class Odd:
     __hash__ = object.__hash__
 
 
-NUMBERS = [10**20, -(10**20), 2**63, 2**63 - 1, 10**5000, math.nan, math.inf, 1.5, "cat", b"cat", None, True, [1],
-           torch.tensor([1, 2]), torch.tensor(3), torch.tensor(3.0), np.uint64(2**64 - 1), np.int8(3), object(), {},
-           complex(1), np.array([1, 2]), torch.tensor(2**63, dtype=torch.uint64), -(2**63), -(2**63) - 1, -(10**5000),
-           -1, 0, False, "", "\ud800", "a\nb", "7", "a" * 10**7, b"a" * 10**7, decimal.Decimal(3), decimal.Decimal("NaN"),
-           fractions.Fraction(3), np.nan, np.float32(3), np.array(3), np.array([3]), np.array("cat"), np.datetime64("NaT"),
-           np.datetime64("2020-01-01"), np.ma.masked, np.broadcast_to(np.int64(1), (200_000, 200_000)), range(10**9),
-           torch.tensor(True), torch.tensor(math.nan), torch.zeros(0), torch.ones(1).expand(200_000, 200_000),
-           torch.empty((), device="meta"), torch.tensor(3).to_sparse(), {"label": 3}, {3}, (3,), len, int, Exception("a\nb"),
+NUMBERS = [10**20, -(10**20), 2**63, 2**63 - 1, 10**5000, math.nan, math.inf, 1.5, "cat", b"cat", None,
+           True, [1], torch.tensor([1, 2]), torch.tensor(3), torch.tensor(3.0), np.uint64(2**64 - 1),
+           np.int8(3), object(), {}, complex(1), np.array([1, 2]), torch.tensor(2**63,
+           dtype=torch.uint64), -(2**63), -(2**63) - 1, -(10**5000), -1, 0, False, "", "\ud800", "a\nb",
+           "7", "a" * 10**7, b"a" * 10**7, decimal.Decimal(3), fractions.Fraction(3),
+           decimal.Decimal("NaN"), np.nan, np.float32(3), np.array(3), np.array([3]), np.array("cat"),
+           np.datetime64("NaT"), np.datetime64("2020-01-01"), np.ma.masked, np.broadcast_to(np.int64(1),
+           (200_000, 200_000)), range(10**9), torch.tensor(True), torch.tensor(math.nan), torch.zeros(0),
+           torch.ones(1).expand(200_000, 200_000), torch.empty((), device="meta"),
+           torch.tensor(3).to_sparse(), {"label": 3}, {3}, (3,), len, int, Exception("a\nb"),
            pathlib.Path("3"), itertools.count(), Odd()]  # fmt: skip
 TEXTS = ["", "a", "\ud800", "a\udcff", "a" * 10**7, "a b " * 10**6, " " * 10**7, "\0", "e\u0301" * 10**6, "😀" * 10**6,
          None, b"a", 3, ["a"], math.nan, np.str_("a"), pathlib.Path("a"), "\n" * 10**7, "\r\n\t\v", "\u202e" * 10**6,
          "\u200b" * 10**6, "\ufeffa", "\U0010ffff", "\ue000", "a" + "\u0301" * 10**6, "a\ud800" + "b" * 10**6,
          "b" * 10**6 + "\ud800", "\ud83d\ude00", bytearray(b"a"), ("a", "b"), {"text": "a"}, True, np.array("a"),
-         np.array(["a"] * 3), 10**5000, 1e308, object(), Odd(), str, iter("a"), range(10**9), torch.tensor(3)]  # fmt: skip
+         np.array(["a"] * 3), 10**5000, 1e308, object(), Odd(), str, iter("a"), range(10**9),
+         torch.tensor(3)]  # fmt: skip
 
 
 def tokenizer():
