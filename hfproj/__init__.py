@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         heads as heads, hints as hints, hub as hub, lazy as lazy, limits as limits, objectives as objectives,
         plots as plots, presets as presets, probes as probes, redaction as redaction, registry as registry,
         regularizers as regularizers, reporting as reporting, results as results, saving as saving,
-        secret_names as secret_names, strict_json as strict_json, studies as studies, training as training, tuner as tuner, typing as typing,
+        secret_names as secret_names, strict_json as strict_json, studies as studies, training as training,
+        tuner as tuner, typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters

@@ -1,5 +1,6 @@
 """Public calls with wrong arguments, or those of another type than annotations say: one line comes of it."""
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import AbstractArray
@@ -170,7 +171,7 @@ def _check_data(who: str, given: Mapping[str, Any]) -> None:
 def _check_number(what: str, value: Any) -> None:
     if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) >= _LARGEST:
         raise UsageError(f"Expected {what} to have 64 bits, got a number of {int(value).bit_length()}.")
-    if isinstance(value, float) and value != value:
+    if isinstance(value, Real) and value != value:
         raise UsageError(f"Expected {what} to be a number, got NaN.")
 
 
@@ -214,6 +215,72 @@ def _cure(name: str, value: Any, kinds: Sequence[Any]) -> str:
     return ""
 
 
+def check_fields(who: str, cls: type, settings: Any, *, leave: Iterable[str] = ()) -> None:
+    """Refuse fields of a dataclass `cls` that hold another type than annotated, or NaN.
+
+    What a field holds by default passes, and so does whatever those hold that `leave` names.
+
+    Raises:
+        UsageError: If one does.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Settings:
+        ...     steps: int = 1
+        >>> check_fields("the settings", Settings, Settings(steps="3"))
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected steps of the settings to be a whole number, got '3' of type str.
+    """
+    hints = _hints(cls)
+    for field in dataclasses.fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        kinds = {get_origin(kind) or kind for kind in _alternatives(hints.get(name, Any))}
+        if name in leave or value is field.default or not all(isinstance(kind, type) for kind in kinds):
+            continue
+        if dict in kinds and dataclasses.is_dataclass(value) and not isinstance(value, type):
+            continue  # what a dict becomes
+        check_types(who, cls, {name: value})
+        _check_number(f"{name} of {who}", value)
+
+
+def check_ranges(settings: Any, ranges: Iterable[Sequence[Any]]) -> None:
+    """Refuse attributes beyond their range; None passes.
+
+    Args:
+        settings: What has the attributes.
+        ranges: Names, divided by spaces; the smallest and the largest number; what is expected, in words.
+
+    Raises:
+        UsageError: If one is.
+
+    Example:
+        >>> check_ranges(3j, [("real imag", 0, 3, "at most 3")])
+    """
+    for names, low, high, expected in ranges:
+        for name in names.split():
+            value = getattr(settings, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"Expected {name} to be {expected}, got {value}.")
+
+
+@contextmanager
+def refused_as(what: str) -> Iterator[None]:
+    """Return a context in which what another library raises is a UsageError that begins with `what`.
+
+    Example:
+        >>> with refused_as("The date can't be read"):
+        ...     int("tomorrow")
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: The date can't be read (ValueError: invalid literal for int() with base 10: 'to...
+    """
+    try:
+        yield
+    except HfprojError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{what} ({type(error).__name__}: {error}).") from error
+
+
 def _check_device(what: str, value: str) -> None:
     try:
         torch.device(value)
@@ -228,6 +295,8 @@ def _in_words(kind: Any) -> str:
         return f"a tensor [{', '.join(kind.dim_str.split())}] of {dtype} numbers"
     if origin is tuple and len(get_args(kind)) == 2 and Ellipsis not in get_args(kind):
         return "a pair such as (0.4, 1.0)"
+    if origin is Literal:
+        return " or ".join(map(repr, get_args(kind)))
     return _WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
 
 
@@ -265,6 +334,8 @@ def _is(value: Any, kind: Any) -> bool:
             and (not parts or len(value) == len(kinds))
             and all(any(_is(item, k) for k in _alternatives(part)) for item, part in zip(value, kinds))
         )
+    if origin is Literal:
+        return isinstance(value, str | int | NoneType) and value in parts
     if origin is type:
         return isinstance(value, type)
     if origin is Callable:

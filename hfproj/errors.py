@@ -38,7 +38,7 @@ class SaveError(HfprojError, OSError):
 
 
 class NonFiniteLossError(HfprojError, FloatingPointError):
-    """The loss became NaN or infinite while training."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 class CollapseWarning(UserWarning):

@@ -322,5 +322,9 @@ def _unknown_words(parser: argparse.ArgumentParser, left: Sequence[str]) -> Usag
         longer = [flag for flag in known if len(name) > 2 and flag.startswith(name)]
         close = longer or difflib.get_close_matches(name, known, n=1)
         said.append(f"{name} (did you mean {close[0]}?)" if close else name)
-    hint = "" if said or not any(word.endswith(SUFFIXES) for word in left) else " A file of arguments stands before the flags."
+    hint = (
+        ""
+        if said or not any(word.endswith(SUFFIXES) for word in left)
+        else " A file of arguments stands before the flags."
+    )
     return UsageError(f"Unknown arguments: {', '.join(said) or short(left[0])}.{hint} See --help.")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
-from hfproj.checking import checked
+from hfproj.checking import check_types, checked
 from hfproj.data.augment import Augmentation, Number
 from hfproj.data.indexing import check_items, index_and_labels, whole_numbers
 from hfproj.data.pixels import to_image_tensor, to_rgb_tensor
@@ -230,6 +230,7 @@ class ImageViews(_Images):
         Raises:
             UsageError: In the cases of the class, or if the backbone takes no images of `local_size`.
         """
+        check_types(cls.__name__, cls.__init__, options)
         views = cls(**_settings(model, options, "size", "mean", "std", "flip_channels"))
         if views.local_size is not None:
             _try_size(model, views.local_size, len(views.mean))
@@ -305,6 +306,7 @@ class EvalImages(_Images):
         Raises:
             UsageError: In the cases of the class, or if the image size is unknown.
         """
+        check_types(cls.__name__, cls.__init__, options)
         names = ("interpolation", "resize", "resize_mode", "resizer", "crop_rounding", "flip_channels")
         settings = _settings(model, options, "size", "mean", "std", *names)
         resize = settings["resize"] or settings["size"]

@@ -1,11 +1,12 @@
 """Any image as a tensor: of three channels (`to_rgb_tensor`), or of those that a backbone takes (`to_image_tensor`).
 
-A file of some kilobytes may announce a picture that fills the memory. How many pixels an image may have is read from
-its header, before anything is decoded: Pillow's own limit, ``PIL.Image.MAX_IMAGE_PIXELS`` (89,478,485; None for none),
-from which on Pillow itself only warns.
+A file of some kilobytes may announce a picture that fills the memory, and so may an array that is one number, expanded.
+How many pixels an image may have is read from its header or its shape, before anything is decoded or copied: Pillow's
+own limit, ``PIL.Image.MAX_IMAGE_PIXELS`` (89,478,485; None for none), from which on Pillow itself only warns.
 """
 
 import io
+import math
 import os
 import reprlib
 import warnings
@@ -43,14 +44,14 @@ def to_rgb_tensor(image: AnyImage, column: str = "image") -> UInt8[Tensor, "3 he
         column: Name of the item's entry, for messages.
 
     Raises:
-        UsageError: If it is no image, its values are out of range, a file cannot be decoded, or its header announces
-            more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        UsageError: If it is no image, its values are out of range, a file cannot be decoded, or its header or shape
+            announces more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Example:
         >>> to_rgb_tensor(np.array([[0.0, 1.0]])).tolist()
         [[[0, 255]], [[0, 255]], [[0, 255]]]
     """
-    return _checked(lambda: _rgb(_opened(image, column), column), column)
+    return _checked(lambda: _rgb(_opened(image, 3, column), column), column)
 
 
 def to_image_tensor(
@@ -79,7 +80,7 @@ def to_image_tensor(
     if channels == 3:
         return to_rgb_tensor(image, column)
     first = isinstance(image, Tensor)
-    return _checked(lambda: _of_channels(_opened(image, column), channels, column, first=first), column)
+    return _checked(lambda: _of_channels(_opened(image, channels, column), channels, column, first=first), column)
 
 
 def _rgb(image: Image.Image | np.ndarray, column: str) -> Tensor:
@@ -133,7 +134,7 @@ def decoded(image: Any, column: str = "image") -> Any:
     if _is_stored(image):
         image = _checked(lambda: _decode(image), column)
     if isinstance(image, Image.Image):
-        _check_pixels(image)
+        _check_pixels(*image.size)
         _checked(image.load, column)
     return image
 
@@ -168,13 +169,14 @@ def _is_stored(image: Any) -> bool:
     return isinstance(image, dict) and ("bytes" in image or "path" in image)
 
 
-def _opened(image: AnyImage, column: str) -> Image.Image | np.ndarray:
+def _opened(image: AnyImage, channels: int, column: str) -> Image.Image | np.ndarray:
     if _is_stored(image):
         image = _decode(image)
     if isinstance(image, Image.Image):
-        _check_pixels(image)
+        _check_pixels(*image.size)
         image.load()
         return upright(image)
+    _check_shape(image, channels)
     if isinstance(image, Tensor):
         if image.layout != torch.strided or image.is_quantized or image.is_meta:
             kind = "quantized" if image.is_quantized else "meta" if image.is_meta else str(image.layout)
@@ -183,6 +185,7 @@ def _opened(image: AnyImage, column: str) -> Image.Image | np.ndarray:
         image = (image.float() if image.dtype in _NOT_NUMPYS else image).numpy()
     elif hasattr(image, "__array__") and not isinstance(image, np.ndarray | np.generic):
         image = np.asarray(image)  # of TensorFlow, JAX and others
+        _check_shape(image, channels)
     if isinstance(image, np.ndarray):
         if image.dtype.name == "bfloat16":  # of ml_dtypes, which JAX and TensorFlow use
             image = image.astype(np.float32)
@@ -198,14 +201,26 @@ def _opened(image: AnyImage, column: str) -> Image.Image | np.ndarray:
     )
 
 
-def _check_pixels(image: Image.Image) -> None:
-    """Refuse an image whose header announces more pixels than Pillow's limit, or none."""
-    limit, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+def _check_shape(image: Any, channels: int) -> None:
+    """Refuse an array that shows more pixels than Pillow's limit, before it is copied; others are not looked at."""
+    shape = getattr(image, "shape", None)
+    if not isinstance(shape, tuple) or not all(isinstance(side, int) for side in shape) or 0 in shape:
+        return
+    taken = {1, 3, 4} if channels in (1, 3) else {channels}
+    first = isinstance(image, Tensor) and channels != 3
+    bands = next((axis for axis in ((0, -1) if first else (-1, 0)) if len(shape) == 3 and shape[axis] in taken), None)
+    sides = [*shape] if bands is None else [*(shape[1:] if bands == 0 else shape[:-1])]
+    _check_pixels(math.prod(sides[1:]), math.prod(sides[:1]))
+
+
+def _check_pixels(width: int, height: int) -> None:
+    """Refuse an image that announces more pixels than Pillow's limit, or none."""
+    limit = Image.MAX_IMAGE_PIXELS
     if not width * height:
         raise UsageError(f"The image has {width} × {height} pixels, which is nothing to see; drop the row.")
     if limit is not None and width * height > limit:
         raise UsageError(
-            f"The image has {width} × {height} pixels, more than the limit of {limit}: decoded it may fill the memory. "
+            f"The image has {width} × {height} pixels, more than the limit of {limit}: it may fill the memory. "
             f"{_LIMIT}."
         )
 
@@ -248,7 +263,7 @@ def _decode(stored: Any) -> Image.Image:
             raise OSError("no file")
         with bounded():
             image: Image.Image = Image.open(io.BytesIO(data) if data is not None else str(path))
-        _check_pixels(image)
+        _check_pixels(*image.size)
         image.load()
         return image
     except HfprojError:

@@ -141,6 +141,7 @@ class EvalText(_Sentences):
         return {"inputs": dict(self._tokens(items, [self.column])), **index_and_labels(items, self.label_column)}
 
 
+@checked
 def tokenizer_of(model: nn.Module) -> PreTrainedTokenizerBase:
     """Return the tokenizer that lies beside the files of the model's backbone.
 

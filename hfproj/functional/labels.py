@@ -5,6 +5,7 @@ None and NaN are no class; other negative numbers are classes like others (of th
 other floating-point number is a score, 3.0 too: whether a column holds scores must not depend on the rows of a batch.
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -105,9 +106,8 @@ def described(value: Any) -> str:
         return f"{got}. Encode names as class numbers: {how}"
     if isinstance(value, int):
         return f"got a whole number of {value.bit_length()} bits, more than 64. Number the classes from 0"
-    shown = getattr(value, "tolist", lambda: value)()
     hint = "A score is no class, a whole one neither: cast class numbers to integers, with −1 where there is none"
-    return f"got {type(value).__name__} {shown!s:.60}. {hint}"
+    return f"got {type(value).__name__} {_shown(value)}. {hint}"
 
 
 def labelled_rows(labels: Int[Tensor, " rows"], what: str) -> Bool[Tensor, " rows"]:
@@ -149,8 +149,17 @@ def check_classes(labels: Int[Tensor, " rows"], what: str, test: Int[Tensor, " t
             )
 
 
+def _shown(value: Any) -> str:
+    try:
+        if getattr(value, "shape", ()):  # it may be large, or show more than it holds
+            return f"of shape {list(value.shape)}"
+        return f"{getattr(value, 'tolist', lambda: value)()!s:.60}"
+    except Exception:  # of an object's own making
+        return "that has no text"
+
+
 def _is_nan(value: Any) -> bool:
     try:
-        return bool(value != value)
+        return math.prod(getattr(value, "shape", ())) == 1 and bool(value != value)
     except (TypeError, ValueError, RuntimeError):  # an array, for example
         return False

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.functional.contrastive import check_images
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.functional.rows import gather_views
 from hfproj.registry import ShowsOptions
 from hfproj.typing import Views
@@ -115,12 +116,15 @@ class Objective(ShowsOptions, nn.Module):
 
         Raises:
             UsageError: If the call lacks something, as in :func:`check_call`, or ``compute`` refuses it.
+            NonFiniteLossError: In the backward pass, if the gradient of a finite loss is beyond float16, the type of z.
         """
         if others:
             how = f"{type(self).__name__.lower()}(torch.stack([z_a, z_b]))"
             raise UsageError(f"{type(self).__name__} takes the views as one tensor [views, batch, dim]: {how}.")
         check_call(self, z, **given)
-        return self.compute(z, **given)
+        guard = OverflowGuard(type(self).__name__)
+        loss, terms = self.compute(guard(z), **{name: guard(value) for name, value in given.items()})
+        return ObjectiveOutput(guard.loss(loss), terms)
 
     def global_batch(self, z: Views, *, gather: bool = True) -> Views:
         """Return views of the images of all processes, or of this one; raise a UsageError if it is one image."""

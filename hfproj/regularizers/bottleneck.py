@@ -17,6 +17,7 @@ Deviations:
 from torch import nn
 
 from hfproj.functional.distributions import check_alpha, matrix_mutual_information
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.functional.rows import gather_views
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Projections, Representations, check_views
@@ -53,8 +54,9 @@ class Bottleneck(ShowsOptions, nn.Module):
         Raises:
             UsageError: If h or z has another shape or type.
         """
-        h, z = check_views("h", h), check_views("z", z)
+        guard = OverflowGuard("Bottleneck")
+        h, z = guard(check_views("h", h)), guard(check_views("z", z))
         if self.gather:
             h, z = gather_views(h), gather_views(z)
         h, z = h.flatten(0, 1), z.flatten(0, 1)
-        return matrix_mutual_information(h, z, alpha=self.alpha)
+        return guard.loss(matrix_mutual_information(h, z, alpha=self.alpha))

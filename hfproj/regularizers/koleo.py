@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from hfproj.errors import UsageError
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.functional.rows import full_precision, unit_rows
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Layer, Projections, Representations, check_on, features
@@ -83,5 +84,6 @@ class KoLeo(ShowsOptions, nn.Module):
         Raises:
             UsageError: If the features have another shape or type, or h carries no gradient while z does.
         """
-        x = features(self.on, h, z, gather=self.gather)
-        return torch.stack([koleo_loss(view, eps=self.eps) for view in x]).sum()
+        guard = OverflowGuard("KoLeo")
+        x = guard(features(self.on, h, z, gather=self.gather))
+        return guard.loss(torch.stack([koleo_loss(view, eps=self.eps) for view in x]).sum())

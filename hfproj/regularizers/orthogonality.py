@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hfproj.errors import check_choice
 from hfproj.functional.matrices import SIDES, Side, orthogonality_gap
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, layers_of
 from hfproj.typing import OneOf, Scalar
@@ -85,4 +86,6 @@ class Orthogonality(ShowsOptions, nn.Module):
         """
         layers = layers_of(model, "last" if self.layer == "head" else "encoder")
         last = list(layers.values())[-1]
-        return orthogonality_penalty(effective_weight(last), side=self.side, reduction=self.reduction)
+        guard = OverflowGuard("Orthogonality")
+        weight = effective_weight(last, guard)
+        return guard.loss(orthogonality_penalty(weight, side=self.side, reduction=self.reduction))

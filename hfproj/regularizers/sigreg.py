@@ -14,6 +14,7 @@ from torch import nn
 
 from hfproj.errors import UsageError
 from hfproj.functional.distributions import random_directions, sigreg
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.functional.rows import full_precision, generator_of
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Layer, Projections, Representations, check_on, features
@@ -56,8 +57,9 @@ class SIGReg(ShowsOptions, nn.Module):
         Raises:
             UsageError: If the features have another shape or type, or h carries no gradient while z does.
         """
-        x = features(self.on, h, z)
+        guard = OverflowGuard("SIGReg")
+        x = guard(features(self.on, h, z))
         directions = random_directions(x[0], self.slices, generator=generator_of(step))
         with full_precision(x):
             views = [sigreg(view, directions=directions, knots=self.knots, t_max=self.t_max) for view in x]
-        return torch.stack(views).mean()
+        return guard.loss(torch.stack(views).mean())

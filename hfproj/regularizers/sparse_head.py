@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hfproj.errors import UsageError, check_choice
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.functional.rows import full_precision
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, head_of, layers_of
@@ -118,8 +119,10 @@ class SparseHead(ShowsOptions, nn.Module):
         """
         layers = self._layers(model)
         self._warn_of_batch_norm(model, layers)
+        guard = OverflowGuard("SparseHead")
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.method == "subgradient"):
-            return torch.stack([self._penalty(effective_weight(layer)) for layer in layers.values()]).sum()
+            weights = [effective_weight(layer, guard) for layer in layers.values()]
+            return guard.loss(torch.stack([self._penalty(weight) for weight in weights]).sum())
 
     def _penalty(self, weight: Tensor) -> Tensor:
         with full_precision(weight):

@@ -21,6 +21,7 @@ from torch import nn
 
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.moments import covariance_penalty, variance_hinge
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Layer, Projections, Representations, check_on, features
 from hfproj.typing import OneOf, Scalar
@@ -68,8 +69,9 @@ class VICRegTerms(ShowsOptions, nn.Module):
         Raises:
             UsageError: If the features have another shape or type, or h carries no gradient while z does.
         """
-        x = features(self.on, h, z)
+        guard = OverflowGuard("VICRegTerms")
+        x = guard(features(self.on, h, z))
         variance = torch.stack([variance_hinge(view, eps=self.eps, target=self.target) for view in x])
         covariance = torch.stack([covariance_penalty(view) for view in x])
         variance = variance.mean() if self.variance_reduction == "mean" else variance.sum()
-        return self.variance_weight * variance + self.covariance_weight * covariance.sum()
+        return guard.loss(self.variance_weight * variance + self.covariance_weight * covariance.sum())

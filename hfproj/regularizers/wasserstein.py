@@ -15,6 +15,7 @@ Deviations:
 from torch import nn
 
 from hfproj.functional.distributions import wasserstein_to_uniform
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.base import Layer, Projections, Representations, check_on, features
 from hfproj.typing import Scalar
@@ -48,4 +49,6 @@ class Wasserstein(ShowsOptions, nn.Module):
         Raises:
             UsageError: If the features have another shape or type, or h carries no gradient while z does.
         """
-        return wasserstein_to_uniform(features(self.on, h, z, gather=self.gather).flatten(0, 1))
+        guard = OverflowGuard("Wasserstein")
+        x = guard(features(self.on, h, z, gather=self.gather))
+        return guard.loss(wasserstein_to_uniform(x.flatten(0, 1)))

@@ -31,6 +31,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from hfproj.errors import UsageError, check_choice
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.functional.rows import full_precision
 from hfproj.typing import OneOf
 
@@ -84,8 +85,10 @@ def layers_of(model: nn.Module, part: Part) -> dict[str, Any]:
     return in_encoder | in_head if part == "all" else in_encoder
 
 
-def effective_weight(layer: Any) -> Float[Tensor, "out fan_in"]:
+def effective_weight(layer: Any, guard: OverflowGuard | None = None) -> Float[Tensor, "out fan_in"]:
     """Return the weight that a layer of `layers_of` multiplies with, differentiable in what is trained of it.
+
+    Its gradient is watched by a `guard`.
 
     Raises:
         UsageError: If the weight that a PEFT method makes is not known here, or the weight is quantized.
@@ -94,6 +97,9 @@ def effective_weight(layer: Any) -> Float[Tensor, "out fan_in"]:
         >>> effective_weight(nn.Conv2d(3, 8, kernel_size=2)).shape
         torch.Size([8, 12])
     """
+    if guard is not None:
+        half = any(p.dtype == torch.float16 and p.requires_grad for p in layer.parameters())
+        return guard(effective_weight(layer), half=half)
     if not isinstance(layer, BaseTunerLayer):
         return _matrix(layer.weight)
     weight = _matrix(layer.get_base_layer().weight)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.functional.matrices import SIDES, Side, orthogonality_gap
+from hfproj.functional.overflow import OverflowGuard
 from hfproj.registry import ShowsOptions
 from hfproj.regularizers.weights import effective_weight, layers_of
 from hfproj.typing import OneOf, Scalar
@@ -86,8 +87,10 @@ class WERank(ShowsOptions, nn.Module):
         """
         layers = layers_of(model, self.layers)
         alphas = _alphas(self.alpha, list(layers))
-        weights = [effective_weight(layers[name]) for name in alphas]
-        return werank_penalty(weights, alphas=list(alphas.values()), side=self.side, squared=self.squared)
+        guard = OverflowGuard("WERank")
+        weights = [effective_weight(layers[name], guard) for name in alphas]
+        loss = werank_penalty(weights, alphas=list(alphas.values()), side=self.side, squared=self.squared)
+        return guard.loss(loss)
 
 
 def _alphas(given: float | Mapping[str, float], names: list[str]) -> dict[str, float]:

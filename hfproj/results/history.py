@@ -113,4 +113,6 @@ def _number(name: str, value: Any) -> float | int | None:
         raise UsageError(f"Expected a number as {name!r} of the history, got {value!r:.80}.")
     if name in _WHOLE and value != int(value):
         raise UsageError(f"Expected a whole number as {name!r} of the history, got {value!r}.")
+    if (name in _WHOLE and abs(value) >= 2**63) or (isinstance(value, int) and abs(value) >= 2**1023):
+        raise UsageError(f"Expected a number of 64 bits as {name!r} of the history, got a larger one.")
     return int(value) if name in _WHOLE else float(value)

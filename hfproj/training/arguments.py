@@ -8,9 +8,21 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import HubStrategy
 
-from hfproj.checking import check_types, explained, in_our_words
+from hfproj.checking import check_fields, check_ranges, explained, in_our_words, refused_as
 from hfproj.data.indexing import POLICIES
 from hfproj.errors import UsageError, check_choice
+
+REFUSED = "transformers refuses the training arguments"
+_FRACTION, _LEAST, _MOST = 1 - 2**-53, 5e-324, 2**63
+_RANGES = (  # fields, from, to, in words
+    ("patch_dropout adam_beta1 adam_beta2", 0, _FRACTION, "a fraction in [0, 1), for example 0.5"),
+    ("ema_momentum ema_momentum_end", 0, 1, "a number in [0, 1], for example 0.996"),
+    ("learning_rate head_learning_rate adam_epsilon dataloader_num_workers warmup_steps", 0, _MOST, "0 or more"),
+    ("lars_trust_coefficient eval_knn_temperature num_train_epochs", _LEAST, _MOST, "a number above 0"),
+    ("per_device_train_batch_size per_device_eval_batch_size eval_knn_k", 1, _MOST, "1 or more"),
+    ("gradient_accumulation_steps", 1, _MOST, "1 or more"),
+    ("seed", 0, 2**32 - 1, "a number of 32 bits"),
+)
 
 
 @explained
@@ -75,34 +87,18 @@ class ProjectionTrainingArguments(TrainingArguments):
     on_bad_image: str = field(default="raise", metadata={"help": "Images that can't be read: raise, or skip."})
 
     def __post_init__(self):
-        own = (
-            "output_dir",
-            "use_cpu",
-            *(name for name in ProjectionTrainingArguments.__annotations__ if hasattr(self, name)),
-        )
-        # The class: transformers' parser changes the annotations of __init__.
-        check_types("the training arguments", ProjectionTrainingArguments, {n: getattr(self, n) for n in own})
+        leave = ("hub_token", "fsdp")  # a token is not to be quoted; transformers takes more as fsdp than it says
+        check_fields("the training arguments", ProjectionTrainingArguments, self, leave=leave)
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
-        with in_our_words(self):
+        with refused_as(REFUSED), in_our_words(self):
             super().__post_init__()
             get_reporting_integration_callbacks(self.report_to)  # here, and not when the trainer is made
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # else torch warns that there is nothing to pin memory for
         self.check_hub()
         check_choice("on_bad_image", self.on_bad_image, POLICIES)
-        momentum = "a number in [0, 1], for example 0.996"
-        limits = {
-            "patch_dropout": (0 <= self.patch_dropout < 1, "a fraction in [0, 1), for example 0.5"),
-            "head_learning_rate": ((self.head_learning_rate or 0) >= 0, "0 or more, or None"),
-            "ema_momentum": (0 <= (self.ema_momentum or 0) <= 1, momentum),
-            "ema_momentum_end": (0 <= (self.ema_momentum_end or 0) <= 1, momentum),
-            "lars_trust_coefficient": (self.lars_trust_coefficient > 0, "a number above 0"),
-            "eval_knn_k": (self.eval_knn_k >= 1, "at least 1 neighbour"),
-            "eval_knn_temperature": (self.eval_knn_temperature > 0, "a temperature above 0"),
-        }
-        for name, (fits, expected) in limits.items():
-            if not fits:
-                raise UsageError(f"Expected {name} to be {expected}, got {getattr(self, name)}.")
+        check_ranges(self, _RANGES)
+        self.adam_beta1, self.adam_beta2 = float(self.adam_beta1), float(self.adam_beta2)  # torch takes no whole ones
         if self.remove_unused_columns:
             raise UsageError(
                 "remove_unused_columns=True would drop the images before they are collated; leave it False."

@@ -2,9 +2,9 @@
 measure, and views that would be equal.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ def check_arguments(model: PeftModel, args: ProjectionTrainingArguments, optimiz
             "run that is done; leave it out: SIGTERM and SIGUSR1 end in a checkpoint anyway (docs/checkpoints.md)."
         )
     try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # as transformers does
+        os.makedirs(args.output_dir, exist_ok=True)  # as transformers does
     except OSError as error:
         raise UsageError(
             f"Expected output_dir to be a folder that can be written to, got {args.output_dir!r} ({error.strerror})."

@@ -7,6 +7,7 @@ comment above each says why, and tests/test_upstream.py fails when one is moved 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
+from hfproj.checking import check_types, refused_as
 from hfproj.data.indexing import EpochSampler, StreamDataset
 from hfproj.data.kinds import check_eval_dataset
 from hfproj.data.skipped import SkippedImages
@@ -28,7 +30,7 @@ from hfproj.objectives.buffers import START, Position
 from hfproj.results.history import HISTORY_FILE, read_history
 from hfproj.saving.signals import LeaveSignals
 from hfproj.training import checks, gradients, setup
-from hfproj.training.arguments import ProjectionTrainingArguments
+from hfproj.training.arguments import REFUSED, ProjectionTrainingArguments
 from hfproj.training.checkpoints import Continued
 from hfproj.training.ema import EMA
 from hfproj.training.optimizer import AroundSteps, make_optimizer
@@ -110,12 +112,14 @@ class ProjectionTrainer(ResumingTrainer):
         train_dataset, data_collator = setup.prepared_data(train_dataset, data_collator, model, args)
         if isinstance(train_dataset, StreamDataset):
             args.accelerator_config.dispatch_batches = False  # every process reads the stream and keeps its part
-        super().__init__(
-            model, args,
-            data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
-            callbacks=[*(callbacks or ()), *SkippedImages.of(train_dataset)],
-            optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs, processing_class=processing_class,
-        )  # fmt: skip
+        with refused_as(REFUSED):
+            super().__init__(
+                model, args,
+                data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
+                callbacks=[*(callbacks or ()), *SkippedImages.of(train_dataset)],
+                optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                processing_class=processing_class,
+            )  # fmt: skip
         # The loss is a mean over the batch: the Trainer must divide it by the accumulation steps, even though the
         # model's forward takes **kwargs and the batch may hold labels.
         self.model_accepts_loss_kwargs, self.can_return_loss = False, True
@@ -164,7 +168,8 @@ class ProjectionTrainer(ResumingTrainer):
                 drop_last=self.args.dataloader_drop_last, prefetch_factor=self.args.dataloader_prefetch_factor,
             ))  # fmt: skip
         else:
-            loader = super().get_train_dataloader()
+            with refused_as(REFUSED):
+                loader = super().get_train_dataloader()
         bare = getattr(loader, "base_dataloader", loader)
         bare.worker_init_fn = LeaveSignals(bare.worker_init_fn)
         return loader
@@ -183,7 +188,7 @@ class ProjectionTrainer(ResumingTrainer):
             if isinstance(source, EpochSampler | StreamDataset):
                 source.ended = ended
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | PathLike | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train, see ``transformers.Trainer.train`` and docs/checkpoints.md.
 
         Args:
@@ -199,6 +204,9 @@ class ProjectionTrainer(ResumingTrainer):
             SystemExit: With code 75, if SIGTERM or SIGUSR1 came and a checkpoint was written.
             NonFiniteLossError: If the loss or its gradient is NaN or infinite.
         """
+        check_types("train", ProjectionTrainer.train, {"resume_from_checkpoint": resume_from_checkpoint})
+        if resume_from_checkpoint == "":
+            raise UsageError("Expected resume_from_checkpoint to be a folder, True, 'auto' or None, got an empty name.")
         with ExitStack() as stack:
             checkpoint = stack.enter_context(self.in_folder(resume_from_checkpoint))
             self._terms, self.last_batch, self._first = {}, {}, True
@@ -338,12 +346,18 @@ class ProjectionTrainer(ResumingTrainer):
         if norm is not None and not scaled and not math.isfinite(norm):
             raise gradients.non_finite(self, "gradient", float(norm))
 
+    @refused_as(REFUSED)
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Make the optimizer: head and backbone, each with and without weight decay (biases, norms, scales: none)."""
         if self.optimizer is None:
             self.optimizer = make_optimizer(self, model if model is not None else self.model)
         # Without one: an optimizer of transformers that makes its own groups.
         return self.optimizer if self.optimizer is not None else super().create_optimizer(model)
+
+    @refused_as(REFUSED)
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the schedule of the learning rate, see ``transformers.Trainer.create_scheduler``."""
+        return super().create_scheduler(*args, **kwargs)
 
     # --- callbacks ---
 

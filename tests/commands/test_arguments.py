@@ -134,7 +134,10 @@ def test_mistakes_in_files(parse, tmp_path, text, said):
     ("words", "said"),
     [
         (["--lerning_rate", "1"], "Unknown arguments: --lerning_rate (did you mean --learning_rate?)"),
-        (["--learn", "1"], "Unknown arguments: --learn (did you mean --learning_rate?)"),  # no abbreviations: presets would not see them
+        (
+            ["--learn", "1"],
+            "Unknown arguments: --learn (did you mean --learning_rate?)",
+        ),  # no abbreviations: presets would not see them
         (["--name", "x", "run.yaml"], "A file of arguments stands before the flags"),
         (["--steps"], "Expected a value behind --steps, got none"),
         (["--steps", "1.5"], "Expected --steps to be a whole number, got '1.5'"),

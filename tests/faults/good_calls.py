@@ -1,5 +1,7 @@
 """A good call of every public function and class: name → a function that returns positional and keyword arguments."""
 
+import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 
@@ -48,6 +50,29 @@ def saved_results():
 
 def arguments(**options):
     return {"output_dir": str(folder()), "report_to": "none", "use_cpu": True, **options}
+
+
+@functools.cache
+def vit_nano():
+    return hfproj.load_backbone("vit_nano")
+
+
+def train(**options):
+    """One step of training with a checkpoint; `resume` is what `train` gets, the rest are training arguments."""
+    resume, where = options.pop("resume", None), options.pop("output_dir") if "output_dir" in options else str(folder())
+    few = {"per_device_train_batch_size": 4, "max_steps": 1, "disable_tqdm": True, "use_cpu": True, "report_to": "none"}
+    args = hfproj.ProjectionTrainingArguments(**{"output_dir": where, **few, **options})
+    views = hfproj.ImageViews(**{**PIXELS, "size": 16})
+    run = hfproj.ProjectionTrainer(head_model(), args, train_dataset=DATA, data_collator=views)
+    return run.train(resume_from_checkpoint=resume)
+
+
+def fields():
+    """Return the training arguments and their defaults; not those that compile, or change how torch works."""
+    left_out = {"full_determinism", "torch_compile", "torch_compile_backend", "torch_compile_mode", "tf32"}
+    found = {f.name: f for f in dataclasses.fields(hfproj.ProjectionTrainingArguments) if f.name not in left_out}
+    missing = dataclasses.MISSING
+    return {n: f.default if f.default is not missing else f.default_factory() for n, f in found.items()}
 
 
 DATA = images(8)
@@ -206,6 +231,20 @@ METHODS = {  # of objects: a call after they are made
     "ImageViews.__call__": lambda: (hfproj.ImageViews(**PIXELS), ([{**DATA[0], "index": 0}],), {}),
     "ImageViews.for_model": lambda: (hfproj.ImageViews.for_model, (head_model(),), {**PIXELS, "num_views": 2}),
     "EvalImages.for_model": lambda: (hfproj.EvalImages.for_model, (head_model(),), dict(PIXELS)),
+    "EvalImages.for_model, vit_nano": lambda: (hfproj.EvalImages.for_model, (vit_nano(),), {
+        "size": 8, "resize": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resizer": "pil",
+        "resize_mode": "exact", "crop_rounding": "even", "image_column": "image", "label_column": None,
+        "flip_channels": True}),
+    "ImageViews.for_model, vit_nano": lambda: (hfproj.ImageViews.for_model, (vit_nano(),), {
+        "size": 16, "num_views": 2, "local_views": 1, "local_size": 16, "local_scale": (0.1, 0.5), "seed": 0,
+        "mean": (0.5,) * 3, "std": (0.5,) * 3, "scale": (0.5, 1.0), "hue": 0.1, "blur_probability": "auto",
+        "augmentation": None, "local_augmentation": None, "flip_channels": False, "label_column": None}),
+    "TextViews.for_model": lambda: (hfproj.TextViews.for_model, (head_model(),), {"columns": "text", "max_length": 8}),
+    "train": lambda: (train, (), {"resume": "auto"}),
+    "training arguments": lambda: (train, (), {**fields(), "output_dir": str(folder()), "report_to": "none",
+                                               "use_cpu": True, "per_device_train_batch_size": 4, "max_steps": 1}),
+    "write_history, a row": lambda: (lambda **row: results.write_history([row], folder()), (),
+                                     {"step": 1, "seed": 0, "rankme_h": 3.0}),
     "ProjectionHeadConfig.for_objective": lambda: (hfproj.ProjectionHeadConfig.for_objective, ("byol",),
                                                    {"out_dim": 4, "head": "mlp"}),
     "Step.at": lambda: (Step.at, (0, 1, 0.5), {"device": "cpu"}),

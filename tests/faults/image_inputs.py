@@ -4,13 +4,17 @@ Memory is what the tries add to the largest resident size of the process, which 
 """
 
 import contextlib
+import decimal
+import fractions
 import io
 import itertools
 import math
 import pathlib
+import reprlib
 import resource
 import struct
 import sys
+import tempfile
 import time
 import warnings
 import zlib
@@ -93,6 +97,30 @@ class Array:
         return np.asarray(self.values)
 
 
+def large_arrays(side=200_000):
+    """Yield (name, value) of arrays and tensors that are one number, or nothing but a file's length, and show more."""
+    yield "one byte, expanded", np.broadcast_to(np.uint8(1), (side, side, 3))
+    yield "one byte, expanded, grey", np.broadcast_to(np.uint8(1), (side, side))
+    yield "one bool, expanded", np.broadcast_to(np.bool_(True), (3, side, side))
+    yield "one float, expanded", np.broadcast_to(np.float64(1), (4, side, side))
+    yield "one float16, expanded", np.broadcast_to(np.float16(1), (side, side, 1))
+    yield "13 bands, expanded", np.broadcast_to(np.uint16(1), (side, side, 13))
+    yield "13 bands first, expanded", np.broadcast_to(np.float32(1), (13, side, side))
+    yield "five channels, expanded", np.broadcast_to(np.uint8(1), (side, side, 5))
+    yield "four dimensions, expanded", np.broadcast_to(np.uint8(1), (2, side, side, 3))
+    yield "a line, expanded", np.broadcast_to(np.uint8(1), (1, side * side, 3))
+    yield "strided", np.lib.stride_tricks.as_strided(np.zeros(4, np.uint8), (side, side, 3), (0, 0, 1))
+    yield "of other library, expanded", Array(np.broadcast_to(np.uint8(1), (side, side, 3)))
+    yield "masked, expanded", np.broadcast_to(np.ma.masked_all(1), (side, side, 3), subok=True)
+    for dtype in (torch.uint8, torch.bool, torch.float32, torch.float64, torch.bfloat16, torch.float8_e4m3fn):
+        yield f"tensor of {dtype}, expanded", torch.ones(1, 1, 1).to(dtype).expand(3, side, side)
+    yield "tensor of bands, expanded", torch.ones(1, dtype=torch.bfloat16).expand(13, side, side)
+    yield "meta, large", torch.empty(3, side, side, device="meta")
+    with tempfile.TemporaryFile() as file:
+        file.truncate(3 * 10_000 * 10_000)
+        yield "memory map", np.memmap(file, np.uint8, "r", shape=(10_000, 10_000, 3))
+
+
 def odd_values():
     """Yield (name, value) of everything else that an item may hold for an image."""
     for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.bool, torch.int64, torch.uint8,
@@ -139,6 +167,7 @@ def images(damages=6, seed=0):
     for name, data in bombs():
         yield name, {"bytes": data, "path": None}
         yield f"{name}, lazy", lazy(data)
+    yield from large_arrays()
     yield from odd_values()
     rng = np.random.default_rng(seed)
     for kind, modes in MODES.items():
@@ -150,11 +179,33 @@ def images(damages=6, seed=0):
             yield f"{name}, lazy", lazy(data)
 
 
-NUMBERS = [10**20, -(10**20), 2**63, 2**63 - 1, 10**5000, math.nan, math.inf, 1.5, "cat", b"cat", None, True, [1],
-           torch.tensor([1, 2]), torch.tensor(3), torch.tensor(3.0), np.uint64(2**64 - 1), np.int8(3), object(), {},
-           complex(1), np.array([1, 2]), torch.tensor(2**63, dtype=torch.uint64)]  # fmt: skip
+class Odd:
+    """Fails whatever it is asked."""
+
+    def fail(self, *args):
+        raise RuntimeError("first line\nsecond line")
+
+    __index__ = __eq__ = __ne__ = __bool__ = __len__ = __str__ = __repr__ = __iter__ = __float__ = __int__ = fail
+    __hash__ = object.__hash__
+
+
+NUMBERS = [10**20, -(10**20), 2**63, 2**63 - 1, 10**5000, math.nan, math.inf, 1.5, "cat", b"cat", None,
+           True, [1], torch.tensor([1, 2]), torch.tensor(3), torch.tensor(3.0), np.uint64(2**64 - 1),
+           np.int8(3), object(), {}, complex(1), np.array([1, 2]), torch.tensor(2**63,
+           dtype=torch.uint64), -(2**63), -(2**63) - 1, -(10**5000), -1, 0, False, "", "\ud800", "a\nb",
+           "7", "a" * 10**7, b"a" * 10**7, decimal.Decimal(3), fractions.Fraction(3),
+           decimal.Decimal("NaN"), np.nan, np.float32(3), np.array(3), np.array([3]), np.array("cat"),
+           np.datetime64("NaT"), np.datetime64("2020-01-01"), np.ma.masked, np.broadcast_to(np.int64(1),
+           (200_000, 200_000)), range(10**9), torch.tensor(True), torch.tensor(math.nan), torch.zeros(0),
+           torch.ones(1).expand(200_000, 200_000), torch.empty((), device="meta"),
+           torch.tensor(3).to_sparse(), {"label": 3}, {3}, (3,), len, int, Exception("a\nb"),
+           pathlib.Path("3"), itertools.count(), Odd()]  # fmt: skip
 TEXTS = ["", "a", "\ud800", "a\udcff", "a" * 10**7, "a b " * 10**6, " " * 10**7, "\0", "e\u0301" * 10**6, "😀" * 10**6,
-         None, b"a", 3, ["a"], math.nan, np.str_("a"), pathlib.Path("a")]  # fmt: skip
+         None, b"a", 3, ["a"], math.nan, np.str_("a"), pathlib.Path("a"), "\n" * 10**7, "\r\n\t\v", "\u202e" * 10**6,
+         "\u200b" * 10**6, "\ufeffa", "\U0010ffff", "\ue000", "a" + "\u0301" * 10**6, "a\ud800" + "b" * 10**6,
+         "b" * 10**6 + "\ud800", "\ud83d\ude00", bytearray(b"a"), ("a", "b"), {"text": "a"}, True, np.array("a"),
+         np.array(["a"] * 3), 10**5000, 1e308, object(), Odd(), str, iter("a"), range(10**9),
+         torch.tensor(3)]  # fmt: skip
 
 
 def tokenizer():
@@ -176,13 +227,14 @@ def all_tries(damages=6, seed=0):
     image = np.zeros((8, 8), dtype=np.uint8)
     for value in NUMBERS:
         # reprlib would fail on a number of more digits than Python prints
-        name = type(value).__name__ if isinstance(value, int) else repr(value)
+        name = type(value).__name__ if isinstance(value, int | Odd) else reprlib.repr(value)
         yield f"label {name}", bounded, (collators[0], {"image": image, "index": 0, "label": value})
         yield f"index {name}", bounded, (collators[0], {"image": image, "index": value})
         yield f"epoch {name}", bounded, (collators[0], {"image": image, "index": 0, "epoch": value})
     texts = [hfproj.TextViews(tokenizer()), hfproj.EvalText(tokenizer())]
     for value, collator in itertools.product(TEXTS, texts):
-        yield f"text {repr(value)[:20]}, {type(collator).__name__}", bounded, (collator, {"text": value, "index": 0})
+        name = type(value).__name__ if isinstance(value, int | Odd) else reprlib.repr(value)
+        yield f"text {name}, {type(collator).__name__}", bounded, (collator, {"text": value, "index": 0})
 
 
 def bounded(collator, item):

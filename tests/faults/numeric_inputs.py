@@ -18,14 +18,16 @@ from hfproj.tuner.layer import HeadModules
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SETTINGS = [*DTYPES, "autocast bfloat16", "autocast float16"]
-SCALES = ["1e-30", "1e-8", "1e-4", "1e4", "1e8", "1e30"]
+SCALES = ["1e-30", "1e-8", "1e-6", "1e-5", "1e-4", "1e-3", "1e2", "1e3", "1e4", "1e8", "1e30"]
 BROKEN = ["one NaN", "one inf", "a row of NaN"]  # no finite loss may come of these
 KINDS = [
     "normal", "zeros", "one zero row", "equal rows", "equal images", "duplicated views", "opposite views",
-    "one dimension", "constant dimension", "one huge row", "one tiny row", "subnormal", *SCALES, *BROKEN,
+    "one dimension", "constant dimension", "one huge row", "one tiny row", "half the rows zero", "views of two sizes",
+    "rank one", "next to equal", "subnormal", *SCALES, *BROKEN,
 ]  # fmt: skip
 MAY_OVERFLOW = {"1e8", "1e30", "one huge row", *BROKEN}  # their loss need not be finite; then it is refused
-STEEP = {*MAY_OVERFLOW, "1e4", "1e-30", "subnormal"}  # losses of the lengths of rows, and whitening, are that steep
+# Losses of the lengths of rows, and whitening, are that steep.
+STEEP = {*MAY_OVERFLOW, "views of two sizes", "1e3", "1e4", "1e-30", "subnormal"}
 
 
 def rows_of(kind, views, batch, dim, seed=0):
@@ -45,6 +47,10 @@ def rows_of(kind, views, batch, dim, seed=0):
         "one huge row": lambda: z[0, 0].mul_(1e30),
         "one tiny row": lambda: z[0, 0].mul_(1e-30),
         "subnormal": lambda: z.mul_(1e-40),
+        "half the rows zero": lambda: z[:, ::2].zero_(),
+        "views of two sizes": lambda: (z[0].mul_(1e-6), z[1:].mul_(1e3)),
+        "rank one": lambda: z.copy_(z[..., :1].clone().expand_as(z)),
+        "next to equal": lambda: z.mul_(1e-3).add_(1),
         "one NaN": lambda: z[0, 0, 0].fill_(torch.nan),
         "one inf": lambda: z[0, 0, 0].fill_(torch.inf),
         "a row of NaN": lambda: z[-1, -1].fill_(torch.nan),
@@ -125,6 +131,7 @@ def try_regularizer(name, kind, setting, batch=9, seed=0):
     registered, options = REGULARIZERS[name]
     regularizer = create_regularizer(registered, **options)
     head = hfproj.create_head("mlp", in_dim=IN_DIM, hidden_dim=6, out_dim=OUT_DIM)
+    head.to(DTYPES.get(setting, torch.float32))
     h, z = leaf(kind, setting, 2, batch, IN_DIM, seed), leaf(kind, setting, 2, batch, OUT_DIM, seed)
     weights = [p for p in head.parameters() if p.ndim > 1]
     with torch.no_grad():
@@ -147,10 +154,12 @@ def verdict(kind, leaves, loss, terms, *, reads_all=True):
         return f"loss {loss.item()} of broken input"
     if not loss.requires_grad:
         return None
-    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-    # That of losses of the length of rows, cubed, is beyond float16: the trainer refuses it, a loss scaler skips it.
-    beyond = kind == "1e4" and loss > 1e15 and any(leaf.dtype == torch.float16 for leaf in leaves)
-    if not beyond and not all(g is None or g.isfinite().all() for g in gradients):
+    try:
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    except hfproj.NonFiniteLossError as error:  # of losses of the length of rows, cubed, it may be beyond float16
+        half = any(leaf.dtype == torch.float16 for leaf in leaves)
+        return None if half and "\n" not in str(error) else f"refused, {error}"
+    if not all(g is None or g.isfinite().all() for g in gradients):
         return f"loss {loss.item():.3g}, gradient not finite"
     largest = max((g.abs().max().item() for g in gradients if g is not None), default=0)
     if largest > 1e10 and kind not in STEEP:

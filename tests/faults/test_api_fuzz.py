@@ -1,6 +1,11 @@
 """Public calls with one wrong argument work or end in an HfprojError; a seeded share here, all of them with -m long."""
 
+import dataclasses
 import functools
+import json
+import math
+import subprocess
+import sys
 
 import forked
 import long
@@ -10,7 +15,7 @@ from cases import assert_refused
 from small import head_model
 
 import hfproj
-from hfproj.checking import checked
+from hfproj.checking import check_fields, checked
 from hfproj.training.setup import check_options
 
 
@@ -23,6 +28,12 @@ def run(**options):
 
 def _stage(options):
     return long.run_stage("API fuzz", **options)
+
+
+def in_own_process(script, *arguments):
+    done = subprocess.run([sys.executable, "-W", "ignore", str(script), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_share_of_all_calls():
@@ -56,6 +67,37 @@ def test_a_checked_call_names_argument_type_and_value():
         call(torch.ones(2), n=9)
     with pytest.raises(TypeError, match="unexpected keyword argument 'm'"):
         call(torch.ones(2), m=3)
+
+
+@dataclasses.dataclass
+class Settings:
+    steps: int = 1
+    rate: float = None  # of another type than it says
+    options: dict | None = None
+
+
+def test_fields_hold_what_they_say():
+    check = functools.partial(check_fields, "the settings", Settings)
+    check(Settings(), leave=())
+    check(Settings(steps="1"), leave=("steps",))
+    check(Settings(steps=3, rate=1, options=Settings()))  # a dataclass may stand for a dict
+    assert_refused(lambda: check(Settings(steps="1")), "steps of the settings", "a whole number", "'1' of type str")
+    assert_refused(lambda: check(Settings(rate=math.nan)), "rate of the settings", "NaN")
+    assert_refused(lambda: check(Settings(options=3)), "a dict or None")
+
+
+def test_wrong_arguments_are_named_before_anything_is_done():
+    found = in_own_process(Path(__file__).with_name("named_errors.py"))
+    assert not found["failures"]
+    assert found["tried"] > 40
+
+
+def test_numbers_of_a_history_have_64_bits(tmp_path):
+    write = hfproj.results.write_history
+    for row in ({"step": 10**30}, {"step": 1, "seed": -(2**63)}, {"step": 1, "loss": 10**400}, {"step": 1e30}):
+        assert_refused(lambda row=row: write([row], tmp_path), "64 bits")
+    rows = [{"step": 2**63 - 1, "loss": 1e308}]
+    assert hfproj.results.read_history(write(rows, tmp_path)) == rows
 
 
 def test_the_trainer_names_callbacks_and_optimizers(tmp_path):

@@ -83,6 +83,38 @@ def test_the_limit_of_pixels_is_pillows(monkeypatch):
         assert collate([{"image": big}])["pixel_values"].shape == (1, 3, 8, 8)
 
 
+def test_the_limit_of_pixels_holds_for_what_shows_a_shape(monkeypatch):
+    to_rgb, to_image = hfproj.data.to_rgb_tensor, hfproj.data.pixels.to_image_tensor
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for shape in ((10, 10), (10, 10, 3), (3, 10, 10), (50, 2, 4), (1, 10, 10)):
+        assert to_rgb(np.zeros(shape, np.uint8)).shape[1:].numel() == 100
+        assert to_rgb(torch.zeros(shape)).shape[1:].numel() == 100
+    assert to_image(np.zeros((10, 10, 13), np.uint8), 13).shape == (13, 10, 10)
+    for shape in ((10, 11), (10, 11, 3), (3, 11, 10), (101, 1, 3), (2, 10, 10, 3)):
+        for image in (np.zeros(shape), torch.zeros(shape, dtype=torch.bfloat16), image_inputs.Array(np.zeros(shape))):
+            assert_refused(lambda image=image: to_rgb(image), "pixels, more than the limit of 100", "MAX_IMAGE_PIXELS")
+    assert_refused(lambda: to_image(torch.zeros(13, 10, 11), 13), "10 pixels, more than the limit of 100")
+
+
+def test_arrays_that_show_more_than_the_memory_has_are_refused_by_their_shape():
+    for name, image in image_inputs.large_arrays():
+        for collate in (hfproj.EvalImages(**image_inputs.PIXELS), views()):
+            with pytest.raises(hfproj.UsageError, match="more than the limit of"):
+                collate([{"image": image, "index": 0}])
+            assert name
+
+
+def test_labels_that_are_arrays_are_named_by_their_shape():
+    for label in (np.broadcast_to(np.int64(1), (200_000, 200_000)), torch.ones(1).expand(200_000, 200_000)):
+        assert_refused(
+            lambda label=label: hfproj.EvalImages(**image_inputs.PIXELS)([{**images(1)[0], "label": label}]),
+            "of shape [200000, 200000]", "A score is no class",
+        )  # fmt: skip
+    from hfproj.functional.labels import class_number
+
+    assert class_number(torch.tensor([float("nan")])) == -1
+
+
 def test_sixteen_bits_and_other_libraries_are_read_as_their_values():
     values = torch.rand(3, 8, 6)
     expected = hfproj.data.to_rgb_tensor(values.to(torch.bfloat16).float())

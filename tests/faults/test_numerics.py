@@ -18,7 +18,7 @@ from hfproj.objectives import create_objective
 from hfproj.objectives.queue import Queue
 from hfproj.tuner.layer import Prototypes
 
-SHARE = 31  # every so many of the tries; all of them with -m long
+SHARE = 43  # every so many of the tries; all of them with -m long
 
 
 def test_a_share_of_all_objectives_and_regularizers():
@@ -59,6 +59,37 @@ def test_eigenvalues_of_what_has_none_are_nan():
 def test_float16_has_no_infinite_gradient_of_short_rows(name):
     for kind in ("1e-8", "zeros", "one tiny row"):
         assert numeric_inputs.try_objective(name, kind, "float16") is None
+
+
+@pytest.mark.parametrize(("name", "scale"), [("w_mse", 1e-6), ("vicreg", 1e3), ("spectral", 1e2)])
+def test_a_gradient_beyond_float16_is_refused_unless_a_loss_scaler_asks(name, scale):
+    case = CASES[name]
+    objective = create_objective(case.name, **case.options)
+    z = (numeric_inputs.rows_of("normal", 2, case.rows or 9, OUT_DIM) * scale).half().requires_grad_()
+    loss = call_objective(case, objective, parts_of(case, objective), z).loss
+    assert loss.isfinite()
+    with pytest.raises(hfproj.NonFiniteLossError, match=f"gradient of {type(objective).__name__} is beyond float16"):
+        torch.autograd.grad(loss, z, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss * 65536, z, retain_graph=True)  # which a loss scaler skips
+    assert not scaled.isfinite().all()
+    (small,) = torch.autograd.grad(loss * 2**-30, z)
+    assert small.isfinite().all()
+
+
+def test_the_guard_changes_no_value_and_watches_one_loss_only():
+    z = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0)).half().requires_grad_()
+    objective = create_objective("vicreg")
+    loss, (plain, _) = objective(z).loss, objective.compute(z)
+    assert torch.equal(loss, plain)
+    (gradient,), (expected,) = torch.autograd.grad(loss, z), torch.autograd.grad(plain, z)
+    assert torch.equal(gradient, expected)
+    (other,) = torch.autograd.grad((z.float() * 1e30).sum(), z)  # not the objective's
+    assert not other.isfinite().any()
+    weight = nn.Linear(4, 4).half()
+    nn.init.constant_(weight.weight, 100.0)
+    steep = hfproj.create_regularizer("orthogonality")(nn.Sequential(weight), None, None)
+    with pytest.raises(hfproj.NonFiniteLossError, match="Orthogonality"):
+        steep.backward()
 
 
 def test_short_rows_keep_their_value_and_lose_their_gradient_only():
