@@ -16,7 +16,8 @@ if TYPE_CHECKING:
         heads as heads, hub as hub, lazy as lazy, limits as limits, objectives as objectives, plots as plots,
         presets as presets, probes as probes, redaction as redaction, registry as registry,
         regularizers as regularizers, reporting as reporting, results as results, saving as saving,
-        strict_json as strict_json, studies as studies, training as training, tuner as tuner, typing as typing,
+        secret_names as secret_names, strict_json as strict_json, studies as studies, training as training,
+        tuner as tuner, typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
@@ -85,7 +86,7 @@ if not TYPE_CHECKING:
         "backbones", "checking", "cli", "converters", "data", "diagnostics", "distributed", "errors", "export",
         "features", "filenames", "files", "functional", "geometry", "heads", "hub", "lazy", "limits", "objectives",
         "plots", "presets", "probes", "redaction", "registry", "regularizers", "reporting", "results", "saving",
-        "strict_json", "studies", "training", "tuner", "typing",
+        "secret_names", "strict_json", "studies", "training", "tuner", "typing",
     ])
 # fmt: on
 
