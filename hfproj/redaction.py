@@ -56,7 +56,6 @@ _PAIR_AT = re.compile(
 # A name and what stands between it and its value are found first, the value where the name asks for it.
 _NAMED = re.compile(r"(?<![\w.-])(-{0,2}[A-Za-z_][\w.-]{0,80})(?:\\?[\"'])?\s*\\?[=:]\s*")
 _FLAG = re.compile(r"(?<!\S)(--?[A-Za-z][\w.-]{0,80})\s+(?!-)")
-_ESCAPED = r"\\[ $&;,()#!*?|<>`~]"
 _OF_NAMED = re.compile(
     r"(?P<open>\$?\\?[\"'])?(?P<value>(?(open)[^\"'\\\n]{1,1000}"
     r"|(?!\$)(?:[^\s\"',;&}\])\\]|\\[ $&;,()#!*?|<>`~]){1,1000}))"

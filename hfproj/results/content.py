@@ -19,7 +19,8 @@ def check_content(content: Mapping[str, Any]) -> None:
         ValueError: it holds a text of 100,000 letters, more than 65,536: 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…
     """
     found: dict[str, None] = {}
-    level, rows = [{name: part for name, part in content.items() if name != "measurements"}], 0
+    level: list[Any] = [{name: part for name, part in content.items() if name != "measurements"}]
+    rows = 0
     for measurement in content.get("measurements") or ():
         if isinstance(measurement, Mapping):
             own = dict(measurement)

@@ -21,8 +21,9 @@ from hfproj.hub.pull import open_adapter
 from hfproj.hub.staging import folder_of
 from hfproj.objectives.buffers import START, Position, load_buffers, read_position
 from hfproj.training.ema import EMA
-from hfproj.training.setup import PARTS, Source, active_config, active_name
+from hfproj.training.setup import PARTS, Source
 from hfproj.tuner import ProjectionHeadConfig
+from hfproj.tuner.active import active_config, active_name
 from hfproj.tuner.belonging import check_continued
 from hfproj.tuner.comparison import differences, terms
 from hfproj.tuner.layer import CHILD

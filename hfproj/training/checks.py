@@ -24,8 +24,9 @@ from hfproj.errors import HfprojError, UsageError, unknown
 from hfproj.functional.modes import evaluating
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.training.gradients import CHECKPOINTING, outside_parameters, same_rows
-from hfproj.training.setup import ProjectionTrainer, active_modules
+from hfproj.training.setup import ProjectionTrainer
 from hfproj.training.views import forward_views
+from hfproj.tuner.active import active_modules
 from hfproj.tuner.layer import CHILD
 
 _EVAL = "evaluation measures features, not the outputs of a classifier"

@@ -24,7 +24,7 @@ from hfproj.objectives.buffers import Position
 from hfproj.reporting.card import write_card
 from hfproj.results import Results
 from hfproj.training.evaluation import MeasuringTrainer
-from hfproj.training.setup import active_name
+from hfproj.tuner.active import active_name
 from hfproj.tuner.description import known_preprocessing
 
 LOG = logging.getLogger("hfproj.training")

@@ -29,9 +29,9 @@ from hfproj.saving.locks import locked
 from hfproj.saving.manifest import PREFIX, STATE, flaw, write_manifest
 from hfproj.saving.position import Course, counted
 from hfproj.saving.signals import EXIT_CODE, StopSignals
-from hfproj.training import setup
 from hfproj.training.checkpoints import folder_to_resume
 from hfproj.training.hub import HubTrainer
+from hfproj.tuner.active import active_name
 
 LOG = logging.getLogger("hfproj.training")
 _MAY_BE_DISK = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have words of their own for a full disk
@@ -200,7 +200,7 @@ class ResumingTrainer(HubTrainer):
 
     def _save_beside(self, part: Path, folder: Path) -> None:
         self.objective.position = self.position()
-        beside = folder_of(part, setup.active_name(self.bare_model()))
+        beside = folder_of(part, active_name(self.bare_model()))
         save_buffers(self.objective, beside, before=self.started)
         if self.history:
             write_history(self.history, part / HISTORY_FILE)

@@ -22,7 +22,8 @@ from hfproj.objectives.base import check_callable, check_needs
 from hfproj.regularizers import Weighted, weighted
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.tuner import ProjectionHeadConfig
-from hfproj.tuner.layer import CHILD, HeadModules, Prototypes
+from hfproj.tuner.active import active_config, active_modules
+from hfproj.tuner.layer import CHILD, Prototypes
 
 if TYPE_CHECKING:
     import transformers as hf
@@ -126,21 +127,6 @@ def check_train_dataset(dataset: Any, args: ProjectionTrainingArguments) -> None
             f"train_dataset has {len(dataset)} images, fewer than one batch of {batch} ({args.train_batch_size} on "
             f"each of {args.world_size} processes); lower per_device_train_batch_size."
         )
-
-
-def active_name(model: PeftModel) -> str:
-    """Return the name of the active adapter."""
-    return getattr(model.get_base_model(), CHILD).active_name
-
-
-def active_modules(model: PeftModel) -> HeadModules:
-    """Return the active adapter's head with its predictor, prototypes and scales."""
-    return getattr(model.get_base_model(), CHILD).projection_head_modules[active_name(model)]
-
-
-def active_config(model: PeftModel) -> ProjectionHeadConfig:
-    """Return the active adapter's config."""
-    return model.peft_config[active_name(model)]
 
 
 def make_objective(given: Objective, model: PeftModel, dataset: Any) -> nn.Module:

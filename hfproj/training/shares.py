@@ -28,7 +28,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hfproj import distributed
 from hfproj.diagnostics.global_batch import Rows
-from hfproj.training.setup import ProjectionTrainer, active_modules
+from hfproj.training.setup import ProjectionTrainer
+from hfproj.tuner.active import active_modules
 
 LEAST = 1e-4  # a smaller share is next to nothing …
 STEPS = 5  # … where so many logging steps in a row find it

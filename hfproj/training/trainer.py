@@ -38,6 +38,7 @@ from hfproj.training.patch_dropout import PatchDropout
 from hfproj.training.resuming import ResumingTrainer
 from hfproj.training.shares import GradientShares
 from hfproj.training.views import forward_views
+from hfproj.tuner.active import active_modules
 from hfproj.typing import Data, DataOrStream, Refused
 
 
@@ -264,7 +265,7 @@ class ProjectionTrainer(ResumingTrainer):
                 stack.enter_context(self._patch_dropout.using(inputs["index"], self.epoch))
             out = forward_views(model, views)
         step = self.step()
-        prototypes = setup.active_modules(self.bare_model()).prototypes
+        prototypes = active_modules(self.bare_model()).prototypes
         given = {
             "labels": inputs.get("labels"), "index": inputs.get("index"), "prediction": out.prediction,
             "scores": out.scores, "prototypes": None if prototypes is None else prototypes.vectors().detach(),

@@ -23,12 +23,17 @@ import hfproj
 from hfproj import filenames
 from hfproj.converters.checkpoint import read_file
 from hfproj.hub.pull import open_adapter
+from hfproj.reporting import write_card
 from hfproj.results import Results
 
 BAD = [
     None, True, 0, -1, 10**12, 2**70, 0.5, 1e308, "", "../x", "a\n" * 3000, [], ["x", None], {}, {"a": [1]},
     {"head": {"head": {}}}, "(a+)+$", [2**20] * 300, "\x1b[2J", "NUL", [[[[[[]]]]]], {"": ""},
 ]  # fmt: skip
+
+SOUND = {"format": 1, "config": {}, "seeds": [], "versions": {}, "command": "", "measurements": [], "spectra": {},
+         "log": [], "notes": []}  # fmt: skip
+KNN = {"name": "knn", "layer": "h", "when": "after", "value": 0.5, "unit": "accuracy"}
 
 
 def _paths(value, before=()):
@@ -240,12 +245,9 @@ def _shown(measure):
     }  # fmt: skip
 
 
-def results(folder, whole):
-    """`results.json` that is nested, huge, or takes time beyond its size: where it is shown, redacted, or measured."""
-    path, sound = folder / "results.json", {"format": 1, "config": {}, "seeds": [], "versions": {}, "command": ""}
-    sound |= {"measurements": [], "spectra": {}, "log": [], "notes": []}
-    knn = {"name": "knn", "layer": "h", "when": "after", "value": 0.5, "unit": "accuracy"}
-    count = 5000
+def read_results(folder, whole):
+    """`results.json` that is nested, huge, or takes a table quadratic time."""
+    path, sound, knn, count = folder / "results.json", SOUND, KNN, 5000
     named = {
         "deep": b'{"a":' * 10**6,
         "deep list": b"[" * 10**7,
@@ -266,13 +268,6 @@ def results(folder, whole):
     for name, content in named.items():
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
         yield name, lambda: hfproj.report(folder)
-    doors = {
-        "report": lambda: hfproj.report(folder), "card": lambda: hfproj.render_card(Results.load(path)),
-        "table": lambda: Results.load(path).table(),
-    }  # fmt: skip
-    for name, more in _shown(knn).items():
-        path.write_text(json.dumps(sound | more))
-        yield from ((f"{name}, {door}", call) for door, call in doors.items())
     draw = random.Random(0)
     text = json.dumps({**sound, "measurements": [knn, {**knn, "when": "before"}]}).encode()
     for number in range(100):
@@ -282,13 +277,26 @@ def results(folder, whole):
         yield f"byte {number}", lambda: Results.load(path)
 
 
+def shown_results(folder, whole):
+    """`results.json` that is small, and takes time where it is redacted, compared or drawn: page, card and table."""
+    path = folder / "results.json"
+    doors = {
+        "report": lambda: hfproj.report(folder),
+        "card": lambda: write_card(Results.load(path), folder, keep_results=False),
+        "table": lambda: Results.load(path).table(),
+    }  # fmt: skip
+    for name, more in _shown(KNN).items():
+        path.write_text(json.dumps(SOUND | more))
+        yield from ((f"{name}, {door}", call) for door, call in doors.items())
+
+
 CATEGORIES = {
     "hostile adapters": (fields, bytes_of_files, large_adapters), ".pth": (checkpoints,), "history": (histories,),
-    "results": (results,),
+    "results": (read_results, shown_results),
 }  # fmt: skip
 
 
 def cases(category: str, folder: Path, whole: Path):
-    """Yield the cases of a category: a name and the call that opens the file."""
-    for make in CATEGORIES[category]:
+    """Yield the cases of a category, or of one of its generators: a name and the call that opens the file."""
+    for make in CATEGORIES.get(category) or [globals()[category]]:
         yield from ((f"{make.__name__}: {name}", call) for name, call in make(folder, whole))

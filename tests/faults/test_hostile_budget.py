@@ -11,11 +11,16 @@ def check(category):
     return found
 
 
-@pytest.mark.parametrize(("category", "least"), [(".pth", 190), ("history", 100), ("results", 100)])
+@pytest.mark.parametrize(("category", "least"), [(".pth", 190), ("history", 1500), ("read_results", 100)])
 def test_files_stay_within_the_budget(category, least):
     found = check(category)
     assert found["tried"] >= least
     assert found["most_bytes"][0]["bytes"] < 1 << 28
+
+
+@pytest.mark.long
+def test_results_that_are_shown_stay_within_the_budget():
+    assert check("shown_results")["tried"] >= 40
 
 
 @pytest.mark.long

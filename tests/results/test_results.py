@@ -340,3 +340,21 @@ def test_damaged_outcomes_are_refused(damage):
     result = a_result(measurements=[Measurement("knn", "h", "after", 0.4, outcomes=damage)])
     with pytest.raises(UsageError, match="not kept, or are damaged"):
         result.outcomes("knn", "h", "after")
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "content", "message"),
+    [
+        ("RESULTS_TEXT", 10, {"config": {"a": [{"b": "x" * 11}]}}, "a text of 11 letters, more than 10: 'xxxxxxxxxxx'"),
+        ("RESULTS_TEXTS", 200, {"notes": [f"note {i}" for i in range(30)]}, "letters, more than 200"),
+        ("RESULTS_ROWS", 8, {"measurements": [{"outcomes": "8:ff"}] * 2}, "answers of 32 rows, more than 8"),
+        ("RESULTS_VALUES", 30, {"seeds": [1] * 30}, "values, more than 30"),
+    ],
+)  # fmt: skip
+def test_what_costs_when_it_is_shown_is_bounded(tmp_path, monkeypatch, limit, most, content, message):
+    path = Results(versions={}).save(tmp_path)
+    assert Results.load(path).notes == []
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+    monkeypatch.setattr(limits, limit, most)
+    with pytest.raises(AdapterFileError, match=message):
+        Results.load(path)

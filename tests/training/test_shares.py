@@ -45,7 +45,7 @@ class Keeps(hfproj.ProjectionTrainer):
         def keep(module, args, output):
             at["h"], at["z"] = args[0], output
 
-        handle = hfproj.training.setup.active_modules(self.bare_model()).head.register_forward_hook(keep)
+        handle = hfproj.tuner.active.active_modules(self.bare_model()).head.register_forward_hook(keep)
         state = {n: b.clone() for n, b in self.model.named_buffers()}
         x = torch.cat([view.to(self.args.device) for view in inputs["views"]])
         self.model.train()

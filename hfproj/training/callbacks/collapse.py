@@ -34,7 +34,8 @@ from hfproj.training.callbacks.watching import (
     UpdateRatioCallback,
     check_bound,
 )
-from hfproj.training.setup import Args, Control, Limits, ProjectionTrainer, State, active_modules
+from hfproj.training.setup import Args, Control, Limits, ProjectionTrainer, State
+from hfproj.tuner.active import active_modules
 from hfproj.typing import OneOf
 
 FAST = 0.3  # of the norm, in a step; healthy runs stay below a tenth

@@ -23,7 +23,8 @@ from hfproj.features.views import FixedViews
 from hfproj.functional.modes import evaluating
 from hfproj.geometry.lanczos import extreme_eigenvalues
 from hfproj.training.callbacks.watching import ProbeWatch
-from hfproj.training.setup import ProjectionTrainer, active_modules
+from hfproj.training.setup import ProjectionTrainer
+from hfproj.tuner.active import active_modules
 from hfproj.typing import Data, OneOf
 
 OF = ("head", "h")
