@@ -19,9 +19,8 @@ from hfproj.probes import PROBES
 from hfproj.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("hfproj/assets/*/*.md")]
-)
+PAGES = [ROOT / "README.md", *sorted({*ROOT.glob("docs/*.md")} - {ROOT / "docs" / "command.md"})]
+PAGES += [*ROOT.glob("hfproj/assets/*/*.md")]
 NEEDS = re.compile(r"# needs (the Hub|a download|a GPU)\n")  # the first line of a block that can't run here
 STEPS, IMAGES = 2, 96
 

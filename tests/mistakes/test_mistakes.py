@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from mistakes import inputs, measuring, models, sharing, training
-from mistakes.run import LONGEST, MISTAKES, make, wrong
+from mistakes.run_mistakes import LONGEST, MISTAKES, PARTS, make, wrong
 
 import hfproj
 
-RUN = Path(__file__).with_name("run.py")
+RUN = Path(__file__).with_name("run_mistakes.py")
 # Without an error: what goes on is right, or was allowed before.
 WARNED = {
     "evaluate: labelled test set, no training set", "forward: a side that the patches do not fill",
@@ -29,7 +28,7 @@ def ends():
 
 
 def test_the_list():
-    parts = [part.MISTAKES for part in (inputs, measuring, models, sharing, training)]
+    parts = [part.MISTAKES for part in PARTS]
     assert len(MISTAKES) == sum(map(len, parts)) > 400  # no name twice
     assert all(len(entry) > 1 for entry in MISTAKES.values())  # each says the cure
 

@@ -1,6 +1,6 @@
 """Make every mistake, in a process without the tests' type checker, and print how each ended as JSON.
 
-PYTHONPATH=tests:tests/training python tests/mistakes/run.py [--table]
+PYTHONPATH=tests:tests/training python tests/mistakes/run_mistakes.py [--table]
 """
 
 import contextlib
@@ -19,11 +19,12 @@ import torch
 
 torch.set_num_threads(1)
 
-from mistakes import inputs, measuring, models, sharing, training
+from mistakes import input_mistakes, measuring_mistakes, model_mistakes, sharing_mistakes, training_mistakes
 
 import hfproj
 
-MISTAKES = {**models.MISTAKES, **measuring.MISTAKES, **training.MISTAKES, **inputs.MISTAKES, **sharing.MISTAKES}
+PARTS = (input_mistakes, measuring_mistakes, model_mistakes, sharing_mistakes, training_mistakes)
+MISTAKES = {name: mistake for part in PARTS for name, mistake in part.MISTAKES.items()}
 LONGEST = 700  # characters of one line that somebody reads
 
 
