@@ -87,7 +87,8 @@ class ProjectionTrainingArguments(TrainingArguments):
     on_bad_image: str = field(default="raise", metadata={"help": "Images that can't be read: raise, or skip."})
 
     def __post_init__(self):
-        leave = ("hub_token", "fsdp")  # a token is not to be quoted; transformers takes more as fsdp than it says
+        # A token is not to be quoted; transformers takes more than it says, and its parser gives None for none.
+        leave = ("hub_token", "fsdp", "debug")
         check_fields("the training arguments", ProjectionTrainingArguments, self, leave=leave)
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         with refused_as(REFUSED), in_our_words(self):

@@ -181,7 +181,7 @@ def test_report(tmp_path, monkeypatch, capsys):
         ("run probe no.yaml", "Expected 'no.yaml' to be a file of arguments, got: No such file"),
         ("run probe", "Expected --model, got none"),
         ("convert", "Expected CHECKPOINT, --method and --output_dir; --list shows the methods"),
-        ("probe vit_nano --prob knn", "Unknown arguments: --prob knn. Did you mean --probes?"),
+        ("probe vit_nano --prob knn", "Unknown arguments: --prob (did you mean --probes?)"),
         ("report nowhere", "There is no file 'nowhere/results.json'"),
         ("push nowhere me/x", "Expected FOLDER to hold an adapter, got 'nowhere' (no such folder)"),
         ("push . me/x", "got '.' (no adapter_config.json in it)"),

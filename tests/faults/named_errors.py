@@ -33,12 +33,12 @@ def tries(folder):
     model, make = hfproj.load_backbone("vit_nano"), hfproj.ProjectionTrainingArguments
     for name, wrong in ARGUMENTS.items():
         yield functools.partial(make, **{"output_dir": folder, "use_cpu": True, name: wrong}), [f"Expected {name} "]
-    yield functools.partial(make, output_dir=folder, eval_strategy="never"), ["transformers refuses", "never"]
+    yield functools.partial(make, output_dir=folder, eval_strategy="never"), ["Expected eval_strategy to be one of", "never"]
     run = trainer(folder, max_steps=1)
     for wrong in CHECKPOINTS:
         yield functools.partial(run.train, resume_from_checkpoint=wrong), ["Expected resume_from_checkpoint"]
     yield lambda: trainer(folder, lr_scheduler_kwargs={"no": 1}).train(), ["transformers refuses", "'no'"]
-    yield lambda: trainer(folder, report_to="nowhere"), ["transformers refuses", "nowhere is not supported"]
+    yield lambda: trainer(folder, report_to="nowhere"), ["Expected report_to to be one of", "nowhere"]
     yield lambda: trainer("", max_steps=1), ["Expected output_dir"]
     for collator in (hfproj.EvalImages, hfproj.ImageViews):
         for wrong in ("x", None, [], 1.5, math.nan, (1, 2), torch.zeros(2)):

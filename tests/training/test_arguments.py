@@ -35,7 +35,7 @@ def test_defaults(tmp_path):
         ({"hub_strategy": "all_checkpoints"}, "hub_strategy='all_checkpoints' would push.*pickled"),
         ({"patch_dropout": 1.0}, r"Expected patch_dropout to be a fraction in \[0, 1\)"),
         ({"head_learning_rate": -1.0}, "Expected head_learning_rate to be 0 or more"),
-        ({"eval_knn_k": 0}, "eval_knn_k to be at least 1.*got 0"),
+        ({"eval_knn_k": 0}, "eval_knn_k to be 1 or more, got 0"),
         ({"eval_knn_temperature": 0.0}, "eval_knn_temperature to be.*above 0, got 0.0"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True would drop the images"),
     ],
