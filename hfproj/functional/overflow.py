@@ -56,11 +56,16 @@ class OverflowGuard:
             loss.register_hook(self._note)
         return loss
 
-    def _note(self, weight: Tensor) -> None:
-        self._weight = weight.detach()
+    def _note(self, weight: Tensor | None) -> None:
+        self._weight = None if weight is None else weight.detach()
 
-    def _check(self, gradient: Tensor) -> None:
-        if gradient.detach().half().isfinite().all() or self._loss is None or not self._loss.isfinite():
+    def _check(self, gradient: Tensor | None) -> None:  # None where autograd has an undefined one
+        if (
+            gradient is None
+            or gradient.detach().half().isfinite().all()
+            or self._loss is None
+            or not self._loss.isfinite()
+        ):
             return
         if self._weight is None or self._weight.abs() <= 1:
             what = f"The gradient of {self.who} is beyond float16, though its loss is finite"

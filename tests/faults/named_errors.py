@@ -33,7 +33,10 @@ def tries(folder):
     model, make = hfproj.load_backbone("vit_nano"), hfproj.ProjectionTrainingArguments
     for name, wrong in ARGUMENTS.items():
         yield functools.partial(make, **{"output_dir": folder, "use_cpu": True, name: wrong}), [f"Expected {name} "]
-    yield functools.partial(make, output_dir=folder, eval_strategy="never"), ["Expected eval_strategy to be one of", "never"]
+    yield (
+        functools.partial(make, output_dir=folder, eval_strategy="never"),
+        ["Expected eval_strategy to be one of", "never"],
+    )
     run = trainer(folder, max_steps=1)
     for wrong in CHECKPOINTS:
         yield functools.partial(run.train, resume_from_checkpoint=wrong), ["Expected resume_from_checkpoint"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hfproj import limits
 from hfproj.errors import AdapterFileError, UsageError
 from hfproj.results import Measurement, Missing, Results, pack_outcomes, unpack_outcomes
 
