@@ -88,7 +88,7 @@ class ProjectionTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         # A token is not to be quoted; transformers takes more than it says, and its parser gives None for none.
-        leave = ("hub_token", "fsdp", "debug")
+        leave = ("hub_token", "fsdp", *(["debug"] if self.debug is None else []))
         check_fields("the training arguments", ProjectionTrainingArguments, self, leave=leave)
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         with refused_as(REFUSED), in_our_words(self):

@@ -23,7 +23,7 @@ ARGUMENTS = {
     "save_total_limit": "x", "learning_rate": "1e-3", "warmup_steps": math.nan, "seed": 2**32, "max_steps": None,
     "per_device_train_batch_size": 0, "gradient_accumulation_steps": -1, "weight_decay": math.nan, "fp16": "no",
     "adam_beta1": 1.0, "num_train_epochs": math.inf, "lr_scheduler_kwargs": 3, "accelerator_config": True,
-    "dataloader_num_workers": 1.5, "metric_for_best_model": 3, "report_to": ("a", "b"), "optim": 3,
+    "dataloader_num_workers": 1.5, "metric_for_best_model": 3, "report_to": ("a", "b"), "optim": 3, "debug": 3,
 }  # fmt: skip
 CHECKPOINTS = [6, 1.5, math.nan, b"x", [1], {}, 0, 0.0, (), torch.zeros(2), np.zeros((0, 3)), ""]
 
