@@ -66,7 +66,7 @@ SHARING = {
     "pull: a backbone's folder": (lambda: pull(_backbone_folder()), "load_backbone"),
     "pull: a model": (lambda: hfproj.load_head(model()), "detach"),
     "pull: the backbone from an adapter's folder": (lambda: hfproj.load_backbone(str(saved())), "from_pretrained"),
-    "adapters: of a folder that is not there": (lambda: hfproj.list_adapters("/nowhere"), "/nowhere"),
+    "adapters: of a folder that is not there": (lambda: hfproj.list_adapters("/no/such"), "/no/such"),
     "detach: a backbone": (lambda: hfproj.detach(backbone()), "get_peft_model"),
     "detach: an adapter that is not there": (lambda: hfproj.detach(model(), "other"), "other", "default"),
     "export: swapped": (lambda: hfproj.export_onnx("model.onnx", model()), "path", "PeftModel"),

@@ -85,9 +85,9 @@ TRAINER = {
     "trainer: k-NN without labels": (
         lambda: trainer(eval_dataset=images(8, labels=False), args={"metric_for_best_model": "knn_h",
                                                                     "eval_strategy": "steps"}), "label_column"),
-    "trainer: resumed from nowhere": (lambda: trainer().train(resume_from_checkpoint="/nowhere"), "/nowhere"),
+    "trainer: resumed from nowhere": (lambda: trainer().train(resume_from_checkpoint="/no/such"), "/no/such"),
     "trainer: resumed without a checkpoint": (lambda: trainer().train(resume_from_checkpoint=True), "checkpoint"),
-    "trainer: continued from nowhere": (lambda: trainer(continue_from="/nowhere"), "/nowhere"),
+    "trainer: continued from nowhere": (lambda: trainer(continue_from="/no/such"), "/no/such"),
     "trainer: one epoch by position": (lambda: trainer().train(3), "resume_from_checkpoint", "3"),
     "trainer: a loaded adapter is frozen": (
         lambda: train(of=_frozen()), "is_trainable=True"),
