@@ -263,9 +263,14 @@ def check_ranges(settings: Any, ranges: Iterable[Sequence[Any]]) -> None:
                 raise UsageError(f"Expected {name} to be {expected}, got {value}.")
 
 
+_REFUSALS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, ImportError)
+
+
 @contextmanager
 def refused_as(what: str) -> Iterator[None]:
-    """Return a context in which what another library raises is a UsageError that begins with `what`.
+    """Return a context in which another library's refusal of a value is a UsageError that begins with `what`.
+
+    What is no refusal (a device without memory, an interrupt, a file system's error) stays what it is.
 
     Example:
         >>> with refused_as("The date can't be read"):
@@ -277,7 +282,7 @@ def refused_as(what: str) -> Iterator[None]:
         yield
     except HfprojError:
         raise
-    except Exception as error:
+    except _REFUSALS as error:
         raise UsageError(f"{what} ({type(error).__name__}: {error}).") from error
 
 

@@ -16,7 +16,7 @@ from cases import assert_refused
 from small import head_model
 
 import hfproj
-from hfproj.checking import check_fields, checked
+from hfproj.checking import check_fields, checked, refused_as
 from hfproj.training.setup import check_options
 
 
@@ -109,3 +109,10 @@ def test_the_trainer_names_callbacks_and_optimizers(tmp_path):
     assert_refused(lambda: check(None, torch.optim.SGD), "optimizers", "SGD")
     assert_refused(lambda: hfproj.extract_features(head_model(), [1], device="gpu"), "device", "'cpu', 'cuda'", "'gpu'")
     assert_refused(lambda: hfproj.extract_features(head_model(), [{}], num_workers=-1), "num_workers", "-1")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), FileNotFoundError("gone"), KeyboardInterrupt()])
+def test_what_is_no_refusal_keeps_its_own_error(error):
+    with pytest.raises(type(error)) as caught, refused_as("The arguments are refused"):
+        raise error
+    assert caught.value is error
