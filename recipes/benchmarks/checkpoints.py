@@ -70,7 +70,7 @@ def nothing(*args: object) -> None:
 LEFT_OUT = {
     "before": [(manifest, "sync"), (folders, "sync"), (files, "sync"), (os, "fsync"), (resuming, "write_manifest")],
     "with manifest and digests": [(manifest, "sync"), (folders, "sync"), (files, "sync"), (os, "fsync")],
-    "with fsync": [(resuming, "write_manifest")],
+    "with manifest and fsync": [(manifest, "digest")],
     "after": [],
 }
 
