@@ -6,10 +6,12 @@ from functools import lru_cache
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # What any name has that is looked at; others hold nothing secret.
 _HINT = re.compile(
-    r"key|tok|pass|pwd?|secret|cred|bearer|cookie|auth|sig|otp|pat|login|vault|session|connection|proxy|user",
+    r"key|tok|pass|pwd?|secret|cred|bearer|cookie|auth|sig|otp|pat|login|vault|session|connection|proxy|user|jwt",
     re.IGNORECASE,
 )
-_PASSWORD = re.compile(r"pass(word|wd|phrase|code)s?|pwd|credentials?|creds|bearer|cookie|authorization|t?otp")
+_PASSWORD = re.compile(
+    r"\w*pass(word|wd|phrase|code)s?|(?:my|db|sql|admin|root|ftp|ssh|smtp|user|pg)?pwd|credentials?|creds|bearer|cookie|authorization|t?otp"
+)
 _PASS = re.compile(
     r"(?:db|ssh|user|my|root|admin|sql|mysql|pg|smtp|ftp|key|store|redis|proxy|http|mail|login|hub|hf)pass"
 )
@@ -20,7 +22,23 @@ _ABOUT = re.compile(
     r"|host|field|ids|id|mask|index|dim|embedding|pruning|dropout|pooling|mixing|level|parallelism"
 )
 _OF_PROGRAMS = [["forward"], ["backward"], ["n"], ["num"], ["first"], ["second"], ["single"], ["multi"], ["by"]]
-_VALUES = {"value", "string", "str", "text", "plain", "raw", "hex", "base64", "b64"}  # words behind the one that counts
+# Words behind the one that counts.
+_VALUES = {
+    "value",
+    "string",
+    "str",
+    "text",
+    "plain",
+    "raw",
+    "hex",
+    "base64",
+    "b64",
+    "v",
+    "prod",
+    "production",
+    "dev",
+    "staging",
+}
 _TOKENS_OF_TEXT = re.compile(
     r"pad|eos|bos|unk|sep|cls|mask|class|reg|register|image|img|audio|video|vision|visual|special|dist"
     r"|distillation|first|last|per|patch|pool|pooling|pooled|prompt|start|end|begin|max|min|num|n|stop|decoder"
@@ -76,13 +94,15 @@ def _kind(name: str) -> str:
         return "perhaps"
     if _ABOUT.fullmatch(last):
         return ""
-    hidden = (p.rstrip("s") == "secret" and {*parts[i + 1 : i + 2]} <= _BEHIND_SECRET for i, p in enumerate(parts))
+    hidden = (
+        p.rstrip("s").endswith("secret") and {*parts[i + 1 : i + 2]} <= _BEHIND_SECRET for i, p in enumerate(parts)
+    )
     programs = last == "pass" and before[-1:] not in _OF_PROGRAMS
     if any(map(_PASSWORD.fullmatch, parts)) or any(hidden) or programs or _PASS.fullmatch(last):
         return "password"
     if last in ("proxy", "userpwd") or parts in (["user"], ["proxy", "user"]):
         return "pair"
-    if last in ("auth", "signature", "sig", "login", "vault"):
+    if last in ("auth", "signature", "sig", "login", "vault", "jwt"):
         return "perhaps"
     return _of_token_or_key(before[-1] if before else "", last)
 

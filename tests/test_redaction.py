@@ -20,7 +20,8 @@ NAMED = [
     "mlflow_tracking_password", "secret", "private_key", "access_key", "wandb_key", "license_key", "our_company_token",
     "trackers.wandb.api_key", "auth_token", "encryption_key", "storage_key", "api-key", "accessToken", "passphrase",
     "aws_access_key_id", "connection_string", "sshpass", "db_pass", "credentials", "api_keys", "hub_tok", "gh_pat",
-    "db_pw", "pw", "secret_key_base", "creds", "otp", "smtppass",
+    "db_pw", "pw", "secret_key_base", "creds", "otp", "smtppass", "PGPASSWORD",
+    "dbpassword", "clientsecret", "mypwd", "API_TOKEN_V2", "TOKEN_PROD",
 ]  # fmt: skip
 FORMS = ["--{n} {v}", "--{n}={v}", "--options {n}={v},epochs=3", '--options \'{{"{n}": "{v}"}}\'', "+{n}={v}"]
 VALUES = ["enterprise-value-xyz", "0123456789abcdef", "Tr0ub4dor&3", HASH]

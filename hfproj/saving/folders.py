@@ -10,14 +10,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 from hfproj.errors import SaveError, UsageError
 from hfproj.files import sync
-from hfproj.saving.manifest import MANIFEST, PREFIX, STATE, flaw, lacks_optimizer
+from hfproj.saving.manifest import MANIFEST, PREFIX, STATE, flaw, lacks_optimizer, read_state
 
 LOG = logging.getLogger("hfproj.training")
 STAGING = ".saving-"
@@ -77,11 +78,28 @@ def checkpoint_to_resume(wanted: str | os.PathLike | Literal[True], folder: str 
 def _unfit(path: Path) -> str | None:
     if why := flaw(path):
         return why
+    if why := _foreign_state(path):
+        return why
     if lacks_optimizer(path):
         return (
             "it was saved with save_only_model=True, without optimizer, schedule and random states "
             f"(continue_from={str(path)!r} goes on from its adapter with new ones)"
         )
+    return None
+
+
+def _foreign_state(path: Path) -> str | None:
+    """Return what transformers' trainer can't take up of a checkpoint's state: it is of another version, or damaged."""
+    from transformers.trainer_callback import TrainerState
+
+    state = read_state(path) or {}
+    known = {field.name for field in fields(TrainerState)}
+    if foreign := sorted(state.keys() - known):
+        return f"{STATE} has {foreign[0]!r}, which this version of transformers does not know"
+    log, epoch = state.get("log_history"), state.get("epoch")
+    rows = isinstance(log, list | None) and all(isinstance(row, dict) for row in log or ())
+    if not rows or isinstance(epoch, bool) or not isinstance(epoch, int | float | None):
+        return f"{STATE} is damaged (its log_history or epoch)"
     return None
 
 
@@ -101,11 +119,29 @@ def replacing(folder: str | Path) -> Iterator[Path]:
         files = sorted(p for p in part.rglob("*") if p.is_file())
         for file in files:
             sync(file)
-        for file in files:
-            target = folder / file.relative_to(part)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+        _move({file: folder / file.relative_to(part) for file in files}, part)
         sync(folder)
+
+
+def _move(targets: Mapping[Path, Path], part: Path) -> None:
+    """Move files to their targets, all or, if the system refuses one, none; `part` is an empty folder beside them."""
+    moved: dict[Path, Path | None] = {}  # target → its file of before, if there was one
+    try:
+        for number, (file, target) in enumerate(targets.items()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            before = part / f"before-{number}" if target.is_file() else None
+            if before is not None:
+                try:
+                    os.link(target, before)
+                except OSError:  # a file system without links
+                    shutil.copy2(target, before)
+            os.replace(file, target)
+            moved[target] = before
+    except OSError:
+        for target, before in moved.items():
+            with suppress(OSError):
+                target.unlink() if before is None else os.replace(before, target)
+        raise
 
 
 def put_in_place(staged: Path, folder: Path) -> None:

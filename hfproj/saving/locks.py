@@ -98,7 +98,7 @@ def _said(file: Path) -> str:
     try:
         held = json.loads(file.read_bytes())
         who = f"process {held['pid']} on {held['host']}, since {held['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         who = "another process"
     return f"Another run writes into {file.parent}: {who}"
 

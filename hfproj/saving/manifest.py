@@ -6,6 +6,7 @@ same; more can't be known of it.
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -16,11 +17,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hfproj.errors import one_line
 from hfproj.filenames import CARD
 from hfproj.files import installed_versions, sync, write_atomic
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
+_FORMAT = 1
 PREFIX = "checkpoint"  # transformers' PREFIX_CHECKPOINT_DIR
 # What resuming needs, by pattern: names differ between one process, several, FSDP and DeepSpeed.
 _RESUMED = {"optimizer*": "optimizer.pt", "scheduler.pt": "scheduler.pt", "rng_state*": "rng_state.pth"}
@@ -46,19 +49,47 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     }
     for part in sorted(p for p in folder.rglob("*") if p.is_dir()):
         sync(part)
-    content = {"format": 1, **about, "versions": installed_versions(), "files": files}
+    content = {"format": _FORMAT, **about, "versions": installed_versions(), "files": files}
     content["sha256"] = _own_digest(content)
     write_atomic(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a checkpoint; None where it has none, or a damaged one."""
+    """Return the manifest of a checkpoint; None where it has none, a damaged one, or one of a later format."""
+    content = _object(folder / MANIFEST)
+    return content if content is not None and content["format"] == _FORMAT else None
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """Return what the trainer's state of a checkpoint holds; None where it is no JSON object."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+        content = json.loads((folder / STATE).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
-    valid = isinstance(content, dict) and content.get("sha256") == _own_digest(content)
-    return content if valid else None
+    return content if isinstance(content, dict) else None
+
+
+def _object(file: Path) -> dict[str, Any] | None:
+    """Return what a manifest says, of whatever format, if it is what was written."""
+    try:
+        content = json.loads(file.read_bytes())
+        known = isinstance(content, dict) and content.get("sha256") == _own_digest(content)
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not known or content.get("format") != _FORMAT:
+        return content if known and isinstance(content.get("format"), int) else None
+    fields = {"step": int, "processes": int, "files": dict, "course": dict | None}
+    return content if all(isinstance(content.get(name, 0.0), kind) for name, kind in fields.items()) else None
+
+
+def _why_not_read(folder: Path) -> str | None:
+    """Return why a manifest that is there can't be used; None where there is none."""
+    if not os.path.lexists(folder / MANIFEST):
+        return None
+    content = _object(folder / MANIFEST)
+    if content is None:
+        return f"{MANIFEST} is damaged"
+    return f"{MANIFEST} has format {content['format']}, of a later hfproj, which this one can't read"
 
 
 def flaw(folder: Path, *, digests: bool = True) -> str | None:
@@ -67,7 +98,7 @@ def flaw(folder: Path, *, digests: bool = True) -> str | None:
         return "there is no such folder"
     manifest, name = read_manifest(folder), folder.name.rpartition("-")
     if manifest is None:
-        return f"{MANIFEST} is damaged" if (folder / MANIFEST).exists() else _flaw_of_old(folder, read=digests)
+        return _why_not_read(folder) or _flaw_of_old(folder, read=digests)
     if name[0] == PREFIX and name[2] != str(manifest["step"]):
         return f"it is that of step {manifest['step']}"
     for relative, known in manifest["files"].items():
@@ -114,11 +145,10 @@ def _own_digest(content: Mapping[str, Any]) -> str:
 
 
 def _flaw_of_old(folder: Path, *, read: bool) -> str | None:
-    try:
-        state = json.loads((folder / STATE).read_bytes())
-    except (OSError, ValueError):
+    state = read_state(folder)
+    if state is None:
         return f"{STATE} is missing or can't be read"
-    step = state.get("global_step") if isinstance(state, dict) else None
+    step = state.get("global_step")
     if not isinstance(step, int) or isinstance(step, bool):
         return f"{STATE} names no step"
     name = folder.name.rpartition("-")
@@ -135,7 +165,7 @@ def _flaw_of_old(folder: Path, *, read: bool) -> str | None:
             return f"{config.with_name('adapter_model.safetensors').relative_to(folder)} is missing"
     if not read:
         return None
-    return next(_unreadable(folder), None) or (None if deepspeed else _other_step(folder, step))
+    return next(_unreadable(folder), None) or (None if deepspeed else _other_content(folder, step))
 
 
 def _unreadable(folder: Path) -> Iterator[str]:
@@ -143,28 +173,52 @@ def _unreadable(folder: Path) -> Iterator[str]:
     for file in _files(folder):
         try:
             if file.suffix == ".safetensors":
-                with safe_open(str(file), "pt"):
-                    pass
+                with safe_open(str(file), "pt") as opened:
+                    whole = {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+                if file.name.startswith("adapter_model") and whole and not any("F" in dtype for dtype in whole):
+                    raise ValueError("no tensor in it has floating-point numbers")
             elif file.suffix in (".pt", ".pth") and zipfile.ZipFile(file).testzip() is not None:
                 raise zipfile.BadZipFile("a checksum does not fit")
             elif file.suffix == ".json" and not isinstance(json.loads(file.read_bytes()), dict):
                 raise ValueError("no JSON object")
-        except (OSError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
-            yield f"{file.relative_to(folder)} is damaged ({error})"
+        except (OSError, ValueError, RecursionError, zipfile.BadZipFile, SafetensorError) as error:
+            yield f"{file.relative_to(folder)} is damaged ({one_line(error)})"
 
 
-def _other_step(folder: Path, step: int) -> str | None:
-    """Return which of scheduler and optimizer has another step, where they count the steps of training."""
-    import torch
-
-    if (folder / "scaler.pt").exists():  # it skips steps, which the others then do not count
-        return None
-    try:
-        scheduler = torch.load(folder / "scheduler.pt", weights_only=True)
-        optimizer = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu", mmap=True)
-    except (FileNotFoundError, pickle.UnpicklingError):  # of FSDP, or holding what torch does not load by default
+def _other_content(folder: Path, step: int) -> str | None:
+    """Return what scheduler, optimizer or random states hold that a run can't go on from, or of another step."""
+    found: dict[str, Any] = {}
+    for name, mapped in (("scheduler.pt", False), ("optimizer.pt", True)):
+        if (folder / name).exists():  # those of FSDP have other names
+            try:
+                found[name] = _load(folder / name, mmap=mapped)
+            except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError, AttributeError) as error:
+                return f"{name} can't be read ({one_line(error)[:200]})"
+            if not isinstance(found[name], dict):
+                return f"{name} holds no state but a {type(found[name]).__name__}"
+    for file in sorted(folder.glob("rng_state*.pth")):
+        try:
+            states = _load(file)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError, AttributeError) as error:
+            return f"{file.name} can't be read ({one_line(error)[:200]})"
+        if not isinstance(states, dict) or not {"python", "numpy", "cpu"} <= states.keys():
+            return f"{file.name} holds no states of random generators"
+    optimizer, scheduler = found.get("optimizer.pt"), found.get("scheduler.pt", {})
+    if optimizer is not None:
+        state, groups = optimizer.get("state"), optimizer.get("param_groups")
+        if not isinstance(state, dict) or not groups or not isinstance(groups, list):
+            return "optimizer.pt holds no state of an optimizer"
+    if optimizer is None or (folder / "scaler.pt").exists():  # it skips steps, which the others then do not count
         return None
     if "lr_lambdas" in scheduler and scheduler.get("last_epoch") != step:
         return f"scheduler.pt is that of step {scheduler.get('last_epoch')}"
-    steps = [int(s["step"]) for s in optimizer.get("state", {}).values() if isinstance(s, dict) and "step" in s]
+    steps = [int(s["step"]) for s in optimizer["state"].values() if isinstance(s, dict) and "step" in s]
     return f"optimizer.pt is that of step {max(steps)}" if steps and max(steps) != step else None
+
+
+def _load(file: Path, *, mmap: bool = False) -> Any:
+    import torch
+    from transformers.trainer_pt_utils import safe_globals  # NumPy's arrays in random states
+
+    with safe_globals():
+        return torch.load(file, weights_only=True, map_location="cpu", mmap=mmap)

@@ -15,7 +15,7 @@ from typing import Any
 from hfproj.errors import UsageError
 from hfproj.results.history import HISTORY_FILE, read_history, write_history
 from hfproj.saving.folders import checkpoints
-from hfproj.saving.manifest import STATE, read_manifest
+from hfproj.saving.manifest import STATE, read_manifest, read_state
 
 LOG = logging.getLogger("hfproj.training")
 
@@ -87,7 +87,13 @@ def counted(checkpoint: Path, own: Course | None, processes: int, hidden: Path) 
         LOG.warning(f"{checkpoint} has no manifest (hfproj 0.1.0 wrote none): its files can't be verified.")
     if manifest is None or manifest["course"] is None or own is None:
         return checkpoint
-    before, step = Course(**manifest["course"]), manifest["step"]
+    try:
+        before, step = Course(**manifest["course"]), manifest["step"]
+    except TypeError as error:
+        raise UsageError(
+            f"{checkpoint} says otherwise where it stands in its data than this version of hfproj reads ({error}): "
+            "resume with the version that wrote it, or pass ignore_data_skip=True."
+        ) from error
     new = own.at(step, before)
     if manifest["processes"] != processes:
         LOG.warning(f"{checkpoint} is of {manifest['processes']} processes, this run has {processes}: dropout differs.")
@@ -118,7 +124,7 @@ def _converted(checkpoint: Path, step: int, new: int, folder: Path) -> Path:
     for path in checkpoint.iterdir():
         if path.name not in (STATE, "scheduler.pt", HISTORY_FILE):
             os.symlink(path.resolve(), target / path.name)
-    state = json.loads((checkpoint / STATE).read_bytes())
+    state = read_state(checkpoint) or {}
     state["global_step"] = new
     state["best_global_step"] = None  # counted in other steps; best_model_checkpoint says which it is
     state["log_history"] = [_scaled(row, step, new) for row in state.get("log_history", ())]

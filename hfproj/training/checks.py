@@ -175,7 +175,7 @@ def check_trainer(trainer: ProjectionTrainer) -> None:
     momenta = [n for n in ("ema_momentum", "ema_momentum_end") if getattr(trainer.args, n) is not None]
     if momenta and "target" not in getattr(trainer.objective, "needs", ()):
         of = type(trainer.objective).__name__
-        trainer.say_once(f"{' and '.join(momenta)} have no effect: {of} has no EMA teacher.")
+        trainer.say_once(f"{' and '.join(momenta)} without effect: {of} has no EMA teacher.")
     _check_parameters(trainer)
     _check_metrics(trainer, trainer.callback_handler.callbacks)
     _check_text_views(trainer)

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal as signals
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from hfproj import distributed
 from hfproj.data.indexing import StreamDataset
-from hfproj.errors import AdapterFileError, UsageError
+from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.features.cache_key import content_of
 from hfproj.hub.staging import folder_of
 from hfproj.objectives.buffers import BEFORE, load_buffers, read_position, save_buffers
@@ -29,6 +30,7 @@ from hfproj.saving.locks import locked
 from hfproj.saving.manifest import PREFIX, STATE, flaw, write_manifest
 from hfproj.saving.position import Course, counted
 from hfproj.saving.signals import EXIT_CODE, StopSignals
+from hfproj.saving.taken_up import check_taken_up, settings_of, without_effect
 from hfproj.training.checkpoints import folder_to_resume
 from hfproj.training.hub import HubTrainer
 from hfproj.tuner.active import active_name
@@ -175,12 +177,16 @@ class ResumingTrainer(HubTrainer):
         if self._saved != (self.state.global_step, len(self.state.log_history)):
             self._save_checkpoint(self.model_wrapped, trial=None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        code, on = EXIT_CODE, "resume_from_checkpoint='auto' goes on from it"
+        if self.args.save_only_model:  # nothing to start again: as a process ends that does not handle the signal
+            code = 128 + getattr(signals, signal)
+            on = "it has no optimizer (save_only_model=True): continue_from= goes on from its adapter with a new one"
         if self.is_world_process_zero():
             LOG.warning(
                 f"{signal}: the checkpoint of step {self.state.global_step} is written to {self.args.output_dir}; "
-                f"exiting with code {EXIT_CODE}. resume_from_checkpoint='auto' goes on from it."
+                f"exiting with code {code}. {on[0].upper()}{on[1:]}."
             )
-        raise SystemExit(EXIT_CODE)
+        raise SystemExit(code)
 
     # Private: save_model, the public form, gathers shards on all processes and then has one of them write, here.
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -209,6 +215,26 @@ class ResumingTrainer(HubTrainer):
         (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and folders are shared
         if (folder / "README.md").exists():
             (part / "README.md").unlink(missing_ok=True)  # PEFT's empty card is no replacement for a written one
+
+    # Private: transformers takes what a checkpoint holds, whatever optimizer it is of, in place of the arguments.
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled or self.optimizer is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        wanted = settings_of(self.optimizer)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"The optimizer of {checkpoint} can't be taken up ({one_line(error)}). Resume with the optimizer and "
+                f"the adapter that it was written with; continue_from={checkpoint!r} begins with a new one."
+            ) from error
+        check_taken_up(self.optimizer, checkpoint)
+        if self.is_world_process_zero() and (instead := without_effect(wanted, self.optimizer)):
+            LOG.warning(
+                f"The optimizer goes on as it was in {checkpoint}: {instead}. "
+                f"continue_from={checkpoint!r} goes on from its adapter with the settings of now."
+            )
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Give model, objective and EMA teacher the values of a checkpoint, a folder that this trainer saved.

@@ -173,6 +173,16 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, at, options, caplog):
     assert log(again) == log(expected)
 
 
+def test_a_signal_without_an_optimizer_to_go_on_from(tmp_path, caplog):
+    run = runs.make(tmp_path, save_only_model=True)
+    run.add_callback(Signal(3, signal.SIGTERM))
+    with pytest.raises(SystemExit) as caught:
+        run.train()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert "continue_from= goes on from its adapter" in caplog.text
+    assert "'auto' goes on" not in caplog.text
+
+
 def test_handlers_of_others_are_left_alone(tmp_path):
     got = []
     before = signal.signal(signal.SIGUSR1, lambda *args: got.append(args))

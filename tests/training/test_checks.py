@@ -63,7 +63,7 @@ def test_workers_of_a_stream(tmp_path):
 def test_momentum_without_a_teacher_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "hfproj.training"):
         trainer(tmp_path, ema_momentum=0.9, extra={"objective": "vicreg"})
-    assert "ema_momentum have no effect: VICReg has no EMA teacher." in caplog.text
+    assert "ema_momentum without effect: VICReg has no EMA teacher." in caplog.text
 
 
 def test_arguments_of_an_optimizer_that_is_replaced(tmp_path):

@@ -1,0 +1,173 @@
+"""Checkpoints that are readable and hold something else: of another version, optimizer or model, nested without end."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+
+import hfproj
+from hfproj.saving import folders, manifest
+from hfproj.saving.folders import checkpoint_to_resume
+
+DEEP = "[" * 200_000
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    runs.train(folder, max_steps=4)
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def rewritten(folder, **changes):
+    """Change entries of a manifest, None for none, and give it the digest that belongs to it."""
+    file = folder / "manifest.json"
+    content = json.loads(file.read_text()) | changes
+    content = {name: value for name, value in content.items() if value is not None}
+    file.write_text(json.dumps(content | {"sha256": manifest._own_digest(content)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "has format 2, of a later hfproj"),
+        ({"format": "1"}, "is damaged"),
+        ({"step": None}, "is damaged"),
+        ({"files": None}, "is damaged"),
+        ({"files": []}, "is damaged"),
+        ({"processes": None}, "is damaged"),
+        ({"course": 3}, "is damaged"),
+    ],
+    ids=str,
+)
+def test_a_manifest_of_another_form(copy, caplog, changes, said):
+    rewritten(copy / "checkpoint-4", **changes)
+    assert checkpoint_to_resume("auto", copy) == str(copy / "checkpoint-2")
+    assert said in caplog.text
+
+
+def test_a_course_of_another_version(copy):
+    content = json.loads((copy / "checkpoint-4/manifest.json").read_text())
+    rewritten(copy / "checkpoint-4", course={**content["course"], "new": 1})
+    with pytest.raises(hfproj.UsageError, match=r"than this version of hfproj reads .*ignore_data_skip=True"):
+        runs.train(copy, resume=True, max_steps=4)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "trainer_state.json"])
+def test_nested_without_end(copy, caplog, file):
+    (copy / "checkpoint-4" / file).write_text(DEEP)
+    assert checkpoint_to_resume("auto", copy) == str(copy / "checkpoint-2")
+    if file != "manifest.json":
+        (copy / "checkpoint-4/manifest.json").unlink()
+        assert checkpoint_to_resume("auto", copy) == str(copy / "checkpoint-2")
+    assert f"{file} " in caplog.text
+
+
+class Stranger:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+FOREIGN = {
+    "optimizer.pt": [[1], {"state": {}, "param_groups": []}, {"state": [], "param_groups": [{}]}, Stranger()],
+    "scheduler.pt": [[1], Stranger()],
+    "rng_state.pth": [[1], {"python": ()}, Stranger()],
+}
+STATES = [{"unheard": 1}, {"log_history": "x"}, {"log_history": [1]}, {"epoch": "x"}, {"epoch": True}]
+
+
+@pytest.mark.parametrize(("file", "value"), [(f, v) for f, values in FOREIGN.items() for v in values], ids=str)
+def test_files_of_another_kind_without_a_manifest(copy, caplog, capsys, file, value):
+    (copy / "checkpoint-4/manifest.json").unlink()
+    torch.save(value, copy / "checkpoint-4" / file)
+    assert checkpoint_to_resume("auto", copy) == str(copy / "checkpoint-2")
+    assert f"checkpoint-4: {file} " in caplog.text
+    assert "\n" not in caplog.messages[0]
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", STATES, ids=str)
+def test_a_state_that_transformers_does_not_know(copy, caplog, change):
+    folder = copy / "checkpoint-4"
+    (folder / "manifest.json").unlink()
+    state = json.loads((folder / "trainer_state.json").read_text())
+    (folder / "trainer_state.json").write_text(json.dumps(state | change))
+    assert checkpoint_to_resume("auto", copy) == str(copy / "checkpoint-2")
+    assert "checkpoint-4: trainer_state.json " in caplog.text
+
+
+def test_an_adapter_of_whole_numbers(copy, caplog):
+    from safetensors.torch import load_file, save_file
+
+    folder = copy / "checkpoint-4"
+    (folder / "manifest.json").unlink()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({name: tensor.long() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    assert checkpoint_to_resume("auto", copy) == str(copy / "checkpoint-2")
+    assert "no tensor in it has floating-point numbers" in caplog.text
+
+
+def test_an_optimizer_of_another_model(copy):
+    """torch's fused AdamW would read beyond the tensors, and the process die."""
+    folder = copy / "checkpoint-4"
+    (folder / "manifest.json").unlink()
+    content = torch.load(folder / "optimizer.pt", weights_only=True)
+    for state in content["state"].values():
+        state["exp_avg"] = torch.zeros(3)
+    torch.save(content, folder / "optimizer.pt")
+    with pytest.raises(hfproj.UsageError, match=r"is of another model: exp_avg has shape \[3\].*continue_from="):
+        runs.train(copy, resume=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"optim": "sgd"}, {"optim": "adafactor"}, {"optim": "rmsprop"}, {"optim": "adagrad"}, {"lars": True}],
+    ids=str,
+)  # fmt: skip
+def test_another_optimizer(copy, options):
+    with pytest.raises(hfproj.UsageError, match=r"optimizer.pt of .* was written by another optimizer: it has no"):
+        runs.train(copy, resume=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"learning_rate": 5.0}, "learning_rate 0.01 instead of 5.0"),
+        ({"weight_decay": 0.3}, "weight_decay 0.05 instead of 0.3"),
+        ({"adam_beta1": 0.1}, "betas (0.9, 0.999) instead of (0.1, 0.999)"),
+        ({"head_learning_rate": 0.2}, "learning_rate 0.01 instead of 0.2"),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_settings_that_the_checkpoint_overrules_are_said(copy, caplog, options, said):
+    with caplog.at_level(logging.WARNING):
+        runs.train(copy, resume=True, **options)
+    found = [message for message in caplog.messages if "The optimizer goes on as it was" in message]
+    assert found == [] if said is None else len(found) == 1 and said in found[0]
+
+
+def test_a_save_that_the_system_refuses_midway_takes_nothing(tmp_path):
+    """Of several files that take the place of others, all do or none."""
+    for name in ("a", "c"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "b").mkdir()  # no file can take its place
+
+    def save():
+        with folders.replacing(tmp_path) as part:
+            for name in ("a", "b", "new", "c"):
+                (part / name).write_text("new")
+
+    with pytest.raises(OSError):  # noqa: PT011
+        save()
+    assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()} == {"a": "old", "c": "old"}
+    assert not [p for p in os.listdir(tmp_path) if p.startswith(".part")]
