@@ -2,17 +2,20 @@
 
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 import runs
 import torch
+from safetensors.torch import load_file, save_file
 
 import hfproj
 from hfproj.saving.folders import checkpoint_to_resume
 from hfproj.saving.manifest import flaw
 
+NOISE = tuple(f"noise {number}" for number in range(40))  # bits that are others
 DAMAGES = ("missing", "cut", "empty", "{}", "null", "of another step")
 
 
@@ -29,13 +32,61 @@ def damage(file, how):
         os.truncate(file, file.stat().st_size // 2)
     elif how == "of another step":
         shutil.copyfile(file.parents[1] / "checkpoint-2" / file.name, file)
+    elif how.startswith("noise"):
+        content = bytearray(file.read_bytes())
+        places = random.Random(f"{file.name} {how}")
+        for _ in range(places.choice((1, 1, 100))):
+            content[places.randrange(len(content))] ^= 1 << places.randrange(8)
+        file.write_bytes(content)
+    elif how.startswith("foreign"):
+        FOREIGN[file.name][int(how.split()[1])](file)
+        (file.parent / "manifest.json").unlink(missing_ok=True)
     else:
         file.write_text("" if how == "empty" else how)
 
 
-def cases(folder):
+def cases(folder, damages=DAMAGES):
     for file in sorted(p.name for p in (folder / "checkpoint-4").iterdir()):
-        yield from ((file, how) for how in DAMAGES)
+        yield from ((file, how) for how in damages)
+
+
+class Stranger:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def _saved(value):
+    return lambda file: torch.save(value, file)
+
+
+def _with(**change):
+    return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+def _of_whole_numbers(file):
+    save_file({name: tensor.long() for name, tensor in load_file(file).items()}, file)
+
+
+def _nested(file):
+    file.write_text("[" * 200_000)
+
+
+# Readable files of something else; a digest tells them, so that they count where there is no manifest.
+FOREIGN = {
+    "optimizer.pt": list(
+        map(_saved, ([1], {"state": {}, "param_groups": []}, {"state": [], "param_groups": [{}]}, Stranger()))
+    ),
+    "scheduler.pt": list(map(_saved, ([1], Stranger()))),
+    "rng_state.pth": list(map(_saved, ([1], {"python": ()}, Stranger()))),
+    "trainer_state.json": [
+        _nested, _with(unheard=1), _with(log_history="x"), _with(log_history=[1]), _with(epoch="x"), _with(epoch=True),
+    ],
+    "adapter_model.safetensors": [_of_whole_numbers],
+}  # fmt: skip
+
+
+def foreign_cases():
+    return [(file, f"foreign {number}") for file, kinds in FOREIGN.items() for number in range(len(kinds))]
 
 
 @pytest.mark.parametrize("manifest", [True, False], ids=["with manifest", "as of 0.1.0"])
