@@ -68,6 +68,8 @@ _PROGRAMS = {
     "curl": ("u", "U", "user", "proxy-user"), "login": ("p",),
 }  # fmt: skip
 _PROGRAM = re.compile("|".join(_PROGRAMS))
+_OWN_WORD = re.compile(f"({_PROGRAM.pattern})(?:dump|admin|import|sh|restore)?")
+_SPACED = re.compile(r"(-{0,2}[A-Za-z_][\w.-]{0,80})=([^=]{0,1000}\s[^=]{0,1000})")  # a value with blanks, as one word
 _COMMAND = re.compile(
     r"(?P<end>[\n;|&])|(?<![\w.-])(?P<program>sshpass|mysql(?:dump|admin|import)?|mariadb|mongo(?:sh|dump|restore)?|redis-cli"
     r"|ldapsearch|curl|(?:docker|podman|nerdctl|helm|oras|crane|skopeo|buildah|az|oc)\s[^\n;|&]{0,60}?(?<=\s)login)(?!\S)"
@@ -259,9 +261,11 @@ def _words(words: Iterable[str], text: Callable[[str], str]) -> list[str]:
             found.append("$PASSWORD")
         elif program and _takes(program, word[1:2], word[2:], glued=True) and re.match("-[^-].", word):
             found.append(f"{word[:2]}$PASSWORD")
+        elif (pair := _SPACED.fullmatch(word)) and is_secret(pair[1], pair[2]):
+            found.append(f"{pair[1]}={variable(pair[1])}")
         else:
             found.append(text(word))
-        last = word.rpartition("/")[2] if len(word) < 100 else ""
-        program = last if last in _PROGRAMS else program
+        last = _OWN_WORD.fullmatch(word.rpartition("/")[2]) if len(word) < 100 else None
+        program = last[1] if last else program
         before = word
     return found

@@ -116,7 +116,7 @@ class Objective(ShowsOptions, nn.Module):
 
         Raises:
             UsageError: If the call lacks something, as in :func:`check_call`, or ``compute`` refuses it.
-            NonFiniteLossError: In the backward pass, if the gradient of a finite loss is beyond float16, the type of z.
+            NonFiniteLossError: In the backward pass, if the gradient of a finite loss is not finite in the type of z.
         """
         if others:
             how = f"{type(self).__name__.lower()}(torch.stack([z_a, z_b]))"

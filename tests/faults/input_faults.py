@@ -5,6 +5,7 @@ import io
 import itertools
 import logging
 import os
+import shlex
 import warnings
 
 from faults import api_fuzz, feature_inputs, image_inputs, numeric_inputs
@@ -71,7 +72,11 @@ def _command_lines():
 
 
 def _shown(line, secret):
-    kept = [redact(line), command_line(["a.py", *line.split()]) if "'" not in line and "\n" not in line else ""]
+    try:
+        words = shlex.split(line)  # as a shell hands them on
+    except ValueError:  # no line of a shell
+        words = line.split()
+    kept = [redact(line), command_line(["a.py", *words]) if "$'" not in line else ""]  # which shlex does not know
     return f"{kept} holds it" if any(secret in text for text in kept) or list(secrets_in(kept[0], {})) else None
 
 
