@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
     from typing_extensions import Unpack as Unpack
 
-    AnyImage: TypeAlias = Image.Image | np.ndarray | Tensor | Mapping[str, Any]  # a dict: as datasets stores it
+    AnyImage: TypeAlias = Image.Image | np.ndarray | Tensor | bytes | Mapping[str, Any]  # a dict: as datasets stores it
     Item: TypeAlias = AnyImage | tuple[Any, ...]
 
     class MapStyle(Protocol):

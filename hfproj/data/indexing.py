@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from hfproj.checking import checked
-from hfproj.data.pixels import BOMBS, bounded, cure, decoded, to_image_tensor
+from hfproj.data.pixels import BOMBS, BY_SKIPPING, bounded, cure, decoded, to_image_tensor
 from hfproj.errors import HfprojError, UsageError, check_choice, one_line
 from hfproj.functional.labels import class_number, described
 from hfproj.typing import Data, OneOf
@@ -220,7 +220,11 @@ class IndexedDataset(_Checks, Dataset):
                 return {**item, "index": index, SKIPPED: skipped} if skipped else item
             except UsageError as error:
                 skipped.append((at, str(error)))
-        raise UsageError(f"{_TRIES} items in a row can't be read, the last ones included: {skipped[-1][1]}")
+        why = skipped[-1][1].removesuffix(".").replace(BY_SKIPPING, "")
+        raise UsageError(
+            f"{_TRIES} items, drawn one after the other in place of item {index}, can't be read; on_bad_image='skip' "
+            f"is for a few bad ones. The last of them: {why}."
+        )
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """Return the items of a whole batch, read at once where the data set can do that."""

@@ -26,7 +26,8 @@ from hfproj.typing import AnyImage
 
 Made = TypeVar("Made")
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
-_REPAIR = "Repair the file, drop the row, for example with dataset.select(), or train with on_bad_image='skip'"
+BY_SKIPPING = ", or train with on_bad_image='skip'"
+_REPAIR = f"Repair the file, drop the row, for example with dataset.select(){BY_SKIPPING}"
 _LIMIT = "Make it smaller or drop the row; if it is meant, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit)"
 _NOT_NUMPYS = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
@@ -37,10 +38,10 @@ def to_rgb_tensor(image: AnyImage, column: str = "image") -> UInt8[Tensor, "3 he
     """Return any image as uint8 RGB.
 
     Args:
-        image: A PIL image of any mode, a numpy array, a tensor, or a ``{"bytes", "path"}`` dict as `datasets` stores
-            images; an array of any other library that numpy can read counts as one. Transparency is laid over white.
-            16-bit grey is divided by 257. Arrays are [height, width] or [height, width, 1, 3 or 4], also channels
-            first; floating-point values in [0, 1], integers in 0 to 255.
+        image: A PIL image of any mode, a numpy array, a tensor, an encoded file as bytes, or a ``{"bytes", "path"}``
+            dict as `datasets` stores images; an array of any other library that numpy can read counts as one.
+            Transparency is laid over white. 16-bit grey is divided by 257. Arrays are [height, width] or [height,
+            width, 1, 3 or 4], also channels first; floating-point values in [0, 1], integers in 0 to 255.
         column: Name of the item's entry, for messages.
 
     Raises:
@@ -166,7 +167,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _is_stored(image: Any) -> bool:
-    return isinstance(image, dict) and ("bytes" in image or "path" in image)
+    return isinstance(image, bytes) or (isinstance(image, dict) and ("bytes" in image or "path" in image))
 
 
 def _opened(image: AnyImage, channels: int, column: str) -> Image.Image | np.ndarray:
@@ -194,7 +195,7 @@ def _opened(image: AnyImage, channels: int, column: str) -> Image.Image | np.nda
             raise UsageError(f"Column {column!r} holds an array of {image.dtype} values; {hint}.")
         return image
     raise UsageError(
-        f"Column {column!r} holds no image: expected a PIL image, an array or encoded bytes, got "
+        f"Column {column!r} holds no image: expected a PIL image, an array or an encoded file, got "
         f"{type(image).__name__} {reprlib.repr(image)}. Name the column with the images: image_column=… "
         "(--image_column), or cast it: dataset.cast_column(name, datasets.Image()); arrays in a data set: "
         'dataset.with_format("numpy").'
@@ -255,6 +256,7 @@ def _in_range(array: np.ndarray, column: str) -> np.ndarray:
 
 
 def _decode(stored: Any) -> Image.Image:
+    stored = {"bytes": stored} if isinstance(stored, bytes) else stored
     data, path = stored.get("bytes"), stored.get("path")
     if data is None and path is None:
         raise UsageError("The image has neither bytes nor a path. Drop the row, for example with dataset.select().")

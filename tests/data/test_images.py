@@ -274,3 +274,13 @@ def test_the_keywords_that_checkers_know_are_those_of_the_classes():
     assert set(images._Parts.__annotations__) == parts
     assert set(images._OfViews.__annotations__) == options(ImageViews) | parts
     assert set(images._OfEval.__annotations__) == options(EvalImages)
+
+
+def test_an_encoded_file_as_plain_bytes():
+    """As WebDataset and a torch data set of files hold them."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(file, "PNG")
+    expected = to_rgb_tensor({"bytes": file.getvalue(), "path": None})
+    assert torch.equal(to_rgb_tensor(file.getvalue()), expected)
+    with pytest.raises(hfproj.UsageError, match="it is of no format that Pillow knows"):
+        to_rgb_tensor(b"no image")

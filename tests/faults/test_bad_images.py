@@ -161,7 +161,9 @@ def test_another_image_takes_the_place_of_a_bad_one_by_epoch_and_index_alone():
 
 
 def test_a_disk_that_is_gone_is_not_skipped():
-    assert_refused(lambda: hfproj.IndexedDataset(data(5, range(5)), on_bad_image="skip")[0], "100 items in a row")
+    assert_refused(lambda: hfproj.IndexedDataset(data(5, range(5)), on_bad_image="skip")[0], "100 items, drawn")
+    with pytest.raises(hfproj.UsageError, match=r"is for a few bad ones\. The last of them: [^=]*$"):
+        hfproj.IndexedDataset(data(5, range(5)), on_bad_image="skip")[0]
     assert_refused(lambda: hfproj.IndexedDataset(data(), on_bad_image="drop"), "on_bad_image 'drop'", "raise, skip")
     with pytest.raises(hfproj.UsageError, match="on_bad_image='skip'"):
         views()([hfproj.IndexedDataset(data())[2]])
