@@ -1,6 +1,6 @@
 """Every Python block of README and docs runs alone, as it stands, in an empty folder.
 
-Those of docs/command.md follow each other: tests/commands/test_command_page.py.
+Those of docs/command.md and docs/tutorial.md follow each other: tests/commands/test_pages_that_follow.py.
 """
 
 import contextlib
@@ -19,7 +19,10 @@ from hfproj.probes import PROBES
 from hfproj.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted({*ROOT.glob("docs/*.md")} - {ROOT / "docs" / "command.md"})]
+PAGES = [
+    ROOT / "README.md",
+    *sorted({*ROOT.glob("docs/*.md")} - {ROOT / "docs" / f"{name}.md" for name in ("command", "tutorial")}),
+]
 PAGES += [*ROOT.glob("hfproj/assets/*/*.md")]
 NEEDS = re.compile(r"# needs (the Hub|a download|a GPU)\n")  # the first line of a block that can't run here
 STEPS, IMAGES = 2, 96

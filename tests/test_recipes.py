@@ -205,3 +205,42 @@ def test_probe_without_labels_and_of_a_bare_backbone(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("probe", "--model", "vit_nano", "--probe_options", "mlp.hidden=8")
     assert "error: --probe_options has options of 'mlp', which is not among" in capsys.readouterr().err
+
+
+ADAPT = ("--max_steps", 4, "--train_limit", 64, "--per_device_train_batch_size", 32, "--use_cpu", 1, "--save_steps", 1)
+
+
+def test_adapting_to_a_folder_without_labels(tmp_path, capsys):
+    """Photographs in a folder, a few sorted ones to judge by, and a guard that ends the run at a checkpoint before."""
+    for split, count in (("train", 120), ("test", 40)):
+        for number, item in enumerate(hfproj.load_image_dataset("digits", split=split, limit=count)):
+            folder = tmp_path / ("plain" if split == "train" else f"sorted/{item['label'] % 2}")
+            folder.mkdir(parents=True, exist_ok=True)
+            item["image"].save(folder / f"{number}.jpg")
+    places = ("--dataset", tmp_path / "plain", "--labelled", tmp_path / "sorted", "--output_dir", tmp_path / "out")
+    with pytest.warns(hfproj.CollapseWarning, match="The adapter is that of checkpoint-1 again"):
+        run("adapt", *ADAPT, *places, "--holdout", 40, "--guard_every", 1, "--least_overlap", 1.0)
+    printed = capsys.readouterr().out
+    assert "40 of 120 images are held out, to measure on." in printed
+    results = hfproj.Results.load(tmp_path / "out")
+    assert results.geometry["collapse"]["restored"] == "checkpoint-1"
+    final, first = (load_peft_weights(str(tmp_path / "out" / name)) for name in ("", "checkpoint-1"))
+    assert all(torch.equal(final[name], tensor) for name, tensor in first.items())
+    verdict, *reasons = results.notes
+    assert verdict in {f"Verdict: {word}." for word in ("better", "worse", "cannot tell")}
+    assert [reason.partition(":")[0].partition(", ")[0] for reason in reasons[2:5]] == ["Without labels"] * 3
+    assert all(word in reasons[number] for number, word in enumerate(("20-NN", "linear")))
+    assert verdict in printed
+    assert verdict in (tmp_path / "out/README.md").read_text()
+
+
+def test_adapting_without_labels_says_how_far_it_can_tell(tmp_path, capsys):
+    run("adapt", *ADAPT, "--use_labels", "false", "--holdout", 40, "--output_dir", tmp_path, "--max_steps", 2)
+    results = hfproj.Results.load(tmp_path)
+    assert {m.unit for m in results.measurements} == {""}
+    assert results.notes[0].endswith(", as far as can be told without labels.")
+    assert "on digits it ranked checkpoints as a k-NN did by +0.85 (+0.26 to +0.96)" in "".join(results.notes)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run("adapt", *ADAPT, "--labelled", "digits", "--use_labels", "false", "--output_dir", tmp_path)
+    assert "--labelled digits has no effect with --use_labels false" in capsys.readouterr().err

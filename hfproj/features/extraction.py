@@ -183,13 +183,17 @@ class Source:
             worker_init_fn=LeaveSignals(),
             generator=torch.Generator(),  # a loader without its own generator advances the global one
         )  # fmt: skip
-        if self.progress and rank() == 0:
-            from tqdm.auto import tqdm
+        from tqdm.auto import tqdm
 
-            loader = tqdm(loader, desc="features", unit="batch")
-        rows = iter(batches)
-        with self.reader:
-            values = (self._values(batch, next(rows)) for batch in loader)
+        shown = self.progress and rank() == 0
+        with self.reader, tqdm(total=len(batches), desc="features", unit="batch", disable=not shown) as bar:
+
+            def values_of(batch: Any, rows: list[int]) -> dict[str, Tensor]:
+                found = self._values(batch, rows)
+                bar.update()
+                return found
+
+            values = map(values_of, loader, batches)
             for part in parts:
                 passes = [_joined([next(values) for _ in range(0, len(part), size)]) for _ in epochs]
                 with torch.inference_mode(False), torch.no_grad():

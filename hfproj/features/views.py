@@ -83,6 +83,13 @@ class FixedViews:
             h, z = (gather_rows(f).transpose(0, 1).cpu() for f in by_image)
         return h, z
 
+    def bare(self, model: Any, device: torch.device | str | None = None) -> H:
+        """Return h of all images as the backbone gives it without its adapter ``[views, images, dim]``, on the CPU."""
+        device = torch.device(device) if device is not None else next(model.parameters()).device
+        with model.disable_adapter(), Reader(model, device) as read:
+            parts = [torch.stack([read(view)["h"] for view in view_batches(batch)], 1) for batch in self.batches]
+        return gather_rows(torch.cat(parts).to(device)).transpose(0, 1).cpu()
+
     def own(self, name: str) -> Tensor | None:
         """Return what the collator gave of this process's images beside views: "index", or "labels" if there are."""
         parts = [batch.get(name) for batch in self.batches]

@@ -21,6 +21,7 @@ _RANGES = (  # fields, from, to, in words
     ("lars_trust_coefficient eval_knn_temperature num_train_epochs", _LEAST, _MOST, "a number above 0"),
     ("per_device_train_batch_size per_device_eval_batch_size eval_knn_k", 1, _MOST, "1 or more"),
     ("gradient_accumulation_steps", 1, _MOST, "1 or more"),
+    ("head_warmup_steps", 0, _MOST, "a number of steps, 0 or more"),
     ("seed", 0, 2**32 - 1, "a number of 32 bits"),
 )
 
@@ -37,6 +38,8 @@ class ProjectionTrainingArguments(TrainingArguments):
 
     Args:
         head_learning_rate: Learning rate of head, predictor and prototypes; None takes `learning_rate`.
+        head_warmup_steps: Optimizer steps at first (below 1: a fraction of all) in which the backbone keeps its values,
+            so that a fresh head does not spoil them; its rate then rises over as many steps as the schedule warms up.
         fixed_predictor_rate: The schedule leaves the predictor's learning rate alone (SimSiam).
         lars: Train with LARS (timm's, momentum 0.9) instead of `optim`. Made for heads and whole backbones: the second
             factor of a LoRA starts at zero, where LARS does not adapt.
@@ -73,6 +76,7 @@ class ProjectionTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the collator needs the columns."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "DDP: find unused parameters."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the head."})
+    head_warmup_steps: float = field(default=0.0, metadata={"help": "Steps of the head alone; below 1, a fraction."})
     fixed_predictor_rate: bool = field(default=False, metadata={"help": "No schedule for the predictor's rate."})
     lars: bool = field(default=False, metadata={"help": "Train with LARS instead of optim."})
     lars_trust_coefficient: float = field(default=0.001, metadata={"help": "Trust coefficient of LARS."})

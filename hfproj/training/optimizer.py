@@ -1,5 +1,6 @@
 """Groups of parameters, LARS on them, and what happens around epochs and optimizer steps."""
 
+import math
 from typing import Any
 
 import torch
@@ -87,14 +88,34 @@ def make_optimizer(trainer: ProjectionTrainer, model: nn.Module) -> torch.optim.
     return None if own_groups else cls(groups, **kwargs)
 
 
+def head_warmup(model: nn.Module, steps: float | int, max_steps: int) -> int:
+    """Return how many steps the head trains alone; refuse those that change nothing, or leave nothing that learns."""
+    if not steps:
+        return 0
+    trained = {part_of(name) is None for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained == {False}:
+        raise UsageError("head_warmup_steps would have no effect: only the head is trained; leave it out.")
+    if trained == {True}:
+        raise UsageError("In head_warmup_steps only the head learns, and this one has no parameters; leave it out.")
+    if steps >= max_steps:
+        raise UsageError(
+            f"Expected head_warmup_steps below the {max_steps} steps of this training, got {steps}: the backbone would "
+            "never learn; lower it, or use trainable='head'."
+        )
+    return math.ceil(steps * max_steps) if steps < 1 else int(steps)
+
+
 class AroundSteps(TrainerCallback):
     """Sets the epoch of the data, and does what objective, regularizers and EMA teacher do around optimizer steps."""
 
     def __init__(self, trainer: ProjectionTrainer):
         self.trainer = trainer
+        self._head_alone = 0  # steps
+        self._rates: dict[int, float] = {}  # of the backbone's groups, while theirs are lower
 
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Begin with the epoch that a checkpoint stands in; a stream is read from its beginning."""
+        self._head_alone = head_warmup(self.trainer.bare_model(), args.head_warmup_steps, state.max_steps)
         stream = isinstance(self.trainer.train_dataset, StreamDataset)
         self.trainer.epoch = (0 if stream else int(state.epoch or 0)) - 1
 
@@ -129,7 +150,15 @@ class AroundSteps(TrainerCallback):
         if not hasattr(Trainer, "_get_grad_norm"):  # transformers before it had the method that the trainer overrides
             gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
             trainer.check_gradient(torch.nn.utils.get_total_norm(gradients))
-        frozen = frozen_parts(trainer)
+        frozen = set(frozen_parts(trainer))
+        if self._head_alone:
+            warmup = args.get_warmup_steps(state.max_steps)
+            since = state.global_step - self._head_alone  # what part_of names None is the backbone's
+            frozen |= {None} if since < 0 else set()
+            for number, group in enumerate(kwargs["optimizer"].param_groups):
+                if group.get(PART) == "backbone" and 0 <= since < warmup:
+                    self._rates[number] = group["lr"]
+                    group["lr"] *= (since + 1) / (warmup + 1)
         if frozen:
             for name, parameter in trainer.bare_model().named_parameters():
                 if part_of(name) in frozen:
@@ -141,6 +170,9 @@ class AroundSteps(TrainerCallback):
     def on_optimizer_step(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Let the EMA teacher follow, and the regularizers take their own steps."""
         trainer = self.trainer
+        for number, rate in self._rates.items():  # for schedules that go on from it
+            kwargs["optimizer"].param_groups[number]["lr"] = rate
+        self._rates = {}
         if trainer.accelerator.optimizer_step_was_skipped:
             return
         progress = trainer.progress()

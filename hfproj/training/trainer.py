@@ -34,11 +34,11 @@ from hfproj.training.arguments import REFUSED, ProjectionTrainingArguments
 from hfproj.training.checkpoints import Continued
 from hfproj.training.ema import EMA
 from hfproj.training.optimizer import AroundSteps, make_optimizer
-from hfproj.training.patch_dropout import PatchDropout
 from hfproj.training.resuming import ResumingTrainer
 from hfproj.training.shares import GradientShares
 from hfproj.training.views import forward_views
 from hfproj.tuner.active import active_modules
+from hfproj.tuner.patch_dropout import PatchDropout
 from hfproj.typing import Data, DataOrStream, Refused
 
 

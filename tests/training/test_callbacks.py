@@ -13,7 +13,7 @@ from hfproj import diagnostics
 from hfproj.features.views import FixedViews
 from hfproj.results.history import read_history
 from hfproj.training.callbacks.curvature import HeadLoss
-from hfproj.training.callbacks.watching import METRICS
+from hfproj.training.callbacks.watching import MEASURED
 
 WATCH = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
 
@@ -34,7 +34,7 @@ def without(history, *names):
 
 
 def test_spectrum_is_that_of_the_probe_batch_at_the_start_every_few_steps_and_the_end(tmp_path):
-    watch = hfproj.SpectrumCallback(every=2, images=20, metrics=list(METRICS))
+    watch = hfproj.SpectrumCallback(every=2, images=20, metrics=list(MEASURED))
     with pytest.warns(UserWarning, match="alpha_req is not measured: Expected at least 3 eigenvalues"):
         made = run(tmp_path, watch, per_device_eval_batch_size=3)
     assert not any("probe_alpha_req_z" in entry for entry in made.state.log_history)  # no NaN in the log
@@ -57,7 +57,7 @@ def test_spectrum_is_that_of_the_probe_batch_at_the_start_every_few_steps_and_th
         }
         for metric, value in expected.items():
             assert rows[-1][f"{metric}_{layer}"] == pytest.approx(value, rel=1e-4)
-    assert {f"{name}_{layer}" for name in METRICS for layer in "hz"} <= rows[-1].keys()
+    assert {f"{name}_{layer}" for name in MEASURED for layer in "hz"} <= rows[-1].keys()
     # z has 6 dimensions, too few to fit a decay.
     assert [n for n, v in rows[-1].items() if v is None] == ["alpha_req_z"]
     assert [row["step"] for row in made.history if "loss" in row] == [1, 2, 3, 4, 5]

@@ -28,7 +28,8 @@ from hfproj.errors import CollapseWarning, UsageError
 from hfproj.saving.folders import complete_checkpoints
 from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
 from hfproj.training.callbacks.watching import (
-    METRICS,
+    DEFAULT,
+    MEASURED,
     ProbeWatch,
     SpectrumCallback,
     UpdateRatioCallback,
@@ -272,10 +273,19 @@ class CollapseCallback(TrainerCallback):
         """Join `trainer`, and give it the callbacks that measure."""
         self.trainer = trainer
         there = trainer.callback_handler.callbacks
-        spectra = [c for c in there if isinstance(c, SpectrumCallback) and {"rankme", "std"} <= set(c.metrics)]
+        watches = [c for c in there if isinstance(c, SpectrumCallback)]
+        spectra = [c for c in watches if {"rankme", "std"} <= set(c.metrics)]
+        limited = {name.rpartition("_")[0] for name, limit in self.given.items() if limit is not None}
+        wanted: Any = limited & set(MEASURED) - {metric for c in watches for metric in c.metrics}
         if not spectra:
-            spectra = [SpectrumCallback(every=self.every)]
+            spectra = [SpectrumCallback(metrics=[*DEFAULT, *sorted(wanted - set(DEFAULT))], every=self.every)]
             trainer.add_callback(spectra[0])
+        elif wanted:
+            first = spectra[0]
+            more = SpectrumCallback(
+                metrics=sorted(wanted), every=first.every, images=first.images, dataset=first.dataset
+            )
+            trainer.add_callback(more)
         split = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         if not split and not any(isinstance(c, UpdateRatioCallback) for c in there):
             spectra[0].bind(trainer)  # it may come later in the list
@@ -349,7 +359,7 @@ class CollapseCallback(TrainerCallback):
 
 
 def _as_limit(name: str, limit: Any) -> Limit:
-    if name in METRICS:
+    if name in MEASURED:
         raise UsageError(f"Expected a name in the history in limits, got {name!r}; write '{name}_h' or '{name}_z'.")
     pair = tuple(limit) if isinstance(limit, list | tuple) else (limit, None)
     numbers = [v for v in pair if v is not None]

@@ -27,6 +27,7 @@ from hfproj import diagnostics, distributed
 from hfproj.checking import checked
 from hfproj.data.kinds import first_of, is_stream
 from hfproj.errors import UsageError, check_choice
+from hfproj.features.similarity import mutual_knn
 from hfproj.features.views import FixedViews
 from hfproj.training.optimizer import PART
 from hfproj.training.setup import Args, Control, ProjectionTrainer, State
@@ -175,10 +176,12 @@ METRICS |= {
     "condition_number": lambda f: diagnostics.covariance_condition_number(f).on_support,
     "offdiag_energy": diagnostics.covariance_offdiag_energy, **_VIEWS,
 }  # fmt: skip
+_OVERLAP, _NEIGHBOURS = "knn_overlap", 20  # with h of the backbone without its adapter; of the first view
+MEASURED = (*METRICS, _OVERLAP)
 Metric = OneOf[
     "rankme", "std", "effective_rank", "stable_rank", "participation_ratio", "nesum", "alpha_req", "condition_number",
     "uniformity", "wasserstein_uniformity", "offdiag_energy", "whiteness", "matrix_entropy", "self_cluster",
-    "positive_cosine", "alignment", "lidar",
+    "positive_cosine", "alignment", "lidar", "knn_overlap",
 ]  # fmt: skip
 DEFAULT: tuple[Metric, ...] = ("rankme", "std", "positive_cosine")
 
@@ -195,7 +198,9 @@ class SpectrumCallback(ProbeWatch):
         metrics: Names of diagnostics: "rankme", "std" (of unit rows), "effective_rank", "stable_rank",
             "participation_ratio", "nesum", "alpha_req", "condition_number" (of the covariance, on its support),
             "uniformity", "wasserstein_uniformity", "offdiag_energy", "whiteness", "matrix_entropy", "self_cluster";
-            with two or more views "positive_cosine", "alignment", "lidar". Cost: see docs/diagnostics.md.
+            with two or more views "positive_cosine", "alignment", "lidar"; "knn_overlap" (fraction of the 20
+            nearest images, of few images a quarter, that are those of h without the adapter). For their cost see
+            docs/diagnostics.md.
         every, images, dataset: As `ProbeWatch`.
 
     Raises:
@@ -218,24 +223,29 @@ class SpectrumCallback(ProbeWatch):
                 f"Expected metrics as a list of names, got {metrics!r}; write metrics={metrics.split(',')}."
             )
         for name in metrics:
-            check_choice("metric", name, METRICS)
+            check_choice("metric", name, MEASURED)
         self.metrics = tuple(metrics)
+        self._bare: Tensor | None = None
 
     def measure(self) -> dict[str, float]:
         """Return each metric of h and z; NaN where features are not finite, or where the metric is not defined."""
         with self.trainer.accelerator.autocast():
             h, z = self.views.features(self.trainer.model, self.trainer.args.device)
+            if _OVERLAP in self.metrics and self._bare is None:
+                self._bare = self.views.bare(self.trainer.bare_model(), self.trainer.args.device)[0]
         values: dict[str, float] = {}
         if distributed.rank() == 0:
             names = [name for name in self.metrics if name not in _VIEWS or h.shape[0] > 1]
             for layer, f in (("h", h), ("z", z)):
-                values |= {f"{name}_{layer}": _value(name, f) for name in names}
+                values |= {f"{name}_{layer}": _value(name, f, self._bare) for name in names}
         return distributed.broadcast_object(values)  # the same on all processes, to the last bit
 
 
-def _value(name: str, f: Tensor) -> float:
+def _value(name: str, f: Tensor, bare: Tensor | None) -> float:
     try:
         finite = bool(torch.isfinite(f).all())
+        if name == _OVERLAP and bare is not None:
+            return mutual_knn(f[0], bare, k=max(1, min(_NEIGHBOURS, len(bare) // 4))) if finite else math.nan
         return METRICS[name](f if name in _VIEWS else f.flatten(0, 1)) if finite else math.nan
     except UsageError as error:  # too few dimensions for α, for example: no reason to end a training
         warnings.warn(f"{name} is not measured: {error}", stacklevel=2)
