@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from hfproj.tuner import ProjectionHeadConfig, ProjectionOutput
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "AdapterFileError", "CachedFeatures", "CollapseCallback", "CollapseWarning", "CorruptedDataset",

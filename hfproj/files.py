@@ -151,8 +151,10 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private, a result is to be read by others
         os.replace(temporary, path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk the system names no file
+            error.filename = str(path)
         raise
 
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _LEAST = 8  # characters of a value that is looked for everywhere
 
-_START = r"(?<![A-Za-z0-9_])"
+_START = r"(?<![A-Za-z0-9])"
 TOKEN = re.compile(_START + r"(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,})")  # of the Hub
 _SHAPES = re.compile(
     _START + r"(?:"
@@ -36,10 +36,13 @@ _SHAPES = re.compile(
     r"|xai-[A-Za-z0-9]{40,}|(?:AKIA|ASIA|AGPA|AIDA|AROA|ANPA)[A-Z0-9]{16}(?![A-Za-z0-9])|AIza[\w-]{35}|ya29\.[\w-]{20,}"
     r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}(?:\.[\w-]*)?|eyJ[A-Za-z0-9+/_-]{40,}={0,2}|pypi-Ag[\w-]{30,}|npm_[A-Za-z0-9]{30,}"
     r"|dckr_pat_[\w-]{20,}|SG\.[\w-]{16,}\.[\w-]{16,}|wandb_v1_\w{20,}|dop_v1_[a-f0-9]{40,}|\d{8,10}:AA[\w-]{33}"
-    r"|AGE-SECRET-KEY-1[A-Z0-9]{20,})"
+    r"|AGE-SECRET-KEY-1[A-Z0-9]{20,}|hvs\.[\w-]{20,}|dapi[0-9a-f]{32}(?![0-9a-f])|ATATT3x[\w=-]{20,}|glsa_\w{20,}"
+    r"|pplx-[A-Za-z0-9]{30,}|shp(?:at|ca|pa|ss)_[a-fA-F0-9]{30,}|lin_api_[A-Za-z0-9]{30,}|sbp_[a-f0-9]{30,}"
+    r"|NRAK-[A-Z0-9]{20,}|sntrys_[\w=+/-]{20,}|PMAK-[a-f0-9-]{30,}|key-[0-9a-f]{32}(?![0-9a-f]))"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----|.*)"
     r"|(?<=hooks\.slack\.com/services/)[\w/]{20,}|(?<=/api/webhooks/)\d{5,25}/[\w-]{20,}"  # of Slack, of Discord
-    r"|(?<=hooks\.zapier\.com/hooks/catch/)[\w/]{10,}|(?<=webhook\.office\.com/webhookb2/)[\w@/-]{20,}",
+    r"|(?<=hooks\.zapier\.com/hooks/catch/)[\w/]{10,}|(?<=webhook\.office\.com/webhookb2/)[\w@/-]{20,}"
+    r"|(?<=wandb login )[\w.-]{16,}|(?<=aws_secret_access_key )[\w+/-]{16,}",
     re.DOTALL,
 )
 # A password may hold a slash or an @; a port and a path behind it are none.
@@ -47,6 +50,12 @@ _IN_URL = re.compile(
     r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30}://)"
     r"(?!\$)([^\s/@'\"<>:]{0,100}:(?!\d{1,5}/)(?:[^\s'\"<>@/]|/(?!/)){0,200}(?:@[^\s/'\"<>@:]{0,100}){0,3}"
     r"|(?<=https://)(?!git@)[^\s/@'\"<>:]{1,300}|(?<=http://)[^\s/@'\"<>:]{1,300})@(?!sha256:)(?=[\w.\[$-])"
+)
+# The same without a scheme, as JSON escapes it, and as a URL within a URL.
+_IN_OTHER_URL = re.compile(
+    r"((?<![:\w/])//|:\\/\\/|%3A%2F%2F)"
+    r"(?!\$)([^\s/@'\"<>:%]{1,100}(?::|%3A)(?!\d{1,5}/)[^\s'\"<>@/]{1,200}?)(@|%40)(?=[\w.\[$-])",
+    re.IGNORECASE,
 )
 # Without a scheme, and a name alone in front of an @: secrets if they do not look like words.
 _PAIR_AT = re.compile(
@@ -73,11 +82,11 @@ _SPACED = re.compile(r"(-{0,2}[A-Za-z_][\w.-]{0,80})=([^=]{0,1000}\s[^=]{0,1000}
 _COMMAND = re.compile(
     r"(?P<end>[\n;|&])|(?<![\w.-])(?P<program>sshpass|mysql(?:dump|admin|import)?|mariadb|mongo(?:sh|dump|restore)?|redis-cli"
     r"|ldapsearch|curl|(?:docker|podman|nerdctl|helm|oras|crane|skopeo|buildah|az|oc)\s[^\n;|&]{0,60}?(?<=\s)login)(?!\S)"
-    r"|(?<!\S)-(?:(?P<flag>[puaUw])(?P<by>\s*)|-(?P<long>user|proxy-user)(?:=|\s+))"
+    r"|(?<!\S)-(?:(?P<flag>[puaUw])(?P<by>\s*)|[A-Za-z]{1,5}(?P<last>[uU])\s+|-(?P<long>user|proxy-user)(?:=|\s+))"
     r"(?P<open>\$?[\"'])?(?P<value>(?(open)[^\"']{1,1000}|(?![$-])(?:[^\s\"'\\;|&]|[;|&](?=\S)|\\[^\"'\n]){1,1000}))"
 )
 _HEADER = re.compile(r"(?i)(\b(?:bearer|authorization[\"']?\s*[:=]\s*[\"']?\w+)\s+)([A-Za-z0-9._~+/=-]{8,})")
-_WORTH = re.compile(r"[=:@]|-[A-Za-z]|bearer|PRIVATE|[A-Za-z0-9_.-]{18}", re.IGNORECASE)
+_WORTH = re.compile(r"[=:@]|-[A-Za-z]|%40|bearer|PRIVATE|[A-Za-z0-9_.-]{18}", re.IGNORECASE)
 _passed: set[str] = set()
 
 
@@ -94,6 +103,9 @@ def known_secrets() -> dict[str, str]:
         for name, value in os.environ.items()
         if is_secret(name, value) and name not in ("PWD", "OLDPWD")
     }
+    for value, name in list(found.items()):  # a list of secrets, and one with blanks around it
+        parts = [part.strip() for part in value.split(",")]
+        found |= {part: name for part in parts if is_secret(name[1:], part)}
     words = list(map(str, sys.argv))
     for word, value in zip(words, [*words[1:], ""]):
         name, equals, own = word.partition("=")
@@ -117,8 +129,14 @@ def _stored() -> set[str]:
 
 @lru_cache(maxsize=8)
 def _values(known: tuple[str, ...]) -> re.Pattern[str]:
-    forms = {form for value in known for form in (value, quote(value, safe=""))}
-    return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, sorted(forms, key=len, reverse=True))) + r")(?!\w)")
+    """Return what finds these values, as they are and as URLs write them; words only where they stand alone."""
+    forms: set[str] = set()
+    for value in known:
+        for quoted in (quote(value), quote(value, safe="")):
+            forms |= {value, quoted, re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), quoted)}
+    words = {form for form in forms if is_ordinary(form)}
+    alone, anywhere = ("|".join(map(re.escape, sorted(part, key=len, reverse=True))) for part in (words, forms - words))
+    return re.compile("|".join([f"(?:{anywhere})"] * bool(anywhere) + [rf"(?<!\w)(?:{alone})(?!\w)"] * bool(alone)))
 
 
 def secrets_in(text: str, known: Mapping[str, str], *, by_form: bool = True) -> Iterator[str]:
@@ -149,6 +167,8 @@ def redact(text: str, known: Mapping[str, str] | None = None) -> str:
     text = _SHAPES.sub("$SECRET", TOKEN.sub("$HF_TOKEN", text))
     if "@" in text:
         text = _PAIR_AT.sub(_without_pair, _IN_URL.sub(r"\1$CREDENTIALS@", text) if "://" in text else text)
+    if "@" in text or "%40" in text:
+        text = _IN_OTHER_URL.sub(r"\1$CREDENTIALS\3", text)
     text = _HEADER.sub(lambda m: m[0] if is_ordinary(m[2]) else f"{m[1]}$SECRET", text)
     for names, values in ((_NAMED, _OF_NAMED), (_FLAG, _OF_FLAG)):
         text = _hide(text, _beside(names, values, text))
@@ -196,7 +216,7 @@ def _behind_programs(text: str) -> Iterator[tuple[str, int, int]]:
             program = ""
         elif match["program"]:
             program = _PROGRAM.findall(match["program"])[-1]
-        elif _takes(program, match["flag"] or match["long"], match["value"], glued=match["by"] == ""):
+        elif _takes(program, match["flag"] or match["last"] or match["long"], match["value"], glued=match["by"] == ""):
             yield "PASSWORD", *match.span("value")
 
 
@@ -232,6 +252,8 @@ def _redacted(value: Any, text: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
         return {_redacted(name, text): _entry(name, part, text) for name, part in value.items()}
     if isinstance(value, list | tuple):
+        if len(value) == 2 and isinstance(value[0], str) and is_secret(value[0], value[1]):
+            return [text(value[0]), variable(value[0])]
         if value and isinstance(value[0], str) and all(isinstance(part, str) for part in value):
             return _words(value, text)
         return [_redacted(part, text) for part in value]
@@ -245,15 +267,19 @@ def _redacted(value: Any, text: Callable[[str], str]) -> Any:
 def _entry(name: Any, value: Any, text: Callable[[str], str]) -> Any:
     if value is None or isinstance(value, float):
         return value
-    if isinstance(value, list) and isinstance(name, str) and kind_of(name):
+    if isinstance(value, list | tuple) and isinstance(name, str) and kind_of(name):
         return [variable(name) if is_secret(name, part) else _redacted(part, text) for part in value]
+    if isinstance(value, Mapping) and isinstance(name, str) and kind_of(name):  # {"api_key": {"value": …}}
+        held = {key: variable(name) for key in ("value", "default") if is_secret(name, value.get(key))}
+        return _redacted({**value, **held}, text)
     return variable(name) if is_secret(name, value) else _redacted(value, text)
 
 
 def _words(words: Iterable[str], text: Callable[[str], str]) -> list[str]:
     found: list[str] = []
-    before = program = ""
+    before = flag = program = ""
     for word in words:
+        flag = word if word.startswith("-") else flag
         behind = before.startswith("-") and "=" not in before and not word.startswith("-")
         if behind and is_secret(before, word):
             found.append(variable(before))
@@ -261,6 +287,8 @@ def _words(words: Iterable[str], text: Callable[[str], str]) -> list[str]:
             found.append("$PASSWORD")
         elif program and _takes(program, word[1:2], word[2:], glued=True) and re.match("-[^-].", word):
             found.append(f"{word[:2]}$PASSWORD")
+        elif not behind and "=" not in word and flag != word and is_secret(flag, word) and not is_ordinary(word):
+            found.append(variable(flag))  # a further one behind its flag
         elif (pair := _SPACED.fullmatch(word)) and is_secret(pair[1], pair[2]):
             found.append(f"{pair[1]}={variable(pair[1])}")
         else:

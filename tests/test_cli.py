@@ -48,7 +48,10 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         cli.run(full)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: No space left on device: out/results.json can't be written.\n"
+    assert capsys.readouterr().err == (
+        "error: out/results.json can't be written (No space left on device); what was written before it is whole and "
+        "stays.\n"
+    )
 
     def missing():
         Path("/nowhere/at all").read_text()

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import time
@@ -78,3 +79,16 @@ def test_a_measurement_that_fails_is_not_kept(tmp_path):
     with pytest.raises(ZeroDivisionError):
         measured_once(tmp_path / "a.json", lambda: 1 / 0)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    """The system says which file it could not open, and not which one it had no room for."""
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_atomic(tmp_path / "results.json", b"x")
+    assert error.value.filename == str(tmp_path / "results.json")
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import pytest
 
 import hfproj
 from hfproj.files import command_line, portable
-from hfproj.redaction import is_secret, known_secrets, redact, redacted, remember, secrets_in
+from hfproj.redaction import is_secret, known_secrets, redact, redact_words, redacted, remember, secrets_in
 from hfproj.reporting import render_card, render_report
 
 A, HASH = "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6", "4ab9f2c0a5d4ab9f2c0a5d4ab9f2c0a5d1234567"
@@ -72,6 +72,55 @@ docker run -p 8080:80 -u 1000:1000 img:2025.01.02-rc1 && curl -u me https://h &&
 recipes/probe.py --pat 5 --patience 10 --tok_embeddings 12ab34cd56ef --vault_dir a1b2c3d4e5f6 --x me:latest@main
 recipes/probe.py --user_key u1234567x --http_proxy http://proxy:8080 --ftp ftp://anonymous@host --x token=true,a
 """.split("\n")[1:-1]
+
+
+OTHERS = [
+    "curl -sSu me:{v} https://h/x", "wandb login {v}", "aws configure set aws_secret_access_key {v}", "//me:{v}@host/x",
+    "https:\\/\\/me:{v}@host\\/x", "u=https%3A%2F%2Fme%3A{v}%40host%2Fx",
+]  # fmt: skip
+TOKENS = [
+    f"hvs.{A}", "dapi" + "0a" * 16, f"glsa_{A}", "shpat_" + "0a" * 16, f"lin_api_{A}", "sbp_" + "0a" * 20, f"_hf_{A}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_other_places_of_credentials(line):
+    value = "Zq8xW2vN5tR7yU1kZq8xW2vN5tR7yU1k"
+    assert value not in redact(line.format(v=value), {})
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_other_tokens(token):
+    assert token.lstrip("_") not in redact(f"runs/x_{token} y", {})
+
+
+def test_further_values_behind_a_flag():
+    words = ["a.py", "--api_keys", "one-Zq8xW2vN5", "two-Zq8xW2vN5", "--train", "data/train", "x-Zq8xW2vN5"]
+    assert redact_words(words, {}) == [
+        "a.py", "--api_keys", "$API_KEYS", "$API_KEYS", "--train", "data/train", "x-Zq8xW2vN5",
+    ]  # fmt: skip
+
+
+def test_a_known_value_within_a_name(monkeypatch):
+    """Names of runs and folders are joined with underscores; an ordinary word counts where it stands alone."""
+    monkeypatch.setenv("WANDB_API_KEY", "Zq8xW2vN5tR7kLm5")
+    monkeypatch.setenv("API_TOKENS", "one-Zq8xW2vN5,two-Zq8xW2vN5")
+    monkeypatch.setenv("DB_PASSWORD", "p@ss/w0rd!x9")
+    known = known_secrets()
+    for text in (
+        "run_Zq8xW2vN5tR7kLm5", "Zq8xW2vN5tR7kLm5_1", "x two-Zq8xW2vN5 y", "u=p%40ss/w0rd%21x9", "u=p%40ss%2fw0rd%21x9",
+    ):  # fmt: skip
+        found = redact(text, known)
+        assert "Zq8xW2vN5" not in found
+        assert "w0rd" not in found
+
+
+def test_structures_of_secrets():
+    value = "Zq8xW2vN5tR7"
+    given = {"password": {"value": value}, "api_keys": (value,), "client": [("token", value)]}
+    given["x"] = {"image_key": "img"}
+    assert value not in str(redacted(given))
+    assert redacted(given)["x"] == {"image_key": "img"}
 
 
 @pytest.mark.parametrize("form", [*FORMS, "env {n}={v} python"])

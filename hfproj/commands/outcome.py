@@ -29,7 +29,8 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        say_once(f"error: {error.strerror}: {error.filename or 'a file'} can't be written.")
+        what = error.filename or "a file"
+        say_once(f"error: {what} can't be written ({error.strerror}); what was written before it is whole and stays.")
         sys.exit(2)
 
 

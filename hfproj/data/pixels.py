@@ -9,6 +9,7 @@ import io
 import math
 import os
 import reprlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hfproj.checking import checked
@@ -111,10 +112,30 @@ def _of_channels(image: Image.Image | np.ndarray, channels: int, column: str, *,
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Return a context in which Pillow refuses images beyond its limit when it reads their headers."""
-    with warnings.catch_warnings():
+    """Return a context in which Pillow refuses images beyond its limit when it reads their headers, and PostScript."""
+    with warnings.catch_warnings(), without_postscript():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
+
+
+_reading, _lock, _ghostscript = 0, threading.Lock(), [EpsImagePlugin.gs_binary]
+
+
+@contextmanager
+def without_postscript() -> Iterator[None]:
+    """Return a context in which Pillow starts no Ghostscript: an EPS file is a program, and data are a stranger's."""
+    global _reading
+    with _lock:  # of several threads the first one in and the last one out
+        if not _reading:
+            _ghostscript[0], EpsImagePlugin.gs_binary = EpsImagePlugin.gs_binary, False
+        _reading += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _reading -= 1
+            if not _reading:
+                EpsImagePlugin.gs_binary = _ghostscript[0]
 
 
 def cure(error: Exception) -> str:
@@ -143,7 +164,8 @@ def decoded(image: Any, column: str = "image") -> Any:
 def _checked(read: Callable[[], Made], column: str) -> Made:
     """Return what `read` gives; what libraries say of broken and odd images, in dozens of types, is a UsageError."""
     try:
-        return read()
+        with without_postscript():
+            return read()
     except HfprojError:
         raise
     except Exception as error:

@@ -183,6 +183,9 @@ def open_source(
     if isinstance(repo, nn.Module):
         hint = "give its folder or repository; of a model in memory hfproj.detach(model) gives the head"
         raise UsageError(f"Expected a saved adapter, got {type(repo).__name__}; {hint}.")
+    if not isinstance(repo, str | os.PathLike):
+        hint = "expected a folder written by model.save_pretrained(…), or a name like 'user/name'"
+        raise UsageError(f"Expected a saved adapter, got {type(repo).__name__} {short(repo)}; {hint}.")
     name = str(repo)
     if os.path.isdir(name):  # of a name that can be none, it is no folder; `Path.is_dir` raises
         return Folder(Path(name), name)

@@ -56,6 +56,8 @@ def checkpoint_to_resume(wanted: str | os.PathLike | Literal[True], folder: str 
         raise UsageError(f"Expected resume_from_checkpoint to be a folder, True or 'auto', got {wanted!r}.")
     if wanted is not True and wanted != AUTO:
         path = Path(wanted)
+        if not os.path.isdir(path):  # of a name that no folder can have, too; `Path.is_dir` raises
+            raise UsageError(f"{str(path)[:200]} can't be resumed from: there is no such folder.")
         if why := _unfit(path):
             hint = "Resume from another one; resume_from_checkpoint=True takes the newest whole one in output_dir"
             raise UsageError(f"{path} can't be resumed from: {why}. {hint}.")

@@ -6,6 +6,7 @@ that is done.
 """
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -32,9 +33,15 @@ class LeaveSignals:
 
     def __call__(self, worker: int) -> None:
         """Be the ``worker_init_fn`` of a data loader."""
+        parent = os.getppid()
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            if os.getppid() != parent:  # its main process is dead, and nothing else will end it
+                os._exit(128 + number)
+
         for number in (getattr(signal, name, None) for name in NAMES):
             if number is not None:
-                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, leave)
         if self.then is not None:
             self.then(worker)
 

@@ -1,4 +1,4 @@
-"""What an optimizer took up from a checkpoint: whether it fits, and which settings of this run it took the place of."""
+"""What an optimizer took up from a checkpoint: whether it is of this run's optimizer, model and settings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,16 +20,15 @@ def settings_of(optimizer: Any) -> list[dict[str, Any]]:
     return [{name: group[name] for name in known} for group, known in zip(optimizer.param_groups, names)]
 
 
-def check_taken_up(optimizer: Any, where: Any) -> None:
-    """Refuse a state that is of another optimizer, or of other tensors.
+def check_taken_up(optimizer: Any, where: Any, wanted: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a state that is of another optimizer, of other tensors, or of other settings than those `wanted`.
 
     Raises:
-        UsageError: If a group lacks a setting of this optimizer, or a state has not the shape of its tensor.
+        UsageError: If a group lacks a setting of this optimizer, a state has not the shape of its tensor, or a setting
+            of this run would have no effect, since a resumed optimizer goes on with its own.
     """
-    hint = (
-        "Resume with the optimizer and the adapter that it was written with; "
-        f"continue_from={str(where)!r} goes on from its adapter with a new optimizer"
-    )
+    on = f"continue_from={str(where)!r} goes on from its adapter with a new optimizer"
+    hint = f"Resume with the optimizer and the adapter that it was written with; {on}"
     lacking = sorted({name for group in optimizer.param_groups for name in optimizer.defaults.keys() - group.keys()})
     if lacking:
         raise UsageError(f"optimizer.pt of {where} was written by another optimizer: it has no {lacking[0]!r}. {hint}.")
@@ -39,10 +38,12 @@ def check_taken_up(optimizer: Any, where: Any) -> None:
             if isinstance(value, Tensor) and value.shape != parameter.shape:
                 shapes = f"{name} has shape {list(value.shape)}, its tensor {list(parameter.shape)}"
                 raise UsageError(f"optimizer.pt of {where} is of another model: {shapes}. {hint}.")
+    if instead := _other_settings(wanted, optimizer):
+        raise UsageError(f"The optimizer of {where} goes on as it was, with {instead}. Resume with these; {on}.")
 
 
-def without_effect(wanted: Sequence[Mapping[str, Any]], optimizer: Any) -> str:
-    """Return in words which settings of this run the checkpoint's took the place of; "" if none."""
+def _other_settings(wanted: Sequence[Mapping[str, Any]], optimizer: Any) -> str:
+    """Return in words which settings differ, and how; "" if none."""
     found: dict[str, None] = {}
     for own, taken in zip(wanted, settings_of(optimizer)):
         for name in sorted(own.keys() & taken.keys()):

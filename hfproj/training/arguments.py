@@ -1,6 +1,7 @@
 """Training arguments: those of `transformers`, with the defaults and the few additions that self-supervision needs."""
 
 import functools
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -10,14 +11,15 @@ from transformers.trainer_utils import HubStrategy
 
 from hfproj.checking import check_fields, check_ranges, explained, in_our_words, refused_as
 from hfproj.data.indexing import POLICIES
-from hfproj.errors import UsageError, check_choice
+from hfproj.errors import UsageError, check_choice, check_type
 
 REFUSED = "transformers refuses the training arguments"
 _FRACTION, _LEAST, _MOST = 1 - 2**-53, 5e-324, 2**63
 _RANGES = (  # fields, from, to, in words
     ("patch_dropout adam_beta1 adam_beta2", 0, _FRACTION, "a fraction in [0, 1), for example 0.5"),
     ("ema_momentum ema_momentum_end", 0, 1, "a number in [0, 1], for example 0.996"),
-    ("learning_rate head_learning_rate adam_epsilon dataloader_num_workers warmup_steps", 0, _MOST, "0 or more"),
+    ("learning_rate head_learning_rate adam_epsilon warmup_steps", 0, _MOST, "0 or more"),
+    ("dataloader_num_workers", 0, 512, "a number of processes, 0 to 512, best no more than there are cores"),
     ("lars_trust_coefficient eval_knn_temperature num_train_epochs", _LEAST, _MOST, "a number above 0"),
     ("per_device_train_batch_size per_device_eval_batch_size eval_knn_k", 1, _MOST, "1 or more"),
     ("gradient_accumulation_steps", 1, _MOST, "1 or more"),
@@ -94,6 +96,11 @@ class ProjectionTrainingArguments(TrainingArguments):
         # A token is not to be quoted; transformers takes more than it says, and its parser gives None for none.
         leave = ("hub_token", "fsdp", *(["debug"] if self.debug is None else []))
         check_fields("the training arguments", ProjectionTrainingArguments, self, leave=leave)
+        check_type("fsdp", self.fsdp, (str, bool, list, tuple, type(None)), "for example 'full_shard'")
+        for name in ("accelerator_config", "fsdp_config", "deepspeed"):
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.startswith("{") and not os.path.isfile(value):
+                raise UsageError(f"Expected {name} to be a JSON file or a dict, got {value!r}: there is no such file.")
         _defaults()  # now: making arguments resets accelerate's state, which a trainer needs while it trains
         with refused_as(REFUSED), in_our_words(self):
             super().__post_init__()
@@ -103,6 +110,8 @@ class ProjectionTrainingArguments(TrainingArguments):
         self.check_hub()
         check_choice("on_bad_image", self.on_bad_image, POLICIES)
         check_ranges(self, _RANGES)
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise UsageError(f"Expected max_steps of 1 or more (-1: num_train_epochs), got {self.max_steps}.")
         self.adam_beta1, self.adam_beta2 = float(self.adam_beta1), float(self.adam_beta2)  # torch takes no whole ones
         if self.remove_unused_columns:
             raise UsageError(

@@ -30,7 +30,7 @@ from hfproj.saving.locks import locked
 from hfproj.saving.manifest import PREFIX, STATE, flaw, write_manifest
 from hfproj.saving.position import Course, counted
 from hfproj.saving.signals import EXIT_CODE, StopSignals
-from hfproj.saving.taken_up import check_taken_up, settings_of, without_effect
+from hfproj.saving.taken_up import check_taken_up, settings_of
 from hfproj.training.checkpoints import folder_to_resume
 from hfproj.training.hub import HubTrainer
 from hfproj.tuner.active import active_name
@@ -229,12 +229,7 @@ class ResumingTrainer(HubTrainer):
                 f"The optimizer of {checkpoint} can't be taken up ({one_line(error)}). Resume with the optimizer and "
                 f"the adapter that it was written with; continue_from={checkpoint!r} begins with a new one."
             ) from error
-        check_taken_up(self.optimizer, checkpoint)
-        if self.is_world_process_zero() and (instead := without_effect(wanted, self.optimizer)):
-            LOG.warning(
-                f"The optimizer goes on as it was in {checkpoint}: {instead}. "
-                f"continue_from={checkpoint!r} goes on from its adapter with the settings of now."
-            )
+        check_taken_up(self.optimizer, checkpoint, wanted)
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Give model, objective and EMA teacher the values of a checkpoint, a folder that this trainer saved.

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 import resource
 
 import forked
@@ -13,7 +14,7 @@ from cases import assert_refused
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from faults import image_inputs
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from small import images, trainer, views
 
 import hfproj
@@ -256,3 +257,24 @@ def test_pictures_are_read_from_a_file_too(tmp_path):
     with open(path, "rb") as file:
         cut = Image.open(io.BytesIO(file.read()))
     assert_refused(lambda: views()([{"image": cut, "index": 1}]), "truncated", "item 1")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n50 50 moveto showpage\n%%EOF\n"
+
+
+def test_postscript_is_not_run(tmp_path, monkeypatch):
+    """A stand-in for Ghostscript in PATH would say that it was started."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\necho started >> {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    (tmp_path / "image.eps").write_bytes(EPS)
+    stored = Dataset.from_dict({"image": [{"bytes": EPS, "path": None}]}).cast_column("image", ImageFeature())
+    lazy = Image.open(io.BytesIO(EPS))
+    for data in ([{"image": {"bytes": EPS, "path": None}}], [{"image": EPS}], [{"image": lazy}], stored):
+        with pytest.raises(hfproj.UsageError) as error:
+            views()([hfproj.IndexedDataset(data)[0]])
+        assert "\n" not in str(error.value)
+    assert EpsImagePlugin.gs_binary is None  # and is as it was
+    assert not (tmp_path / "started").exists()

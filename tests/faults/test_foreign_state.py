@@ -1,17 +1,17 @@
 """Checkpoints that are readable and hold something else: of another version, optimizer or model, nested without end."""
 
 import json
-import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
-import runs
 import torch
 from test_damage import damage, foreign_cases
 
 import hfproj
+import runs
 from hfproj.saving import folders, manifest
 from hfproj.saving.folders import checkpoint_to_resume
 
@@ -105,15 +105,12 @@ def test_another_optimizer(copy, options):
         ({"weight_decay": 0.3}, "weight_decay 0.05 instead of 0.3"),
         ({"adam_beta1": 0.1}, "betas (0.9, 0.999) instead of (0.1, 0.999)"),
         ({"head_learning_rate": 0.2}, "learning_rate 0.01 instead of 0.2"),
-        ({}, None),
     ],
     ids=str,
 )
-def test_settings_that_the_checkpoint_overrules_are_said(copy, caplog, options, said):
-    with caplog.at_level(logging.WARNING):
+def test_settings_that_a_resumed_optimizer_would_not_take(copy, options, said):
+    with pytest.raises(hfproj.UsageError, match=re.escape(f"goes on as it was, with {said}. Resume with these")):
         runs.train(copy, resume=True, **options)
-    found = [message for message in caplog.messages if "The optimizer goes on as it was" in message]
-    assert found == [] if said is None else len(found) == 1 and said in found[0]
 
 
 def test_a_save_that_the_system_refuses_midway_takes_nothing(tmp_path):
@@ -131,3 +128,9 @@ def test_a_save_that_the_system_refuses_midway_takes_nothing(tmp_path):
         save()
     assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()} == {"a": "old", "c": "old"}
     assert not [p for p in os.listdir(tmp_path) if p.startswith(".part")]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "no\0name"], ids=["long", "NUL"])
+def test_a_name_that_no_folder_can_have(copy, name):
+    with pytest.raises(hfproj.UsageError, match="can't be resumed from: there is no such folder"):
+        checkpoint_to_resume(name, copy)

@@ -259,3 +259,10 @@ def test_the_pooler_of_a_backbone_does_not_disturb(tmp_path, saved):
     loaded = PeftModel.from_pretrained(backbone, tmp_path)
     inputs = make_inputs("bert")
     assert torch.equal(loaded(**inputs).projection, model(**inputs).projection)
+
+
+@pytest.mark.parametrize("load", [hfproj.from_pretrained, hfproj.load_head])
+@pytest.mark.parametrize("what", [None, 5, ["a"]], ids=str)
+def test_what_is_no_name(load, what):
+    with pytest.raises(hfproj.UsageError, match=f"Expected a saved adapter, got {type(what).__name__}"):
+        load(what)

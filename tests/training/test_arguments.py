@@ -110,3 +110,10 @@ def test_errors_of_loader_workers_are_one_line(capsys):
     with pytest.raises(SystemExit):
         cli.run(main)
     assert capsys.readouterr().err == "error: Column 'x' holds no image: use another.\n"
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 0}, {"max_steps": -5}, {"dataloader_num_workers": 10_000}], ids=str)
+def test_numbers_that_no_run_can_have(tmp_path, options):
+    [(name, value)] = options.items()
+    with pytest.raises(hfproj.UsageError, match=rf"Expected {name} .*, got {value}"):
+        hfproj.ProjectionTrainingArguments(output_dir=str(tmp_path), **options)
