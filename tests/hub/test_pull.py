@@ -264,5 +264,5 @@ def test_the_pooler_of_a_backbone_does_not_disturb(tmp_path, saved):
 @pytest.mark.parametrize("load", [hfproj.from_pretrained, hfproj.load_head])
 @pytest.mark.parametrize("what", [None, 5, ["a"]], ids=str)
 def test_what_is_no_name(load, what):
-    with pytest.raises(hfproj.UsageError, match=f"Expected a saved adapter, got {type(what).__name__}"):
+    with pytest.raises(hfproj.UsageError, match=f"^Expected .*, got .*{type(what).__name__}"):
         load(what)
