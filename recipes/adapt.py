@@ -34,7 +34,7 @@ from hfproj.data import split_off
 from hfproj.features import FixedViews
 from hfproj.files import command_line
 from hfproj.probes import RANKS, unlabelled_changes, unlabelled_sense
-from hfproj.reporting import write_card
+from hfproj.reporting import write_card, write_image_pictures
 from hfproj.results import verdicts
 
 # What --help shows; --help-all shows the others, too.
@@ -227,14 +227,14 @@ def main() -> None:
     fixed = FixedViews(images.held_out, views, images=512)
 
     def measure(when: str) -> Measured:
-        options = {"when": when, "dataset": recipe.dataset, "seed": args.seed, "progress": True}
+        options = {"when": when, "dataset": recipe.dataset, "seed": args.seed, "progress": not args.disable_tqdm}
         results = hfproj.evaluate(model, test=images.held_out, labels=None, views=views, **options)
         if images.bank is not None:
             probes, options["dataset"] = [hfproj.KNNProbe(k=recipe.knn_k), "linear"], recipe.labelled or recipe.dataset
             results = results.merge(
                 hfproj.evaluate(model, probes=probes, train=images.bank, test=images.scored, **options)
             )
-        h = hfproj.extract_features(model, images.held_out).h
+        h = hfproj.extract_features(model, images.held_out, progress=options["progress"]).h
         return Measured(results, h, fixed.features(model)[0])
 
     before = measure("before")
@@ -251,7 +251,11 @@ def main() -> None:
     results.notes[:0] = lines
     folder = Path(args.output_dir)
     if trainer.is_world_process_zero():
+        print("Drawing pictures, card and report …", flush=True)
         write_card(results, folder)
+        label = "label" if recipe.use_labels else None
+        h = before.h, after.h
+        write_image_pictures(folder, trainer.bare_model(), images.held_out, *h, views=views, label_column=label)
         hfproj.report(folder)
         print(results.table(), *lines, sep="\n")
     if args.push_to_hub:  # on all processes

@@ -12,7 +12,8 @@ or any other objective.
     accelerate launch recipes/simclr_vit.py out/simclr_vit/arguments.yaml --seed 1 --output_dir out/seed_1
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/simclr_vit.py    # 2 CPU processes
 
-Labels are only used to score: weighted k-NN on the representation h and on the projection z. The output folder holds
+Labels are only used to score, by weighted k-NN and a linear probe of representation h and projection z, and to mark
+neighbours in the page's pictures of your images, which are not pushed. The output folder holds
 the adapter, results.json (every number with its protocol), history.parquet (what was watched while it trained),
 report.html, pictures, a card, and arguments.yaml, which takes the place of all flags. All options of `transformers`'
 TrainingArguments are flags too (--weight_decay, --warmup_steps, --report_to, --hub_private_repo …).
@@ -27,12 +28,13 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 import hfproj
 from hfproj.data import split_off, without_bad_images
 from hfproj.files import command_line
-from hfproj.reporting import write_card
+from hfproj.reporting import write_card, write_image_pictures
 
 # What --help shows; --help-all shows the others, too.
 SHOWN = (
@@ -41,6 +43,7 @@ SHOWN = (
     "learning_rate patch_dropout bf16 seed watch_every on_collapse output_dir save_strategy resume_from_checkpoint "
     "continue_from push_to_hub"
 )
+SEEN = 1000  # test images in the gallery of neighbours and the map
 
 
 @dataclass
@@ -172,11 +175,16 @@ def watchers(recipe: Recipe, alarm: hfproj.CollapseCallback) -> list[TrainerCall
     return [*watches, hfproj.CurvatureCallback(every=recipe.watch_every)] if recipe.curvature else watches
 
 
-def write(trainer: hfproj.ProjectionTrainer, results: hfproj.Results) -> None:
-    """Write results, card and page beside the adapter; push them if asked for."""
+def write(trainer: hfproj.ProjectionTrainer, results: hfproj.Results, shown: Dataset, h: list[Tensor]) -> None:
+    """Write results, pictures, card and page beside the adapter; push them, but for pictures of images, if asked for.
+
+    `h` are those of the images `shown`, before and after training.
+    """
     args, folder = trainer.args, Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
+        print("Drawing pictures, card and report …", flush=True)
         write_card(results, folder)
+        write_image_pictures(folder, trainer.bare_model(), shown, *h, views=trainer.data_collator)
         hfproj.report(folder)
         print(results.table())
     if args.push_to_hub:  # on all processes; it saves, too
@@ -218,11 +226,14 @@ def main() -> None:
     if trainer.is_world_process_zero():
         model.print_trainable_parameters()
 
+    shown = split_off(test, SEEN, seed=0)[1] if len(test) > SEEN else test
+    h = []
+
     def measure(when: str) -> hfproj.Results:
-        probes = [hfproj.KNNProbe(k=recipe.knn_k)] if "label" in train.column_names else []
-        return hfproj.evaluate(
-            model, probes=probes, train=bank, test=test, when=when, dataset=test_name, views=views, seed=args.seed
-        )
+        probes = [hfproj.KNNProbe(k=recipe.knn_k), "linear"] if "label" in train.column_names else []
+        options = {"when": when, "dataset": test_name, "seed": args.seed, "progress": not args.disable_tqdm}
+        h.append(hfproj.extract_features(model, shown, progress=options["progress"]).h)
+        return hfproj.evaluate(model, probes=probes, train=bank, test=test, views=views, **options)
 
     before = measure("before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint in ("True", "true") or args.resume_from_checkpoint)
@@ -241,7 +252,7 @@ def main() -> None:
         results.notes.append(f"{left_out} images of bank and test set could not be read and are left out.")
     if go_on:
         results.notes.append(f"Training went on from {go_on}: what is said of before it is of that adapter.")
-    write(trainer, results)
+    write(trainer, results, shown, h)
 
 
 if __name__ == "__main__":

@@ -55,11 +55,16 @@ def test_what_the_recipe_writes(folder):
     assert files == {
         "adapter_config.json", "adapter_model.safetensors", "results.json", "history.parquet", "report.html",
         "spectrum.png", "training.png", "README.md", "objective.safetensors", "checkpoint-2", "arguments.yaml",
+        "views.png", "neighbours.png", "map.png",
     }  # fmt: skip
     assert not list(folder.rglob("*.bin"))
     assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3  # views, neighbours and map of the images
+    assert len(page) < 3_000_000
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n")
+    assert not any(name in card for name in ("views.png", "neighbours.png", "map.png"))
     assert str(folder) not in card
 
 

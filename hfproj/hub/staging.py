@@ -276,7 +276,7 @@ def check_outgoing(folder: Path, *, adapters: Iterable[str], owner: str, token: 
     for path in sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not _allowed(name, folders):
-            known = f"{', '.join(sorted(_FILES))} and pictures as .png"
+            known = f"{', '.join(sorted(_FILES))} and pictures as .png, none of your own images"
             raise UsageError(f"{name} is no file of an adapter, and is not sent; take it out: an adapter has {known}.")
         if path.suffix == ".png":
             picture = path.read_bytes().decode("latin-1")
@@ -302,7 +302,9 @@ def _allowed(name: str, folders: set[str]) -> bool:
         parts = parts[1:]
     if parts[0] == filenames.EVAL_RESULTS:
         return len(parts) == 2 and parts[1].endswith(".yaml")
-    return len(parts) == 1 and (parts[0] in _FILES or bool(re.fullmatch(r"[\w-]+\.png", parts[0])))
+    if len(parts) != 1 or parts[0] in filenames.OF_IMAGES:  # the user's own images
+        return False
+    return parts[0] in _FILES or bool(re.fullmatch(r"[\w-]+\.png", parts[0]))
 
 
 def _places() -> list[Pattern]:

@@ -12,9 +12,11 @@ from hfproj.plots.curves import plot_curves, plot_groups, plot_layers, plot_spec
 from hfproj.plots.geometry import (
     orbit_coordinates, plot_covariance, plot_feature_weights, plot_metric_condition, plot_orbits,
 )  # fmt: skip
+from hfproj.plots.images import plot_map, plot_neighbours, plot_views
 from hfproj.plots.over_steps import plot_eigenvalues, plot_history
 
 __all__ = [
     "orbit_coordinates", "picture", "plot_covariance", "plot_curves", "plot_eigenvalues", "plot_feature_weights",
-    "plot_groups", "plot_history", "plot_layers", "plot_metric_condition", "plot_orbits", "plot_spectrum",
+    "plot_groups", "plot_history", "plot_layers", "plot_map", "plot_metric_condition", "plot_neighbours", "plot_orbits",
+    "plot_spectrum", "plot_views",
 ]  # fmt: skip

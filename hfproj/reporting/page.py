@@ -1,23 +1,26 @@
 """`hfproj.report`: what a run measured, as one HTML page that needs no network and no other file.
 
 The page is made from `results.json` and, where that has no history, from `history.parquet` beside it. It holds no
-script, its pictures are inside it, and its content security policy forbids it to load anything.
+script, its pictures are inside it, and its content security policy forbids it to load anything. Pictures of the user's
+own images (`write_image_pictures`), which the results do not hold, are taken from the folder by their names.
 """
 
 import base64
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hfproj import plots
+from hfproj import filenames, plots
 from hfproj.checking import checked
 from hfproj.errors import HfprojError, check_path
 from hfproj.files import portable, write_atomic
 from hfproj.redaction import redacted
 from hfproj.reporting.context import Context
+from hfproj.reporting.images import LARGEST
 from hfproj.reporting.metadata import mapping
-from hfproj.reporting.pictures import pictures_of
+from hfproj.reporting.pictures import picture_of_images, pictures_of
 from hfproj.reporting.rendering import render
 from hfproj.results import HISTORY_FILE, Results, read_history, verdicts
 
@@ -29,7 +32,8 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
     """Write `report.html` into the folder of a run, and return where it lies.
 
     One page for people: whether the representation got better, the measurements, an alarm if there was one, a picture
-    of everything that was recorded, with how to read it, and how to run it again. It opens without a network.
+    of everything that was recorded, with how to read it, and how to run it again; and views, neighbours and map of the
+    images, where `write_image_pictures` has left them in the folder. It opens without a network.
 
     Args:
         output_dir: The folder that holds `results.json`.
@@ -52,16 +56,24 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
     if not results.history and (folder / HISTORY_FILE).is_file():
         results.history = read_history(folder / HISTORY_FILE)
     path = folder / PAGE if path is None else Path(path)
-    write_atomic(path, render_report(results).encode())
+    write_atomic(path, render_report(results, of_images=_of_images(folder)).encode())
     return path
 
 
 @checked
-def render_report(results: Results) -> str:
-    """Return the page. Without matplotlib, or where a picture cannot be drawn, a sentence says so in its place."""
+def render_report(results: Results, *, of_images: Mapping[str, bytes] | None = None) -> str:
+    """Return the page. Without matplotlib, or where a picture cannot be drawn, a sentence says so in its place.
+
+    `of_images` are pictures of images that the results do not hold: a name of `filenames.OF_IMAGES` → a PNG. What is
+    no PNG, or too large for a page, is left out.
+    """
     results = redacted(results)
     results = replace(results, command=portable(results.command), notes=portable(results.notes))
-    figures: list[dict[str, Any]] = []
+    figures = [
+        {"picture": picture_of_images(name), "kind": "png", "data": base64.b64encode(data).decode(), **size}
+        for name, data in (of_images or {}).items()
+        if name in filenames.OF_IMAGES and (size := _png_size(data))
+    ]
     not_drawn: dict[str, list[str]] = {}  # why → titles
     for picture in pictures_of(results):
         try:
@@ -73,7 +85,7 @@ def render_report(results: Results) -> str:
             not_drawn.setdefault("Its numbers are too large to be drawn.", []).append(picture.title)
         else:
             width, height = (round(100 * inches) for inches in figure.get_size_inches())
-            figures.append({"picture": picture, "data": data, "width": width, "height": height})
+            figures.append({"picture": picture, "kind": "svg+xml", "data": data, "width": width, "height": height})
     senses, context = {verdict.sense for verdict in verdicts(results)}, Context(results)
     scalars = mapping(results.geometry.get("scalars")).items()
     config = {name: value for name, value in results.config.items() if value is not None}
@@ -84,6 +96,24 @@ def render_report(results: Results) -> str:
         plain={name: value for name, value in config.items() if not isinstance(value, dict | list)},
         structured={name: portable(value) for name, value in config.items() if isinstance(value, dict | list)},
     )  # fmt: skip
+
+
+def _of_images(folder: Path) -> dict[str, bytes]:
+    """Return the pictures of images that lie in a folder; no more of a file is read than a page takes."""
+    found = {}
+    for name in filenames.OF_IMAGES:
+        if (folder / name).is_file():
+            with open(folder / name, "rb") as file:
+                found[name] = file.read(LARGEST + 1)
+    return found
+
+
+def _png_size(data: bytes) -> dict[str, int] | None:
+    """Return width and height of a whole PNG of at most `LARGEST` bytes, else None."""
+    whole = data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and data[-8:-4] == b"IEND"
+    width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
+    fits = whole and len(data) <= LARGEST and 0 < width <= 8192 and 0 < height <= 8192
+    return {"width": width, "height": height} if fits else None
 
 
 def _number(value: Any) -> str:

@@ -36,7 +36,7 @@ class Picture(NamedTuple):
     title: str
     caption: str
     alt: str
-    draw: Callable[[], "matplotlib.figure.Figure"]
+    draw: Callable[[], "matplotlib.figure.Figure | None"]
 
 
 def pictures_of(results: Results) -> list[Picture]:
@@ -47,6 +47,12 @@ def pictures_of(results: Results) -> list[Picture]:
         draw = partial(plots.plot_spectrum, spectra)
         found.append(_picture("spectrum", draw, names=", ".join(spectra)))
     return [*found, *_over_steps(results), *_geometry(results.geometry)][:_MOST]
+
+
+def picture_of_images(name: str) -> Picture:
+    """Return the words of a picture that lies beside the results, by its file's name."""
+    words = _words()[name.removesuffix(".png")]
+    return Picture(words["title"], words["caption"], words["alt"], lambda: None)
 
 
 @cache

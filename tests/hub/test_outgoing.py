@@ -57,6 +57,7 @@ def test_a_staged_folder_passes(staged):
     "training_args.bin", "optimizer.pt", "adapter_model.bin", "a.pkl", "model.py", ".env", "notes.txt", "config.json",
     "checkpoint-1/adapter_config.json", "default/adapter_config.json", ".eval_results/a.json", "other/README.md",
     "adapter_model.safetensors.part", "a b.png", ".hidden.png",
+    "views.png", "neighbours.png", "map.png",
 ])  # fmt: skip
 def test_other_files_are_refused(staged, name):
     (staged.folder / name).parent.mkdir(exist_ok=True)
