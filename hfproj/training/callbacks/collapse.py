@@ -224,9 +224,9 @@ class CollapseCallback(TrainerCallback):
     up. The measurements come from a `SpectrumCallback` and an `UpdateRatioCallback`, which are added to the trainer
     where it has none.
 
-    The alarm is a `CollapseWarning`, once, and `alarm`. It names causes by what it sees: how far weights move in a
-    step, whether the objective's value tells collapsed rows from spread ones, whether a gradient reaches the branch
-    that is to be held still, whether there is a predictor and a norm.
+    The alarm is a `CollapseWarning`, once, `alarm`, and an alert in trackio where it is reported to. It names causes by
+    what it sees: how far weights move in a step, whether the objective's value tells collapsed rows from spread ones,
+    whether a gradient reaches the branch that is to be held still, whether there is a predictor and a norm.
 
     Args:
         limits: Name in the history → least value, or (least, largest) with None for no limit. They replace the default
@@ -319,6 +319,11 @@ class CollapseCallback(TrainerCallback):
             control.should_save = False  # a checkpoint of the collapsed model, or one under a later step than its own
         if distributed.rank() == 0:
             warnings.warn(self.alarm.message, CollapseWarning, stacklevel=2)
+            if any(type(c).__name__ == "TrackioCallback" for c in self.trainer.callback_handler.callbacks):
+                import trackio
+
+                title = f"Collapse at step {self.alarm.step}: {self.alarm.metric}"
+                trackio.alert(title=title, text=self.alarm.message, level=trackio.AlertLevel.ERROR)
 
     def limits(self) -> dict[str, Limit]:
         """Return the limits in force by name; fractions of the start need a history."""
