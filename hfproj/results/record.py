@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from hfproj import limits
 from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, UsageError, check_type
 from hfproj.files import installed_versions, portable, write_atomic
-from hfproj.results import words
+from hfproj.results import shown, words
 from hfproj.results.content import check_content
 from hfproj.results.history import file_in
 from hfproj.results.measurement import (
@@ -38,6 +38,9 @@ from hfproj.results.measurement import (
 from hfproj.results.verdict import findings
 from hfproj.strict_json import check_size, parse_json
 
+if TYPE_CHECKING:
+    import pandas
+
 FORMAT = 1
 _KINDS: dict[str, type] = {"command": str, "config": dict, "versions": dict, "spectra": dict, "geometry": dict}
 # Of an adapter's config: what a trainer sets, perhaps after a first evaluation, what decides no number, and what is
@@ -53,7 +56,7 @@ _LATER: dict[str, type] = {
 }  # not in the first files; left out while empty
 
 
-@dataclass
+@dataclass(repr=False)
 class Results:
     """Measurements of a run with its configuration, seeds, versions, command, spectra and log.
 
@@ -78,6 +81,8 @@ class Results:
         >>> r = Results(measurements=measurements)
         >>> r.value("rankme", "h", "after") > r.value("rankme", "h", "before")
         True
+        >>> r
+        Results(RankMe of h before and after training; .table() shows the numbers)
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -233,6 +238,20 @@ class Results:
         """What was measured: intermediate layers in the order of the measurements, then h and z."""
         found = dict.fromkeys(m.layer for m in self.measurements)
         return [*(layer for layer in found if layer not in LAYERS), *(layer for layer in LAYERS if layer in found)]
+
+    def __repr__(self) -> str:
+        return shown.as_line(self)
+
+    def _repr_html_(self) -> str:  # what a notebook shows
+        return shown.as_html(self)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the measurements as a data frame, a row each: what was measured, of which layer, when, value, seed …
+
+        Raises:
+            HfprojError: If pandas is not installed.
+        """
+        return shown.as_frame(self.measurements)
 
     def table(self) -> str:
         """Return the numbers as aligned text: mean ± standard deviation where there are several seeds.
