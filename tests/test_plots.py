@@ -346,3 +346,25 @@ def test_many_series_stay_apart():
     series = {f"series {i}": ([1, 2], [i, i]) for i in range(20)}
     lines = plot_curves(series, "x", "y").axes[0].get_lines()
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
+
+
+def test_a_legend_stands_over_what_it_explains():
+    rows = [{"step": s, "loss": 1.0 - s, "update_ratio_head": 0.1 + s, "std_h": 0.1, "std_z": 0.2} for s in range(3)]
+    mixed = plot_history(rows, metrics=["loss", "update_ratio", "std"])
+    assert mixed.legends == []
+    assert [axes.get_legend() is not None for axes in mixed.axes] == [False, True, True]
+    assert len(plot_history(rows, metrics=["std"]).legends) == 1
+
+
+def test_history_says_of_what_and_compares():
+    options = {"of": "probe views", "references": {"std": {"1/√dim": 0.5}, "none": {"x": 1.0}}, "start": True}
+    figure = plot_history(HISTORY, metrics=["rankme", "std", "loss"], **options, width=8.0)
+    titles = [axes.get_title("left").replace("\n", " ") for axes in figure.axes]
+    assert titles == ["RankMe of probe views, in directions", "representation std of probe views", "loss"]
+    rank, std, loss = figure.axes
+    starts = [segments.get_segments()[0][:, 1].tolist() for segments in rank.collections]
+    assert starts == [[30, 30], [20, 20]]  # of h and of z, before training
+    assert not loss.collections
+    assert [text.get_text() for text in std.texts] == ["1/√dim"]
+    assert [0.5, 0.5] in [list(line.get_ydata()) for line in std.get_lines()]
+    assert std.get_ylim()[1] > 0.5

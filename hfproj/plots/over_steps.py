@@ -1,6 +1,7 @@
 """What was recorded over training steps: diagnostics, h against z, and the extreme eigenvalues of a Hessian."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ _LABELS = {
     "rankme": "RankMe, in directions", "std": "representation std", "effective_rank": "effective rank, in directions",
     "stable_rank": "stable rank, in directions", "numerical_rank": "numerical rank, in directions",
     "participation_ratio": "participation ratio, in directions", "nesum": "NESum", "lidar": "LiDAR, in directions",
-    "alpha_req": "α-ReQ, decay exponent", "uniformity": "uniformity, lower is more even",
+    "alpha_req": "α-ReQ, decay exponent ↓", "uniformity": "uniformity ↓", "alignment": "alignment ↓",
     "wasserstein_uniformity": "Wasserstein uniformity, at most 0", "whiteness": "whiteness, 0 is decorrelated",
     "positive_cosine": "cosine of positive pairs", "covariance_condition_number": "condition number",
-    "metric_condition_number": "condition number of G", "eval_knn": "k-NN accuracy, held out",
+    "metric_condition_number": "condition number of G", "eval_knn": "k-NN accuracy of held-out items ↑",
+    "eval_rankme": "RankMe of held-out items, in directions", "eval_std": "representation std of held-out items",
+    "eval_positive_cosine": "cosine of positive pairs of held-out items",
 }  # fmt: skip
 _CONDITIONS = ("condition_number", "covariance_condition_number", "metric_condition_number")
 _LOGARITHMIC = (*_CONDITIONS, "update_ratio", "gradient_ratio", "timescale_ratio")
@@ -33,8 +36,9 @@ _PARTS = {**LAYERS, "backbone": "backbone", "head": "head"}
 
 @checked
 def plot_history(
-    rows: Rows, path: Target = None, *, metrics: Sequence[str] = ("rankme", "std"), width: float = WIDTH
-) -> Figure:
+    rows: Rows, path: Target = None, *, metrics: Sequence[str] = ("rankme", "std"), of: str = "",
+    references: Mapping[str, Mapping[str, float]] | None = None, start: bool = False, width: float = WIDTH,
+) -> Figure:  # fmt: skip
     """Return a figure of metrics over training steps, one panel each, h against z.
 
     Rows of one step (of several seeds) are averaged, and a band shows one standard deviation.
@@ -44,6 +48,10 @@ def plot_history(
             may be missing, None or NaN.
         metrics: Names without their layer ("rankme" draws "rankme_h" and "rankme_z"); see `metrics_of`. Those that no
             row has are left out.
+        of: What features were measured of ("probe views"), for the titles of panels with h and z: the same measure of
+            other rows is another number.
+        references: Metric → text → value of a thin line to compare with, such as ``{"std": {"1/√dim": 0.09}}``.
+        start: Draw a thin line at the first value of each curve of h and z, which is that before training.
         path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
@@ -60,23 +68,54 @@ def plot_history(
     if not chosen:
         raise unknown("metric", ", ".join(metrics), available)
     figure, axes = canvas.panels(len(chosen), width=width, height=2.3)
-    handles: dict[str, Any] = {}
+    handles: list[dict[str, Any]] = []
     for metric, panel in zip(chosen, axes):
+        own: dict[str, Any] = {}
         style = canvas.styles(available[metric]) or {"": _NO_LAYER}
         for layer, look in style.items():
             x, y, std = over_steps(rows, f"{metric}_{layer}" if layer else metric)
             line = draw_curve(panel, x, y, std, style=look)
             if layer:
-                handles.setdefault(_PARTS[layer], line)
+                own[_PARTS[layer]] = line
+            if start and layer in LAYERS and len(x) > 1 and np.isfinite(y[0]):
+                panel.hlines(y[0], x[0], x[-1], color=look["color"], linewidth=0.8, alpha=0.7, zorder=1.6)
             canvas.whole_numbers(panel, x)
-        _label(panel, metric)
-    if handles:
-        canvas.legend(figure, handles, columns=2)
+        _label(panel, metric, of if set(style) & set(LAYERS) and not metric.startswith("eval_") else "", width=width)
+        for text, value in (references or {}).get(metric, {}).items():
+            _reference(panel, text, value)
+        handles.append(own)
+    _legend(figure, axes, handles)
     return canvas.finish(figure, path)
 
 
-def _label(axes: Any, metric: str) -> None:
+def _legend(figure: Any, axes: Sequence[Any], handles: Sequence[dict[str, Any]]) -> None:
+    """Write one legend above all panels if it explains all of them, else one in the first panel of each kind."""
+    largest = max(handles, key=len)
+    if all(own and own.keys() <= largest.keys() for own in handles):
+        return canvas.legend(figure, largest, columns=2)
+    seen: list[set[str]] = []
+    for panel, own in zip(axes, handles):
+        if own and not any(own.keys() <= names for names in seen):
+            seen.append(set(own))
+            panel.legend(list(own.values()), list(own), loc="best", frameon=False, fontsize="small", handlelength=3.2)
+    return None
+
+
+def _reference(axes: Any, text: str, value: float) -> None:
+    """Draw a dotted line with its text, within the panel."""
+    low, high = axes.get_ylim()
+    room = 0.12 * (high - low) if axes.get_yscale() == "linear" else 0.0
+    axes.set_ylim(min(low, value), max(high, value + room))
+    axes.axhline(value, color="0.35", linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1.5)
+    place = {"xy": (0.99, value), "xycoords": ("axes fraction", "data"), "xytext": (0, 1.5)}
+    axes.annotate(text, **place, textcoords="offset points", ha="right", va="bottom", fontsize="small", color="0.25")
+
+
+def _label(axes: Any, metric: str, of: str, *, width: float) -> None:
     label = _LABELS.get(metric, canvas.literal(metric.replace("_", " ")))
+    if of:
+        name, comma, unit = label.partition(",")
+        label = f"{name} of {canvas.literal(of)}{comma}{unit}"
     drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     smallest = np.nanmin(drawn)
     if metric in _LOGARITHMIC and smallest > 0 and np.nanmax(drawn) > 10 * smallest:
@@ -84,7 +123,8 @@ def _label(axes: Any, metric: str) -> None:
         label += ", log scale"
     elif metric.endswith(_FROM_ZERO) and smallest >= 0:
         axes.set_ylim(bottom=0)
-    axes.set_title(label, **TITLE)
+    columns = max(1, min(len(axes.figure.axes), int(width / 2.6)))
+    axes.set_title(textwrap.fill(label, int(11 * width / columns)), **TITLE)  # letters an inch
     canvas.dress(axes, x="training step")
 
 

@@ -18,6 +18,7 @@ from hfproj.files import write_atomic
 from hfproj.plots import plot_history, plot_spectrum
 from hfproj.reporting.context import Context
 from hfproj.reporting.metadata import check_license, front_matter, write_eval_results
+from hfproj.reporting.pictures import PROBE_VIEWS
 from hfproj.reporting.rendering import as_saved, render
 from hfproj.results import Results
 
@@ -110,7 +111,8 @@ def write_card(
     watched = [metric for metric in _WATCHED if names & {metric, f"{metric}_h", f"{metric}_z"}][:3]
     with suppress(HfprojError, ValueError, OverflowError):
         if watched:
-            plot_history(results.history, folder / filenames.TRAINING_PICTURE, metrics=watched, width=_PICTURE_WIDTH)
+            options = {"metrics": watched, "of": PROBE_VIEWS, "width": _PICTURE_WIDTH}
+            plot_history(results.history, folder / filenames.TRAINING_PICTURE, **options)
     files = [file.name for file in folder.iterdir() if file.is_file()]
     text = render_card(results, repo_id=repo_id, files=files, adapters=adapters, adapter=adapter)
     write_atomic(path := folder / filenames.CARD, text.encode())

@@ -77,7 +77,7 @@ class Context:
         self.missing = missing  # usual probes that were not run
         self.unmeasured = missing_sentences(results.missing)  # what could not be measured, and why
         self.tables = _tables(results, {(v.key, v.layer): v for v in judged})
-        self.cells = results.cells()  # h and z in one table, the header first
+        self.cells = results.cells(arrows=True)  # h and z in one table, the header first
         self.layer_cells = results.layer_cells()  # every layer, where there are others, the header first
         self.protocol = _protocol(measured)
         self.settings = _settings(results, adapter, recipe, self.backbone)  # a part, and pieces of text or `Code`

@@ -90,12 +90,27 @@ def render_report(results: Results, *, of_images: Mapping[str, bytes] | None = N
     scalars = mapping(results.geometry.get("scalars")).items()
     config = {name: value for name, value in results.config.items() if value is not None}
     return render(
-        "page.html.jinja", **vars(context), facts=context.facts, figures=figures, not_drawn=not_drawn,
+        "page.html.jinja", **vars(context), facts=context.facts, columns=_columns(figures), not_drawn=not_drawn,
         sense=senses.pop() if len(senses) == 1 else "unclear",
         scalars=[(str(name).replace("_", " "), _number(value)) for name, value in scalars],
         plain={name: value for name, value in config.items() if not isinstance(value, dict | list)},
         structured={name: portable(value) for name, value in config.items() if isinstance(value, dict | list)},
     )  # fmt: skip
+
+
+def _columns(figures: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the figures in two columns of about one height, each in their order: the tallest are placed first."""
+    heights = [_height(figure) for figure in figures]
+    columns: list[list[int]] = [[], []]
+    for i in sorted(range(len(figures)), key=lambda i: -heights[i]):
+        min(columns, key=lambda column: sum(heights[j] for j in column)).append(i)
+    columns.sort(key=lambda column: min(column, default=len(figures)))  # the first picture of the page is at its left
+    return [[figures[i] for i in sorted(column)] for column in columns]
+
+
+def _height(figure: dict[str, Any]) -> float:
+    """Return about how tall a picture and its caption are, in widths of a column."""
+    return figure["height"] / figure["width"] + 0.045 * (len(figure["picture"].caption) / 60) + 0.15
 
 
 def _of_images(folder: Path) -> dict[str, bytes]:

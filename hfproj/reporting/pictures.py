@@ -1,6 +1,8 @@
 """The pictures of a page: which ones there are data for. Their words are in `templates/pictures.yaml`."""
 
 import itertools
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import yaml
 
-from hfproj import plots
+from hfproj import limits, plots
 from hfproj.plots.over_steps import metrics_of, over_steps
 from hfproj.reporting.metadata import mapping
 from hfproj.results import LAYERS, WHENS, Results
@@ -23,11 +25,15 @@ _MOST_LAYERS = 300  # with a tick each
 _WIDTH = 4.2  # inches: its letters stay readable on a telephone
 _TRAINING = ("loss", "learning_rate", "update_ratio", "gradient_ratio", "timescale_ratio")
 _COLLAPSE = ("rankme", "std")
+_HELD_OUT = ("eval_knn", "eval_rankme")  # by the trainer's evaluation
 _GEOMETRY: dict[str, Callable[..., Any]] = {
     "metric_condition_number": plots.plot_metric_condition,
     "orbits": plots.plot_orbits,
     "covariance": plots.plot_covariance,
 }
+
+
+PROBE_VIEWS = "probe views"  # what callbacks measure: augmented views of a few fixed images
 
 
 class Picture(NamedTuple):
@@ -45,8 +51,15 @@ def pictures_of(results: Results) -> list[Picture]:
     if results.spectra:
         spectra = dict(itertools.islice(results.spectra.items(), _MOST))
         draw = partial(plots.plot_spectrum, spectra)
-        found.append(_picture("spectrum", draw, names=", ".join(spectra)))
+        falls = any(_last_falls(values) for name, values in spectra.items() if name.startswith("h "))
+        found.append(_picture("spectrum", draw, notes=["layernorm"] * falls, names=", ".join(spectra)))
     return [*found, *_over_steps(results), *_geometry(results.geometry)][:_MOST]
+
+
+def _last_falls(spectrum: Any) -> bool:
+    """Whether the last eigenvalue alone is all but 0."""
+    values = np.asarray(spectrum[-2:] if isinstance(spectrum, list) else [], dtype=np.float64)
+    return len(values) == 2 and bool(0 <= values[1] < 1e-3 * values[0])
 
 
 def picture_of_images(name: str) -> Picture:
@@ -101,24 +114,55 @@ def _probes(results: Results) -> list[Picture]:
 def _over_steps(results: Results) -> list[Picture]:
     logged = [row for row in results.log if "loss" in row and "step" in row]
     rows = results.history or [{name.removeprefix("batch_"): v for name, v in row.items()} for row in logged]
+    held_out = [row for row in results.log if "step" in row and any(str(name).startswith(_HELD_OUT) for name in row)]
+    found = [_curves("held_out", held_out, [m for m in metrics_of(held_out) if m in _HELD_OUT])] if held_out else []
     if not rows:
-        return []
+        return found
     notes = ["batch"] * (not results.history) + ["bands"] * (len({row["step"] for row in rows}) < len(rows))
-    metrics = metrics_of(rows)
+    metrics, of = metrics_of(rows), PROBE_VIEWS if results.history else "the training batch"
     rest = [name for name in metrics if name not in _COLLAPSE + _TRAINING + ("grad_norm",)]
-    found = []
+    references = _references(results)
     for kind, names in (("collapse", _COLLAPSE), ("training", _TRAINING), ("diagnostics", rest)):
         if shown := [name for name in names if name in metrics][:_MOST]:
-            ratio = ["ratio"] if "update_ratio" in shown else []
-            ends = "; ".join(_ends(rows, name, metrics[name]) for name in shown)
-            draw = partial(plots.plot_history, rows, metrics=shown)
-            found.append(_picture(kind, draw, notes=ratio + notes, ends=ends))
+            ratios = ["ratio"] if any(name.endswith("_ratio") for name in shown) else []
+            measured = ["views"] if results.history and any({*metrics[name]} & {*LAYERS} for name in shown) else []
+            lines = ["even"] * ("std" in shown and "std" in references) + ["alike"] * (
+                "loss" in {*shown} & {*references}
+            )
+            chosen = {name: lines for name, lines in references.items() if name in shown}
+            options = {"of": of, "references": chosen, "start": bool(results.history)}
+            found.append(_curves(kind, rows, shown, [*ratios, *lines, *measured, *notes], **options))
     curvature = [name for name in ("lambda_min", "lambda_max") if np.isfinite(over_steps(rows, name)[1]).any()]
     if curvature:
-        of = str(results.config.get("curvature_of") or "")
+        where = str(results.config.get("curvature_of") or "")
         ends = "; ".join(_ends(rows, name, []) for name in curvature)
-        draw = partial(plots.plot_eigenvalues, rows, of="the head's parameters" if of == "head" else of)
+        draw = partial(plots.plot_eigenvalues, rows, of="the head's parameters" if where == "head" else where)
         found.append(_picture("curvature", draw, ends=ends))
+    return found
+
+
+def _curves(
+    kind: str, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], notes: Sequence[str] = (), **options: Any
+) -> Picture:
+    layers = metrics_of(rows)
+    ends = "; ".join(_ends(rows, name, layers[name]) for name in metrics)
+    return _picture(kind, partial(plots.plot_history, rows, metrics=metrics, **options), notes=notes, ends=ends)
+
+
+def _references(results: Results) -> dict[str, dict[str, float]]:
+    """Return what curves are compared with, as far as the results tell: metric → text → value."""
+    adapter, training = mapping(results.config.get("adapter")), mapping(results.config.get("training"))
+    found: dict[str, dict[str, float]] = {}
+    for name in ("in_dim", "out_dim"):
+        if isinstance(width := adapter.get(name), int) and 0 < width <= limits.WIDTH:
+            found.setdefault("std", {})[f"1/√{width}"] = width**-0.5
+    objective, views = mapping(adapter.get("objective")), mapping(results.config.get("recipe")).get("views")
+    batch, options = training.get("per_device_train_batch_size"), {*objective} - {"name", "temperature"}
+    plain = not adapter.get("regularizers") and not options and not views
+    if objective.get("name") == "nt_xent" and plain and isinstance(batch, int) and 1 < batch <= limits.WIDTH:
+        processes = re.search(r"--num_processes[ =](\d{1,6})\b", results.command)
+        count = batch * int(processes[1] if processes else 1)
+        found["loss"] = {f"ln(2·{count} − 1)": math.log(2 * count - 1)}
     return found
 
 

@@ -272,16 +272,20 @@ class Results:
         said += [f"{words.MISSING}: {sentence}" for sentence in missing_sentences(self.missing)]
         return "\n\n".join([*tables, *([between.join(said)] if said else [])])
 
-    def cells(self) -> list[list[str]]:
+    def cells(self, *, arrows: bool = False) -> list[list[str]]:
         """Return the cells of the table of h and z as text, the header first: a row a measurement.
 
-        Columns of a layer, or of a time, at which nothing was measured are left out.
+        Columns of a layer, or of a time, at which nothing was measured are left out. With `arrows` names end in "↑" or
+        "↓", what is better of it.
         """
         measured = [m for m in self.measurements if m.layer in LAYERS]
         layers = [layer for layer in LAYERS if not measured or any(m.layer == layer for m in measured)]
         whens = [when for when in WHENS if not measured or any(m.when == when for m in measured)]
         columns = [(layer, when) for layer in layers for when in whens]
         names, cells = self._names(LAYERS), by_cell(self.measurements)
+        if arrows:
+            better = {m.key: words.arrow(m.name, m.unit) for m in measured}
+            names = {key: f"{name} {better[key]}".rstrip() for key, name in names.items()}
         rows = [[name, *(_cell(cells, (key, *column)) for column in columns)] for key, name in names.items()]
         return [["", *(" ".join(column) for column in columns)], *rows]
 

@@ -15,7 +15,7 @@ LABELS = {
 }  # fmt: skip
 # Measures that use no labels, in the order of their rows, and how to read them.
 UNLABELLED = {
-    "rankme": "effective number of directions that the features use",
+    "rankme": "effective number of directions that the features of these items use",
     "representation_std": "spread of the unit features over each dimension; 0 at collapse, at most 1/√width",
     "positive_cosine": "cosine between views of one item; 1 at collapse",
     "alignment": "distance between views of one item; 0 at collapse",
@@ -25,6 +25,13 @@ UNLABELLED = {
     "knn_overlap": "fraction of the nearest neighbours that are those of h before training",
     "cka": "similarity with h before training; 1 is the same up to rotation and scale",
 }
+# Where it is known of a measure without labels whether more (↑) or less (↓) of it is better.
+ARROWS = {"alpha_req": "↓", "alignment": "↓", "uniformity": "↓"}
+ARROWS_SAY = "↑ more is better, ↓ less is better; of the others neither is known."
+HELD_OUT = (
+    "All of it is of held-out items: of themselves or, where pairs are measured, of views of them. The same measures over "
+    "training are of other rows, and are other numbers."
+)
 # What training did: `{layer}` is one of LAYER_NAMES.
 HEADLINES = {
     "better": "The {layer} got better", "worse": "The {layer} got worse", "unclear": "No gain was measured",
@@ -70,6 +77,16 @@ def label(name: str, unit: str, protocol: dict[str, Any]) -> str:
     if name == "knn" and "k" in protocol:
         return f"{protocol['k']}-NN {unit or 'accuracy'}"
     return " ".join(filter(None, (LABELS.get(name, name.replace("_", " ")), unit)))
+
+
+def arrow(name: str, unit: str) -> str:
+    """Return "↑" or "↓", what is better of a measure, or "" where neither is known.
+
+    Example:
+        >>> arrow("knn", "accuracy"), arrow("alpha_req", ""), arrow("rankme", "")
+        ('↑', '↓', '')
+    """
+    return "↑" if unit.endswith("accuracy") or unit == "mAP" else ARROWS.get(name, "")
 
 
 def number(name: str, mean: float, std: float | None = None) -> str:

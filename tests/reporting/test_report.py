@@ -294,3 +294,89 @@ def test_probes_of_layers_are_drawn_where_there_are_several():
     np.testing.assert_allclose(after.get_ydata(), [0.6, 0.7, 0.8, 0.9])
     few = [m for m in measured if m.layer == "h"]
     assert pictures_of(Results(measurements=few)) == []
+
+
+ADAPTER = {"head": "mlp", "in_dim": 64, "out_dim": 16, "objective": {"name": "nt_xent", "temperature": 0.2}}
+STEPS = [
+    {"step": s, "loss": 4.0 - s, "rankme_h": 9.0 + s, "std_h": 0.1, "std_z": 0.2, "update_ratio_head": 0.1}
+    for s in (0, 5)
+]
+
+
+def of_a_run(**changes):
+    config = {"adapter": ADAPTER, "training": {"per_device_train_batch_size": 32}, **changes.pop("config", {})}
+    return Results(**{"config": config, "history": STEPS, "command": "python x.py --seed 0", **changes})
+
+
+def drawn_references(results):
+    return {
+        text.get_text(): round(text.xy[1], 6)
+        for picture in pictures_of(results)
+        for axes in picture.draw().axes
+        for text in axes.texts
+    }
+
+
+def test_curves_have_what_they_are_compared_with():
+    evenly = {"1/√64": 0.125, "1/√16": 0.25}
+    assert drawn_references(of_a_run()) == evenly | {"ln(2·32 − 1)": round(np.log(63), 6)}
+    two = of_a_run(command="accelerate launch --num_processes 2 x.py")
+    assert drawn_references(two)["ln(2·64 − 1)"] == round(np.log(127), 6)
+    for other in (
+        {"adapter": {**ADAPTER, "objective": {"name": "byol"}}},
+        {"adapter": {**ADAPTER, "regularizers": {"koleo": {}}}},
+        {"adapter": {**ADAPTER, "objective": {"name": "nt_xent", "gather": False}}},
+        {"recipe": {"views": "num_views=4"}},
+        {"training": {}},
+    ):
+        assert drawn_references(of_a_run(config=other)) == evenly
+    assert drawn_references(of_a_run(config={"adapter": {"in_dim": "wide"}})) == {}
+
+
+def test_ranks_of_probe_views_of_batches_and_of_held_out_items_have_names_of_their_own():
+    def titles(results):
+        return [axes.get_title("left") for picture in pictures_of(results) for axes in picture.draw().axes]
+
+    assert "RankMe of probe views, in directions" in titles(of_a_run())
+    log = [{"step": 5, "loss": 1.0, "batch_rankme_h": 3.0}, {"step": 5, "eval_rankme_h": 4.0, "eval_knn_h": 0.5}]
+    found = titles(of_a_run(history=[], log=log))
+    assert "RankMe of the training batch, in directions" in found
+    assert "RankMe of held-out items, in directions" in found
+    assert "k-NN accuracy of held-out items ↑" in found
+    assert sum("held-out" in title for title in found) == 2  # each once
+    page = Structure(render_report(a_result())).text
+    assert "are other numbers" in page
+    assert "not the numbers of held-out items in the table" in page
+
+
+def test_arrows_say_what_is_better_where_it_is_known():
+    measured = [*a_result().measurements, Measurement("alpha_req", "h", "after", 1.0, "set layer")]
+    page = Structure(render_report(a_result(measurements=measured))).text
+    assert "20-NN accuracy ↑" in page
+    assert "α-ReQ ↓" in page
+    assert "RankMe ↑" not in page
+    assert "↑" not in a_result().table()
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "said"),
+    [([1.0, 0.5, 0.4, 1e-9], True), ([1.0, 0.5, 1e-9, 1e-9], False), ([1.0, 0.5, 0.4, 0.3], False)],
+)
+def test_the_fall_of_the_last_eigenvalue_is_explained_where_it_falls(spectrum, said):
+    [picture] = pictures_of(Results(spectra={"h after": spectrum, "z after": [1.0, 1e-9]}))
+    assert ("LayerNorm" in picture.caption) == said
+
+
+def test_the_last_eigenvalue_of_a_layer_norm_is_zero_along_its_inverse_weights():
+    backbone = hfproj.load_backbone("vit_nano")
+    images = hfproj.load_image_dataset("digits", split="test").select(range(200))
+    h = hfproj.extract_features(backbone, images).h.double()
+    values, vectors = np.linalg.eigh(np.cov(h.numpy().T))
+    direction = 1 / backbone.layernorm.weight.detach().double().numpy()
+    assert values[0] < 1e-6 * values[1]
+    assert abs(vectors[:, 0] @ direction) / np.linalg.norm(direction) > 0.9999
+
+
+def test_ratios_are_all_explained():
+    [picture] = [p for p in pictures_of(of_a_run()) if p.title == "Training"]
+    assert all(f"{name} ratio" in picture.caption for name in ("update", "gradient", "timescale"))
