@@ -80,8 +80,8 @@ def plot_neighbours(
         ['before', 'after']
     """
     shown = _as_pixels(queries, "queries")
-    given = as_mapping(neighbours, "neighbours: name → pixels")
-    found = {name: _as_pixels(value, name, dims=5) for name, value in given.items()}
+    galleries = as_mapping(neighbours, "neighbours: name → pixels")
+    found = {name: _as_pixels(value, name, dims=5) for name, value in galleries.items()}
     shapes = {images.shape[:2] for images in found.values()}
     if len(shapes) != 1 or {len(shown)} != {shape[0] for shape in shapes} or len(shown) > _MOST:
         given = f"got {len(shown)} queries, and neighbours {sorted(shapes)}"

@@ -111,8 +111,8 @@ def write_card(
     watched = [metric for metric in _WATCHED if names & {metric, f"{metric}_h", f"{metric}_z"}][:3]
     with suppress(HfprojError, ValueError, OverflowError):
         if watched:
-            options = {"metrics": watched, "of": PROBE_VIEWS, "width": _PICTURE_WIDTH}
-            plot_history(results.history, folder / filenames.TRAINING_PICTURE, **options)
+            path = folder / filenames.TRAINING_PICTURE
+            plot_history(results.history, path, metrics=watched, of=PROBE_VIEWS, width=_PICTURE_WIDTH)
     files = [file.name for file in folder.iterdir() if file.is_file()]
     text = render_card(results, repo_id=repo_id, files=files, adapters=adapters, adapter=adapter)
     write_atomic(path := folder / filenames.CARD, text.encode())

@@ -20,7 +20,7 @@ from hfproj.redaction import redacted
 from hfproj.reporting.context import Context
 from hfproj.reporting.images import LARGEST
 from hfproj.reporting.metadata import mapping
-from hfproj.reporting.pictures import picture_of_images, pictures_of
+from hfproj.reporting.pictures import pictures_of, words_of_images
 from hfproj.reporting.rendering import render
 from hfproj.results import HISTORY_FILE, Results, read_history, verdicts
 
@@ -69,8 +69,8 @@ def render_report(results: Results, *, of_images: Mapping[str, bytes] | None = N
     """
     results = redacted(results)
     results = replace(results, command=portable(results.command), notes=portable(results.notes))
-    figures = [
-        {"picture": picture_of_images(name), "kind": "png", "data": base64.b64encode(data).decode(), **size}
+    figures: list[dict[str, Any]] = [
+        {"picture": words_of_images(name), "kind": "png", "data": base64.b64encode(data).decode(), **size}
         for name, data in (of_images or {}).items()
         if name in filenames.OF_IMAGES and (size := _png_size(data))
     ]

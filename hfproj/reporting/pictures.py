@@ -36,13 +36,21 @@ _GEOMETRY: dict[str, Callable[..., Any]] = {
 PROBE_VIEWS = "probe views"  # what callbacks measure: augmented views of a few fixed images
 
 
+class Words(NamedTuple):
+    """What stands around a picture; `alt` is for those who cannot see it."""
+
+    title: str
+    caption: str
+    alt: str
+
+
 class Picture(NamedTuple):
     """A figure with its words; `draw` returns it."""
 
     title: str
     caption: str
     alt: str
-    draw: Callable[[], "matplotlib.figure.Figure | None"]
+    draw: Callable[[], "matplotlib.figure.Figure"]
 
 
 def pictures_of(results: Results) -> list[Picture]:
@@ -62,10 +70,9 @@ def _last_falls(spectrum: Any) -> bool:
     return len(values) == 2 and bool(0 <= values[1] < 1e-3 * values[0])
 
 
-def picture_of_images(name: str) -> Picture:
+def words_of_images(name: str) -> Words:
     """Return the words of a picture that lies beside the results, by its file's name."""
-    words = _words()[name.removesuffix(".png")]
-    return Picture(words["title"], words["caption"], words["alt"], lambda: None)
+    return Words(**_words()[name.removesuffix(".png")])
 
 
 @cache

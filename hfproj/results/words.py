@@ -29,8 +29,8 @@ UNLABELLED = {
 ARROWS = {"alpha_req": "↓", "alignment": "↓", "uniformity": "↓"}
 ARROWS_SAY = "↑ more is better, ↓ less is better; of the others neither is known."
 HELD_OUT = (
-    "All of it is of held-out items: of themselves or, where pairs are measured, of views of them. The same measures over "
-    "training are of other rows, and are other numbers."
+    "All of it is of held-out items: of themselves or, where pairs are measured, of views of them. The same measures "
+    "over training are of other rows, and are other numbers."
 )
 # What training did: `{layer}` is one of LAYER_NAMES.
 HEADLINES = {
