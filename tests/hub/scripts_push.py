@@ -14,6 +14,7 @@ from peft import get_peft_model
 from torch import nn
 
 import hfproj
+from hfproj import filenames
 from hfproj.results import Measurement, pack_outcomes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
@@ -175,6 +176,8 @@ def push_command(repo_id, folder, flags):
     made.save_pretrained(path)
     results(0.75).save(path)
     save_buffers(Buffers(1.0), path)
+    for name in filenames.OF_IMAGES:  # pictures of the user's own images, as the recipes leave them there
+        (path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
     argv, sys.argv = sys.argv, ["hfproj", "push", folder, repo_id, *flags]
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -354,4 +354,8 @@ def test_the_command_sends_what_lies_in_a_folder(hub, client, tmp_path):
     assert load(files["objective.safetensors"])["queue"].unique().tolist() == [1.0]
     assert hub.commits("me/heads")[0].title == "From a shell"
     assert b"license: mit" in files["README.md"]
+    own = {"views.png", "neighbours.png", "map.png"}  # they lie in the folder, and show the user's images
+    assert own <= {file.name for file in (tmp_path / "run").iterdir()}
+    assert not own & set(files)
+    assert not any(name.encode() in files["README.md"] for name in own)
     assert printed == f"Pushed to {hub.url}/me/heads.\n"
