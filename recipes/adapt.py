@@ -12,7 +12,8 @@ and LoRA together; watches rank and spread of h, and how many of each image's ne
 as it was, on held-out images and without labels, and ends at the last checkpoint before one of these left its limit;
 measures again, and says better, worse or cannot tell, with intervals: by k-NN and a linear probe where there are
 labels, else by three measures without, with how far these were found to be right. The output folder holds the adapter,
-results.json, report.html, a card, and arguments.yaml, which takes the place of all flags.
+results.json, report.html with pictures of your images (these are not pushed), a card, and arguments.yaml, which takes
+the place of all flags.
 """
 
 from hfproj import cli

@@ -3,6 +3,7 @@
 Pixels are in [0, 1] (or whole numbers to 255) with the channels last; one channel is drawn in grey.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -133,19 +134,25 @@ def plot_map(
         points[name] = as_array(value, f"the map {name!r}", shape="[rows, 2]", dims=2)
         if points[name].shape[1] != 2 or not np.isfinite(points[name]).all():
             raise UsageError(f"Expected the map {name!r} as finite points [rows, 2], got {points[name].shape}.")
-    rows = {len(own) for own in points.values()}
-    if len(rows) != 1 or (labels is not None and {len(labels)} != rows):
-        given = f"maps of {sorted(rows)} rows and {'no' if labels is None else len(labels)} labels"
+    counts = {len(own) for own in points.values()}
+    if len(counts) != 1 or (labels is not None and {len(labels)} != counts):
+        given = f"maps of {sorted(counts)} rows and {'no' if labels is None else len(labels)} labels"
         raise UsageError(f"Expected the same rows in all maps, and a label for each, got {given}.")
-    figure, axes = canvas.panels(len(points), width=max(width, 4.0), height=2.6 if width > 5.2 else 3.4)
+    columns = min(len(points), max(2, int(width / 2.6)))  # before and after side by side, however narrow
+    rows, side = -(-len(points) // columns), width / columns
+    figure, axes = canvas.new_figure(width=width, height=rows * (side + 0.15) + 0.5, rows=rows, columns=columns)
     looks, handles = _looks(labels), {}
+    for unused in axes[len(points) :]:
+        unused.remove()
     for panel, (name, own) in zip(axes, points.items()):
         for label, (chosen, look) in looks.items():
-            handles[canvas.literal(label)] = panel.scatter(*own[chosen].T, s=13, linewidths=0.3, alpha=0.8, **look)
-        panel.set_title(canvas.literal(name), **TITLE)
-        panel.set(xticks=[], yticks=[], aspect="equal")
+            handles[canvas.literal(label)] = panel.scatter(
+                *own[chosen].T, s=3.2 * side, linewidths=0.3, alpha=0.8, **look
+            )
+        panel.set_title(textwrap.fill(canvas.literal(name), int(15 * side)), loc="left", fontsize="small")
+        panel.set(xticks=[], yticks=[], aspect="equal")  # what the axes are says the name, and their units mean nothing
         panel.set_adjustable("datalim")
-        canvas.dress(panel, x="first axis", y="second axis")
+        panel.spines[:].set(color="0.8", linewidth=0.6)
     if labels is not None:
         fitting = int(12.5 * figure.get_figwidth() / (max(map(len, handles)) + 5))  # letters an inch, those of a handle
         look = {"loc": "outside upper center", "frameon": False, "handletextpad": 0.2, "columnspacing": 1.0}

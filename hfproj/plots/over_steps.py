@@ -20,6 +20,7 @@ _LABELS = {
     "stable_rank": "stable rank, in directions", "numerical_rank": "numerical rank, in directions",
     "participation_ratio": "participation ratio, in directions", "nesum": "NESum", "lidar": "LiDAR, in directions",
     "alpha_req": "α-ReQ, decay exponent ↓", "uniformity": "uniformity ↓", "alignment": "alignment ↓",
+    "knn_overlap": "k-NN overlap with h before",
     "wasserstein_uniformity": "Wasserstein uniformity, at most 0", "whiteness": "whiteness, 0 is decorrelated",
     "positive_cosine": "cosine of positive pairs", "covariance_condition_number": "condition number",
     "metric_condition_number": "condition number of G", "eval_knn": "k-NN accuracy of held-out items ↑",

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from hfproj import diagnostics as d
+from hfproj import distributed
 from hfproj.checking import checked
 from hfproj.data.indexing import as_item
 from hfproj.diagnostics.spectrum import FIT_RANGE
@@ -76,7 +78,7 @@ def evaluate(
         device: As in `extract_features`.
         num_workers: As in `extract_features`.
         cache_dir: As in `extract_features`: features are computed once for all calls that share it.
-        progress: As in `extract_features`.
+        progress: Show bars of the extraction and of the layers that are probed (first process only).
 
     Raises:
         UsageError: If a probe is unknown, if there are probes but no labels or no `train`, if features are not finite
@@ -109,7 +111,8 @@ def evaluate(
     results = Results(config=describe_adapter(model), seeds=[seed])
     adding = _Adding(results, when, str(portable(dataset)) if dataset else "", seed, rows, why, _column(collator))
 
-    for layer, f in held_out.by_name().items():
+    named = held_out.by_name().items()
+    for layer, f in tqdm(named, desc="probes", unit="layer", disable=not (progress and distributed.rank() == 0)):
         for probe in chosen:
             if bank is not None and _on(probe) == "features":
                 adding.score(layer, probe, bank.by_name()[layer], f)

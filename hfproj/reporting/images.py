@@ -8,6 +8,7 @@ They show images that may be private: they are written beside the results, and n
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -134,13 +135,15 @@ def maps(h: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         first = points if first is None else first
         u, _, vt = np.linalg.svd(points.T @ first)
         found[f"{name}: PCA, {explained:.0%} of variance"] = points @ (u @ vt)
-    try:
-        from umap import UMAP
-    except ImportError:
-        return found
-    for name, rows in unit.items():
-        if len(rows) > _UMAP["n_neighbors"]:
-            found[f"{name}: UMAP"] = np.asarray(UMAP(**_UMAP, n_jobs=1).fit_transform(rows), dtype=np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what else could be installed, and of one process that a seed allows
+        try:
+            from umap import UMAP
+        except ImportError:
+            return found
+        for name, rows in unit.items():
+            if len(rows) > _UMAP["n_neighbors"]:
+                found[f"{name}: UMAP"] = np.asarray(UMAP(**_UMAP, n_jobs=1).fit_transform(rows), dtype=np.float64)
     return found
 
 
