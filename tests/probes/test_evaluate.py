@@ -168,3 +168,13 @@ def test_features_are_computed_once_where_they_are_kept(model, data, tmp_path, m
 def test_probes_that_can_not_be_reported(model, data, probe, message):
     with pytest.raises(UsageError, match=message):
         evaluate(model, probes=probe, **data)
+
+
+def test_bars_are_shown_where_they_are_asked_for_and_end_whole(model, data, capsys):
+    options = {"probes": ["knn"], **data}
+    evaluate(model, **options)
+    assert "features" not in capsys.readouterr().err
+    evaluate(model, **options, progress=True)
+    shown = capsys.readouterr().err
+    ends = [line for line in shown.replace("\r", "\n").splitlines() if "100%" in line]
+    assert {line.split(":")[0] for line in ends} == {"features", "probes"}
