@@ -52,7 +52,7 @@ def plot_history(
         of: What features were measured of ("probe views"), for the titles of panels with h and z: the same measure of
             other rows is another number.
         references: Metric → text → value of a thin line to compare with, such as ``{"std": {"1/√dim": 0.09}}``.
-        start: Draw a thin line at the first value of each curve of h and z, which is that before training.
+        start: Draw a thin line at the value before training, of step 0, of each curve of h and z.
         path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
     Raises:
@@ -78,7 +78,7 @@ def plot_history(
             line = draw_curve(panel, x, y, std, style=look)
             if layer:
                 own[_PARTS[layer]] = line
-            if start and layer in LAYERS and len(x) > 1 and np.isfinite(y[0]):
+            if start and layer in LAYERS and x[0] == 0 and len(x) > 1 and np.isfinite(y[0]):
                 panel.hlines(y[0], x[0], x[-1], color=look["color"], linewidth=0.8, alpha=0.7, zorder=1.6)
             canvas.whole_numbers(panel, x)
         _label(panel, metric, of if set(style) & set(LAYERS) and not metric.startswith("eval_") else "", width=width)

@@ -44,7 +44,7 @@ def write_image_pictures(
 ) -> list[Path]:  # fmt: skip
     """Write `views.png`, `neighbours.png` and `map.png` into the folder of a run, where `hfproj.report` finds them.
 
-    On several processes the first one writes. Without matplotlib nothing is written.
+    On several processes the first one writes. Those of a run before are removed; without matplotlib nothing is written.
 
     Args:
         folder: Where `results.json` lies.
@@ -78,6 +78,8 @@ def write_image_pictures(
     if distributed.rank() != 0:
         return []
     folder, images = Path(folder), _Images(model, dataset, label_column)
+    for name in filenames.OF_IMAGES:  # of a run before, which would be taken for this one's
+        (folder / name).unlink(missing_ok=True)
     h = {"before": before, "after": after}
     draw: dict[str, Callable[[], Any]] = {
         filenames.NEIGHBOURS: lambda: _gallery(images, h), filenames.MAP: lambda: _map(images, h),

@@ -135,6 +135,7 @@ def test_photographs_fit_the_page(backbone, tmp_path):
 def test_without_matplotlib_nothing_is_written_and_rows_have_to_pair(monkeypatch, backbone, digits, tmp_path):
     with pytest.raises(UsageError, match="40 and 3 rows of 40 images"):
         write_image_pictures(tmp_path, backbone, digits, H, H[:3])
+    (tmp_path / filenames.VIEWS).write_bytes(b"of a run before")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert write_image_pictures(tmp_path, backbone, digits, H, H) == []
     assert list(tmp_path.iterdir()) == []
