@@ -107,7 +107,7 @@ def test_the_page_of_a_real_run(tmp_path):
     assert "accelerate launch recipes/simclr_vit.py --seed 0" in page.text
     assert f"{knn['h after']:.4f} ± " in page.text
     assert "collapse alarm" not in page.text
-    assert len(page.all("img")) == 4  # spectrum; rank and spread, loss and ratios, cosines over steps
+    assert len(page.all("img")) == 5  # probes, spectrum; rank and spread, loss and ratios, cosines over steps
 
 
 @pytest.mark.parametrize("name", ["layer", HOSTILE])
