@@ -1,4 +1,4 @@
-"""The lowest versions that pyproject.toml declares are those that `.ci/lowest` installs; our own is the same everywhere."""
+"""The lowest versions that pyproject.toml declares are those of `.ci/lowest`; our own is the same everywhere."""
 
 import re
 from pathlib import Path
