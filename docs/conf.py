@@ -33,6 +33,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_all_links_external = False
 
 html_theme, html_title = "furo", f"hfproj {release}"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_extra_path = ["_site"]  # index.html, which leads to docs/index.html
 html_copy_source = False
 
@@ -41,3 +42,13 @@ autodoc_typehints = "none"  # shapes and types stand in the signature
 autodoc_member_order = "bysource"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype, napoleon_use_ivar = False, True  # fields of named tuples would be there twice
+
+
+def setup(app):
+    """Leave out what named tuples say of their fields ("Alias for field number 0"): their docstrings describe them."""
+    app.connect(
+        "autodoc-skip-member",
+        lambda app, what, name, thing, skip, options: (
+            (getattr(thing, "__doc__", None) or "").startswith("Alias for field") or None
+        ),
+    )

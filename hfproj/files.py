@@ -153,7 +153,9 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
         sync(path.parent)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # of a full disk the system names no file
+        if (
+            isinstance(error, OSError) and error.errno and error.filename is None
+        ):  # of a full disk the system names no file
             error.filename = str(path)
         raise
 

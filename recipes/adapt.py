@@ -41,7 +41,7 @@ from hfproj.results import verdicts
 # What --help shows; --help-all shows the others, too.
 SHOWN = (
     "backbone dataset labelled image_column label_column holdout train_limit bank_limit objective temperature lora_r "
-    "crop_scale flip color_jitter grayscale guard_every least_overlap least_rank num_train_epochs max_steps "
+    "crop_scale flip color_jitter grayscale guard_every least_overlap num_train_epochs max_steps "
     "head_warmup_steps per_device_train_batch_size learning_rate patch_dropout bf16 seed on_bad_image output_dir "
     "resume_from_checkpoint push_to_hub"
 )
@@ -78,7 +78,6 @@ class Recipe:
     grayscale: float = field(default=0.2, metadata={"help": "Probability of a grey view."})
     guard_every: int = field(default=10, metadata={"help": "Steps between looks at the guards."})
     least_overlap: float = field(default=0.1, metadata={"help": "Guard: fraction of an image's neighbours that stay."})
-    least_rank: float = field(default=0.5, metadata={"help": "Guard: RankMe and std of h, as a fraction of before."})
     knn_k: int = field(default=20, metadata={"help": "Neighbours of the k-NN probe."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to push to.", "nargs": "?", "const": ""})
 
@@ -119,6 +118,8 @@ class Images(NamedTuple):
 
 def load_images(recipe: Recipe) -> Images:
     """Return the images, those to measure on apart from those to train on."""
+    if not 0 <= recipe.least_overlap < 1:
+        raise hfproj.UsageError(f"Expected --least_overlap as a fraction in [0, 1), got {recipe.least_overlap}.")
     if recipe.labelled and not recipe.use_labels:
         raise hfproj.UsageError(f"--labelled {recipe.labelled} has no effect with --use_labels false; leave one out.")
     columns = {"image_column": recipe.image_column, "label_column": recipe.label_column}

@@ -56,9 +56,9 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
-    def open(self, path):
+    def open(self, path, query=""):
         self._loaded = False
-        self.call("Page.navigate", url=Path(path).resolve().as_uri())
+        self.call("Page.navigate", url=Path(path).resolve().as_uri() + (query and f"?{query}"))
         while not self._loaded:
             self._read()
         return self

@@ -4,6 +4,7 @@ A new Python takes six seconds of a core to import torch, transformers, PEFT and
 a pytest process. The type checks of the tests are not in it.
 """
 
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -99,5 +100,6 @@ def wait(processes, timeout=120):
 
 def kill(process, number):
     """Send a signal to a process that may be gone."""
-    if process.is_alive():
-        os.kill(process.pid, number)
+    with contextlib.suppress(ProcessLookupError):  # between one and the other
+        if process.is_alive():
+            os.kill(process.pid, number)

@@ -26,6 +26,7 @@ TABLE = [
     (Trainer, "_save", ["output_dir", "state_dict"]),
     (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"]),
     (Trainer, "_load_best_model", []),
+    (Trainer, "_load_optimizer_and_scheduler", ["checkpoint"]),
     (Trainer, "_save_checkpoint", ["model", "trial"]),
     (Trainer, "_get_output_dir", ["trial"]),
     (Trainer, "_maybe_log_save_evaluate", None),

@@ -1,7 +1,9 @@
-"""The lowest versions that pyproject.toml declares are those that `.ci/lowest` installs."""
+"""The lowest versions that pyproject.toml declares are those of `.ci/lowest`; our own is the same everywhere."""
 
 import re
 from pathlib import Path
+
+import hfproj
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,3 +29,9 @@ def test_the_lowest_versions_are_those_declared():
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))
     assert pinned.pop("torchvision") == "0.24.0"  # timm's, the one that was released with that torch
     assert {n: release(v) for n, v in pinned.items()} == {n: release(v) for n, v in declared if n not in tools}
+
+
+def test_our_own_version_is_one():
+    [declared] = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    [cited] = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert hfproj.__version__ == declared == cited

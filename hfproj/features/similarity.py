@@ -31,7 +31,7 @@ from torch import Tensor
 from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.features.neighbours import NeighbourBank, check_k
-from hfproj.functional.feature_rows import check_features
+from hfproj.functional.feature_rows import check_features, double
 from hfproj.functional.rows import full_precision
 
 _ELEMENTS = 2**22  # entries of float64 blocks: 32 MiB
@@ -109,7 +109,7 @@ def _check_rows(a: Tensor, b: Tensor, what: str, minimum: int) -> None:
 
 def _centred(f: Tensor) -> Tensor:
     """Return a float64 copy with columns of mean 0, scaled to a largest entry of 1; exactly 0 if all rows are equal."""
-    f = (f.cpu() if f.device.type == "mps" else f).detach().double()
+    f = double(f.detach())
     f = f - f[0]  # the mean of equal numbers is not always that number
     f -= f.mean(0)
     largest = f.abs().amax()

@@ -64,10 +64,14 @@ def exact_unit_rows(f: Tensor) -> Tensor:
     return f / norm.masked_fill(norm == 0, 1.0)
 
 
+def double(x: Tensor) -> Tensor:
+    """Return `x` in float64, on the CPU where its device has none (Apple's MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def double_rows(f: Tensor, *, normalize: bool = False) -> Tensor:
     """Return `f` in float64, on request with rows of norm 1."""
-    f = (f.cpu() if f.device.type == "mps" else f).double()  # Apple's GPUs have no float64
-    return exact_unit_rows(f) if normalize else f
+    return exact_unit_rows(double(f)) if normalize else double(f)
 
 
 def blocks(f: Tensor, *, normalize: bool = False, rows: int = 1) -> Iterator[Tensor]:

@@ -78,7 +78,7 @@ class ReweightHead(ShowsOptions, nn.Module):
             >>> ReweightHead(in_dim=512, kappa=1.0).effective_dimension
             512.0
         """
-        square = self.weights.double().square()
+        square = self.weights.cpu().double().square()  # not every device has float64
         return (square.sum().square() / square.square().sum()).item()
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch in_dim"]:

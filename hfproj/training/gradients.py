@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from hfproj import distributed
 from hfproj.errors import NonFiniteLossError, UsageError
+from hfproj.functional.feature_rows import double
 from hfproj.saving.folders import last_complete_checkpoint
 from hfproj.training.setup import ProjectionTrainer
 from hfproj.tuner.layer import CHILD
@@ -180,7 +181,7 @@ def warn_of_equal_views(trainer: ProjectionTrainer, views: Any) -> None:
 
 def same_rows(a: Tensor, b: Tensor) -> bool:
     """Whether two sets of features are equal up to rounding."""
-    a, b, rounding = a.detach().double(), b.detach().double(), max(1e-5, 4 * torch.finfo(a.dtype).eps)
+    a, b, rounding = double(a.detach()), double(b.detach()), max(1e-5, 4 * torch.finfo(a.dtype).eps)
     return bool((a - b).norm() <= rounding * a.norm())
 
 

@@ -28,6 +28,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hfproj import distributed
 from hfproj.diagnostics.global_batch import Rows
+from hfproj.functional.feature_rows import double
 from hfproj.training.setup import ProjectionTrainer
 from hfproj.tuner.active import active_modules
 
@@ -122,7 +123,7 @@ class GradientShares:
         if not squares:
             return
         weights = self._weights()
-        summed = distributed.all_reduce_sum(torch.stack([s.to(torch.float64) for s in squares.values()]))
+        summed = distributed.all_reduce_sum(torch.stack([double(s) for s in squares.values()]))
         norms = dict(zip(squares, summed.sqrt().tolist()))
         for name in [n for n in squares if n in weights]:
             above, below = abs(weights[name]) * norms[name], norms[f"{name}: objective"]
@@ -180,4 +181,4 @@ def _flat(rows: Sequence[Tensor]) -> Any:
 
 def _square(gradients: Any) -> Tensor:
     parts = gradients if isinstance(gradients, list) else [] if gradients is None else [gradients]
-    return torch.stack([g.double().square().sum() for g in parts]).sum() if parts else torch.zeros(())
+    return torch.stack([double(g).square().sum() for g in parts]).sum() if parts else torch.zeros(())

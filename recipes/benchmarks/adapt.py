@@ -30,7 +30,7 @@ RUNS = Path("runs/adapt")
 OUT = Path(__file__).resolve().parent / "results" / "adapt"
 RECIPE = Path(__file__).resolve().parents[1] / "adapt.py"
 JPEGS = {"train": 2000, "test": 1000}
-STEPS = {"eval_strategy": "steps", "eval_steps": 5, "disable_tqdm": True}
+STEPS = {"eval_strategy": "steps", "eval_steps": 8, "disable_tqdm": True}
 VARIANTS = {
     "labels": {},
     "no labels": {"use_labels": "false"},

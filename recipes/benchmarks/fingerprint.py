@@ -195,6 +195,8 @@ def seconds() -> dict[str, float]:
 def table(found: dict[str, Any]) -> str:
     """Return the numbers in Markdown."""
     lines = [
+        "# Fingerprints of backbones",
+        "",
         f"{found['pairs']} pairs: {found['false_alarms']} false alarms, {found['misses']} misses, "
         f"{found['other_mistakes']} other mistakes (a warning instead of silence, or silence instead of a warning).",
         f"ViT-B on one core: {1000 * found['seconds']['fingerprint_and_comparison']:.0f} ms, and "

@@ -196,6 +196,8 @@ def table(found: dict[str, Any]) -> str:
     counts = {o: sum(row["outcome"] == o for row in rows) for o in ("passed", "skipped", "failed")}
     listed = sum(bool(row["reason"]) for row in rows)
     lines = [
+        "# PEFT's common tests",
+        "",
         f"PEFT {found['versions']['peft']}, {len(rows)} runs of its common tests on {', '.join(MODELS)}, each with "
         f"{', '.join(CONFIGS)}: {counts['passed']} passed, {counts['skipped']} are skipped by PEFT itself, "
         f"{counts['failed']} failed, of which {listed} for a reason that is listed.",

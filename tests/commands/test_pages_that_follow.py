@@ -45,6 +45,7 @@ def run(line, monkeypatch):
     program.main()
 
 
+@pytest.mark.long  # half a minute a page; continuous integration runs it
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import runs
 import torch
 from test_damage import damage, foreign_cases
 
 import hfproj
-import runs
 from hfproj.saving import folders, manifest
 from hfproj.saving.folders import checkpoint_to_resume
 

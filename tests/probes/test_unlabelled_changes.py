@@ -35,14 +35,14 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error():
 def test_flatter_is_better_and_steeper_is_worse():
     flat, steep = rows(300), rows(300) / torch.arange(1, 13)
     for first, last, sense in ((steep, flat, "better"), (flat, steep, "worse"), (flat, flat, "unclear")):
-        changes = unlabelled_changes(first, last)
+        changes = unlabelled_changes(first, last, draws=30)
         assert [change.sense for change in changes] == [sense, sense]
         assert unlabelled_sense(changes) == sense
     assert changes[0].interval == Interval(0.0, 0.0, 0.0)
 
 
 def test_what_has_no_value_is_left_out():
-    assert [change.name for change in unlabelled_changes(rows(50, 4), rows(50, 4, seed=1))] == ["uniformity"]
+    assert [change.name for change in unlabelled_changes(rows(50, 4), rows(50, 4, seed=1), draws=5)] == ["uniformity"]
 
 
 def test_what_disagrees_is_unclear():
@@ -54,7 +54,7 @@ def test_what_disagrees_is_unclear():
 def test_the_same_seed_gives_the_same_and_global_randomness_is_left_alone():
     torch.manual_seed(3)
     state = torch.random.get_rng_state()
-    first, again, other = (unlabelled_changes(rows(50), 2 + rows(50, seed=1), seed=s) for s in (0, 0, 1))
+    first, again, other = (unlabelled_changes(rows(50), 2 + rows(50, seed=1), seed=s, draws=10) for s in (0, 0, 1))
     assert first == again != other
     assert torch.equal(state, torch.random.get_rng_state())
 
