@@ -126,11 +126,10 @@ def load_images(recipe: Recipe) -> Images:
     train = hfproj.load_image_dataset(recipe.dataset, split="train", **columns)
     held_out = None
     if recipe.holdout is None:
-        with suppress(hfproj.UsageError):  # said below
+        with suppress(hfproj.UsageError):
             held_out = hfproj.load_image_dataset(recipe.dataset, split="test", **columns, limit=1000)
     if held_out is None:
         count = recipe.holdout or min(1000, len(train) // 5)
-        print(f"{recipe.dataset}: {count} of {len(train)} images are held out, to measure on.")
         train, held_out = split_off(train, count, seed=0)
     bank, scored = limited(train, recipe.bank_limit), held_out
     if recipe.labelled:
@@ -226,6 +225,8 @@ def main() -> None:
         data_collator=views,
         callbacks=[watch, alarm, cli.leave_arguments()],
     )
+    if trainer.is_world_process_zero():
+        print(f"{len(images.train)} images to train on, {len(images.held_out)} others to measure on.", flush=True)
     fixed = FixedViews(images.held_out, views, images=512)
 
     def measure(when: str) -> Measured:

@@ -226,7 +226,7 @@ def test_adapting_to_a_folder_without_labels(tmp_path, capsys):
     with pytest.warns(hfproj.CollapseWarning, match="The adapter is that of checkpoint-1 again"):
         run("adapt", *ADAPT, *places, "--holdout", 40, "--guard_every", 1, "--least_overlap", 0.999)
     printed = capsys.readouterr().out
-    assert "40 of 120 images are held out, to measure on." in printed
+    assert "64 images to train on, 40 others to measure on." in printed
     results = hfproj.Results.load(tmp_path / "out")
     assert results.geometry["collapse"]["restored"] == "checkpoint-1"
     final, first = (load_peft_weights(str(tmp_path / "out" / name)) for name in ("", "checkpoint-1"))
