@@ -144,6 +144,7 @@ def test_errors_are_one_line(tmp_path, wrong, flags, message, capsys):
     assert not any("Traceback" in line or line.startswith("error:") for line in bars)
 
 
+@pytest.mark.long
 def test_last_blocks_without_lora(tmp_path):
     run("simclr_vit", *SMALL, "--lora_r", 0, "--trainable", 2, "--output_dir", tmp_path, "--max_steps", 1)
     names = load_peft_weights(str(tmp_path))
@@ -239,7 +240,9 @@ def test_adapting_to_a_folder_without_labels(tmp_path, capsys):
     assert verdict in (tmp_path / "out/README.md").read_text()
 
 
-def test_adapting_without_labels_says_how_far_it_can_tell(tmp_path, capsys):
+def test_adapting_without_labels_says_how_far_it_can_tell(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hfproj.reporting.write_image_pictures", lambda *args, **options: [])  # what takes longest
+    monkeypatch.setattr("hfproj.report", lambda folder: None)
     run("adapt", *ADAPT, "--use_labels", "false", "--holdout", 40, "--output_dir", tmp_path, "--max_steps", 2)
     results = hfproj.Results.load(tmp_path)
     assert {m.unit for m in results.measurements} == {""}

@@ -42,7 +42,7 @@ VARIANTS = {
 
 def jpegs(source: str) -> tuple[Path, Path]:
     """Write clothes as JPEGs, those to train on without labels; return both folders."""
-    plain, by_class = RUNS / "clothes", RUNS / "sorted clothes"
+    plain, by_class = (RUNS.with_name("adapt_images") / name for name in ("plain", "sorted"))
     for split, count in JPEGS.items():
         images = hfproj.load_image_dataset(source, split=split, limit=count)
         for number, item in enumerate(images):

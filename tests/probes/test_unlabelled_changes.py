@@ -24,7 +24,7 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error():
     unit = torch.nn.functional.normalize
     distance = [(unit(v[0], dim=1) - unit(v[1], dim=1)).square().sum(1) for v in (before, after)]
     difference = distance[1] - distance[0]
-    found = unlabelled_changes(one, one, views=(before, after), draws=2000)[2]
+    found = unlabelled_changes(one, one, views=(before, after), draws=1000)[2]
     assert (found.name, found.sense) == ("alignment", "better")
     assert found.interval.difference == pytest.approx(float(difference.mean()))
     error = 1.96 * float(difference.std()) / 400**0.5
