@@ -1,4 +1,4 @@
-"""The long version of these tests, about an hour and a half on two cores:
+"""The long version of these tests, three quarters of an hour on two cores:
 
     python tests/faults/long.py              all stages, each in a process of its own
     python tests/faults/long.py SIG full     those whose names have one of these words; the others keep their counts
@@ -45,7 +45,8 @@ STAGES = {
     ),
     "file events": ("unsynced writes lost at each event of a save: bit-equal again", "checkpoint_faults:events", {}),
     "damaged checkpoints": (
-        "each file missing, cut, empty, of another step: the one before is taken", "checkpoint_faults:damages", {},
+        "each file missing, cut, empty, with other bits, of another step or thing: the one before is taken",
+        "checkpoint_faults:damages", {},
     ),
     "full disks": ("each event of a save fails: one line, the last whole one stays", "checkpoint_faults:disks", {}),
     "images": ("broken, odd, large: one line, or finite numbers within 2 s and 200 MB", "input_faults:images", {}),
