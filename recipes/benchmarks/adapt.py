@@ -6,9 +6,9 @@
 vit_nano was trained on natural images of the kind that CIFAR-10 has: there is nothing to gain there, and "cannot tell"
 or "worse" is right. Fashion-MNIST's images are written into a folder as JPEGs, as people have them: without labels to
 train on, and 1,000 others sorted by class to judge by. Each set is adapted with labels to judge by, without, and with a
-backbone that learns from the first step on (no head warm-up); and at ten times the learning rate, which the guards
-should end. `table` writes adapt.json, adapt.md and adapt.png below recipes/benchmarks/results; runs are kept below
-runs/adapt, and finished ones not run again.
+backbone that learns from the first step on (no head warm-up); digits also at ten times the learning rate. `table`
+writes adapt.json, adapt.md and adapt.png below recipes/benchmarks/results; runs are kept below runs/adapt, and finished
+ones not run again.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def jpegs(source: str) -> tuple[Path, Path]:
     return plain, by_class
 
 
-def run(fashion: str | None, cifar: str | None) -> None:
+def run(fashion: str | None, cifar: str | None, only: list[str]) -> None:
     sets = {"digits": {"dataset": "digits"}}
     if fashion:
         plain, by_class = jpegs(fashion)
@@ -61,9 +61,11 @@ def run(fashion: str | None, cifar: str | None) -> None:
     if cifar:
         sets["CIFAR-10"] = {"dataset": cifar, "train_limit": 2000, "bank_limit": 2000}
     for name, data in sets.items():
+        if only and name not in only:
+            continue
         for variant, flags in VARIANTS.items():
             folder = RUNS / name / variant
-            if (folder / "seconds.json").is_file():
+            if (folder / "seconds.json").is_file() or ("rate" in variant and name != "digits"):
                 continue
             command = [sys.executable, str(RECIPE), "--output_dir", str(folder)]
             for flag, value in {**data, **STEPS, **flags}.items():
@@ -136,8 +138,9 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--fashion", help="folder of Fashion-MNIST's IDX files")
     parser.add_argument("--cifar", help="folder of CIFAR-10's parquet files")
+    parser.add_argument("--only", nargs="*", default=[], help="digits, clothes or CIFAR-10")
     args = parser.parse_args()
-    run(args.fashion, args.cifar) if args.what == "run" else table()
+    run(args.fashion, args.cifar, args.only) if args.what == "run" else table()
 
 
 if __name__ == "__main__":
