@@ -12,6 +12,7 @@ ones not run again.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def finished() -> list[dict]:
             "notes": [note for note in results.notes if not note.startswith("Verdict")],
             "stopped by": alarm.get("metric"),
             "restored": alarm.get("restored"),
-            "seconds": hfproj.files.read_json(file)["seconds"],
+            "seconds": json.loads(file.read_text())["seconds"],
             "knn_h": {row["step"]: row["eval_knn_h"] for row in results.log if "eval_knn_h" in row},
             "overlap": {row["step"]: row["knn_overlap_h"] for row in results.history if "knn_overlap_h" in row},
         })  # fmt: skip
@@ -100,9 +101,11 @@ def draw(found: list[dict]) -> Figure:
     figure = Figure(figsize=(3.4 * len(names), 3.2), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         for row in found:
-            if row["data"] == name and row["knn_h"]:
+            if row["data"] == name and row["run"] != "no labels":
                 steps = list(map(int, row["knn_h"]))
-                axis.plot(steps, row["knn_h"].values(), marker=".", label=row["run"].replace("labels", "as it is"))
+                axis.plot(
+                    steps, row["knn_h"].values(), marker=".", label="as it is" if row["run"] == "labels" else row["run"]
+                )
         axis.set(title=name, xlabel="step")
         axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=7)
@@ -120,10 +123,8 @@ def table() -> None:
         probes = {word: next((n for n in row["notes"] if f"{word} accuracy" in n), "") for word in ("20-NN", "linear")}
         said = [note.partition("went from ")[2].rstrip(".") for note in probes.values()]
         stopped = f"{row['stopped by']} → {row['restored']}" if row["stopped by"] else ""
-        verdict = row["verdict"].removeprefix("Verdict: ").rstrip(".")
-        lines.append(
-            f"| {row['data']} | {row['run']} | {verdict} | {said[0]} | {said[1]} | {stopped} | {row['seconds']} |"
-        )
+        verdict, seconds = row["verdict"].removeprefix("Verdict: ").rstrip("."), row["seconds"] or "–"
+        lines.append(f"| {row['data']} | {row['run']} | {verdict} | {said[0]} | {said[1]} | {stopped} | {seconds} |")
     lines += ["", "![20-NN accuracy of h over the steps](adapt.png)", "", "What each run said without labels:", ""]
     for row in found:
         lines += [f"- {row['data']}, {row['run']}:"]
