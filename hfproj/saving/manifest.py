@@ -217,8 +217,10 @@ def _other_content(folder: Path, step: int) -> str | None:
 
 
 def _load(file: Path, *, mmap: bool = False) -> Any:
+    import numpy as np
     import torch
-    from transformers.trainer_pt_utils import safe_globals  # NumPy's arrays in random states
 
-    with safe_globals():
+    core: Any = getattr(np, "_core", None) or np.core  # NumPy before 2.0
+    arrays = [core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]  # of random states
+    with torch.serialization.safe_globals(arrays):
         return torch.load(file, weights_only=True, map_location="cpu", mmap=mmap)
