@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback
 
 from hfproj.data.indexing import StreamDataset
 from hfproj.errors import UsageError
-from hfproj.training.gradients import Statistics, frozen_parts, part_of
+from hfproj.training.gradients import Statistics, frozen_parts, part_of, why_not_asked
 from hfproj.training.setup import Args, Control, ProjectionTrainer, State
 from hfproj.tuner.layer import CHILD
 
@@ -115,6 +115,8 @@ class AroundSteps(TrainerCallback):
 
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Begin with the epoch that a checkpoint stands in; a stream is read from its beginning."""
+        if args.head_warmup_steps and (why := why_not_asked(self.trainer)):
+            raise UsageError(f"head_warmup_steps would have no effect: {why}; leave it out.")
         self._head_alone = head_warmup(self.trainer.bare_model(), args.head_warmup_steps, state.max_steps)
         stream = isinstance(self.trainer.train_dataset, StreamDataset)
         self.trainer.epoch = (0 if stream else int(state.epoch or 0)) - 1

@@ -69,6 +69,14 @@ def test_refused(tmp_path, config, steps, said):
         run(tmp_path, model=head_model(**config), head_warmup_steps=steps)
 
 
+def test_refused_where_gradients_are_used_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "hfproj.training.optimizer.why_not_asked", lambda trainer: "DeepSpeed keeps the gradients itself"
+    )
+    with pytest.raises(hfproj.UsageError, match="would have no effect: DeepSpeed keeps the gradients itself"):
+        run(tmp_path, head_warmup_steps=2)
+
+
 def test_a_negative_number(tmp_path):
     with pytest.raises(hfproj.UsageError, match="head_warmup_steps"):
         run(tmp_path, head_warmup_steps=-1)
