@@ -14,9 +14,11 @@ OBJECTIVE = "objective.safetensors"  # the objective's buffers (queues, centres)
 EMA = "ema.safetensors"  # the EMA teacher
 PICTURE = "spectrum.png"
 TRAINING_PICTURE = "training.png"  # loss and diagnostics while it trained
-# Pictures of the user's own images: they stay on this machine, on the page, and are neither pushed nor on the card.
+# Of the user's own images or texts: they stay on this machine, on the page, and are neither pushed nor on the card.
 VIEWS = "views.png"
 NEIGHBOURS = "neighbours.png"
 MAP = "map.png"
+TEXT_NEIGHBOURS = "neighbours.json"
 OF_IMAGES = (VIEWS, NEIGHBOURS, MAP)
+OF_OWN_DATA = (*OF_IMAGES, TEXT_NEIGHBOURS)
 EVAL_RESULTS = ".eval_results"  # folder of the Hub's newer form of evaluation results

@@ -34,9 +34,9 @@ import hfproj
 from hfproj.data import split_off
 from hfproj.features import FixedViews
 from hfproj.files import command_line
-from hfproj.probes import RANKS, unlabelled_changes, unlabelled_sense
+from hfproj.probes import RANKS, unlabelled_changes
 from hfproj.reporting import write_card, write_image_pictures
-from hfproj.results import verdicts
+from hfproj.results import recorded, unlabelled_sense, verdicts
 
 # What --help shows; --help-all shows the others, too.
 SHOWN = (
@@ -190,8 +190,9 @@ class Measured(NamedTuple):
 
 
 def judge(results: hfproj.Results, before: Measured, after: Measured) -> list[str]:
-    """Return the verdict and what it rests on, a line each."""
+    """Return the verdict and what it rests on, a line each; what needs no labels goes into the results."""
     changes = unlabelled_changes(before.h, after.h, views=(before.views, after.views))
+    results.geometry["unlabelled"] = recorded(changes)
     known = verdicts(results)
     senses = {verdict.sense for verdict in known} - {"unclear"}
     sense = (senses.pop() if len(senses) == 1 else "unclear") if known else unlabelled_sense(changes)

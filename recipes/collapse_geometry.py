@@ -14,7 +14,6 @@ from hfproj import cli
 cli.start(__file__)  # answers --help before anything large is imported
 
 import argparse
-import warnings
 from pathlib import Path
 
 from hfproj.studies.head_geometry.collapse import collapse, hessian
@@ -30,7 +29,6 @@ def main() -> None:
     parser.add_argument("--dataset", default="digits", help="What hfproj.load_image_dataset takes.")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     options = cli.arguments(parser)
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
     study = Study(options.dataset, RUNS, OUT, options.seeds)
     study.save(options.what, {"collapse": collapse, "hessian": hessian}[options.what](study))
 

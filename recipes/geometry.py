@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--adapter", help="Of adapter and head: a folder that holds one, or a Hub id.")
     parser.add_argument("--output_dir", help="Of adapter and head: where to write, if not into its folder.")
     options = cli.arguments(parser)
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*|.*lr_scheduler.step.*|keep_original=False.*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*|keep_original=False.*")
     study = Study(options.dataset, RUNS, OUT, options.seeds)
     if options.what == "train":
         train(study)

@@ -34,9 +34,10 @@ def test_import_hfproj_imports_neither_torch_nor_peft():
 @pytest.mark.parametrize(
     "first",
     [
-        "import hfproj, peft",  # the other way round: test_layout.py
+        pytest.param("import hfproj, peft", marks=pytest.mark.long),  # the other way round: test_layout.py
         "import hfproj; from transformers import Trainer",  # whose module imports PEFT
-        "import hfproj.backbones",  # transformers imports PEFT while a room is imported that the tuner needs
+        # transformers imports PEFT while a room is imported that the tuner needs
+        pytest.param("import hfproj.backbones", marks=pytest.mark.long),
     ],
 )
 def test_any_order_registers(first):

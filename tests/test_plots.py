@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import sys
 
 import forked
@@ -82,7 +83,7 @@ def test_unknown_format(tmp_path):
 
 
 def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(HfprojError, match=r"pip install hfproj\[plots\]"):
         plot_spectrum(SPECTRA)
 
@@ -144,7 +145,7 @@ def test_nothing_is_cut_off_at_any_width(plot, width):
 def test_every_figure_refuses_what_is_no_width_and_needs_matplotlib(plot, monkeypatch):
     with pytest.raises(UsageError, match="width between 4 and 40"):
         plot(*FIGURES[plot], width=640.0)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(HfprojError, match=r"pip install hfproj\[plots\]"):
         plot(*FIGURES[plot])
 
@@ -368,3 +369,9 @@ def test_history_says_of_what_and_compares():
     assert [text.get_text() for text in std.texts] == ["1/√dim"]
     assert [0.5, 0.5] in [list(line.get_ydata()) for line in std.get_lines()]
     assert std.get_ylim()[1] > 0.5
+
+
+def test_a_notebook_shows_a_figure_as_it_is_written(tmp_path):
+    figure = plot_spectrum(SPECTRA, tmp_path / "spectrum.png")
+    assert figure._repr_png_() == (tmp_path / "spectrum.png").read_bytes()
+    assert pickle.loads(pickle.dumps(figure))._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -17,8 +16,6 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 def run(main: Callable[[], None]) -> None:
     """Run `main`; after an error of the user's, or of the disk, exit with status 2 and one line, no traceback."""
     _use_all_cores()
-    # What PEFT asks of transformers by an old name; who runs a recipe can do nothing about it.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     try:
         main()
     except HfprojError as error:

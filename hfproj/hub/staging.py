@@ -302,7 +302,7 @@ def _allowed(name: str, folders: set[str]) -> bool:
         parts = parts[1:]
     if parts[0] == filenames.EVAL_RESULTS:
         return len(parts) == 2 and parts[1].endswith(".yaml")
-    if len(parts) != 1 or parts[0] in filenames.OF_IMAGES:  # the user's own images
+    if len(parts) != 1 or parts[0] in filenames.OF_OWN_DATA:  # the user's own images and texts
         return False
     return parts[0] in _FILES or bool(re.fullmatch(r"[\w-]+\.png", parts[0]))
 

@@ -66,7 +66,7 @@ def plot_neighbours(
         queries: Pixels `[queries, height, width, channels]`.
         neighbours: Name ("before", "after") → pixels `[queries, k, height, width, channels]`, nearest first.
         right: The same names → True where a neighbour has the label of its query `[queries, k]`. Right ones get a blue
-            frame and ✓, wrong ones a dashed red frame and ✗. None: no marks.
+            frame and ✓, wrong ones a dashed red frame and ✗; no mark where it is None. None: no marks.
         names: What the queries are called, e.g. their labels.
         path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
@@ -101,7 +101,7 @@ def plot_neighbours(
             panel.set_ylabel(canvas.literal(name), fontsize="small")
             continue
         mark = marks[name]
-        _show(panel, found[name][query, column - 1], None if mark is None else bool(mark[query, column - 1]))
+        _show(panel, found[name][query, column - 1], None if mark is None else mark[query, column - 1])
         if row == 0:
             panel.set_title("nearest" if column == 1 else str(column), fontsize="small")
     axes[0].set_title("query", fontsize="small")
@@ -193,10 +193,11 @@ def _as_pixels(values: Any, what: str, *, dims: int = 4) -> np.ndarray:
 def _as_marks(values: Any, name: str, shape: tuple[int, int]) -> np.ndarray | None:
     if values is None:
         return None
-    marks = as_array(values, f"right and wrong of {name!r}", shape="[queries, k]", dims=2)
-    if marks.shape != shape:
-        raise UsageError(f"Expected right and wrong of {name!r} as {list(shape)}, got {list(marks.shape)}.")
-    return marks != 0
+    marks = np.asarray(values, dtype=object)
+    if marks.shape != shape or not {*marks.flat} <= {True, False, None}:
+        what = f"True, False or None {list(shape)}"
+        raise UsageError(f"Expected right and wrong of {name!r} as {what}, got {list(marks.shape)}.")
+    return np.array([[None if mark is None else bool(mark) for mark in row] for row in marks], dtype=object)
 
 
 def _query(axes: Any, image: np.ndarray | None, name: str) -> None:

@@ -17,11 +17,11 @@ from hfproj.probes.mlp import MLPProbe
 from hfproj.probes.nuisance import ProbeGap, RotatedImages, probe_gap
 from hfproj.probes.registry import PROBES, create_probe, list_probes, register_probe
 from hfproj.probes.retrieval import RetrievalProbe
-from hfproj.probes.unlabelled import RANKS, Change, unlabelled_changes, unlabelled_sense
+from hfproj.probes.unlabelled import RANKS, unlabelled_changes
 
 __all__ = [
-    "PROBES", "RANKS", "AttentiveProbe", "Change", "FewShotProbe", "FineTuneProbe", "GroupRobustProbe", "KMeansProbe",
+    "PROBES", "RANKS", "AttentiveProbe", "FewShotProbe", "FineTuneProbe", "GroupRobustProbe", "KMeansProbe",
     "KNNProbe", "LinearProbe", "MLPProbe", "ManyRatesProbe", "ProbeGap", "RetrievalProbe", "RotatedImages",
     "create_probe", "evaluate", "group_accuracies", "list_probes", "probe_gap", "register_probe",
-    "unlabelled_changes", "unlabelled_sense",
+    "unlabelled_changes",
 ]  # fmt: skip

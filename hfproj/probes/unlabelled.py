@@ -5,7 +5,6 @@ Three measures ranked checkpoints as a k-NN with labels did, with an interval of
 and how many neighbours are left, did not. That was seen on one data set: a sign, and no proof.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from hfproj import diagnostics
 from hfproj.checking import checked
 from hfproj.errors import NotMeasurableError, UsageError
-from hfproj.results import Interval, words
+from hfproj.results import Change, Interval
 
 Rows = Float[Tensor, "rows dim"]
 OtherRows = Float[Tensor, "_ _"]
@@ -35,25 +34,6 @@ class Ranks(NamedTuple):
 RANKS = {
     "alpha_req": Ranks(0.85, 0.26, 0.96), "alignment": Ranks(0.73, 0.27, 0.88), "uniformity": Ranks(0.60, 0.01, 0.94),
 }  # fmt: skip
-
-
-class Change(NamedTuple):
-    """What training did to a measure of h: its value `before` and `after`, and the `interval` of the difference."""
-
-    name: str
-    before: float
-    after: float
-    interval: Interval
-
-    @property
-    def sense(self) -> str:
-        """One of "better", "worse" and, where the interval holds 0, "unclear"."""
-        return "better" if self.interval.high < 0 else "worse" if self.interval.low > 0 else "unclear"
-
-    def __str__(self) -> str:
-        way = words.WENT.format(before=words.number(self.name, self.before), after=words.number(self.name, self.after))
-        ends = words.interval(self.name, self.interval.low, self.interval.high)
-        return f"{words.label(self.name, '', {})} of h {way} ({words.INTERVAL} of the change {ends})"
 
 
 @checked
@@ -118,16 +98,3 @@ def unlabelled_changes(
         low, high = (became - was + ends).tolist()
         found.append(Change(name, was, became, Interval(became - was, low, high)))
     return found
-
-
-@checked
-def unlabelled_sense(changes: Sequence[Change]) -> str:
-    """Return "better" or "worse" if all `changes` say so, each with an interval without 0; else "unclear".
-
-    Example:
-        >>> moves = [Change("uniformity", -1.0, -2.0, Interval(-1.0, -1.2, -0.8))]
-        >>> unlabelled_sense(moves), unlabelled_sense([])
-        ('better', 'unclear')
-    """
-    senses = {change.sense for change in changes}
-    return senses.pop() if len(senses) == 1 else "unclear"

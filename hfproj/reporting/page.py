@@ -2,12 +2,13 @@
 
 The page is made from `results.json` and, where that has no history, from `history.parquet` beside it. It holds no
 script, its pictures are inside it, and its content security policy forbids it to load anything. Pictures of the user's
-own images (`write_image_pictures`), which the results do not hold, are taken from the folder by their names.
+own images and texts (`write_image_pictures`, `write_text_pictures`), which the results do not hold, are taken from the
+folder by their names.
 """
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from hfproj.errors import HfprojError, check_path
 from hfproj.files import portable, write_atomic
 from hfproj.redaction import redacted
 from hfproj.reporting.context import Context
-from hfproj.reporting.images import LARGEST
+from hfproj.reporting.maps import LARGEST
 from hfproj.reporting.metadata import mapping
 from hfproj.reporting.pictures import pictures_of, words_of_images
 from hfproj.reporting.rendering import render
-from hfproj.results import HISTORY_FILE, Results, read_history, verdicts
+from hfproj.reporting.texts import read_text_neighbours
+from hfproj.results import HISTORY_FILE, Results, read_history
 
 PAGE = "report.html"
 
@@ -33,7 +35,8 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
 
     One page for people: whether the representation got better, the measurements, an alarm if there was one, a picture
     of everything that was recorded, with how to read it, and how to run it again; and views, neighbours and map of the
-    images, where `write_image_pictures` has left them in the folder. It opens without a network.
+    images or texts, where `write_image_pictures` or `write_text_pictures` has left them in the folder. It opens without
+    a network.
 
     Args:
         output_dir: The folder that holds `results.json`.
@@ -56,16 +59,19 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
     if not results.history and (folder / HISTORY_FILE).is_file():
         results.history = read_history(folder / HISTORY_FILE)
     path = folder / PAGE if path is None else Path(path)
-    write_atomic(path, render_report(results, of_images=_of_images(folder)).encode())
+    page = render_report(results, of_images=_of_images(folder), of_texts=read_text_neighbours(folder))
+    write_atomic(path, page.encode())
     return path
 
 
 @checked
-def render_report(results: Results, *, of_images: Mapping[str, bytes] | None = None) -> str:
+def render_report(
+    results: Results, *, of_images: Mapping[str, bytes] | None = None, of_texts: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """Return the page. Without matplotlib, or where a picture cannot be drawn, a sentence says so in its place.
 
     `of_images` are pictures of images that the results do not hold: a name of `filenames.OF_IMAGES` → a PNG. What is
-    no PNG, or too large for a page, is left out.
+    no PNG, or too large for a page, is left out. `of_texts` are the queries of a `neighbours.json`.
     """
     results = redacted(results)
     results = replace(results, command=portable(results.command), notes=portable(results.notes))
@@ -86,12 +92,12 @@ def render_report(results: Results, *, of_images: Mapping[str, bytes] | None = N
         else:
             width, height = (round(100 * inches) for inches in figure.get_size_inches())
             figures.append({"picture": picture, "kind": "svg+xml", "data": data, "width": width, "height": height})
-    senses, context = {verdict.sense for verdict in verdicts(results)}, Context(results)
+    context = Context(results)
     scalars = mapping(results.geometry.get("scalars")).items()
     config = {name: value for name, value in results.config.items() if value is not None}
     return render(
         "page.html.jinja", **vars(context), facts=context.facts, columns=_columns(figures), not_drawn=not_drawn,
-        sense=senses.pop() if len(senses) == 1 else "unclear",
+        texts=of_texts,
         scalars=[(str(name).replace("_", " "), _number(value)) for name, value in scalars],
         plain={name: value for name, value in config.items() if not isinstance(value, dict | list)},
         structured={name: portable(value) for name, value in config.items() if isinstance(value, dict | list)},

@@ -8,11 +8,12 @@ from hfproj.results.history import HISTORY_FILE, read_history, write_history
 from hfproj.results.measurement import LAYERS, WHENS, Measurement, Missing, pack_outcomes, unpack_outcomes
 from hfproj.results.record import Results
 from hfproj.results.verdict import (
-    Finding, Interval, RankChange, Verdict, findings, paired_interval, rank_changes, verdicts,
+    Change, Finding, Interval, RankChange, Verdict, findings, paired_interval, rank_changes, recorded,
+    unlabelled_sense, verdicts,
 )  # fmt: skip
 
 __all__ = [
-    "HISTORY_FILE", "LAYERS", "WHENS", "Finding", "Interval", "Measurement", "Missing", "RankChange", "Results",
-    "Verdict", "findings", "pack_outcomes", "paired_interval", "rank_changes", "read_history", "unpack_outcomes",
-    "verdicts", "write_history",
+    "HISTORY_FILE", "LAYERS", "WHENS", "Change", "Finding", "Interval", "Measurement", "Missing", "RankChange",
+    "Results", "Verdict", "findings", "pack_outcomes", "paired_interval", "rank_changes", "read_history", "recorded",
+    "unlabelled_sense", "unpack_outcomes", "verdicts", "write_history",
 ]  # fmt: skip

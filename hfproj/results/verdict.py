@@ -92,11 +92,13 @@ class Finding(NamedTuple):
             "backbone".
         headline: The few words to set in bold.
         text: What was measured, and what follows from it.
+        unlabelled: Whether it is what measures without labels say of h.
     """
 
     sense: str
     headline: str
     text: str
+    unlabelled: bool = False
 
     def __str__(self) -> str:
         return f"{self.headline}: {self.text}"
@@ -195,6 +197,58 @@ def rank_changes(results: Measured, layers: Iterable[str] = LAYERS) -> list[Rank
     return changes
 
 
+class Change(NamedTuple):
+    """What training did to a measure of h without labels that is better where it is lower.
+
+    Attributes:
+        name: "alpha_req", "uniformity" or "alignment".
+        before, after: Its values.
+        interval: Of the difference.
+    """
+
+    name: str
+    before: float
+    after: float
+    interval: Interval
+
+    @property
+    def sense(self) -> str:
+        """One of "better", "worse" and, where the interval holds 0, "unclear"."""
+        return "better" if self.interval.high < 0 else "worse" if self.interval.low > 0 else "unclear"
+
+    def __str__(self) -> str:
+        ends = words.interval(self.name, self.interval.low, self.interval.high)
+        way = _way(self.name, self.before, self.after)
+        return f"{words.label(self.name, '', {})} of h {way} ({words.INTERVAL} of the change {ends})"
+
+
+@checked
+def unlabelled_sense(changes: Sequence[Change]) -> str:
+    """Return "better" or "worse" if all `changes` say so, each with an interval without 0; else "unclear".
+
+    Example:
+        >>> moves = [Change("uniformity", -1.0, -2.0, Interval(-1.0, -1.2, -0.8))]
+        >>> unlabelled_sense(moves), unlabelled_sense([])
+        ('better', 'unclear')
+    """
+    senses = {change.sense for change in changes}
+    return senses.pop() if len(senses) == 1 else "unclear"
+
+
+def recorded(changes: Sequence[Change]) -> dict[str, dict[str, float]]:
+    """Return changes as `Results.geometry["unlabelled"]` holds them: `findings` tells them where there are no labels.
+
+    Example:
+        >>> from hfproj.results import Results
+        >>> moves = [Change("uniformity", -1.0, -2.0, Interval(-1.0, -1.2, -0.8))]
+        >>> findings(Results(geometry={"unlabelled": recorded(moves)}))[0].headline
+        'The representation got better, as far as can be told without labels'
+    """
+    return {
+        c.name: {"before": c.before, "after": c.after, "low": c.interval.low, "high": c.interval.high} for c in changes
+    }
+
+
 @checked
 def findings(results: Measured) -> list[Finding]:
     """Return what training did to h and z in words, warnings first; gains of z alone are not told.
@@ -214,6 +268,7 @@ def findings(results: Measured) -> list[Finding]:
     ]
     found += [finding for finding in spoken if finding.warns]
     found += [_judged(results, sense, "h") for sense in ("unclear", "better")]
+    found += [] if verdicts(results) else [_unlabelled(results)]
     return [f for f in [*found, *(finding for finding in spoken if not finding.warns)] if f is not None]
 
 
@@ -245,6 +300,23 @@ def _alarm(alarm: Any) -> Finding | None:
     step = f" at step {alarm['step']}" if alarm.get("step") is not None else ""
     what = alarm.get("what") or alarm.get("cause") or "its cause was not recorded."
     return Finding("alarm", words.HEADLINES["alarm"] + step, str(what))
+
+
+def _unlabelled(results: Measured) -> Finding | None:
+    """Return what measures without labels say, where there are none; a file's own words are not among them."""
+    kept, changes = results.geometry.get("unlabelled"), []
+    for name in words.ARROWS:
+        values = kept.get(name) if isinstance(kept, Mapping) else None
+        found = [values.get(part) for part in ("before", "after", "low", "high")] if isinstance(values, Mapping) else []
+        numbers = [float(value) for value in found if isinstance(value, int | float) and abs(value) < 1e9]
+        if len(numbers) == 4:
+            before, after, low, high = numbers
+            changes.append(Change(name, before, after, Interval(after - before, low, high)))
+    if not changes:
+        return None
+    sense = unlabelled_sense(changes)
+    text = f"{'; '.join(map(str, changes))}. {words.UNLABELLED_SIGN}"
+    return Finding(sense, words.UNLABELLED_HEADLINES[sense], text, unlabelled=True)
 
 
 def _backbone(results: Measured) -> Finding | None:

@@ -27,6 +27,10 @@ UNLABELLED = {
 }
 # Where it is known of a measure without labels whether more (↑) or less (↓) of it is better.
 ARROWS = {"alpha_req": "↓", "alignment": "↓", "uniformity": "↓"}
+TEXT_NEIGHBOURS = (
+    "Of a few held-out texts those nearest by cosine of h, before and after training, nearest first; ✓ has the same "
+    "label, ✗ another one."
+)
 ARROWS_SAY = "↑ more is better, ↓ less is better; of the others neither is known."
 HELD_OUT = (
     "All of it is of held-out items: of themselves or, where pairs are measured, of views of them. The same measures "
@@ -39,6 +43,15 @@ HEADLINES = {
     "rank": "No sign of dimensional collapse",
     "backbone": "Another backbone than it was made on",
 }  # fmt: skip
+# What training did as far as it can be told without labels.
+UNLABELLED_HEADLINES = {
+    "better": "The representation got better, as far as can be told without labels",
+    "worse": "The representation got worse, as far as can be told without labels",
+    "unclear": "Without labels it can't be told whether the representation got better",
+}  # fmt: skip
+UNLABELLED_SIGN = (
+    "On one data set such measures ranked checkpoints as a k-NN with labels did: this is a sign, and no proof."
+)
 # Where no accuracy of h was measured before and after training.
 UNKNOWN = "No accuracy of h was measured before and after training: whether it got better is not known."
 LAYER_NAMES = {"h": "representation", "z": "projection"}

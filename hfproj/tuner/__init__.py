@@ -4,6 +4,8 @@ Here live the config, the layer and its hooks, the tuner with an adapter's saved
 values. It imports `backbones`, `heads`, `objectives` and what lies below them, and PEFT.
 """
 
+import warnings
+
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 
@@ -20,6 +22,9 @@ def _extend_enum() -> None:
         PeftType._member_map_[NAME] = PeftType._value2member_map_[NAME] = member
 
 
+# Whenever an adapter is attached PEFT asks transformers for this by its old name; who attaches it can do nothing about
+# it.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 _extend_enum()
 
 from hfproj.tuner.config import ProjectionHeadConfig  # noqa: E402

@@ -108,10 +108,11 @@ def by_auto_class(model, folder):
     return {"folder": str(written), "tensors": str(folder / "auto.safetensors"), "code": "\n".join(code)}
 
 
-def test_every_readme_gives_the_same_h_without_this_package(tmp_path):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_every_readme_gives_the_same_h_without_this_package(tmp_path, every):
     """One process for all: it does what the READMEs say."""
     jobs, allowed = [], []
-    cases = [case for case in [*ADAPTERS, *MERGED] if TIMM_REMEMBERS or case[0] != "timm_vit"]
+    cases = [case for case in [*ADAPTERS, *MERGED] if TIMM_REMEMBERS or case[0] != "timm_vit"][::every]
     for number, case in enumerate(cases):
         name, trained, options, tolerance = case
         model = attach(name, trained, **options)

@@ -147,7 +147,9 @@ def test_texts_are_cut_at_the_last_position(tmp_path):
     assert hfproj.EvalText(tokenizer()).max_length == 128
 
 
-@pytest.mark.parametrize("flags", [["--help"], ["--check"], ["--no_such_flag"]])
+@pytest.mark.parametrize(
+    "flags", [["--help"], *(pytest.param([flag], marks=pytest.mark.long) for flag in ("--check", "--no_such_flag"))]
+)
 def test_the_geometry_table_writes_only_when_asked(flags):
     recipe, document = ROOT / "recipes" / "geometry_table.py", ROOT / "docs" / "geometry_study.md"
     before = document.stat().st_mtime_ns

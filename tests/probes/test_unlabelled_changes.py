@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import hfproj
-from hfproj.probes import RANKS, Change, unlabelled_changes, unlabelled_sense
-from hfproj.results import Interval
+from hfproj.probes import RANKS, unlabelled_changes
+from hfproj.results import Change, Interval, unlabelled_sense
 
 RESULTS = Path(__file__).resolve().parents[2] / "recipes/benchmarks/results/checkpoint_ranking.json"
 

@@ -361,7 +361,7 @@ def test_write_card(tmp_path):
 
 
 def test_write_card_alone(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     path = write_card(Results(config=a_result().config), tmp_path, keep_results=False)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert "spectrum.png" not in write_card(a_result(), tmp_path).read_text(encoding="utf-8")

@@ -12,9 +12,10 @@ from test_report import Structure, a_result
 import hfproj
 from hfproj import filenames, plots
 from hfproj.errors import UsageError
-from hfproj.reporting import images, write_image_pictures
+from hfproj.reporting import images, maps, write_image_pictures
 from hfproj.reporting.card import write_card
-from hfproj.reporting.images import maps, shown, spaced
+from hfproj.reporting.images import shown
+from hfproj.reporting.maps import spaced
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_what_is_no_picture_or_too_large_is_left_out(written):
     (written / filenames.NEIGHBOURS).write_bytes(whole[:-20])
     (written / "other.png").write_bytes(whole)
     assert hfproj.report(written).read_text().count("data:image/png;base64,") == 1
-    (written / filenames.MAP).write_bytes(whole[:-12] + bytes(images.LARGEST) + whole[-12:])
+    (written / filenames.MAP).write_bytes(whole[:-12] + bytes(maps.LARGEST) + whole[-12:])
     assert hfproj.report(written).read_text().count("data:image/png;base64,") == 0
 
 
@@ -76,7 +77,7 @@ def drawn(monkeypatch, name):
 def test_neighbours_are_the_nearest_others_and_marked_by_their_labels(monkeypatch, backbone, digits, tmp_path):
     kept = drawn(monkeypatch, "plot_neighbours")
     write_image_pictures(tmp_path, backbone, digits, H, H.flip(1) + 1)
-    rows = spaced(40, images.QUERIES)
+    rows = spaced(40, images._QUERIES)
     labels = np.array(digits["label"])
     unit = torch.nn.functional.normalize(H.double(), dim=1)
     cosine = unit @ unit.T
@@ -93,14 +94,14 @@ def test_neighbours_are_the_nearest_others_and_marked_by_their_labels(monkeypatc
 
 def test_maps_are_turned_onto_the_first_and_keep_distances():
     turned = H @ torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))[0]
-    before, after = maps({"before": H, "after": turned}).values()
+    before, after = maps.maps({"before": H, "after": turned}).values()
     np.testing.assert_allclose(before, after, atol=1e-6)
     unit = torch.nn.functional.normalize(H.double(), dim=1)
     _, vectors = np.linalg.eigh(np.cov(unit.numpy().T))
     expected = (unit - unit.mean(0)).numpy() @ vectors[:, [-1, -2]]
     distances = [np.linalg.norm(p[:, None] - p[None], axis=-1) for p in (before, expected)]
     np.testing.assert_allclose(*distances, atol=1e-10)
-    assert [*maps({"before": torch.ones(3, 2)})] == ["before: PCA, 0% of variance"]
+    assert [*maps.maps({"before": torch.ones(3, 2)})] == ["before: PCA, 0% of variance"]
 
 
 def test_umap_is_drawn_where_it_is_installed(monkeypatch):
@@ -112,8 +113,17 @@ def test_umap_is_drawn_where_it_is_installed(monkeypatch):
             return rows[:, :2].astype(np.float32)
 
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
-    found = maps({"before": H, "after": H})
+    found = maps.maps({"before": H, "after": H})
     assert [name.split(",")[0] for name in found] == ["before: PCA", "after: PCA", "before: UMAP", "after: UMAP"]
+
+
+@pytest.mark.long
+def test_umap_of_the_package():
+    pytest.importorskip("umap", reason="umap-learn is not installed")
+    found = maps.maps({"before": H, "after": H})
+    assert [*found][2:] == ["before: UMAP", "after: UMAP"]
+    np.testing.assert_array_equal(found["before: UMAP"], found["after: UMAP"])
+    assert found["before: UMAP"].shape == (40, 2)
 
 
 def test_pixels_come_back(backbone):
@@ -129,13 +139,13 @@ def test_photographs_fit_the_page(backbone, tmp_path):
     data = Dataset.from_dict({"image": list(noise)}).with_format("numpy")
     h = torch.randn(12, 4)
     for path in write_image_pictures(tmp_path, backbone, data, h, h, views=hfproj.ImageViews.for_model(backbone)):
-        assert path.stat().st_size <= images.LARGEST
+        assert path.stat().st_size <= maps.LARGEST
 
 
 def test_without_matplotlib_nothing_is_written_and_rows_have_to_pair(monkeypatch, backbone, digits, tmp_path):
     with pytest.raises(UsageError, match="40 and 3 rows of 40 images"):
         write_image_pictures(tmp_path, backbone, digits, H, H[:3])
     (tmp_path / filenames.VIEWS).write_bytes(b"of a run before")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     assert write_image_pictures(tmp_path, backbone, digits, H, H) == []
     assert list(tmp_path.iterdir()) == []

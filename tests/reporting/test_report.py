@@ -14,9 +14,9 @@ from chromium import BROWSER, Page
 import hfproj
 from hfproj.errors import UsageError
 from hfproj.files import portable
-from hfproj.reporting import render_report
+from hfproj.reporting import render_card, render_report
 from hfproj.reporting.pictures import pictures_of
-from hfproj.results import Measurement, Results, findings, pack_outcomes
+from hfproj.results import Change, Interval, Measurement, Results, findings, pack_outcomes, recorded, words
 from hfproj.results.history import write_history
 
 CARD = Path(__file__).resolve().parents[2] / "model_cards" / "vit_nano_digits_simclr"
@@ -25,7 +25,7 @@ VOID = {"meta", "link", "img"}
 TAGS = re.findall(
     r"\w+",
     "html head meta title link style body header main section footer h1 h2 h3 p strong code pre ul li div figure img "
-    "figcaption table thead tbody tr th td details summary",
+    "figcaption table thead tbody tr th td caption span details summary",
 )
 
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_drawn_is_said(monkeypatch):
     for title in ("Spectrum of the covariance", "Correlation of dimensions", "Weight of features"):
         assert f"Not drawn: {title}." in page.text
     assert len(page.all("img")) == 4  # those of the history
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     page = Structure(render_report(a_result()))
     assert page.all("img") == []
     assert page.text.count("pip install hfproj[plots]") == 1
@@ -380,3 +380,13 @@ def test_the_last_eigenvalue_of_a_layer_norm_is_zero_along_its_inverse_weights()
 def test_ratios_are_all_explained():
     [picture] = [p for p in pictures_of(of_a_run()) if p.title == "Training"]
     assert all(f"{name} ratio" in picture.caption for name in ("update", "gradient", "timescale"))
+
+
+def test_without_labels_the_box_says_how_far_it_can_be_told():
+    change = Change("alpha_req", 3.0, 2.0, Interval(-1.0, -1.2, -0.8))
+    results = a_result(measurements=[], geometry={"unlabelled": recorded([change])})
+    page = render_report(results)
+    box = page[page.index('<section class="verdict better"') :].partition("</section>")[0]
+    assert "The representation got better, as far as can be told without labels</strong>: α-ReQ of h went" in box
+    assert words.UNKNOWN not in page
+    assert "got better, as far as can be told without labels" in render_card(results)

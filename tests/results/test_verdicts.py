@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from hfproj.results import Measurement, Results, pack_outcomes, paired_interval
+from hfproj.results import (
+    Change,
+    Interval,
+    Measurement,
+    Results,
+    findings,
+    pack_outcomes,
+    paired_interval,
+    recorded,
+)  # fmt: skip
 from hfproj.results.verdict import rank_changes, verdicts
 
 ROWS = np.arange(200)
@@ -77,3 +86,38 @@ def test_changes_of_rank_are_means_over_seeds_and_a_half_is_no_collapse():
         ("h", 12.0, 6.0, False),
         ("z", 10.0, 4.9, True),
     ]
+
+
+MOVES = [
+    Change("alpha_req", 3.0, 2.0, Interval(-1.0, -1.2, -0.8)),
+    Change("uniformity", -1.0, -2.0, Interval(-1, -2, -0.5)),
+]
+
+
+def test_without_labels_the_changes_of_all_measures_decide():
+    [found] = findings(Results(geometry={"unlabelled": recorded(MOVES)}))
+    assert (found.sense, found.unlabelled, found.warns) == ("better", True, False)
+    assert found.text.startswith(
+        "α-ReQ of h went from 3.0000 to 2.0000 (95 % interval of the change −1.2000 to −0.8000); unif"
+    )
+    assert found.text.endswith("this is a sign, and no proof.")
+    against = [MOVES[0], MOVES[1]._replace(interval=Interval(1, 0.5, 2))]
+    assert findings(Results(geometry={"unlabelled": recorded(against)}))[0].sense == "unclear"
+    worse = [move._replace(interval=Interval(1, 0.5, 2)) for move in MOVES]
+    assert findings(Results(geometry={"unlabelled": recorded(worse)}))[0].warns
+
+
+def test_labels_decide_where_there_are_any():
+    measured = [knn("before", 160), knn("after", 130)]
+    found = findings(Results(measurements=measured, geometry={"unlabelled": recorded(MOVES)}))
+    assert [finding.headline for finding in found] == ["The representation got worse"]
+
+
+@pytest.mark.parametrize("kept", [
+    3, [], {"alpha_req": 3}, {"rankme": {"before": 1, "after": 2, "low": 1, "high": 1}},
+    {"alpha_req": {"before": float("nan"), "after": 2, "low": 1, "high": 1}},
+    {"alpha_req": {"before": 10**400, "after": 2, "low": 1, "high": 1}},
+    {"alpha_req": {"before": 1, "after": "<b>", "low": 1, "high": 1}}, {"alpha_req": {"before": 1}},
+])  # fmt: skip
+def test_what_is_no_change_is_not_told(kept):
+    assert findings(Results(geometry={"unlabelled": kept})) == []

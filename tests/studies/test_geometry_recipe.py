@@ -124,6 +124,7 @@ def test_analysis_of_an_adapter(study, tmp_path, capsys):
     assert "compression of rotation orbits" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_collapse_and_hessian(tmp_path, monkeypatch):
     small = {"images": 24, "batch": 8, "width": 16, "steps": 3}
     for settings, changes in (
