@@ -7,6 +7,7 @@ import beartype
 import jaxtyping
 import pytest
 import torch
+import type_checks
 from jaxtyping import Float
 from torch import Tensor
 
@@ -92,3 +93,23 @@ def test_what_is_right_passes():
 def test_what_is_wrong_does_not(call):
     with pytest.raises(jaxtyping.TypeCheckError):
         call()
+
+
+def test_a_handler_of_a_signal_amid_the_checks_of_another_function_does_not_wait_for_itself(monkeypatch):
+    def amid(fn, typechecker):
+        if fn.__name__ == "outer":
+            assert inner(1) == 1  # as a handler would be called, while the lock is held
+        return original(fn, typechecker)
+
+    def outer(x: int) -> int:
+        return x
+
+    def inner(x: int) -> int:
+        return x
+
+    original = type_checks._checked
+    monkeypatch.setattr(type_checks, "_checked", amid)
+    outer, inner = (type_checks._lazily(fn, beartype.beartype) for fn in (outer, inner))
+    assert outer(1) == 1
+    with pytest.raises(Exception, match="inner"):  # which has its checks afterwards
+        inner("a")

@@ -53,6 +53,9 @@ def _jaxtyped(fn=None, *, typechecker=None):
     return fn
 
 
+_at_work = False  # whether a function is being given its checks
+
+
 def _lazily(fn, typechecker):
     if not fn.__annotations__:
         return fn
@@ -60,12 +63,18 @@ def _lazily(fn, typechecker):
 
     @functools.wraps(fn)
     def checking(*args, **kwargs):
+        global _at_work
         nonlocal checked
         __tracebackhide__ = True
-        if jaxtyping.config.jaxtyping_disable:
+        # A signal's handler may come while another function gets its checks; beartype's lock would wait for itself.
+        if jaxtyping.config.jaxtyping_disable or (checked is None and _at_work):
             return fn(*args, **kwargs)
         if checked is None:
-            checked = _checked(fn, typechecker)
+            _at_work = True
+            try:
+                checked = _checked(fn, typechecker)
+            finally:
+                _at_work = False
         return checked(*args, **kwargs)
 
     return checking
