@@ -11,6 +11,7 @@ import timm
 import torch
 from cases import make_backbone, make_inputs
 from peft import LoraConfig, PeftModel, get_peft_model
+from thinned import thinned
 from transformers import (
     BartConfig,
     BartModel,
@@ -58,19 +59,19 @@ def attach(backbone, **options):
 # --- every family, a part of recipes/benchmarks/backbones.py ---
 
 
-@pytest.mark.parametrize("name", [
+@pytest.mark.parametrize("name", thinned([
     "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "test_byobnet", "mobilenetv3_small_050",
     "ghostnet_050", "levit_128", "starnet_s050", "eva02_tiny_patch14_224", "pvt_v2_b0", "resnet10t",
-])  # fmt: skip
+]))  # fmt: skip
 def test_of_timm_the_pooled_output_is_read_and_all_of_it_learns(name):
     row = benchmark.timm_row(name)
     assert row["holds"], benchmark.in_words(row)
 
 
-@pytest.mark.parametrize("kind", [
+@pytest.mark.parametrize("kind", thinned([
     "bert", "gpt2", "qwen3", "roberta", "clip_vision_model", "siglip_vision_model", "convnext", "vit_mae", "beit",
     "mobilenet_v2", "dinov2_with_registers", "xlnet",
-])  # fmt: skip
+]))  # fmt: skip
 def test_of_transformers_the_rule_is_read_and_all_of_it_learns(kind):
     row = benchmark.transformers_row(kind, benchmark.MODEL_MAPPING[benchmark.CONFIG_MAPPING[kind]])
     assert row["holds"], benchmark.in_words(row)

@@ -216,6 +216,7 @@ def test_probe_without_labels_and_of_a_bare_backbone(tmp_path, capsys):
 ADAPT = ("--max_steps", 4, "--train_limit", 64, "--per_device_train_batch_size", 32, "--use_cpu", 1, "--save_steps", 1)
 
 
+@pytest.mark.long
 def test_adapting_to_a_folder_without_labels(tmp_path, capsys):
     """Photographs in a folder, a few sorted ones to judge by, and a guard that ends the run at a checkpoint before."""
     for split, count in (("train", 120), ("test", 40)):

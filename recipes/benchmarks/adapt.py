@@ -32,6 +32,7 @@ OUT = Path(__file__).resolve().parent / "results" / "adapt"
 RECIPE = Path(__file__).resolve().parents[1] / "adapt.py"
 JPEGS = {"train": 2000, "test": 1000}
 STEPS = {"eval_strategy": "steps", "eval_steps": 8, "disable_tqdm": True}
+OF_LABELS = ("labelled", "bank_limit")  # refused where labels are not used
 VARIANTS = {
     "labels": {},
     "no labels": {"use_labels": "false"},
@@ -69,7 +70,8 @@ def run(fashion: str | None, cifar: str | None, only: list[str]) -> None:
             if (folder / "seconds.json").is_file() or ("rate" in variant and name != "digits"):
                 continue
             command = [sys.executable, str(RECIPE), "--output_dir", str(folder)]
-            for flag, value in {**data, **STEPS, **flags}.items():
+            own = {flag: v for flag, v in data.items() if "use_labels" not in flags or flag not in OF_LABELS}
+            for flag, value in {**own, **STEPS, **flags}.items():
                 command += [f"--{flag}", str(value)]
             began = time.time()
             subprocess.run(command, check=True)

@@ -5,6 +5,7 @@ import timm
 import torch
 from official_files import CASES, dino, dinov2
 from official_layers import Builder, below, run_vit
+from thinned import thinned
 from torch import nn
 from torchvision.models import resnet18
 from transformers import (
@@ -56,7 +57,7 @@ def test_resnets_of_official_size(depth):
     check(name, kwargs, parts)
 
 
-@pytest.mark.parametrize(("method", "size", "patch", "image", "name", "kwargs"), [
+@pytest.mark.parametrize(("method", "size", "patch", "image", "name", "kwargs"), thinned([
     ("dino", "t", 16, 224, "deit_tiny_patch16_224.fb_in1k", {}),
     ("dino", "s", 16, 224, "vit_small_patch16_224.dino", {}),
     ("dino", "s", 8, 224, "vit_small_patch8_224.dino", {}),
@@ -69,7 +70,7 @@ def test_resnets_of_official_size(depth):
     ("dinov2", "b", 14, 518, "vit_base_patch14_dinov2.lvd142m", {}),
     ("dinov2", "l", 14, 518, "vit_large_patch14_dinov2.lvd142m", {}),
     ("dinov2", "l", 16, 224, "vit_large_patch14_dinov2.lvd142m", {"patch_size": 16, "img_size": 224}),
-])  # fmt: skip
+]))  # fmt: skip
 def test_vits_of_official_size(method, size, patch, image, name, kwargs):
     width, depth = SIZES[size]
     builder = Builder(meta=True)

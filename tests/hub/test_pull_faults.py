@@ -5,6 +5,7 @@ import torch
 from cases import make_backbone, make_config, perturb
 from client import RemoteError
 from peft import get_peft_model
+from thinned import thinned
 
 STAGES = {
     "the commit": ("GET", r"/api/models/me/x"),
@@ -39,7 +40,7 @@ def pull(client, repo, function="impatient", **options):
     return client(f"scripts_pull:{function}", repo=repo, **options)["found"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", thinned(STAGES))
 def test_a_failure_that_passes(client, hub, repo, saved, stage):
     for what in PASSING:
         client.clear_cache()
@@ -49,7 +50,7 @@ def test_a_failure_that_passes(client, hub, repo, saved, stage):
         assert pull(client, repo, "pull_offline") == saved[1]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", thinned(STAGES))
 def test_a_failure_that_lasts(client, hub, repo, saved, stage):
     for what in LASTING:
         client.clear_cache()

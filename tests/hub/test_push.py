@@ -10,6 +10,7 @@ import pytest
 from client import RemoteError
 from huggingface_hub import ModelCard
 from safetensors.torch import load
+from thinned import thinned
 
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 MEASURED = {"results.json", "spectrum.png"}
@@ -207,7 +208,7 @@ PASSING = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "what"), PASSING)
+@pytest.mark.parametrize(("method", "path", "what"), thinned(PASSING))
 def test_failures_that_pass(hub, push, method, path, what):
     hub.fail(method, path, what, seconds=0.2)
     back = push()
@@ -235,7 +236,7 @@ LASTING = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "what", "said"), LASTING)
+@pytest.mark.parametrize(("method", "path", "what", "said"), thinned(LASTING))
 def test_failures_that_last_leave_the_repository_as_it_was(hub, push, method, path, what, said):
     hub.create("me/heads")
     hub.put("me/heads", {"README.md": b"---\nlicense: mit\n---\nmine", "adapter_model.safetensors": b"mine"})
