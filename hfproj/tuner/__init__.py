@@ -22,9 +22,10 @@ def _extend_enum() -> None:
         PeftType._member_map_[NAME] = PeftType._value2member_map_[NAME] = member
 
 
-# Whenever an adapter is attached PEFT asks transformers for this by its old name; who attaches it can do nothing about
-# it.
+# Of PEFT's doings whenever an adapter is attached, about which who attaches it can do nothing: it asks transformers by
+# an old name, and for LN tuning measures the width of a norm, which it does not know how to.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "Unsupported layer type '.*Norm", UserWarning)
 _extend_enum()
 
 from hfproj.tuner.config import ProjectionHeadConfig  # noqa: E402
