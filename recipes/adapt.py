@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import set_seed
 
 import hfproj
-from hfproj.data import split_off
+from hfproj.data import split_off, without_bad_images
 from hfproj.features import FixedViews
 from hfproj.files import command_line
 from hfproj.probes import RANKS, unlabelled_changes
@@ -116,8 +116,8 @@ class Images(NamedTuple):
     scored: Dataset | None
 
 
-def load_images(recipe: Recipe) -> Images:
-    """Return the images, those to measure on apart from those to train on."""
+def load_images(recipe: Recipe, skip: bool) -> Images:
+    """Return the images, those to measure on apart from those to train on; with `skip` without those not readable."""
     if not 0 <= recipe.least_overlap < 1:
         raise hfproj.UsageError(f"Expected --least_overlap as a fraction in [0, 1), got {recipe.least_overlap}.")
     if recipe.labelled and not recipe.use_labels:
@@ -139,10 +139,13 @@ def load_images(recipe: Recipe) -> Images:
         except hfproj.UsageError:
             bank, scored = split_off(bank, len(bank) // 2, seed=0)
     labelled = recipe.use_labels and "label" in bank.column_names
-    if recipe.labelled and not labelled:
-        raise hfproj.UsageError(f"--labelled {recipe.labelled} has no labels; sort its images into a folder a class.")
-    train = limited(train, recipe.train_limit)
-    return Images(train, held_out, *((bank, scored) if labelled else (None, None)))
+    if recipe.labelled and not (labelled and len(set(bank["label"])) > 1):
+        what = f"Expected --labelled as two or more folders of images, one a class, got {recipe.labelled}"
+        raise hfproj.UsageError(f"{what}, which has {'one class' if labelled else 'no labels'}.")
+    measured = [held_out, *((bank, scored) if labelled else (None, None))]
+    if skip:  # of those to train on it takes others in their place
+        measured = [images and without_bad_images(images)[0] for images in measured]
+    return Images(limited(train, recipe.train_limit), *measured)
 
 
 def limited(images: Dataset, limit: int | None) -> Dataset:
@@ -181,12 +184,22 @@ def guards(recipe: Recipe, held_out: Dataset) -> list:
     return [watch, hfproj.CollapseCallback(action="restore", limits={"knn_overlap_h": recipe.least_overlap})]
 
 
+def fit_batch(args: Training, images: int) -> None:
+    """Lower the batch to half of the images where they are fewer than one batch on all processes."""
+    fits = images // (2 * args.world_size)
+    if images < args.per_device_train_batch_size * args.world_size and fits >= 2:
+        args.per_device_train_batch_size = fits
+        if args.process_index == 0:
+            print(f"{images} images are fewer than a batch: batches of {fits} on each process instead.", flush=True)
+
+
 class Measured(NamedTuple):
-    """Results, and h of the held-out images and of their views."""
+    """Results, h of the held-out images and of their views, and h of the images to show."""
 
     results: hfproj.Results
     h: Tensor
     views: Tensor
+    shown: Tensor
 
 
 def judge(results: hfproj.Results, before: Measured, after: Measured) -> list[str]:
@@ -204,11 +217,24 @@ def judge(results: hfproj.Results, before: Measured, after: Measured) -> list[st
     return lines
 
 
+def write_pages(
+    results: hfproj.Results, images: Images, h: tuple[Tensor, Tensor], trainer: hfproj.ProjectionTrainer
+) -> None:
+    """Write card, pictures of the images, with labels where there are some, and report."""
+    print("Drawing pictures, card and report …", flush=True)
+    folder, seen = Path(trainer.args.output_dir), images.held_out if images.scored is None else images.scored
+    write_card(results, folder)
+    options = {"views": trainer.data_collator, "label_column": None if images.scored is None else "label"}
+    write_image_pictures(folder, trainer.bare_model(), seen, *h, **options)
+    hfproj.report(folder)
+
+
 def main() -> None:
     recipe, args = cli.parse(Recipe, Training, shown=SHOWN)
     if recipe.push_to_hub is not None:
         args.push_to_hub, args.hub_model_id = True, recipe.push_to_hub or args.hub_model_id
-    images = load_images(recipe)
+    images = load_images(recipe, args.on_bad_image == "skip")
+    fit_batch(args, len(images.train))
     objective = {"name": recipe.objective}
     if recipe.objective == "nt_xent":
         objective["temperature"] = recipe.temperature
@@ -238,8 +264,11 @@ def main() -> None:
             results = results.merge(
                 hfproj.evaluate(model, probes=probes, train=images.bank, test=images.scored, **options)
             )
-        h = hfproj.extract_features(model, images.held_out, progress=options["progress"]).h
-        return Measured(results, h, fixed.features(model)[0])
+        progress = options["progress"]
+        h = shown = hfproj.extract_features(model, images.held_out, progress=progress).h
+        if images.scored not in (None, images.held_out):
+            shown = hfproj.extract_features(model, images.scored, progress=progress).h
+        return Measured(results, h, fixed.features(model)[0], shown)
 
     before = measure("before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -255,12 +284,7 @@ def main() -> None:
     results.notes[:0] = lines
     folder = Path(args.output_dir)
     if trainer.is_world_process_zero():
-        print("Drawing pictures, card and report …", flush=True)
-        write_card(results, folder)
-        label = "label" if recipe.use_labels else None
-        h = before.h, after.h
-        write_image_pictures(folder, trainer.bare_model(), images.held_out, *h, views=views, label_column=label)
-        hfproj.report(folder)
+        write_pages(results, images, (before.shown, after.shown), trainer)
         print(results.table(), *lines, sep="\n")
     if args.push_to_hub:  # on all processes
         trainer.push_to_hub(results=results)

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 
 import hfproj
+from hfproj.data import split_off
 from hfproj.files import command_line, write_atomic
 from hfproj.probes import create_probe
 
@@ -47,6 +49,20 @@ class Recipe:
     )
 
 
+def load_images(dataset: str, recipe: Recipe) -> tuple[Dataset, Dataset]:
+    """Return images to fit probes on and to measure on: of a folder without a test split, four fifths and a fifth."""
+    try:
+        test = hfproj.load_image_dataset(dataset, split="test", limit=recipe.test_limit)
+    except hfproj.UsageError:
+        train = hfproj.load_image_dataset(dataset, split="train", limit=recipe.train_limit)
+        if not Path(dataset).expanduser().is_dir() or len(train) < 2:
+            raise
+        train, test = split_off(train, -(-len(train) // 5), seed=0)
+        print(f"{dataset} has no test split: {len(test)} of its images are measured on, the others train the probes.")
+        return train, test
+    return hfproj.load_image_dataset(dataset, split="train", limit=recipe.train_limit), test
+
+
 def main() -> None:
     (recipe,) = cli.parse(Recipe)
     chosen = cli.options(recipe.probe_options)
@@ -63,15 +79,14 @@ def main() -> None:
 
     results: list[hfproj.Results] = []
     for dataset in recipe.datasets.split(","):
-        test = hfproj.load_image_dataset(dataset, split="test", limit=recipe.test_limit)
-        train = hfproj.load_image_dataset(dataset, split="train", limit=recipe.train_limit) if probes else None
+        train, test = load_images(dataset, recipe)
         for when in ("before", "after") if adapted else ("after",):
             with model.disable_adapter() if when == "before" else nullcontext():
                 results.append(
                     hfproj.evaluate(
                         model,
                         probes=probes,
-                        train=train,
+                        train=train if probes else None,
                         test=test,
                         labels="auto" if recipe.labels else None,
                         layers=layers,

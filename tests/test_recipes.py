@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,36 @@ def test_probe_without_labels_and_of_a_bare_backbone(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("probe", "--model", "vit_nano", "--probe_options", "mlp.hidden=8")
     assert "error: --probe_options has options of 'mlp', which is not among" in capsys.readouterr().err
+
+
+def pictures(folder, count, broken=()):
+    folder.mkdir(parents=True)
+    for number, item in enumerate(hfproj.load_image_dataset("digits", split="train", limit=count)):
+        item["image"].save(folder / f"{number:03}.png")
+    for number in broken:
+        (folder / f"{number:03}.png").write_bytes(b"no picture")
+
+
+def test_probe_of_a_folder_without_a_test_split_holds_images_out(tmp_path, capsys):
+    for name in ("one", "two"):
+        pictures(tmp_path / "images" / name, 20)
+    run("probe", "--model", "vit_nano", "--probes", "knn", "--datasets", tmp_path / "images", "--output_dir", tmp_path)
+    assert "has no test split: 8 of its images are measured on" in capsys.readouterr().out
+    assert hfproj.Results.load(tmp_path).select("knn", "h", "after")[0].protocol["bank"] == 32
+
+
+def test_adapting_to_few_images_some_of_which_are_broken(tmp_path, capsys, monkeypatch):
+    """Batches fit, and what is measured goes without the broken ones, as what is trained on does."""
+    monkeypatch.setattr("hfproj.reporting.write_image_pictures", lambda *args, **options: [])
+    monkeypatch.setattr("hfproj.report", lambda folder: None)
+    pictures(tmp_path / "images", 60, broken=range(0, 60, 6))
+    places = ("--dataset", tmp_path / "images", "--output_dir", tmp_path / "out", "--holdout", 30, "--max_steps", 2)
+    run("adapt", *places, "--on_bad_image", "skip", "--use_cpu", 1)
+    printed = capsys.readouterr().out
+    assert "30 images are fewer than a batch: batches of 15 on each process instead." in printed
+    held_out = int(re.search(r"30 images to train on, (\d+) others to measure on", printed)[1])
+    assert 20 <= held_out < 30
+    assert hfproj.Results.load(tmp_path / "out").select("rankme", "h", "after")[0].protocol["rows"] == held_out
 
 
 ADAPT = ("--max_steps", 4, "--train_limit", 64, "--per_device_train_batch_size", 32, "--use_cpu", 1, "--save_steps", 1)

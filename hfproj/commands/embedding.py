@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "    hfproj embed sentence-transformers/all-MiniLM-L6-v2 notes.txt    # a text a line\n\n"
         "A .parquet file has a row an item: file (of images in a folder), label (if there is one), and h or z, a list\n"
         "of one length. A .npy file has the array alone. Rows are in the order of the data set. Interrupted, the same\n"
-        "command goes on where it stopped: what is done lies in a folder beside the file until it is whole."
+        "command goes on: what is done lies in a folder beside the file until it is whole."
     )
     made = argparse.ArgumentParser(description=text, add_help=False)
     made.add_argument("model", help="An adapter (folder or Hub id), or a backbone: vit_nano, a Hub id, timm/…")
@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--text_column", default="text", help="Column of the texts.")
     made.add_argument("--max_length", type=int, help="Tokens of a text; by default 128, or what the model takes.")
     made.add_argument("--limit", type=int, help="Take this many random items.")
+    made.add_argument(
+        "--on_bad_image", default="raise", choices=("raise", "skip"), help="Images that can't be read: raise, or skip."
+    )
     made.add_argument("--pooling", help="Of a bare backbone: cls, mean, cls_mean, max, pooler.")
     made.add_argument("--dtype", default="float32", choices=_DTYPES, help="Type of the values.")
     made.add_argument("--batch_size", type=int, default=256, help="Items a forward pass.")
@@ -89,7 +92,8 @@ def embed(options: argparse.Namespace) -> None:
             cache_dir=options.cache_dir or partial,
         )  # fmt: skip
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        part = "the last part that was whole (a part has 256 items or one batch, whichever is more)"
+        print(f"interrupted: the same command goes on after {part}", file=sys.stderr)
         sys.exit(130)
     values = features.z if options.what == "z" else features.h
     assert values is not None
@@ -124,6 +128,11 @@ def _data(model: Any, options: argparse.Namespace) -> tuple[Any, Any]:
     if main_input_of(backbone) != "input_ids":
         columns = {"image_column": options.image_column, "label_column": options.label_column}
         images = hfproj.load_image_dataset(options.data, split=options.split, limit=options.limit, **columns)
+        if options.on_bad_image == "skip":
+            images, bad = hfproj.data.without_bad_images(images)
+            if bad:
+                what = "1 image can't be read and is left out" if len(bad) == 1 else f"{len(bad)} images can't be read"
+                print(f"{what}{', and are left out. The first' * (len(bad) > 1)}: {next(iter(bad.values()))}")
         return images, hfproj.EvalImages.for_model(model)
     positions = getattr(getattr(backbone, "config", None), "max_position_embeddings", None) or 128
     length = options.max_length or min(128, positions)

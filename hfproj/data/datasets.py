@@ -175,7 +175,8 @@ def _from_library(name: str, split: str, *args: Any, **options: Any) -> datasets
         return datasets.load_dataset(*args, split=split, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        offline = " (the Hub is switched off: HF_HUB_OFFLINE)" if datasets.config.HF_HUB_OFFLINE else ""
+        off = datasets.config.HF_HUB_OFFLINE and not Path(name).expanduser().exists()
+        offline = " (the Hub is switched off: HF_HUB_OFFLINE)" if off else ""
         meant = " Did you mean 'digits'?" if name != "digits" and nearest(name, ["digits"]) else ""
         raise UsageError(f"Cannot load the split {split!r} of {name!r}: {reason}{offline}.{meant} {_WORKS}") from error
 

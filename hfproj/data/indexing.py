@@ -14,8 +14,6 @@ made: set the epoch on the prepared loader (``loader.set_epoch(e)``) and on the 
 
 import operator
 import os
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, SupportsIndex
 
@@ -24,13 +22,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from hfproj.checking import checked
-from hfproj.data.pixels import BOMBS, BY_SKIPPING, bounded, cure, decoded, to_image_tensor
+from hfproj.data.pixels import BY_SKIPPING, bounded, decoded, to_image_tensor
+from hfproj.data.readable import UNREADABLE, unreadable
 from hfproj.errors import HfprojError, UsageError, check_choice, one_line
 from hfproj.functional.labels import class_number, described
 from hfproj.typing import Data, OneOf
 
-# What Pillow raises for missing, truncated and broken files, and for those beyond its limit of pixels.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, *BOMBS)
 POLICIES = ("raise", "skip")
 OnBadImage = OneOf["raise", "skip"]
 SKIPPED = "skipped"  # entry of an item and of a batch
@@ -235,7 +232,7 @@ class IndexedDataset(_Checks, Dataset):
         try:
             with bounded():
                 values = read([index for _, index in pairs])
-        except _UNREADABLE:
+        except UNREADABLE:
             return [self[key] for key in keys]  # one by one, to name the item that fails
         return [{**as_item(value), "index": index, "epoch": epoch} for value, (epoch, index) in zip(values, pairs)]
 
@@ -250,9 +247,8 @@ class IndexedDataset(_Checks, Dataset):
                 value = self.dataset[index]
         except HfprojError:
             raise
-        except _UNREADABLE as error:
-            what = f"Item {index} of the data set cannot be read ({type(error).__name__}: {one_line(error)})"
-            raise UsageError(f"{what}. {cure(error)}.") from error
+        except UNREADABLE as error:
+            raise unreadable(index, error) from error
         return self.checked({**as_item(value), "index": index, "epoch": epoch})
 
     def _split(self, key: Key) -> tuple[int, int]:
@@ -379,7 +375,7 @@ class StreamDataset(_Checks, IterableDataset):
                 skipped = []
         except HfprojError:
             raise
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             what = f"Item {position + 1} of the stream cannot be read ({type(error).__name__}: {one_line(error)})"
             undecoded = "stream.cast_column('image', datasets.Image(decode=False)) and on_bad_image='skip'"
             raise UsageError(f"{what}. Repair the file, or give the images undecoded: {undecoded}.") from error

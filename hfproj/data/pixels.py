@@ -27,7 +27,7 @@ from hfproj.typing import AnyImage
 
 Made = TypeVar("Made")
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
-BY_SKIPPING = ", or train with on_bad_image='skip'"
+BY_SKIPPING = ", or leave such files out: on_bad_image='skip', and of what is measured hfproj.data.without_bad_images"
 _REPAIR = f"Repair the file, drop the row, for example with dataset.select(){BY_SKIPPING}"
 _LIMIT = "Make it smaller or drop the row; if it is meant, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit)"
 _NOT_NUMPYS = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)

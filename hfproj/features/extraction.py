@@ -20,6 +20,7 @@ from hfproj.checking import checked
 from hfproj.data.images import EvalImages
 from hfproj.data.indexing import what_to_pass
 from hfproj.data.kinds import check_collator
+from hfproj.data.readable import ReadableDataset
 from hfproj.distributed import gather_objects, gather_rows, rank, world_size
 from hfproj.errors import UsageError, check_type
 from hfproj.features import cache_key
@@ -179,8 +180,8 @@ class Source:
             of_batch = [epoch for end in ends for epoch in epochs for _ in range(end)]
             keys = [[(epoch, row) for row in batch] for epoch, batch in zip(of_batch, batches)]
         loader: Any = DataLoader(
-            self.dataset, batch_sampler=keys, collate_fn=self.collator, num_workers=self.num_workers,
-            worker_init_fn=LeaveSignals(),
+            self.dataset if self.passes else ReadableDataset(self.dataset), batch_sampler=keys,
+            collate_fn=self.collator, num_workers=self.num_workers, worker_init_fn=LeaveSignals(),
             generator=torch.Generator(),  # a loader without its own generator advances the global one
         )  # fmt: skip
         from tqdm.auto import tqdm

@@ -105,6 +105,12 @@ def evaluate(
             "or labels=None to say that you know.",
             stacklevel=3,
         )
+    if train is test and bank is not None and bank.labels is not None and chosen != []:
+        warnings.warn(
+            "`train` and `test` are the same data, of which probes know the answers: their scores say nothing about "
+            "other data. Pass held-out data as test=….",
+            stacklevel=3,
+        )
     if chosen and rows is None and (bank is None or None in (bank.labels, held_out.labels)):
         raise UsageError(f"Probes need labels in `train` and `test`: {why}. Pass probes=[] to go without probes.")
     chosen = make_probes(["knn"] * (bank is not None)) if chosen is None else chosen

@@ -58,7 +58,8 @@ class Context:
         self.findings = findings(results)  # what training did, in words, warnings first
         of_h = {v.sense for v in judged if v.layer == "h"} or {f.sense for f in self.findings if f.unlabelled}
         self.judged = bool(of_h)  # whether it is known, with labels or without, what became of h
-        self.sense = of_h.pop() if len(of_h) == 1 else "unclear"
+        clear = of_h - {"unclear"}
+        self.sense = clear.pop() if len(clear) == 1 else "unclear"
         self.head = head if isinstance(head, str) and one_line(head) else ""
         self.in_dim, self.out_dim = widths  # of h and z
         self.backbone = base.removeprefix("./") if isinstance(base, str) and one_line(base) else "a backbone"

@@ -18,6 +18,7 @@ from hfproj.results.measurement import LAYERS, Key, Measured, Measurement, by_ce
 _MOST_DRAWN, _MOST_VALUES = 1 << 30, 100  # rows times draws, beyond which equal differences are drawn as one
 # Rows of all measures of several seeds, beyond which it is so for each; then of so many values, of fifteen seeds.
 _MOST_ROWS, _FEW_VALUES = 50_000, 32
+_ROUNDING = 1e-5  # of a measure in float32: equal images differ by less
 
 
 class Interval(NamedTuple):
@@ -213,8 +214,9 @@ class Change(NamedTuple):
 
     @property
     def sense(self) -> str:
-        """One of "better", "worse" and, where the interval holds 0, "unclear"."""
-        return "better" if self.interval.high < 0 else "worse" if self.interval.low > 0 else "unclear"
+        """One of "better", "worse" and, where the interval holds 0 but for rounding, "unclear"."""
+        _, low, high = self.interval
+        return "better" if high < -_ROUNDING else "worse" if low > _ROUNDING else "unclear"
 
     def __str__(self) -> str:
         ends = words.interval(self.name, self.interval.low, self.interval.high)
@@ -267,7 +269,7 @@ def findings(results: Measured) -> list[Finding]:
         *(_judged(results, "worse", layer) for layer in LAYERS),
     ]
     found += [finding for finding in spoken if finding.warns]
-    found += [_judged(results, sense, "h") for sense in ("unclear", "better")]
+    found += [_judged(results, sense, "h") for sense in ("better", "unclear")]
     found += [] if verdicts(results) else [_unlabelled(results)]
     return [f for f in [*found, *(finding for finding in spoken if not finding.warns)] if f is not None]
 
@@ -276,7 +278,8 @@ def _judged(results: Measured, sense: str, layer: str) -> Finding | None:
     found = [verdict for verdict in verdicts(results, layer) if verdict.sense == sense]
     if not found:
         return None
-    advice = words.ADVICE.get((sense, layer))
+    others = {verdict.sense for verdict in verdicts(results, layer)} - {sense}
+    advice = words.ADVICE.get((sense, layer)) if sense != "unclear" or not others else None
     text = "; ".join(verdict.sentence for verdict in found) + "."
     return Finding(sense, found[0].headline, f"{text} {advice}" if advice else text)
 

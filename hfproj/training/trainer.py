@@ -36,9 +36,9 @@ from hfproj.training.ema import EMA
 from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.resuming import ResumingTrainer
 from hfproj.training.shares import GradientShares
-from hfproj.training.views import forward_views
 from hfproj.tuner.active import active_modules
 from hfproj.tuner.patch_dropout import PatchDropout
+from hfproj.tuner.views import forward_views
 from hfproj.typing import Data, DataOrStream, Refused
 
 

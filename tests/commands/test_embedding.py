@@ -57,6 +57,19 @@ def test_h_and_z_as_files(embed, adapter, tmp_path, capsys):
     assert os.listdir("new") == ["h.parquet"]
 
 
+def test_images_that_cannot_be_read_are_named_or_left_out(embed, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "images" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        embed("vit_nano", "images")
+    assert "error: Item 1 of the data set cannot be read (UnidentifiedImageError" in capsys.readouterr().err
+    embed("vit_nano", "images", "--on_bad_image", "skip")
+    assert "1 image can't be read and is left out: Item 1 of the data set" in capsys.readouterr().out
+    assert pq.read_table("embeddings.parquet")["file"].to_pylist() == ["0.png", "2.png"]
+
+
 def test_images_of_a_folder_keep_their_names(embed, tmp_path):
     for name in ("b", "a", "c"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -111,7 +124,8 @@ def test_an_interrupted_one_goes_on(embed, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         embed(*words)
     assert end.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted: the same command goes on where it stopped"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("interrupted: the same command goes on after the last part that was whole (a part has 256")
     assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {".h.npy.partial"}
     taken[:] = [0] * 10
     embed(*words)

@@ -278,3 +278,14 @@ def test_postscript_is_not_run(tmp_path, monkeypatch):
         assert "\n" not in str(error.value)
     assert EpsImagePlugin.gs_binary is None  # and is as it was
     assert not (tmp_path / "started").exists()
+
+
+def test_what_is_measured_names_the_file_that_cannot_be_read(tmp_path):
+    for number in range(4):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    images = hfproj.load_image_dataset(str(tmp_path))
+    backbone = hfproj.load_backbone("vit_nano")
+    assert_refused(lambda: hfproj.extract_features(backbone, images), "Item 3", "without_bad_images")
+    kept, bad = hfproj.data.without_bad_images(images)
+    assert (len(hfproj.extract_features(backbone, kept).h), list(bad)) == (3, [3])

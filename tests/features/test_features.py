@@ -315,7 +315,7 @@ def test_evaluate_with_views_and_probes():
 
     model, data = Tiny(), dataset(40)
     results = evaluate(
-        model, probes=[KNNProbe(k=1), KNNProbe(k=5)], train=data, test=data, collator=Collator(), views=views
+        model, probes=[KNNProbe(k=1), KNNProbe(k=5)], train=data, test=[*data], collator=Collator(), views=views
     )
     assert results.value("knn", "h", "after", k=1) == 1.0
     assert results.value("knn", "h", "after", k=5) <= 1.0

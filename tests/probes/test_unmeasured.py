@@ -269,3 +269,10 @@ def test_one_view_has_no_positive_pair(name):
         assert all("two views" in m.reason for m in results.missing if m.name in pairs)
         assert ("knn" in {m.name for m in results.measurements}) == bool(labels)
         assert not pairs & {m.name for m in results.measurements}
+
+
+def test_the_same_data_to_fit_and_to_score_is_warned_of():
+    data = rows(30)
+    with pytest.warns(UserWarning, match="`train` and `test` are the same data"):
+        measure(data, data)
+    measure(data, [*data])

@@ -121,3 +121,16 @@ def test_labels_decide_where_there_are_any():
 ])  # fmt: skip
 def test_what_is_no_change_is_not_told(kept):
     assert findings(Results(geometry={"unlabelled": kept})) == []
+
+
+def test_what_one_probe_finds_comes_first_and_another_that_finds_nothing_gives_no_advice_against_it():
+    linear = [Measurement("linear", "h", w, v, "digits", "accuracy") for w, v in (("before", 0.8), ("after", 0.9))]
+    better, unclear = findings(Results(measurements=[knn("before", 160), knn("after", 161), *linear]))
+    assert (better.sense, unclear.sense) == ("better", "unclear")
+    assert "use the bare backbone" not in unclear.text
+    [alone] = findings(Results(measurements=[knn("before", 160), knn("after", 161)]))
+    assert "use the bare backbone" in alone.text
+
+
+def test_a_change_within_rounding_is_none():
+    assert Change("uniformity", 0.0, 0.0, Interval(-1e-7, -2e-7, -1e-8)).sense == "unclear"

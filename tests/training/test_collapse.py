@@ -166,13 +166,14 @@ def test_restore_goes_back_to_before_the_first_low_measurement(tmp_path):
     assert_equal(adapter(made.model), adapter(expected.model))
 
 
-def test_restore_without_a_checkpoint_stops(tmp_path):
+def test_restore_without_a_checkpoint_goes_back_to_the_start(tmp_path):
     made, callback = scripted(tmp_path, [GOOD, LOW, LOW], action="restore", extra={"save_strategy": "no"})
-    with pytest.warns(hfproj.CollapseWarning):
+    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    with pytest.warns(hfproj.CollapseWarning, match="The adapter is that of step 0 again"):
         made.train()
     assert made.state.global_step == 2
-    assert callback.alarm.restored is None
-    assert "again" not in callback.alarm.message
+    assert callback.alarm.restored == "step 0"
+    assert_equal(made.model.state_dict(), before)
 
 
 def test_the_alarm_as_json(tmp_path):

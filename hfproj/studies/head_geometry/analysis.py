@@ -49,7 +49,7 @@ def analyse(path: str, dataset: str, output_dir: str | None = None, *, head_only
     if there:
         results = Results.load(there[0])
     else:
-        results = evaluate(model, probes=[], train=images, test=images, dataset=dataset)
+        results = evaluate(model, probes=[], test=images, dataset=dataset)
         results.command = command_line()
     measure = of_the_head if head_only else under_changes
     results.geometry.update(rounded(measure(model, detach(model).eval(), images)))

@@ -26,6 +26,7 @@ from hfproj import distributed
 from hfproj.checking import checked
 from hfproj.errors import CollapseWarning, UsageError
 from hfproj.saving.folders import complete_checkpoints
+from hfproj.saving.start import Start
 from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
 from hfproj.training.callbacks.watching import (
     DEFAULT,
@@ -188,7 +189,7 @@ class Alarm:
         value: Its value; None where it was not finite.
         limit: The limit, in words.
         causes: Likely causes, the likeliest first.
-        restored: The checkpoint that training went back to, or None.
+        restored: The checkpoint or step that training went back to, or None.
     """
 
     step: int
@@ -233,7 +234,7 @@ class CollapseCallback(TrainerCallback):
             of the same name; None as the value drops it. "loss" and the objective's terms are names too.
         patience: Number of measurements in a row outside of their limits that raise the alarm.
         action: "warn"; "stop" ends the training, too; "restore" also goes back to the last checkpoint that was saved
-            before the first of these measurements, if there is one.
+            before the first of these measurements, or to where the training began (not with FSDP or DeepSpeed).
         warmup: Steps before which z and the objective are not judged.
         every: Steps between measurements, for the callbacks that it adds; None: as `SpectrumCallback`.
 
@@ -268,6 +269,7 @@ class CollapseCallback(TrainerCallback):
         self.alarm: Alarm | None = None
         self._flat_loss: float | None = None
         self._judged = -1
+        self._start: tuple[Start, int] | None = None
 
     def bind(self, trainer: ProjectionTrainer) -> None:
         """Join `trainer`, and give it the callbacks that measure."""
@@ -294,7 +296,10 @@ class CollapseCallback(TrainerCallback):
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Start anew."""
         check_bound(self)
-        self.alarm, self._judged = None, -1
+        self.alarm, self._judged, run = None, -1, self.trainer
+        whole = self.action == "restore" and not (run.is_fsdp_enabled or run.is_deepspeed_enabled)
+        modules = (run.bare_model(), run.objective, *([run.ema.module] if run.ema is not None else []))
+        self._start = (Start(modules), state.global_step) if whole else None
         self._learned_from = max(self.warmup, args.get_warmup_steps(state.max_steps))
         self._flat_loss, self._asked = None, False
 
@@ -357,6 +362,9 @@ class CollapseCallback(TrainerCallback):
 
     def _restore(self, before: int) -> str | None:
         good = {n: path for n, path in complete_checkpoints(self.trainer.args.output_dir).items() if n < before}
+        if not good and self._start is not None:
+            self._start[0].put_back()
+            return f"step {self._start[1]}"
         if not good:
             return None
         self.trainer.load_checkpoint(good[max(good)])
