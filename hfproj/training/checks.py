@@ -25,9 +25,9 @@ from hfproj.functional.modes import evaluating
 from hfproj.training.arguments import ProjectionTrainingArguments
 from hfproj.training.gradients import CHECKPOINTING, outside_parameters, same_rows
 from hfproj.training.setup import ProjectionTrainer
-from hfproj.training.views import forward_views
 from hfproj.tuner.active import active_modules
 from hfproj.tuner.layer import CHILD
+from hfproj.tuner.views import forward_views
 
 _EVAL = "evaluation measures features, not the outputs of a classifier"
 _LENGTH = "batches are drawn at random or in order, whatever the length of items"

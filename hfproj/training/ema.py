@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from hfproj import filenames
 from hfproj.backbones.loading import bare_backbone
 from hfproj.errors import AdapterFileError, UsageError
-from hfproj.training.views import forward_views
 from hfproj.tuner.backbone_tensors import BackboneTensors
 from hfproj.tuner.layer import CHILD
+from hfproj.tuner.views import forward_views
 
 
 class EMA:

@@ -25,7 +25,7 @@ from hfproj.data.skipped import SkippedImages
 from hfproj.diagnostics.global_batch import detached
 from hfproj.errors import UsageError
 from hfproj.features.views import FixedViews
-from hfproj.objectives.base import Step, check_needs, check_views
+from hfproj.objectives.base import Step, check_needs, check_output, check_views
 from hfproj.objectives.buffers import START, Position
 from hfproj.results.history import HISTORY_FILE, read_history
 from hfproj.saving.signals import LeaveSignals
@@ -36,9 +36,9 @@ from hfproj.training.ema import EMA
 from hfproj.training.optimizer import AroundSteps, make_optimizer
 from hfproj.training.resuming import ResumingTrainer
 from hfproj.training.shares import GradientShares
-from hfproj.training.views import forward_views
 from hfproj.tuner.active import active_modules
 from hfproj.tuner.patch_dropout import PatchDropout
+from hfproj.tuner.views import forward_views
 from hfproj.typing import Data, DataOrStream, Refused
 
 
@@ -272,8 +272,7 @@ class ProjectionTrainer(ResumingTrainer):
             "scales": out.scales, "target": self.targets(views), "step": step,
         }  # fmt: skip
         check_needs(self.objective, given)
-        loss, terms = self.objective(out.z, **given)
-        terms = dict(terms)
+        loss, terms = check_output(self.objective, self.objective(out.z, **given))
         objective, added = loss, {}
         if self.regularizers:
             terms["objective"] = loss.detach()

@@ -24,6 +24,25 @@ import hfproj
 from hfproj.heads.mlp import MLPHead
 
 Config = hfproj.ProjectionHeadConfig
+
+
+class AnyHead(OwnHead):
+    """A head that does something else with z at last."""
+
+    change = None
+
+    def forward(self, h):
+        return AnyHead.change(super().forward(h))
+
+
+def _own_head(change):
+    """A model with a head that returns what `change` makes of z."""
+    if "any_head" not in hfproj.list_heads():
+        hfproj.register_head("any_head", AnyHead)
+    AnyHead.change = change
+    return get_peft_model(backbone(), Config(head="any_head", out_dim=4))
+
+
 IDS = torch.ones(2, 5, dtype=torch.long)
 CONFIGS = {
     "config: head and width by position": (lambda: Config("mlp", 128), "head='mlp'", "out_dim=128"),
@@ -107,6 +126,9 @@ HEADS = {
     "head: numpy": (lambda: hfproj.create_head("mlp", in_dim=8)(np.zeros((4, 8))), "ndarray", "tensor"),
     "head: whole numbers": (
         lambda: hfproj.create_head("mlp", in_dim=8).eval()(torch.ones(4, 8, dtype=torch.long)), "int64"),
+    "head: a number instead of a row": (lambda: _own_head(lambda z: z.sum(-1))(x()), "AnyHead", "[4, 4]", "[4]"),
+    "head: nothing": (lambda: _own_head(lambda z: None)(x()), "AnyHead", "None"),
+    "head: wider than out_dim": (lambda: _own_head(lambda z: torch.cat([z, z], -1))(x()), "[4, 8]", "out_dim"),
     "register_head: swapped": (lambda: hfproj.register_head(OwnHead, "mine"), "name", "'mine'"),
     "register_head: a taken name": (lambda: hfproj.register_head("mlp", OwnHead), "another name"),
     "register_head: an instance": (lambda: hfproj.register_head("mine", OwnHead(in_dim=3)), "not an instance"),

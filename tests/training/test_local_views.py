@@ -5,7 +5,7 @@ import torch
 from small import head_model, images, trainable, trainer, views
 
 from hfproj.objectives.nt_xent import nt_xent_loss
-from hfproj.training.views import forward_views
+from hfproj.tuner.views import forward_views
 
 LOCAL = {"local_views": 2, "local_size": 8}
 

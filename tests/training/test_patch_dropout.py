@@ -9,8 +9,8 @@ from torch import nn
 from transformers import ConvNextConfig, ConvNextModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 import hfproj
-from hfproj.training.views import forward_views
 from hfproj.tuner.patch_dropout import PatchDropout
+from hfproj.tuner.views import forward_views
 
 
 def timm_vit():

@@ -7,7 +7,7 @@ from small import head_model
 from torch import nn
 
 import hfproj
-from hfproj.training.views import forward_views
+from hfproj.tuner.views import forward_views
 
 
 @pytest.fixture
