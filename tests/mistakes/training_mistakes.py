@@ -17,7 +17,7 @@ from mistakes.things import (
     trainer,
 )  # fmt: skip
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments, default_data_collator
 
 import hfproj
 
@@ -70,6 +70,8 @@ TRAINER = {
     "trainer: an objective as regularizer": (lambda: trainer(regularizers={"nt_xent": 0.1}), "Available"),
     "trainer: a collator without views": (lambda: train(data_collator=eval_images()), "ImageViews"),
     "trainer: collator's class": (lambda: trainer(data_collator=hfproj.ImageViews), "ImageViews.for_model(model)"),
+    "trainer: transformers' collator": (
+        lambda: train(data_collator=default_data_collator), "default_data_collator", "ImageViews.for_model(model)"),
     "trainer: a transform as collator": (lambda: train(data_collator=torch.nn.Identity()), "views"),
     "trainer: collator of texts for images": (
         lambda: train(data_collator=hfproj.TextViews(tokenizer())), "reads images", "ImageViews"),
@@ -114,6 +116,7 @@ ARGUMENTS = {
     "arguments: a strategy that is none": (lambda: arguments(eval_strategy="epochs"), "eval_strategy", "epoch"),
     "arguments: a schedule that is none": (lambda: arguments(lr_scheduler_type="cos"), "lr_scheduler_type", "cosine"),
     "arguments: an optimizer that is none": (lambda: arguments(optim="adam"), "optim", "adamw_torch"),
+    "arguments: a misspelt optimizer": (lambda: arguments(optim="adamww"), "Did you mean 'adamw_torch'?"),
     "arguments: a tracker that is none": (lambda: trainer(args={"report_to": "wandbb"}), "report_to", "wandb"),
     "arguments: remove_unused_columns": (lambda: arguments(remove_unused_columns=True), "leave it False"),
     "arguments: pickles to the Hub": (lambda: arguments(hub_strategy="checkpoint"), "every_save"),
