@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 import hfproj
 from hfproj import diagnostics, plots
 from hfproj.reporting import write_image_pictures, write_text_pictures
+from hfproj.results import Measurement
 
 Y = torch.arange(8) % 2
 NAMES = [{**item, "label": "cat"} for item in images(8)]
@@ -125,6 +126,8 @@ RESULTS = {
     "results: an accuracy by another name": (lambda: results().value("accuracy", "h", "after"), "knn"),
     "results: a list to merge": (lambda: results().merge([results()]), "merge(*results)"),
     "results: a folder without": (lambda: hfproj.Results.load("/no/such/run"), "/no/such/run"),
+    "results: before and after of other test sets": (
+        lambda: _ranks("before", 64).merge(_ranks("after", 30)), "64 test rows before", "30 after", "the same rows"),
     "report: a folder without": (lambda: hfproj.report("/no/such/run"), "/no/such/run"),
     "report: a path that can't be written": (lambda: hfproj.report(_run(), path="/proc/none.html"), "/proc/none.html"),
     "pictures: of images, of texts": (
@@ -141,6 +144,11 @@ RESULTS = {
     "data of evaluate: a `datasets` set of unknown columns": (
         lambda: evaluate(test=data().rename_column("image", "picture")), "image_column"),
 }  # fmt: skip
+
+
+def _ranks(when, rows):
+    """RankMe of so many rows."""
+    return hfproj.Results(measurements=[Measurement("rankme", "h", when, 3.0, protocol={"rows": rows})], seeds=[0])
 
 
 def _run():
