@@ -200,8 +200,8 @@ def check_types(who: str, call: Callable[..., Any], options: Mapping[str, Any]) 
             )
         if isinstance(value, Integral):
             _check_number(f"{name} of {who}", value)
-        if torch.device in kinds and isinstance(value, str):
-            _check_device(f"{name} of {who}", value)
+        if torch.device in kinds and isinstance(value, str | torch.device):
+            check_device(f"{name} of {who}", value)
 
 
 def _cure(name: str, value: Any, kinds: Sequence[Any]) -> str:
@@ -286,11 +286,28 @@ def refused_as(what: str) -> Iterator[None]:
         raise UsageError(f"{what} ({type(error).__name__}: {error}).") from error
 
 
-def _check_device(what: str, value: str) -> None:
+def check_device(what: str, value: str | torch.device) -> torch.device:
+    """Return a device, which has to be one that torch sees on this machine.
+
+    Raises:
+        UsageError: If it is none, or not there.
+
+    Example:
+        >>> check_device("device", "gpu")
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected device to be a device such as 'cpu', 'cuda' or 'cuda:1', got 'gpu'.
+    """
     try:
-        torch.device(value)
+        found = torch.device(value)
     except RuntimeError:
         raise UsageError(f"Expected {what} to be a device such as 'cpu', 'cuda' or 'cuda:1', got {value!r}.") from None
+    there = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count, "xpu": torch.xpu.device_count}
+    count = there[found.type]() if found.type in there else 1
+    if found.type in there and (found.index or 0) >= count:
+        sees = f"sees {count} of this kind" if count else "sees none of this kind"
+        hint = "use 'cpu'" if not count else f"use {found.type!r}"
+        raise UsageError(f"Expected {what} to be a device of this machine, got '{found}', but torch {sees}; {hint}.")
+    return found
 
 
 def _in_words(kind: Any) -> str:

@@ -22,7 +22,8 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     "peftconfig": ("backbone_adapter",), "lora": ("backbone_adapter",), "loraconfig": ("backbone_adapter",),
     # training
     "lr": ("learning_rate",), "epochs": ("num_train_epochs", "epochs"), "steps": ("max_steps", "every"),
-    "batchsize": ("per_device_train_batch_size", "batch_size"), "evaluationstrategy": ("eval_strategy",),
+    "batchsize": ("per_device_train_batch_size", "batch_size"), "bs": ("per_device_train_batch_size", "batch_size"),
+    "numepochs": ("num_train_epochs", "epochs"), "numsteps": ("max_steps",), "evaluationstrategy": ("eval_strategy",),
     "workers": ("dataloader_num_workers", "num_workers"), "outdir": ("output_dir",), "wd": ("weight_decay",),
     "warmup": ("warmup_steps", "warmup"), "optimizer": ("optim", "optimizers"), "loss": ("objective",),
     "criterion": ("objective",), "tokenizer": ("processing_class",), "collatefn": ("data_collator", "collator"),
@@ -46,6 +47,16 @@ def plain_name(name: object) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name)[:200].lower())
 
 
+def known_elsewhere(name: object, available: Collection[str]) -> str | None:
+    """Return what is called `name` in other libraries and papers, if `available` has it.
+
+    Example:
+        >>> known_elsewhere("--lr", ["lr_scheduler_type", "learning_rate"])
+        'learning_rate'
+    """
+    return next((here for here in _ELSEWHERE.get(plain_name(name), ()) if here in available), None)
+
+
 def nearest(name: object, available: Collection[str]) -> str | None:
     """Return the name of `available` that was probably meant, or None.
 
@@ -53,6 +64,8 @@ def nearest(name: object, available: Collection[str]) -> str | None:
         >>> nearest("NTXentLoss", ["nt_xent", "simcse"]), nearest("simclr", ["nt_xent", "simcse"])
         ('nt_xent', 'nt_xent')
     """
+    if name is None:
+        return None
     if close := difflib.get_close_matches(str(name), available, n=1, cutoff=0.9):
         return close[0]
     of_plain = {plain_name(n): n for n in sorted(available, reverse=True)}
@@ -61,8 +74,11 @@ def nearest(name: object, available: Collection[str]) -> str | None:
     for tried in dict.fromkeys((plain, bare)):
         if tried in of_plain:
             return of_plain[tried]
-        for here in _ELSEWHERE.get(tried, ()):
-            if here in available:
+        if here := known_elsewhere(tried, available):
+            return here
+    if not difflib.get_close_matches(plain, of_plain, n=1, cutoff=0.8):  # else a misspelt name of elsewhere
+        for other in difflib.get_close_matches(plain, _ELSEWHERE, n=1, cutoff=0.85):
+            if here := known_elsewhere(other, available):
                 return here
     close = difflib.get_close_matches(plain, of_plain, n=1) or difflib.get_close_matches(bare, of_plain, n=1)
     return of_plain[close[0]] if close else None

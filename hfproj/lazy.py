@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from hfproj.hints import nearest
+
 Getter = Callable[[str], Any]
 
 
@@ -21,6 +23,8 @@ def lazy_names(package: str, public: Mapping[str, Sequence[str]], rooms: Sequenc
         package: Its ``__name__``.
         public: Module inside the package → names that are imported from there.
         rooms: Subpackages and modules that can be reached as attributes before they were imported.
+
+    An AttributeError names the name that was probably meant.
 
     Example:
         >>> get, names = lazy_names("hfproj", {"errors": ["UsageError"]}, ["results"])
@@ -33,7 +37,9 @@ def lazy_names(package: str, public: Mapping[str, Sequence[str]], rooms: Sequenc
         if name in rooms:
             return importlib.import_module(f"{package}.{name}")
         if name not in origin:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            meant = None if name.startswith("_") else nearest(name, [*origin, *rooms])
+            hint = f". Did you mean {meant!r}?" if meant else ""
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
         return getattr(importlib.import_module(f"{package}.{origin[name]}"), name)
 
     def __dir__() -> list[str]:

@@ -143,9 +143,13 @@ def main() -> None:
     if options.list:
         for name, line in list_converters().items():
             print(f"{name:13} {line}")
-    elif not (options.checkpoint and options.method and options.output_dir):
-        parser.error("expected CHECKPOINT, --method and --output_dir; --list shows the methods")
     else:
+        needed = {"CHECKPOINT": "checkpoint", "--method": "method", "--output_dir": "output_dir"}
+        missing = [flag for flag, name in needed.items() if not getattr(options, name)]
+        if missing:
+            *first, last = missing
+            named = f"{', '.join(first)} and {last}" if first else last
+            parser.error(f"expected {named}, got none; --list shows the methods")
         convert(options)
 
 

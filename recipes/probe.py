@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset
 
 import hfproj
+from hfproj.checking import check_device
 from hfproj.data import split_off
 from hfproj.files import command_line, write_atomic
 from hfproj.probes import create_probe
@@ -75,7 +76,7 @@ def main() -> None:
         layers = [int(layer) if layer.lstrip("-").isdigit() else layer for layer in layers.split(",")]
     adapted = cli.is_adapter(recipe.model)
     model = hfproj.from_pretrained(recipe.model) if adapted else hfproj.load_backbone(recipe.model)
-    model.to(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(check_device("--device", recipe.device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
     results: list[hfproj.Results] = []
     for dataset in recipe.datasets.split(","):

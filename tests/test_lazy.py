@@ -1,5 +1,6 @@
 """The PEFT method is registered when PEFT is imported, in whichever order, and `import hfproj` imports little."""
 
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -157,3 +158,20 @@ def test_two_threads(package):
     assert errors == []
     assert not any(thread.is_alive() for thread in threads)
     assert sys.modules["rooms.one"].whole
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "said"),
+    [
+        ("hfproj", "evalute", "module 'hfproj' has no attribute 'evalute'. Did you mean 'evaluate'?"),
+        ("hfproj", "ProjectionHeadConfg", "Did you mean 'ProjectionHeadConfig'?"),
+        ("hfproj", "diagnostic", "Did you mean 'diagnostics'?"),
+        ("hfproj.data", "EvalImage", "module 'hfproj.data' has no attribute 'EvalImage'. Did you mean 'EvalImages'?"),
+        ("hfproj", "zebra", "module 'hfproj' has no attribute 'zebra'"),
+        ("hfproj", "__evaluate__", "module 'hfproj' has no attribute '__evaluate__'"),
+    ],
+)
+def test_misspelt_names(module, name, said):
+    with pytest.raises(AttributeError) as caught:
+        getattr(importlib.import_module(module), name)
+    assert str(caught.value).endswith(said)

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -83,7 +84,7 @@ def load_backbone(
             JSON values only, since they are stored with the adapter.
 
     Raises:
-        UsageError: If nothing can be loaded under this name.
+        UsageError: If nothing can be loaded under this name, or an option is none of the library's.
     """
     check_type("the backbone's name", name, str, "give a Hub id, a folder or a timm model; a module needs no loading")
     if library is None:
@@ -91,6 +92,10 @@ def load_backbone(
     check_choice("backbone library", library, ("transformers", "timm"))
     if "trust_remote_code" in kwargs:
         raise UsageError("trust_remote_code is not supported: code from a repository is never run.")
+    for option in ("dtype", "torch_dtype"):
+        text = kwargs.get(option)
+        if isinstance(text, str) and text != "auto" and not isinstance(getattr(torch, text, None), torch.dtype):
+            raise UsageError(f"Expected {option} to be a type such as 'float16' or 'bfloat16', got {text!r}.")
     if library == "timm":
         backbone = _load_timm(name, revision, kwargs)
     else:

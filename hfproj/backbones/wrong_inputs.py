@@ -30,13 +30,15 @@ def check_pixels(backbone: nn.Module, images: Tensor) -> None:
     """Refuse pixels ``[batch, channels, height, width]`` that are whole numbers; warn of a border that is cut.
 
     Raises:
-        UsageError: If they are whole numbers, and the backbone is of `transformers` or timm, which take them as they
-            are: from 0 to 255 instead of around 0.
+        UsageError: If there are none; or if they are whole numbers, and the backbone is of `transformers` or timm,
+            which take them as they are: from 0 to 255 instead of around 0.
     """
     if not images.is_floating_point() and library_of(backbone) != "torch":
         raise UsageError(
             f"Expected pixels as normalised floats, got {images.dtype} of shape {list(images.shape)}: {_IMAGES}."
         )
+    if not len(images):
+        raise UsageError(f"Expected a batch of one image or more, got {list(images.shape)}; leave empty batches out.")
     patch, height, width = patch_of(backbone), *images.shape[-2:]
     if patch and (height % patch or width % patch) and min(height, width) >= patch:
         left = f"{height - height % patch} × {width - width % patch}"

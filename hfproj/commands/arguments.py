@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from hfproj.commands.flags import flags_of, page
 from hfproj.errors import HfprojError, UsageError, one_line, unknown
 from hfproj.files import command_line, write_atomic
+from hfproj.hints import known_elsewhere
 from hfproj.redaction import is_secret, redacted, remember, variable
 from hfproj.strict_json import short
 
@@ -155,9 +156,12 @@ def read_arguments(path: str | os.PathLike) -> dict[str, Any]:
     """Return what a YAML or JSON file of arguments holds: name → value, with ``-`` in names as ``_``.
 
     Raises:
-        UsageError: If it is not there, can't be read, is larger than 1 MB, or is no mapping of names.
+        UsageError: If it is not there, can't be read, is larger than 1 MB, is no mapping of names, or has a name twice.
     """
-    path, what = Path(path), "flags and values, one a line, such as `learning_rate: 0.001`"
+    path = Path(path)
+    what = "flags and values, one a line, such as `learning_rate: 0.001`"
+    if path.suffix == ".json":
+        what = 'flags and values in braces, such as {"learning_rate": 0.001}'
     try:
         with open(path, "rb") as file:
             raw = file.read(_MOST + 1)
@@ -170,7 +174,7 @@ def read_arguments(path: str | os.PathLike) -> dict[str, Any]:
 
     try:
         text = raw.decode()
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        found = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else _yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{str(path)!r} can't be read: {_problem(error)}. Expected {what}.") from error
     found = {} if found is None else found
@@ -182,6 +186,31 @@ def read_arguments(path: str | os.PathLike) -> dict[str, Any]:
         if isinstance(value, str) and value == variable(name):  # a secret that was not written down
             values[name] = os.environ.get(value.removeprefix("$"))
     return values
+
+
+def _once(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a mapping, whose names are all different.
+
+    Raises:
+        ValueError: If a name stands twice.
+    """
+    names = [name for name, _ in pairs]
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise ValueError(f"{twice!r} stands twice; keep one of the two")
+    return dict(pairs)
+
+
+def _yaml(text: str) -> Any:
+    """Return what YAML holds, as ``yaml.safe_load`` does, where no name stands twice (there the last would win)."""
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            if isinstance(node, yaml.MappingNode):
+                _once([(name.value, None) for name, _ in node.value if isinstance(name, yaml.ScalarNode)])
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Loader=Strict)
 
 
 def _problem(error: Exception) -> str:
@@ -301,6 +330,8 @@ def _refuse(parser: argparse.ArgumentParser) -> Callable[[str], NoReturn]:
         action = next((a for a in parser._actions if flag in (*a.option_strings, a.dest)), None)
         if wrong := re.match(r"invalid (\w+) value: (.*)", rest, re.DOTALL):
             raise UsageError(f"Expected {flag} to be {_EXPECTED.get(wrong[1], wrong[1])}, got {wrong[2]}. See --help.")
+        if wrong := re.match(r"Truthy value expected: got (.*) but expected", rest, re.DOTALL):
+            raise UsageError(f"Expected {flag} to be true or false, got {wrong[1]!r}. See --help.")
         if (wrong := re.match(r"invalid choice: '(.*?)' \(", rest, re.DOTALL)) and action is not None:
             raise unknown(flag, wrong[1], map(str, action.choices or ()))
         if missing := re.match(r"the following arguments are required: (.*)", rest):
@@ -320,11 +351,12 @@ def _unknown_words(parser: argparse.ArgumentParser, left: Sequence[str]) -> Usag
     said = []
     for name in (word.partition("=")[0] for word in left if word.startswith("-")):
         longer = [flag for flag in known if len(name) > 2 and flag.startswith(name)]
-        close = longer or difflib.get_close_matches(name, known, n=1)
+        meant = known_elsewhere(name, [flag.lstrip("-") for flag in known])
+        close = [f"--{meant}"] if meant else longer or difflib.get_close_matches(name, known, n=1)
         said.append(f"{name} (did you mean {close[0]}?)" if close else name)
-    hint = (
-        ""
-        if said or not any(word.endswith(SUFFIXES) for word in left)
-        else " A file of arguments stands before the flags."
-    )
+    hint = ""
+    if not said and any(word.endswith(SUFFIXES) for word in left):
+        hint = " A file of arguments stands before the flags."
+    elif not said and Path(left[0]).is_file():
+        hint = f" Files of arguments are {', '.join(SUFFIXES)}."
     return UsageError(f"Unknown arguments: {', '.join(said) or short(left[0])}.{hint} See --help.")

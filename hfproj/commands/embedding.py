@@ -1,6 +1,7 @@
 """``hfproj embed``: h or z of every image or text of a data set, as a file that other programs read."""
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -108,9 +109,11 @@ def embed(options: argparse.Namespace) -> None:
 def _device(name: str | None) -> Any:
     import torch
 
+    from hfproj.checking import check_device
+
     try:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device(name) if name else found or torch.device("cpu")
+        return check_device("--device", torch.device(name)) if name else found or torch.device("cpu")
     except RuntimeError as error:
         raise UsageError(f"Expected --device to be a device of torch's, got {name!r}: {one_line(error)}.") from error
 
@@ -125,7 +128,11 @@ def _data(model: Any, options: argparse.Namespace) -> tuple[Any, Any]:
     from hfproj.backbones.loading import bare_backbone
 
     backbone = bare_backbone(model)
-    if main_input_of(backbone) != "input_ids":
+    reads = "texts" if main_input_of(backbone) == "input_ids" else "images"
+    if (holds := _kind(options.data)) and holds != reads:
+        wanted = f"DATA to be {reads}, which {options.model!r} reads"
+        raise UsageError(f"Expected {wanted}, got {options.data!r}, {holds}; give a model that reads {holds}.")
+    if reads == "images":
         columns = {"image_column": options.image_column, "label_column": options.label_column}
         images = hfproj.load_image_dataset(options.data, split=options.split, limit=options.limit, **columns)
         if options.on_bad_image == "skip":
@@ -139,6 +146,17 @@ def _data(model: Any, options: argparse.Namespace) -> tuple[Any, Any]:
     texts = _texts(options)
     label = options.label_column or ("label" if "label" in texts.column_names else None)
     return texts, hfproj.EvalText.for_model(model, column=options.text_column, max_length=length, label_column=label)
+
+
+def _kind(data: str) -> str | None:
+    """Return whether DATA, by its name alone, is of images or of texts; None where it may be either."""
+    path = Path(data).expanduser()
+    if path.is_file() and path.suffix in _TEXTS and path.suffix != ".parquet":
+        return "texts"
+    files = itertools.islice(itertools.chain(path.glob("*"), path.glob("*/*")), 1000) if path.is_dir() else [path]
+    found = {file.suffix.lower() for file in files}
+    of_images = found & {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"} and not found & {*_TEXTS}
+    return "images" if of_images or (data == "digits" and not path.exists()) else None
 
 
 def _texts(options: argparse.Namespace) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import hfproj
 from hfproj.commands import outcome, recipes
-from hfproj.commands.arguments import SUFFIXES, arguments
+from hfproj.commands.arguments import SUFFIXES, arguments, help_wanted, split_files
 from hfproj.errors import UsageError
 
 HELP = """\
@@ -92,6 +92,9 @@ def _run(words: list[str]) -> None:
 
 def _probe(words: list[str]) -> None:
     named = words and not words[0].startswith("-") and not words[0].endswith(SUFFIXES)
+    flags = {word.partition("=")[0] for word in words}
+    if not named and "--model" not in flags and not help_wanted(words) and not split_files(words)[0]:
+        raise UsageError("Expected MODEL, got none. See --help.")
     recipes.run_recipe("probe", ["--model", *words] if named else words)
 
 

@@ -60,7 +60,7 @@ def check_eval_dataset(dataset: Any, name: str = "eval_dataset", *, several: boo
 
 
 def check_collator(name: str, collator: Any) -> None:
-    """Refuse a class of collators, and what can't be called; None is let pass.
+    """Refuse a class of collators, what can't be called, and the default one of transformers; None passes.
 
     Raises:
         UsageError: If it is one.
@@ -68,6 +68,9 @@ def check_collator(name: str, collator: Any) -> None:
     if isinstance(collator, type):
         how = f"{collator.__name__}.for_model(model)" if hasattr(collator, "for_model") else f"{collator.__name__}(…)"
         raise UsageError(f"Expected {name} to be a collator, got the class {collator.__name__}; write {how}.")
+    if name == "data_collator" and getattr(collator, "__name__", "") == "default_data_collator":
+        what = "Expected data_collator to make views of images or texts, got transformers' default_data_collator"
+        raise UsageError(f"{what}; use hfproj.ImageViews.for_model(model), or TextViews.")
     if collator is not None and not callable(collator):
         hint = "give a function of a list of items, such as hfproj.ImageViews.for_model(model)"
         raise UsageError(f"Expected {name} to be a collator, got {type(collator).__name__}; {hint}.")

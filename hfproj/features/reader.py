@@ -67,7 +67,9 @@ class Reader:
             raise UsageError(f"Expected layers='all' or a list, got {layers}; do you mean layers=[{layers}]?")
         if isinstance(layers, str):
             if layers != "all":
-                raise UsageError(f"Expected layers='all' or a list, got {layers!r}; do you mean layers=[{layers!r}]?")
+                there = layers in dict(self.backbone.named_modules())
+                meant = f"do you mean layers=[{layers!r}]" if there else "layers=[-1] is the last one"
+                raise UsageError(f"Expected layers='all' or a list, got {layers!r}; {meant}{'?' * there or '.'}")
             layers = blocks_of(self.backbone)
         self.layers = dict(map(self._layer, layers))
         self._captured: dict[tuple[str, str], Any] = {}

@@ -22,9 +22,11 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from hfproj import limits
+from hfproj.backbones.loading import EMBEDDED
 from hfproj.errors import AdapterFileError, HubError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.files import write_atomic
+from hfproj.hints import plain_name
 from hfproj.hub.failures import FAILURES, explain, is_transient, origin, retry
 from hfproj.hub.untrusted import TensorInfo, is_folder_name, regular_file, same_folder, shape_of
 from hfproj.redaction import remember
@@ -189,6 +191,9 @@ def open_source(
     name = str(repo)
     if os.path.isdir(name):  # of a name that can be none, it is no folder; `Path.is_dir` raises
         return Folder(Path(name), name)
+    if plain_name(name) == plain_name(EMBEDDED):
+        how = f"hfproj.load_backbone({EMBEDDED!r})"
+        raise AdapterFileError(f"{name!r} is a backbone that ships with the package, and no adapter; {how} loads it.")
     if isinstance(repo, Path) or not is_repo_id(name):
         expected = "expected a folder written by model.save_pretrained(…), or a name like 'user/name'"
         raise AdapterFileError(f"{short(name, 200)} is neither a folder nor a Hub repository; {expected}.")

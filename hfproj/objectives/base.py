@@ -32,7 +32,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +202,35 @@ def check_call(objective: nn.Module, z: object, **given: object) -> None:
         kind = _KINDS.get(name, object)
         if value is not None and not isinstance(value, kind):
             raise UsageError(f"{who} takes {name} as a {kind.__name__}, got {type(value).__name__}: {_HINTS[name]}.")
+
+
+def check_output(objective: nn.Module, returned: Any) -> ObjectiveOutput:
+    """Return what a call of an objective returned, which has to be a loss of one number and a dict of terms.
+
+    Raises:
+        UsageError: If it is anything else, such as the loss alone.
+
+    Example:
+        >>> check_output(nn.Identity(), torch.zeros(3))
+        Traceback (most recent call last):
+        hfproj.errors.UsageError: Expected Identity to return a pair, (loss, terms), got a tensor of shape [3]; ...
+    """
+    pair: Any = returned if isinstance(returned, tuple | list) and len(returned) == 2 else (None, None)
+    loss, terms = pair
+    named = isinstance(terms, Mapping) and all(isinstance(value, Tensor) for value in terms.values())
+    if isinstance(loss, Tensor) and loss.numel() == 1 and named:
+        return ObjectiveOutput(loss, dict(terms))
+
+    def kind(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return f"a dict of {', '.join(sorted({type(v).__name__ for v in value.values()})) or 'nothing'}"
+        return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+    got = f"({', '.join(map(kind, returned))})" if pair is returned else kind(returned)
+    raise UsageError(
+        f"Expected {type(objective).__name__} to return a pair, (loss, terms), got {got}; return the loss of the batch "
+        "as a tensor of one number, with a dict of tensors to log: return loss, {}."
+    )
 
 
 def check_callable(objective: nn.Module) -> None:

@@ -18,7 +18,7 @@ from hfproj import distributed, filenames, plots
 from hfproj.checking import checked
 from hfproj.data.images import EvalImages
 from hfproj.data.indexing import IndexedDataset, as_item
-from hfproj.errors import HfprojError, check_path
+from hfproj.errors import HfprojError, UsageError, check_path
 from hfproj.files import write_atomic
 from hfproj.reporting.maps import WIDTH, Labels, check_pairs, draw_map, nearest, small_png, spaced
 from hfproj.typing import Data
@@ -49,7 +49,7 @@ def write_image_pictures(
         What was written.
 
     Raises:
-        UsageError: If rows of h and images do not pair, or there are fewer than two.
+        UsageError: If rows of h and images do not pair, there are fewer than two, or the items hold no "image".
 
     Example:
         >>> import hfproj, tempfile, torch
@@ -62,6 +62,9 @@ def write_image_pictures(
     """
     check_path("the folder of a run", folder)
     check_pairs(dataset, before, after, what="images")
+    if "image" not in (columns := as_item(dataset[0])):
+        what = f"Expected images in a column 'image', got items of {', '.join(map(str, columns))}"
+        raise UsageError(f"{what}; of texts: hfproj.reporting.write_text_pictures.")
     if distributed.rank() != 0:
         return []
     folder, images = Path(folder), _Images(model, dataset)

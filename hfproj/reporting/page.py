@@ -15,7 +15,7 @@ from typing import Any
 
 from hfproj import filenames, plots
 from hfproj.checking import checked
-from hfproj.errors import HfprojError, check_path
+from hfproj.errors import HfprojError, UsageError, check_path
 from hfproj.files import portable, write_atomic
 from hfproj.redaction import redacted
 from hfproj.reporting.context import Context
@@ -43,7 +43,7 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
         path: Where to write instead.
 
     Raises:
-        UsageError: If `output_dir` is no path, or there is no `results.json` in it.
+        UsageError: If `output_dir` is no path, there is no `results.json` in it, or the page can't be written there.
         AdapterFileError: If the results or the history are damaged.
 
     Example:
@@ -60,7 +60,11 @@ def report(output_dir: str | os.PathLike, *, path: str | os.PathLike | None = No
         results.history = read_history(folder / HISTORY_FILE)
     path = folder / PAGE if path is None else Path(path)
     page = render_report(results, of_images=_of_images(folder), of_texts=read_text_neighbours(folder))
-    write_atomic(path, page.encode())
+    try:
+        write_atomic(path, page.encode())
+    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        what = f"Expected a path where the page can be written, got {str(path)!r} ({error.strerror})"
+        raise UsageError(f"{what}; give another: path=….") from error
     return path
 
 

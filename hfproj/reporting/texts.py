@@ -48,7 +48,8 @@ def write_text_pictures(
         What was written.
 
     Raises:
-        UsageError: If rows of h and texts do not pair, there are fewer than two, or an item has no text.
+        UsageError: If rows of h and texts do not pair, there are fewer than two, or an item that is shown has no
+            text.
 
     Example:
         >>> import tempfile, torch
@@ -119,4 +120,6 @@ def _text(dataset: Any, row: int, column: str) -> str:
         what = f"Expected a text in column {column!r} of item {row}, got {type(text).__name__}"
         raise UsageError(f"{what}; name the column of the texts: text_column=….")
     text = " ".join(text.split())
+    if not text:
+        raise UsageError(f"Expected a text in column {column!r} of item {row}, got an empty one; leave such items out.")
     return text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…"

@@ -132,6 +132,27 @@ class Measured(Protocol):
     geometry: dict[str, Any]
 
 
+def on_other_rows(measured: Iterable[Measurement]) -> str | None:
+    """Return, in words, what was measured on so many test rows before training and on so many others after it, or None.
+
+    Example:
+        >>> on_other_rows([Measurement("rankme", "h", "before", 3.0, protocol={"rows": 64}),
+        ...                Measurement("rankme", "h", "after", 2.0, protocol={"rows": 30})])
+        'RankMe of h on 64 test rows before training and on 30 after it'
+    """
+    counts: dict[tuple[str, ...], dict[str, set[int]]] = {}
+    for m in measured:
+        count = next((m.protocol[name] for name in ("queries", "test_rows", "rows") if name in m.protocol), None)
+        if isinstance(count, int):
+            key = words.label(m.name, m.unit, m.protocol), m.layer, m.dataset
+            counts.setdefault(key, {"before": set(), "after": set()})[m.when].add(count)
+    for (label, layer, _), of in counts.items():
+        if of["before"] and of["after"] and not of["before"] & of["after"]:
+            before, after = (" and ".join(map(str, sorted(of[when]))) for when in WHENS)
+            return f"{label} of {layer} on {before} test rows before training and on {after} after it"
+    return None
+
+
 def by_cell(measured: Iterable[Measurement]) -> dict[Cell, list[Measurement]]:
     """Return the measurements of each cell."""
     cells: dict[Cell, list[Measurement]] = {}

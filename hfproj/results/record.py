@@ -7,6 +7,7 @@ to everything.
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from hfproj.results.measurement import (
     by_cell,
     mean_std,
     missing_sentences,
+    on_other_rows,
     row_names,
     short,
     unpack_outcomes,
@@ -152,7 +154,8 @@ class Results:
         """Return the union of several results: before and after, other data sets, other seeds.
 
         Equal measurements are kept once; spectra, geometry and config entries of `self` come first. Histories of
-        different seeds are kept side by side, with the seed in each row; of one seed, each step is kept once.
+        different seeds are kept side by side, with the seed in each row; of one seed, each step is kept once. It warns
+        where test sets of different sizes were measured before and after training, which nothing compares.
 
         Raises:
             UsageError: If a measurement or an entry of config has two values: the results belong to different models;
@@ -192,6 +195,8 @@ class Results:
             merged.command = merged.command or other.command
             merged.log += [] if other.log == merged.log else other.log
             merged.notes += [n for n in other.notes if n not in merged.notes]
+        if found := on_other_rows(merged.measurements):
+            warnings.warn(f"{found}: these can't be compared; measure both on the same rows.", stacklevel=2)
         merged.notes = list(dict.fromkeys(merged.notes))
         return merged
 

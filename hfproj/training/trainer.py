@@ -25,7 +25,7 @@ from hfproj.data.skipped import SkippedImages
 from hfproj.diagnostics.global_batch import detached
 from hfproj.errors import UsageError
 from hfproj.features.views import FixedViews
-from hfproj.objectives.base import Step, check_needs, check_views
+from hfproj.objectives.base import Step, check_needs, check_output, check_views
 from hfproj.objectives.buffers import START, Position
 from hfproj.results.history import HISTORY_FILE, read_history
 from hfproj.saving.signals import LeaveSignals
@@ -272,8 +272,7 @@ class ProjectionTrainer(ResumingTrainer):
             "scales": out.scales, "target": self.targets(views), "step": step,
         }  # fmt: skip
         check_needs(self.objective, given)
-        loss, terms = self.objective(out.z, **given)
-        terms = dict(terms)
+        loss, terms = check_output(self.objective, self.objective(out.z, **given))
         objective, added = loss, {}
         if self.regularizers:
             terms["objective"] = loss.detach()

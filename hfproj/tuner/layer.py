@@ -101,12 +101,23 @@ class HeadModules(nn.Module):
         """Return z, p and prototype logits as far as there are modules; h is ``[batch, dim]`` or with views first."""
         weight = next((p for p in self.parameters() if p.is_floating_point()), None)
         z = self.head(h if weight is None else h.to(weight.dtype))
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            self._check(z, h)
         out = {"projection": z}
         if self.predictor is not None:
             out["prediction"] = self.predictor(z)
         if self.prototypes is not None:
             out["scores"] = self.prototypes(z)
         return {name: value.reshape(-1, value.shape[-1]) for name, value in out.items()}
+
+    def _check(self, z: Any, h: Tensor) -> None:
+        """Refuse what a head of somebody's own returns if it is not one z of `out_dim` numbers for each h."""
+        width = getattr(self.head, "out_dim", None)
+        if not isinstance(z, Tensor) or z.shape[:-1] != h.shape[:-1] or (width is not None and z.shape[-1] != width):
+            got = list(z.shape) if isinstance(z, Tensor) else "None" if z is None else type(z).__name__
+            wanted = f"z of shape {[*h.shape[:-1], width or 'out_dim']} for h of shape {list(h.shape)}"
+            hint = "let its forward return a row of out_dim numbers for each row of h"
+            raise UsageError(f"Expected {type(self.head).__name__} to return {wanted}, got {got}; {hint}.")
 
 
 class ProjectionLayer(nn.Module, BaseTunerLayer):

@@ -118,7 +118,9 @@ def test_what_was_set_to_null_stays_so(parse, tmp_path):
         ("\x00", "can't be read"),
         ("lerning_rate: 1\n", "run.yaml: Unknown flag 'lerning_rate'. Did you mean 'learning_rate'?"),
         ("steps: many\n", "Expected --steps to be a whole number, got 'many'"),
-        ("quiet: 7\n", "--quiet: Truthy value expected: got 7"),
+        ("quiet: 7\n", "Expected --quiet to be true or false, got '7'"),
+        ("steps: 1\nname: b\nsteps: 2\n", "'run.yaml' can't be read: 'steps' stands twice"),
+        ("options: {a: 1, a: 2}\n", "'a' stands twice"),
         ("options: [[1]]\n", "run.yaml: expected options to be one value or a list of values"),
         ("a: " + "x" * 2**20, "more than 1 MB"),
     ],
@@ -128,6 +130,22 @@ def test_mistakes_in_files(parse, tmp_path, text, said):
     with pytest.raises(UsageError, match=said) as caught:
         parse("run.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "{a",
+            r"'run.json' can't be read: .*\. Expected flags and values in braces, such as {\"learning_rate\": 0.001}",
+        ),
+        ('{"steps": 1, "steps": 2}', "'run.json' can't be read: 'steps' stands twice"),
+    ],
+)
+def test_mistakes_in_files_of_json(parse, tmp_path, text, said):
+    write(tmp_path / "run.json", text)
+    with pytest.raises(UsageError, match=said):
+        parse("run.json")
 
 
 @pytest.mark.parametrize(

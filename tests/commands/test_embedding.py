@@ -98,8 +98,15 @@ def test_texts(embed, tmp_path, capsys):
     embed("bert", "pairs.csv", "--text_column", "words")
     table = pq.read_table("embeddings.parquet")
     assert table["label"].to_pylist() == [1, 0]
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
     for words, said in (
         (["bert", "pairs.csv", "--out", "x.npy"], "'pairs.csv' has no column 'text' (--text_column)"),
+        (["bert", "digits", "--out", "x.npy"], "to be texts, which 'bert' reads, got 'digits', images"),
+        (
+            ["bert", "pictures", "--out", "x.npy"],
+            "to be texts, which 'bert' reads, got 'pictures', images",
+        ),
         (["bert", "bert/model.safetensors", "--out", "x.npy"], "Expected texts in one of .txt, .csv"),
     ):
         with pytest.raises(SystemExit):
@@ -142,6 +149,10 @@ def test_mistakes(embed, adapter, tmp_path, capsys):
         (["vit_nano", "digits", "--out", "there.npy"], "got 'there.npy', which exists; add --overwrite"),
         (["vit_nano", "digits", "--what", "z"], "Expected an adapter for --what z, got the backbone 'vit_nano'"),
         (["vit_nano", "digits", "--device", "tpu9"], "Expected --device to be a device of torch's, got 'tpu9'"),
+        (
+            ["vit_nano", "digits", "--device", "cuda:99"],
+            "--device to be a device of this machine, got 'cuda:99'",
+        ),
         (["vit_nano", "nowhere/at/all"], "There is no file or folder 'nowhere/at/all'"),
         ([adapter[0], "digits", "--pooling", "mean"], "--pooling is of bare backbones"),
     ):

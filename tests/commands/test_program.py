@@ -180,7 +180,19 @@ def test_report(tmp_path, monkeypatch, capsys):
         ("run --seed 1", "Expected the name of a recipe behind run, got '--seed'"),
         ("run probe no.yaml", "Expected 'no.yaml' to be a file of arguments, got: No such file"),
         ("run probe", "Expected --model, got none"),
-        ("convert", "Expected CHECKPOINT, --method and --output_dir; --list shows the methods"),
+        ("convert nope.pth", "Expected --method and --output_dir, got none; --list shows the methods"),
+        ("convert nope.pth --method byol", "Expected --output_dir, got none"),
+        ("probe", "Expected MODEL, got none"),
+        ("run simclr_vit --flip maybe", "Expected --flip to be true or false, got 'maybe'"),
+        ("run simclr_vit --lr 1", "--lr (did you mean --learning_rate?)"),
+        ("run simclr_vit --bs 1", "--bs (did you mean --per_device_train_batch_size?)"),
+        ("run simclr_vit --batch_size 1", "--batch_size (did you mean --per_device_train_batch_size?)"),
+        ("run simclr_vit --epochs 1", "--epochs (did you mean --num_train_epochs?)"),
+        ("run simclr_vit --steps 1", "--steps (did you mean --max_steps?)"),
+        ("run simclr_vit --wd 1", "--wd (did you mean --weight_decay?)"),
+        ("run simclr_vit run.toml", "Unknown arguments: 'run.toml'. Files of arguments are .yaml, .yml, .json."),
+        ("embed vit_nano notes.txt", "Expected DATA to be images, which 'vit_nano' reads, got 'notes.txt', texts"),
+        ("convert", "Expected CHECKPOINT, --method and --output_dir, got none; --list shows the methods"),
         ("probe vit_nano --prob knn", "Unknown arguments: --prob (did you mean --probes?)"),
         ("report nowhere", "There is no file 'nowhere/results.json'"),
         ("push nowhere me/x", "Expected FOLDER to hold an adapter, got 'nowhere' (no such folder)"),
@@ -195,5 +207,6 @@ def test_report(tmp_path, monkeypatch, capsys):
 )
 def test_mistakes_are_one_line(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.py").write_text("")
+    for name in ("there.py", "run.toml", "notes.txt"):
+        (tmp_path / name).write_text("")
     assert said in mistake(monkeypatch, capsys, *words.split())

@@ -1,5 +1,6 @@
 """Mistakes in evaluation, probes, features, diagnostics and results: name → (call, words of its one line …)."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,12 @@ from torch.utils.data import DataLoader
 
 import hfproj
 from hfproj import diagnostics, plots
+from hfproj.reporting import write_image_pictures, write_text_pictures
+from hfproj.results import Measurement
 
 Y = torch.arange(8) % 2
 NAMES = [{**item, "label": "cat"} for item in images(8)]
+NO_GPU = "mps" if torch.cuda.is_available() else "cuda"
 LABELLED, UNLABELLED = images(8), images(8, labels=False)
 EVALUATE = {
     "evaluate: data by position": (lambda: hfproj.evaluate(model(), LABELLED, LABELLED), "train=…", "test=…"),
@@ -54,7 +58,9 @@ EVALUATE = {
     "evaluate: column of labels": (lambda: evaluate(labels="label"), "labels='auto'", "label_column"),
     "evaluate: the labels themselves": (lambda: evaluate(labels=[0, 1] * 4), "labels='auto'", "label_column"),
     "evaluate: labels that are names": (lambda: evaluate(test=NAMES), "class numbers"),
-    "evaluate: layers as one name": (lambda: evaluate(layers="encoder"), "layers=['encoder']"),
+    "evaluate: the last layer in words": (lambda: evaluate(layers="last"), "'last'", "layers=[-1]"),
+    "evaluate: a GPU that is not there": (lambda: evaluate(device=NO_GPU), NO_GPU, "use 'cpu'"),
+    "evaluate: layers as one name": (lambda: evaluate(layers="layers.0"), "layers=['layers.0']"),
     "evaluate: one layer's number": (lambda: evaluate(layers=1), "layers=[1]"),
     "evaluate: a block that is not there": (lambda: evaluate(layers=[99]), "99"),
     "evaluate: when='trained'": (lambda: evaluate(when="trained"), "'before'", "'after'"),
@@ -120,7 +126,14 @@ RESULTS = {
     "results: an accuracy by another name": (lambda: results().value("accuracy", "h", "after"), "knn"),
     "results: a list to merge": (lambda: results().merge([results()]), "merge(*results)"),
     "results: a folder without": (lambda: hfproj.Results.load("/no/such/run"), "/no/such/run"),
+    "results: before and after of other test sets": (
+        lambda: _ranks("before", 64).merge(_ranks("after", 30)), "64 test rows before", "30 after", "the same rows"),
     "report: a folder without": (lambda: hfproj.report("/no/such/run"), "/no/such/run"),
+    "report: a path that can't be written": (lambda: hfproj.report(_run(), path="/proc/none.html"), "/proc/none.html"),
+    "pictures: of images, of texts": (
+        lambda: write_image_pictures(_run(), model(), TEXTS, x(8, 4), x(8, 4)), "text", "write_text_pictures"),
+    "pictures: of texts that are empty": (
+        lambda: write_text_pictures(_run(), [{"text": ""}] * 8, x(8, 4), x(8, 4)), "'text'", "empty"),
     "report: the results": (lambda: hfproj.report(results()), "folder"),
     "card: swapped": (lambda: hfproj.write_card(Path("/tmp"), results()), "Results"),
     "card: no folder": (lambda: hfproj.write_card(results()), "folder"),
@@ -131,4 +144,18 @@ RESULTS = {
     "data of evaluate: a `datasets` set of unknown columns": (
         lambda: evaluate(test=data().rename_column("image", "picture")), "image_column"),
 }  # fmt: skip
+
+
+def _ranks(when, rows):
+    """RankMe of so many rows."""
+    return hfproj.Results(measurements=[Measurement("rankme", "h", when, 3.0, protocol={"rows": rows})], seeds=[0])
+
+
+def _run():
+    """The folder of a run."""
+    folder = Path(tempfile.mkdtemp(prefix="hfproj-mistakes-"))
+    results().save(folder)
+    return folder
+
+
 MISTAKES = {**EVALUATE, **PROBES, **FEATURES, **RESULTS}

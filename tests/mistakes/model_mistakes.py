@@ -24,6 +24,25 @@ import hfproj
 from hfproj.heads.mlp import MLPHead
 
 Config = hfproj.ProjectionHeadConfig
+
+
+class AnyHead(OwnHead):
+    """A head that does something else with z at last."""
+
+    change = None
+
+    def forward(self, h):
+        return AnyHead.change(super().forward(h))
+
+
+def _own_head(change):
+    """A model with a head that returns what `change` makes of z."""
+    if "any_head" not in hfproj.list_heads():
+        hfproj.register_head("any_head", AnyHead)
+    AnyHead.change = change
+    return get_peft_model(backbone(), Config(head="any_head", out_dim=4))
+
+
 IDS = torch.ones(2, 5, dtype=torch.long)
 CONFIGS = {
     "config: head and width by position": (lambda: Config("mlp", 128), "head='mlp'", "out_dim=128"),
@@ -107,6 +126,9 @@ HEADS = {
     "head: numpy": (lambda: hfproj.create_head("mlp", in_dim=8)(np.zeros((4, 8))), "ndarray", "tensor"),
     "head: whole numbers": (
         lambda: hfproj.create_head("mlp", in_dim=8).eval()(torch.ones(4, 8, dtype=torch.long)), "int64"),
+    "head: a number instead of a row": (lambda: _own_head(lambda z: z.sum(-1))(x()), "AnyHead", "[4, 4]", "[4]"),
+    "head: nothing": (lambda: _own_head(lambda z: None)(x()), "AnyHead", "None"),
+    "head: wider than out_dim": (lambda: _own_head(lambda z: torch.cat([z, z], -1))(x()), "[4, 8]", "out_dim"),
     "register_head: swapped": (lambda: hfproj.register_head(OwnHead, "mine"), "name", "'mine'"),
     "register_head: a taken name": (lambda: hfproj.register_head("mlp", OwnHead), "another name"),
     "register_head: an instance": (lambda: hfproj.register_head("mine", OwnHead(in_dim=3)), "not an instance"),
@@ -123,6 +145,7 @@ OBJECTIVES = {
     "objective: SigLIP": (lambda: hfproj.create_objective("siglip"), "Did you mean 'sigmoid'?"),
     "objective: DINOv2": (lambda: hfproj.create_objective("dinov2"), "Did you mean 'dino'?"),
     "objective: MAE, which is none": (lambda: hfproj.create_objective("mae"), "Available"),
+    "objective: none": (lambda: hfproj.create_objective(None), "Unknown objective None. Available"),
     "objective: temperature by position": (lambda: hfproj.create_objective("nt_xent", 0.2), "by name", "**options"),
     "objective: short name of the temperature": (
         lambda: hfproj.create_objective("nt_xent", tau=0.2), "tau", "temperature"),
@@ -157,6 +180,7 @@ BACKBONES = {
     "backbone: vit-nano": (lambda: hfproj.load_backbone("vit-nano"), "Did you mean 'vit_nano'?"),
     "backbone: a folder that is not there": (lambda: hfproj.load_backbone("./no/model"), "./no/model", "folder"),
     "backbone: a module": (lambda: hfproj.load_backbone(nn.Linear(3, 3)), "needs no loading"),
+    "backbone: a type that is none": (lambda: hfproj.load_backbone("vit_nano", dtype="float99"), "dtype", "bfloat16"),
     "backbone: another library": (lambda: hfproj.load_backbone("resnet18", library="torchvision"), "timm"),
     "backbone: an option of timm": (lambda: hfproj.load_backbone("vit_nano", num_classes=0, img_size=32), "img_size"),
     "backbone: device as an option": (lambda: hfproj.load_backbone("vit_nano", device="cuda"), "device", ".to("),
@@ -169,6 +193,7 @@ FORWARD = {
         lambda: hfproj.load_backbone("vit_nano") and hfproj.extract_features(
             nano(), [0, 1], collator=lambda items: {"pixel_values": x(len(items), 3, 32, 32, dtype=torch.uint8)}),
         "uint8", "EvalImages"),
+    "forward: no image": (lambda: model()(x(0, 3, 16, 16)), "[0, 3, 16, 16]", "empty batches"),
     "forward: one image": (lambda: model()(x(3, 16, 16)), "[batch, 3, height, width]", "[3, 16, 16]"),
     "forward: channels last": (lambda: model()(x(4, 16, 16, 3)), "[batch, 3, height, width]", "permute(0, 3, 1, 2)"),
     "forward: grey images": (lambda: model()(x(4, 1, 16, 16)), "3", "[4, 1, 16, 16]"),

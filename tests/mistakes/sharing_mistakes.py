@@ -54,6 +54,9 @@ SHARING = {
     "pull: an empty folder": (lambda: pull(folder()), "adapter_config.json"),
     "pull: an adapter that is not there": (lambda: pull(saved(), adapter="student"), "adapter='default'"),
     "pull: name of a backbone": (lambda: pull(saved(), backbone="vit_nano"), "backbone", "load_backbone"),
+    "pull: the backbone that ships": (lambda: pull("vit_nano"), "backbone", "hfproj.load_backbone('vit_nano')"),
+    "pull: the head of the backbone that ships": (
+        lambda: hfproj.load_head("vit_nano"), "backbone", "hfproj.load_backbone('vit_nano')"),
     "pull: the backbone by position": (lambda: pull(saved(), backbone()), "backbone=…"),
     "pull: the backbone first": (lambda: pull(backbone(), saved()), "backbone="),
     "pull: onto a model with a head": (lambda: pull(saved(), backbone=head_model()), "load_adapter"),
@@ -97,6 +100,8 @@ RECIPES = {
         lambda: recipe("simclr_vit", *SMALL, folder(), "--holdout", 5000), "5000"),
     "probe recipe: a probe that is none": (
         lambda: recipe("probe", "--model", "vit_nano", "--probes", "kkn"), "Did you mean 'knn'?"),
+    "probe recipe: a GPU that is not there": (
+        lambda: recipe("probe", "--model", "vit_nano", "--device", "cuda:99"), "--device", "cuda:99"),
     "probe recipe: a model that is none": (lambda: recipe("probe", "--model", "/no/model"), "/no/model"),
     "probe recipe: a layer that is none": (
         lambda: recipe("probe", "--model", "vit_nano", "--layers", "99", "--test_limit", 8, "--train_limit", 8), "99"),

@@ -17,7 +17,7 @@ from mistakes.things import (
     trainer,
 )  # fmt: skip
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments, default_data_collator
 
 import hfproj
 
@@ -47,6 +47,12 @@ TRAINER = {
         lambda: trainer(objective=type(hfproj.create_objective("nt_xent"))), "'nt_xent'"),
     "trainer: a function as objective": (lambda: trainer(objective=lambda a, b: 0), "create_objective"),
     "trainer: torch's loss as objective": (lambda: train(objective=torch.nn.MSELoss()), "MSELoss", "objective"),
+    "trainer: an objective that returns the loss alone": (lambda: train(objective=Own(lambda z: z.sum())), "loss, {}"),
+    "trainer: an objective that returns a vector": (lambda: train(objective=Own(lambda z: z[0])), "Own", "loss, {}"),
+    "trainer: an objective that returns a number": (lambda: train(objective=Own(lambda z: 0.5)), "float", "loss, {}"),
+    "trainer: an objective that returns nothing": (lambda: train(objective=Own(lambda z: None)), "None", "loss, {}"),
+    "trainer: an objective whose terms are numbers": (
+        lambda: train(objective=Own(lambda z: (z.sum(), {"mean": 0.5}))), "float", "loss, {}"),
     "trainer: `loss`": (lambda: trainer(loss="nt_xent"), "objective"),
     "trainer: misspelt option of the objective": (
         lambda: trainer(objective={"name": "nt_xent", "temprature": 0.1}), "Did you mean 'temperature'?"),
@@ -64,6 +70,8 @@ TRAINER = {
     "trainer: an objective as regularizer": (lambda: trainer(regularizers={"nt_xent": 0.1}), "Available"),
     "trainer: a collator without views": (lambda: train(data_collator=eval_images()), "ImageViews"),
     "trainer: collator's class": (lambda: trainer(data_collator=hfproj.ImageViews), "ImageViews.for_model(model)"),
+    "trainer: transformers' collator": (
+        lambda: train(data_collator=default_data_collator), "default_data_collator", "ImageViews.for_model(model)"),
     "trainer: a transform as collator": (lambda: train(data_collator=torch.nn.Identity()), "views"),
     "trainer: collator of texts for images": (
         lambda: train(data_collator=hfproj.TextViews(tokenizer())), "reads images", "ImageViews"),
@@ -108,6 +116,7 @@ ARGUMENTS = {
     "arguments: a strategy that is none": (lambda: arguments(eval_strategy="epochs"), "eval_strategy", "epoch"),
     "arguments: a schedule that is none": (lambda: arguments(lr_scheduler_type="cos"), "lr_scheduler_type", "cosine"),
     "arguments: an optimizer that is none": (lambda: arguments(optim="adam"), "optim", "adamw_torch"),
+    "arguments: a misspelt optimizer": (lambda: arguments(optim="adamww"), "Did you mean 'adamw_torch'?"),
     "arguments: a tracker that is none": (lambda: trainer(args={"report_to": "wandbb"}), "report_to", "wandb"),
     "arguments: remove_unused_columns": (lambda: arguments(remove_unused_columns=True), "leave it False"),
     "arguments: pickles to the Hub": (lambda: arguments(hub_strategy="checkpoint"), "every_save"),
@@ -125,6 +134,10 @@ CALLBACKS = {
     "spectrum: the data set as images": (lambda: hfproj.SpectrumCallback(images=images(8)), "images", "dataset="),
     "collapse: another action": (lambda: hfproj.CollapseCallback(action="halt"), "action", "stop"),
     "collapse: a limit of nothing": (lambda: hfproj.CollapseCallback(limits={"rankme": 3.0}), "rankme_h"),
+    "collapse: a misspelt measure": (
+        lambda: hfproj.CollapseCallback(limits={"rank_h": 3.0}), "rank_h", "Did you mean 'rankme_h'?"),
+    "collapse: a limit on what nothing measures": (
+        lambda: train(callbacks=[hfproj.CollapseCallback(limits={"losss": (None, 3.0)})]), "Did you mean 'loss'?"),
     "collapse: a limit alone": (lambda: hfproj.CollapseCallback(limits=0.1), "limits", "{"),
     "collapse: patience 0": (lambda: hfproj.CollapseCallback(patience=0), "patience"),
     "curvature: of nothing": (lambda: hfproj.CurvatureCallback(of="backbones"), "Unknown Hessian", "head"),
@@ -132,6 +145,17 @@ CALLBACKS = {
         lambda: train(train_dataset=images(8, labels=False), callbacks=[hfproj.OnlineProbeCallback()]), "label"),
     "online probe: k as text": (lambda: hfproj.OnlineProbeCallback(k="20"), "k", "'20'"),
 }  # fmt: skip
+
+
+class Own(torch.nn.Module):
+    """An objective that returns what it is told to."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, z, **others):
+        return self.value(z)
 
 
 def _frozen():

@@ -35,6 +35,7 @@ class Scripted(hfproj.SpectrumCallback):
     def __init__(self, rows, every=1):
         super().__init__(every=every, images=8)
         self.rows = iter(rows)
+        self.metrics = (*self.metrics, "knn_overlap")
 
     def measure(self):
         row = {"rankme_h": 10.0, "rankme_z": 4.0, "std_h": 0.2, "std_z": 0.3}
@@ -144,6 +145,44 @@ def test_an_objective_that_hardly_tells_collapse_sets_it_off_after_the_warm_up(t
         made.train()
     alarm = next(c.alarm for c in made.callback_handler.callbacks if isinstance(c, hfproj.CollapseCallback))
     assert alarm.step == 6  # the losses of steps 4 and 5 are known by then
+
+
+def test_neighbours_that_changed_are_no_collapse(tmp_path):
+    low = {"knn_overlap_h": 0.86}
+    made, callback = scripted(tmp_path, [low, low, low], limits={"knn_overlap_h": 0.88}, action="stop")
+    with pytest.warns(hfproj.CollapseWarning) as caught:
+        made.train()
+    (said,) = [str(w.message) for w in caught if w.category is hfproj.CollapseWarning]
+    assert (
+        said
+        == callback.alarm.message
+        == (
+            "More neighbours than the limit allows had changed at step 1: knn_overlap_h is 0.86, outside of [0.88, ∞]. "
+            "Lower learning_rate, take fewer steps, or give another limit."
+        )
+    )
+    assert callback.alarm.to_dict()["cause"] == "neighbours"
+    high, _ = scripted(tmp_path / "high", [low, low], limits={"knn_overlap_h": (None, 0.5)})
+    with pytest.warns(hfproj.CollapseWarning, match="Collapse at step 1: knn_overlap_h"):
+        high.train()
+
+
+def test_limits_on_what_nothing_measures(tmp_path):
+    def run(**options):
+        alarm = hfproj.CollapseCallback(limits={"mine": 0.0}, every=1)
+        trainer(tmp_path, None, images(32), max_steps=1, extra={"callbacks": [alarm], **options}).train()
+
+    with pytest.raises(hfproj.UsageError, match=r"Unknown measure in limits, which no callback .* measures: 'mine'"):
+        run()
+
+    class Mine(Together):
+        def forward(self, z, **given):
+            return super().forward(z)[0], {"mine": z.detach().mean()}
+
+    run(objective=Mine())
+    hfproj.CollapseCallback(limits={"my_rank_h": 1.0, "online_knn_h": 0.5})  # may be somebody's own, is measured later
+    made, _ = scripted(tmp_path, [], limits={"mine": 0.0})  # a callback of one's own
+    made.train()
 
 
 def test_stop(tmp_path):

@@ -31,10 +31,13 @@ from hfproj.training.callbacks.curvature import HeadLoss, mean_over_processes
 from hfproj.training.callbacks.watching import (
     DEFAULT,
     MEASURED,
+    OVERLAP,
     ProbeWatch,
     SpectrumCallback,
     UpdateRatioCallback,
     check_bound,
+    check_measured,
+    check_recorded,
 )
 from hfproj.training.setup import Args, Control, Limits, ProjectionTrainer, State
 from hfproj.tuner.active import active_modules
@@ -50,6 +53,9 @@ class Cause(NamedTuple):
 
     name: str
     why: str
+
+
+MOVED = Cause("neighbours", "Lower learning_rate, take fewer steps, or give another limit.")  # of an overlap's alarm
 
 
 def likely_causes(trainer: ProjectionTrainer) -> list[Cause]:
@@ -200,11 +206,17 @@ class Alarm:
     restored: str | None = None
 
     @property
+    def what(self) -> str:
+        """What it is about: a collapse, or h that has left the neighbours of the bare backbone, which is none."""
+        return "More neighbours than the limit allows had changed" if self.causes == [MOVED] else "Collapse"
+
+    @property
     def message(self) -> str:
         """What happened and what to do, in words."""
         value = "not finite" if self.value is None else f"{self.value:.4g}"
-        lines = [f"Collapse at step {self.step}: {self.metric} is {value}, {self.limit}."]
-        lines += [f"{'Or' if i else 'Likely cause'}: {c.name}. {c.why}" for i, c in enumerate(self.causes)]
+        lines = [f"{self.what} at step {self.step}: {self.metric} is {value}, {self.limit}."]
+        named = [(f"{'Or' if i else 'Likely cause'}: {c.name}. ", c) for i, c in enumerate(self.causes)]
+        lines += [c.why if c == MOVED else f"{head}{c.why}" for head, c in named]
         if self.restored is not None:
             lines.append(f"The adapter is that of {self.restored} again.")
         return " ".join(lines)
@@ -242,7 +254,8 @@ class CollapseCallback(TrainerCallback):
         alarm: The `Alarm`, or None.
 
     Raises:
-        UsageError: If the action is unknown, `patience` is below 1, or a limit is no number.
+        UsageError: If the action is unknown, `patience` is below 1, a limit is no number, or its name is misspelt;
+            after the first step of a training, if nothing in it measures what has a limit.
 
     Example:
         >>> CollapseCallback(action="explode")
@@ -307,6 +320,7 @@ class CollapseCallback(TrainerCallback):
         """Judge what was measured since the last time."""
         if not self._asked:  # the value depends on the shape of a batch, and now there was one
             self._asked, self._flat_loss = True, flat_loss(self.trainer)
+            check_measured(self.trainer, self.given)
         names = self.limits().keys()
         rows = [row for row in self.trainer.history if names & row.keys()]
         if self.alarm is not None or not rows or rows[-1]["step"] == self._judged:
@@ -316,9 +330,11 @@ class CollapseCallback(TrainerCallback):
         if found is None:
             return
         metric, rows, limit = found
-        causes = likely_causes(self.trainer)
+        value, lost = rows[-1][metric], metric.startswith(OVERLAP)
+        lost = lost and value is not None and value < (self.limits()[metric].least or 0)
+        causes = [MOVED] if lost else likely_causes(self.trainer)
         restored = self._restore(rows[0]["step"]) if self.action == "restore" else None
-        self.alarm = Alarm(state.global_step, metric, rows[-1][metric], limit, causes, restored)
+        self.alarm = Alarm(state.global_step, metric, value, limit, causes, restored)
         if self.action != "warn":
             control.should_training_stop = True
             control.should_save = False  # a checkpoint of the collapsed model, or one under a later step than its own
@@ -327,7 +343,7 @@ class CollapseCallback(TrainerCallback):
             if any(type(c).__name__ == "TrackioCallback" for c in self.trainer.callback_handler.callbacks):
                 import trackio
 
-                title = f"Collapse at step {self.alarm.step}: {self.alarm.metric}"
+                title = f"{self.alarm.what} at step {self.alarm.step}: {self.alarm.metric}"
                 trackio.alert(title=title, text=self.alarm.message, level=trackio.AlertLevel.ERROR)
 
     def limits(self) -> dict[str, Limit]:
@@ -372,8 +388,7 @@ class CollapseCallback(TrainerCallback):
 
 
 def _as_limit(name: str, limit: Any) -> Limit:
-    if name in MEASURED:
-        raise UsageError(f"Expected a name in the history in limits, got {name!r}; write '{name}_h' or '{name}_z'.")
+    check_recorded(name)
     pair = tuple(limit) if isinstance(limit, list | tuple) else (limit, None)
     numbers = [v for v in pair if v is not None]
     if len(pair) != 2 or not numbers or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):

@@ -22,6 +22,7 @@ from hfproj.errors import check_choice
 from hfproj.features.views import FixedViews
 from hfproj.functional.modes import evaluating
 from hfproj.geometry.lanczos import extreme_eigenvalues
+from hfproj.objectives.base import check_output
 from hfproj.training.callbacks.watching import ProbeWatch
 from hfproj.training.setup import ProjectionTrainer
 from hfproj.tuner.active import active_modules
@@ -69,7 +70,7 @@ class HeadLoss:
             "scales": dict(self.modules.scales) or None,
             "step": self._step(*self._at),  # the same random choices at each call
         } | ({} if target is None else {"target": target})  # fmt: skip
-        return self.objective(z, **given)[0]
+        return check_output(self.objective, self.objective(z, **given)).loss
 
     @property
     def parameters(self) -> list[nn.Parameter]:

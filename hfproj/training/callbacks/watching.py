@@ -14,19 +14,21 @@ References:
     Chaudhry 2026, arXiv 2605.17180 (Table 3: the timescale ratio is 31 to 653 without BatchNorm, 0.41 to 2.7 with).
 """
 
+import difflib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hfproj import diagnostics, distributed
+from hfproj import distributed
 from hfproj.checking import checked
 from hfproj.data.kinds import first_of, is_stream
-from hfproj.errors import UsageError, check_choice
+from hfproj.diagnostics.by_name import MEASURES, OF_VIEWS
+from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.features.similarity import mutual_knn
 from hfproj.features.views import FixedViews
 from hfproj.training.optimizer import PART
@@ -161,29 +163,36 @@ def check_bound(callback: TrainerCallback) -> None:
         raise UsageError(f"{type(callback).__name__} works in hfproj.ProjectionTrainer(callbacks=[…]) only.")
 
 
-# Name → function of views [views, images, dim]; METRICS has those of the rows of all views [rows, dim], too.
-_VIEWS: dict[str, Callable[[Tensor], float]] = {
-    "positive_cosine": diagnostics.positive_cosine, "alignment": diagnostics.alignment,
-    "lidar": diagnostics.lidar_of_views,
-}  # fmt: skip
-METRICS: dict[str, Callable[[Tensor], float]] = {
-    name: getattr(diagnostics, name)
-    for name in ("rankme", "effective_rank", "stable_rank", "participation_ratio", "nesum", "uniformity",
-                 "wasserstein_uniformity", "whiteness", "matrix_entropy", "self_cluster")
-}  # fmt: skip
-METRICS |= {
-    "std": diagnostics.representation_std, "alpha_req": lambda f: diagnostics.alpha_req(f).alpha,
-    "condition_number": lambda f: diagnostics.covariance_condition_number(f).on_support,
-    "offdiag_energy": diagnostics.covariance_offdiag_energy, **_VIEWS,
-}  # fmt: skip
-_OVERLAP, _NEIGHBOURS = "knn_overlap", 20  # with h of the backbone without its adapter; of the first view
-MEASURED = (*METRICS, _OVERLAP)
+OVERLAP, _NEIGHBOURS = "knn_overlap", 20  # with h of the backbone without its adapter; of the first view
+MEASURED = (*MEASURES, OVERLAP)
 Metric = OneOf[
     "rankme", "std", "effective_rank", "stable_rank", "participation_ratio", "nesum", "alpha_req", "condition_number",
     "uniformity", "wasserstein_uniformity", "offdiag_energy", "whiteness", "matrix_entropy", "self_cluster",
     "positive_cosine", "alignment", "lidar", "knn_overlap",
 ]  # fmt: skip
+_OTHERS = ("online_", "update_ratio_", "gradient_ratio_", "timescale_ratio", "lambda_")  # by other callbacks, later
 DEFAULT: tuple[Metric, ...] = ("rankme", "std", "positive_cosine")
+
+
+def check_recorded(name: str) -> None:
+    """Refuse a name of the history that is misspelt, or lacks the ``_h`` or ``_z`` behind the metric."""
+    if name in MEASURED:
+        raise UsageError(f"Expected a name in the history in limits, got {name!r}; write '{name}_h' or '{name}_z'.")
+    stem, _, layer = name.rpartition("_")
+    if layer in ("h", "z") and stem not in MEASURED and difflib.get_close_matches(stem, MEASURED, n=1, cutoff=0.8):
+        raise unknown("measure in limits", name, [f"{metric}_{layer}" for metric in MEASURED])
+
+
+def check_measured(trainer: ProjectionTrainer, names: Iterable[str]) -> None:
+    """Refuse, after the first step, names that no callback of `trainer` measures; one of somebody's own may yet do."""
+    callbacks = trainer.callback_handler.callbacks
+    known = {f"{metric}_{layer}" for c in callbacks for metric in getattr(c, "metrics", ()) for layer in "hz"}
+    known |= {"loss", "objective", "grad_norm", "learning_rate", *(f"{n}_grad_share" for n in trainer.regularizers)}
+    known |= {*trainer._terms, *(name for row in trainer.history for name in row)} - {"step", "epoch"}
+    own = any(hasattr(c, "bind") and not type(c).__module__.startswith("hfproj.") for c in callbacks)
+    for name in () if own else names:
+        if name not in known and not name.startswith(_OTHERS):
+            raise unknown("measure in limits, which no callback of this training measures:", name, known)
 
 
 class SpectrumCallback(ProbeWatch):
@@ -231,11 +240,11 @@ class SpectrumCallback(ProbeWatch):
         """Return each metric of h and z; NaN where features are not finite, or where the metric is not defined."""
         with self.trainer.accelerator.autocast():
             h, z = self.views.features(self.trainer.model, self.trainer.args.device)
-            if _OVERLAP in self.metrics and self._bare is None:
+            if OVERLAP in self.metrics and self._bare is None:
                 self._bare = self.views.bare(self.trainer.bare_model(), self.trainer.args.device)[0]
         values: dict[str, float] = {}
         if distributed.rank() == 0:
-            names = [name for name in self.metrics if name not in _VIEWS or h.shape[0] > 1]
+            names = [name for name in self.metrics if name not in OF_VIEWS or h.shape[0] > 1]
             for layer, f in (("h", h), ("z", z)):
                 values |= {f"{name}_{layer}": _value(name, f, self._bare) for name in names}
         return distributed.broadcast_object(values)  # the same on all processes, to the last bit
@@ -244,9 +253,9 @@ class SpectrumCallback(ProbeWatch):
 def _value(name: str, f: Tensor, bare: Tensor | None) -> float:
     try:
         finite = bool(torch.isfinite(f).all())
-        if name == _OVERLAP and bare is not None:
+        if name == OVERLAP and bare is not None:
             return mutual_knn(f[0], bare, k=max(1, min(_NEIGHBOURS, len(bare) // 4))) if finite else math.nan
-        return METRICS[name](f if name in _VIEWS else f.flatten(0, 1)) if finite else math.nan
+        return MEASURES[name](f if name in OF_VIEWS else f.flatten(0, 1)) if finite else math.nan
     except UsageError as error:  # too few dimensions for α, for example: no reason to end a training
         warnings.warn(f"{name} is not measured: {error}", stacklevel=2)
         return math.nan
