@@ -301,12 +301,12 @@ def check_device(what: str, value: str | torch.device) -> torch.device:
         found = torch.device(value)
     except RuntimeError:
         raise UsageError(f"Expected {what} to be a device such as 'cpu', 'cuda' or 'cuda:1', got {value!r}.") from None
-    there = {"cuda": torch.cuda.device_count, "mps": torch.mps.device_count, "xpu": torch.xpu.device_count}
-    count = there[found.type]() if found.type in there else 1
-    if found.type in there and (found.index or 0) >= count:
-        sees = f"sees {count} of this kind" if count else "sees none of this kind"
-        hint = "use 'cpu'" if not count else f"use {found.type!r}"
-        raise UsageError(f"Expected {what} to be a device of this machine, got '{found}', but torch {sees}; {hint}.")
+    backend = getattr(torch, found.type, None)  # torch.mps, torch.xpu …
+    count = backend.device_count() if found.type != "cpu" and hasattr(backend, "device_count") else None
+    if count is not None and (found.index or 0) >= count:
+        sees, use = f"{count} of this kind" if count else "none of this kind", found.type if count else "cpu"
+        what = f"Expected {what} to be a device of this machine, got '{found}'"
+        raise UsageError(f"{what}, but torch sees {sees}; use {use!r}.")
     return found
 
 

@@ -16,8 +16,8 @@ RUN = Path(__file__).with_name("run_mistakes.py")
 # Without an error: what goes on is right, or was allowed before.
 WARNED = {
     "evaluate: labelled test set, no training set", "forward: a side that the patches do not fill",
-    "push: an own head", "results: before and after of other test sets", "texts: a tokenizer larger than the vocabulary",
-    "views: a mean of 255",
+    "push: an own head", "results: before and after of other test sets",
+    "texts: a tokenizer larger than the vocabulary", "views: a mean of 255",
 }  # fmt: skip
 
 
