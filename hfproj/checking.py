@@ -301,7 +301,7 @@ def check_device(what: str, value: str | torch.device) -> torch.device:
         found = torch.device(value)
     except RuntimeError:
         raise UsageError(f"Expected {what} to be a device such as 'cpu', 'cuda' or 'cuda:1', got {value!r}.") from None
-    backend = getattr(torch, found.type, None)  # torch.mps, torch.xpu …
+    backend: Any = getattr(torch, found.type, None)  # torch.mps, torch.xpu …
     count = backend.device_count() if found.type != "cpu" and hasattr(backend, "device_count") else None
     if count is not None and (found.index or 0) >= count:
         sees, use = f"{count} of this kind" if count else "none of this kind", found.type if count else "cpu"

@@ -89,7 +89,7 @@ class Finding(NamedTuple):
     """What training did, in words: a headline, and a text that ends in a full stop.
 
     Attributes:
-        sense: A key of `words.HEADLINES`: "alarm", "worse", "collapse", "unclear", "better", "rank" or
+        sense: One of the keys of `words.HEADLINES`: "alarm", "worse", "collapse", "unclear", "better", "rank" or
             "backbone".
         headline: The few words to set in bold.
         text: What was measured, and what follows from it.
@@ -302,7 +302,8 @@ def _alarm(alarm: Any) -> Finding | None:
         return None
     step = f" at step {alarm['step']}" if alarm.get("step") is not None else ""
     what = alarm.get("what") or alarm.get("cause") or "its cause was not recorded."
-    return Finding("alarm", words.HEADLINES["alarm"] + step, str(what))
+    kind = "guard" if str(alarm.get("metric")).startswith("knn_overlap") else "alarm"  # which is no collapse
+    return Finding("alarm", words.HEADLINES[kind] + step, str(what))
 
 
 def _unlabelled(results: Measured) -> Finding | None:

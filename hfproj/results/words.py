@@ -39,7 +39,8 @@ HELD_OUT = (
 # What training did: `{layer}` is one of LAYER_NAMES.
 HEADLINES = {
     "better": "The {layer} got better", "worse": "The {layer} got worse", "unclear": "No gain was measured",
-    "alarm": "The collapse alarm rang while it trained", "collapse": "A sign of dimensional collapse",
+    "alarm": "The collapse alarm rang while it trained", "guard": "A guard's limit was passed while it trained",
+    "collapse": "A sign of dimensional collapse",
     "rank": "No sign of dimensional collapse",
     "backbone": "Another backbone than it was made on",
 }  # fmt: skip

@@ -134,3 +134,14 @@ def test_what_one_probe_finds_comes_first_and_another_that_finds_nothing_gives_n
 
 def test_a_change_within_rounding_is_none():
     assert Change("uniformity", 0.0, 0.0, Interval(-1e-7, -2e-7, -1e-8)).sense == "unclear"
+
+
+def test_a_guard_of_neighbours_is_no_collapse():
+    told = [
+        findings(Results(geometry={"collapse": {"metric": name, "step": 4, "what": "A limit."}}))[0]
+        for name in ("knn_overlap_h", "rankme_h")
+    ]
+    assert [finding.headline for finding in told] == [
+        "A guard's limit was passed while it trained at step 4", "The collapse alarm rang while it trained at step 4",
+    ]  # fmt: skip
+    assert {finding.sense for finding in told} == {"alarm"}
