@@ -118,7 +118,7 @@ def draw(found: list[dict]) -> Figure:
 def table() -> None:
     found = finished()
     lines = [
-        "# Does it say what is so?", "", 
+        "# Does it say what is so?", "",
         "Written by `recipes/benchmarks/adapt.py table`. Seconds are of two cores that other jobs shared.", "",
         "| data | run | verdict | 20-NN of h | linear | stopped by | seconds |", "|---|---|---|---|---|---|---:|",
     ]  # fmt: skip
