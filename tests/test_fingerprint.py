@@ -46,7 +46,7 @@ def test_it_recognises_copies_and_casts(name):
     assert kind(copy.deepcopy(backbone).half(), copy.deepcopy(backbone).bfloat16()) == "cast"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", thinned(FAMILIES))
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 def test_one_small_step_is_told_apart(name, decay):
     backbone = make_backbone(name)

@@ -87,6 +87,7 @@ def test_fields_hold_what_they_say():
     assert_refused(lambda: check(Settings(options=3)), "a dict or None")
 
 
+@pytest.mark.long
 def test_wrong_arguments_are_named_before_anything_is_done():
     found = in_own_process(Path(__file__).with_name("named_errors.py"))
     assert not found["failures"]

@@ -70,6 +70,7 @@ def measured(study, what):
     return json.loads((study.out / "results.json").read_text())["digits"][what]
 
 
+@pytest.mark.long
 def test_each_measure_has_a_row_a_model_and_a_figure(study):
     rows = {what: measured(study, what)["rows"] for what in ("guillotine", "curvature", "orbits", "depth")}
     names = {what: [row["model"] for row in of] for what, of in rows.items()}

@@ -92,7 +92,7 @@ def cosine_and_rank(model, data, views):
     return positive_cosine(z), rankme(z.flatten(0, 1))
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.trained])
+@pytest.mark.parametrize("name", thinned([name for name, case in CASES.items() if case.trained]))
 def test_every_objective_trains_a_head(cached, tmp_path, name):
     case = CASES[name]
     options = case.options if case.training_options is None else case.training_options
