@@ -14,7 +14,6 @@ from pathlib import Path
 from hfproj import cli
 from hfproj.errors import UsageError
 from hfproj.files import write_atomic
-from hfproj.studies.head_geometry.document import document
 
 RESULTS = Path(__file__).resolve().parent / "results" / "geometry" / "results.json"
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "geometry_study.md"
@@ -27,6 +26,8 @@ def main() -> None:
     options = parser.parse_args()
     if not RESULTS.is_file():
         raise UsageError(f"There is no {RESULTS}: run recipes/geometry.py and recipes/collapse_geometry.py first.")
+    from hfproj.studies.head_geometry.document import document  # imports torch, which --help does without
+
     lines = document(json.loads(RESULTS.read_text(encoding="utf-8"))[DATASET], DATASET)
     text = "\n".join(lines).rstrip() + "\n"
     if options.check:
