@@ -241,7 +241,10 @@ def test_adapting_to_few_images_some_of_which_are_broken(tmp_path, capsys, monke
     assert "30 images are fewer than a batch: batches of 15 on each process instead." in printed
     held_out = int(re.search(r"30 images to train on, (\d+) others to measure on", printed)[1])
     assert 20 <= held_out < 30
-    assert hfproj.Results.load(tmp_path / "out").select("rankme", "h", "after")[0].protocol["rows"] == held_out
+    results = hfproj.Results.load(tmp_path / "out")
+    assert results.select("rankme", "h", "after")[0].protocol["rows"] == held_out
+    assert {m.unit for m in results.measurements} == {""}
+    assert results.notes[0].endswith(", as far as can be told without labels.")
 
 
 ADAPT = ("--max_steps", 4, "--train_limit", 64, "--per_device_train_batch_size", 32, "--use_cpu", 1, "--save_steps", 1)
@@ -272,6 +275,7 @@ def test_adapting_to_a_folder_without_labels(tmp_path, capsys):
     assert verdict in (tmp_path / "out/README.md").read_text()
 
 
+@pytest.mark.long
 def test_adapting_without_labels_says_how_far_it_can_tell(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hfproj.reporting.write_image_pictures", lambda *args, **options: [])  # what takes longest
     monkeypatch.setattr("hfproj.report", lambda folder: None)

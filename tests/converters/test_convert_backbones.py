@@ -46,7 +46,7 @@ def check(name, kwargs, parts, heads=None):
         assert image_preprocessing(model).size == model.patch_embed.img_size[0]
 
 
-@pytest.mark.parametrize("depth", RESNETS)
+@pytest.mark.parametrize("depth", thinned(RESNETS, 3))
 def test_resnets_of_official_size(depth):
     expansion, layers = RESNETS[depth]
     builder = Builder(meta=True)
@@ -81,6 +81,7 @@ def test_vits_of_official_size(method, size, patch, image, name, kwargs):
     check(found, options, parts, 12 if (method, size) == ("moco_v3", "s") else width // 64)
 
 
+@pytest.mark.long
 def test_the_giant_of_dinov2():
     builder = Builder(meta=True)
     builder.vit("", width=1536, depth=40, patch=14, image=518, scaled=True, gated=True, hidden=8192)

@@ -108,7 +108,7 @@ def by_auto_class(model, folder):
     return {"folder": str(written), "tensors": str(folder / "auto.safetensors"), "code": "\n".join(code)}
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
 def test_every_readme_gives_the_same_h_without_this_package(tmp_path, every):
     """One process for all: it does what the READMEs say."""
     jobs, allowed = [], []

@@ -202,7 +202,10 @@ def assert_says_what_it_is(said, pooling):
 @needs_runtime
 @pytest.mark.parametrize(("name", "pooling", "shapes"), [
     ("timm_vit", "cls", {"pixel_values": ["batch", 3, 32, 32]}),
-    ("bert", "mean", {"input_ids": ["batch", "tokens"], "attention_mask": ["batch", "tokens"]}),
+    pytest.param(
+        "bert", "mean", {"input_ids": ["batch", "tokens"], "attention_mask": ["batch", "tokens"]},
+        marks=pytest.mark.long,
+    ),
 ])  # fmt: skip
 def test_models_in_onnxruntime(name, pooling, shapes, tmp_path):
     """The same h and z; names and free axes; which head it is and how to prepare images; no path of this machine."""

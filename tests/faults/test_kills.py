@@ -23,8 +23,8 @@ def assert_same(folder, world, codes, **options):
     [
         (1, signal.SIGKILL),
         pytest.param(2, signal.SIGKILL, marks=pytest.mark.long),
-        pytest.param(1, signal.SIGTERM, marks=pytest.mark.long),
-        (2, signal.SIGTERM),
+        (1, signal.SIGTERM),
+        pytest.param(2, signal.SIGTERM, marks=pytest.mark.long),
     ],
 )
 def test_started_again_until_it_is_done(tmp_path, world, number):

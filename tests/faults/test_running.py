@@ -148,9 +148,9 @@ class Signal(TrainerCallback):
     [
         (3, {}),
         pytest.param(4, {}, marks=pytest.mark.long),  # where a checkpoint is written anyway
-        (8, {}),  # the last step
+        pytest.param(8, {}, marks=pytest.mark.long),  # the last step
         pytest.param(6, {"eval_strategy": "epoch", "save_strategy": "epoch"}, marks=pytest.mark.long),
-        (6, {"eval_strategy": "epoch"}),
+        pytest.param(6, {"eval_strategy": "epoch"}, marks=pytest.mark.long),
         pytest.param(5, {"save_strategy": "no"}, marks=pytest.mark.long),
         (4, {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "best", "metric_for_best_model": "std_h"}),
     ],

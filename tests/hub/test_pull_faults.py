@@ -50,7 +50,7 @@ def test_a_failure_that_passes(client, hub, repo, saved, stage):
         assert pull(client, repo, "pull_offline") == saved[1]
 
 
-@pytest.mark.parametrize("stage", thinned(STAGES))
+@pytest.mark.parametrize("stage", thinned(STAGES, 4))
 def test_a_failure_that_lasts(client, hub, repo, saved, stage):
     for what in LASTING:
         client.clear_cache()

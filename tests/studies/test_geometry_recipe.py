@@ -11,6 +11,7 @@ import hfproj
 from hfproj.studies.head_geometry import analysis, collapse, measures, models
 from hfproj.studies.head_geometry import study as shared
 from hfproj.studies.head_geometry.claims import verdict
+from hfproj.studies.head_geometry.document import document
 from hfproj.studies.head_geometry.study import Study
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -170,7 +171,7 @@ def test_the_document_has_the_numbers_of_the_committed_results():
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     found = json.loads(recipe.RESULTS.read_text(encoding="utf-8"))["digits"]
-    assert recipe.DOCS.read_text(encoding="utf-8").rstrip() == "\n".join(recipe.document(found, "digits")).rstrip()
+    assert recipe.DOCS.read_text(encoding="utf-8").rstrip() == "\n".join(document(found, "digits")).rstrip()
     for line in recipe.DOCS.read_text(encoding="utf-8").splitlines():
         if line.startswith("!["):
             assert (recipe.DOCS.parent / line.rpartition("(")[2].rstrip(")")).is_file(), line
