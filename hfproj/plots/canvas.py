@@ -44,12 +44,12 @@ def new_figure(*, width: float, height: float, rows: int = 1, columns: int = 1) 
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        from hfproj.plots.shown import ShownFigure
+        from hfproj.plots.shown import Figure
     except ImportError as error:
         raise HfprojError("Drawing needs matplotlib: pip install hfproj[plots]") from error
     if not 4 <= width <= 40:
         raise UsageError(f"Expected a width between 4 and 40 inches, got {width}.")
-    figure = ShownFigure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 

@@ -1,11 +1,11 @@
 """The figure that plots return: a notebook shows it where it is the last line of a cell, without pyplot."""
 
-from matplotlib.figure import Figure
+import matplotlib.figure
 
 from hfproj.plots import canvas
 
 
-class ShownFigure(Figure):
+class Figure(matplotlib.figure.Figure):
     """A matplotlib figure that IPython shows as a PNG."""
 
     def _repr_png_(self) -> bytes:
