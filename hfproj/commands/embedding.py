@@ -132,6 +132,8 @@ def _data(model: Any, options: argparse.Namespace) -> tuple[Any, Any]:
     if (holds := _kind(options.data)) and holds != reads:
         wanted = f"DATA to be {reads}, which {options.model!r} reads"
         raise UsageError(f"Expected {wanted}, got {options.data!r}, {holds}; give a model that reads {holds}.")
+    if reads == "texts" and options.on_bad_image == "skip":
+        raise UsageError("--on_bad_image skip has no effect on texts; leave it out.")
     if reads == "images":
         columns = {"image_column": options.image_column, "label_column": options.label_column}
         images = hfproj.load_image_dataset(options.data, split=options.split, limit=options.limit, **columns)

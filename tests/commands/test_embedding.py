@@ -94,6 +94,10 @@ def test_texts(embed, tmp_path, capsys):
     model = hfproj.load_backbone("bert")
     expected = hfproj.extract_features(model, texts, collator=hfproj.EvalText.for_model(model, max_length=6)).h
     np.testing.assert_allclose(np.load("notes.npy"), expected, atol=1e-6)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        embed("bert", "notes.txt", "--out", "other.npy", "--on_bad_image", "skip")
+    assert "--on_bad_image skip has no effect on texts; leave it out." in capsys.readouterr().err
     (tmp_path / "pairs.csv").write_text("words,label\na cat,1\na dog,0\n")
     embed("bert", "pairs.csv", "--text_column", "words")
     table = pq.read_table("embeddings.parquet")
