@@ -176,7 +176,7 @@ def push_command(repo_id, folder, flags):
     made.save_pretrained(path)
     results(0.75).save(path)
     save_buffers(Buffers(1.0), path)
-    for name in filenames.OF_IMAGES:  # pictures of the user's own images, as the recipes leave them there
+    for name in filenames.OF_OWN_DATA:  # of the user's own images and texts, as the recipes leave them there
         (path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
     argv, sys.argv = sys.argv, ["hfproj", "push", folder, repo_id, *flags]
     try:
