@@ -19,6 +19,7 @@ from torch import nn
 from hfproj.backbones.allowance import on_meta
 from hfproj.backbones.quantized import METHODS, is_quantized
 from hfproj.backbones.settings import module_settings, plain_values, settings_of
+from hfproj.backbones.small_images import split_options, with_stem
 from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice, check_type, one_line, unknown
 from hfproj.hints import plain_name
@@ -81,7 +82,9 @@ def load_backbone(
         revision: A branch, tag or commit of the Hub repository.
         token: For a private repository of a transformers model; None takes HF_TOKEN or that of ``hf auth login``.
         **kwargs: Passed to ``from_pretrained`` or ``timm.create_model`` (``img_size=…``, ``pretrained=False``); plain
-            JSON values only, since they are stored with the adapter.
+            JSON values only, since they are stored with the adapter. A ResNet of timm without pretrained weights also
+            takes ``stem="cifar"`` (3×3 and no max-pool, for images of 32 pixels) and ``width``, which multiplies its
+            channels.
 
     Raises:
         UsageError: If nothing can be loaded under this name, or an option is none of the library's.
@@ -215,8 +218,9 @@ def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Mo
     bare = name.removeprefix("hf-hub:").removeprefix("timm/")
     if revision is not None:
         bare = f"hf-hub:timm/{bare}@{revision}"
+    own, options = split_options(kwargs)
     try:
-        return timm.create_model(bare, **{"pretrained": True, "num_classes": 0, **kwargs})
+        model = timm.create_model(bare, **{"pretrained": True, "num_classes": 0, **options})
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         known, wanted = timm.list_models(), bare.split(".")[0]
         if wanted not in known and revision is None:
@@ -226,6 +230,7 @@ def _load_timm(name: str, revision: str | None, kwargs: dict[str, Any]) -> nn.Mo
             f"The weights of timm model {name!r} could not be loaded; check the name and the connection, or use a "
             f"folder or 'vit_nano'. ({one_line(error)})"
         ) from error
+    return with_stem(model, own, name)
 
 
 def source_of(backbone: nn.Module) -> dict[str, Any] | None:

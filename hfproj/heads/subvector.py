@@ -36,7 +36,7 @@ class SubvectorHead(ShowsOptions, nn.Module):
 
     Args:
         in_dim: Width of h.
-        d0: How many entries are kept; the paper keeps 360 of 2048.
+        d0: How many entries are kept, or which share of them, below 1; the paper keeps 360 of 2048.
         out_dim: Width of z, another name for `d0`: give either.
 
     Raises:
@@ -47,15 +47,16 @@ class SubvectorHead(ShowsOptions, nn.Module):
         [[0.0, 1.0]]
     """
 
-    def __init__(self, *, in_dim: int, d0: int | None = None, out_dim: int | None = None):
+    def __init__(self, *, in_dim: int, d0: int | float | None = None, out_dim: int | None = None):
         super().__init__()
-        d0 = out_dim if d0 is None else d0
-        if d0 is None or out_dim not in (None, d0):
+        given, kept = f"d0={d0}, out_dim={out_dim}", out_dim if d0 is None else d0
+        if kept is not None:
+            self.d0, self.in_dim = _check_d0(kept, in_dim)
+        if kept is None or out_dim not in (None, self.d0):
             raise UsageError(
-                f"The subvector head needs the number of entries to keep, as d0 or as out_dim; got d0={d0}, "
-                f"out_dim={out_dim}. The paper keeps 360 of 2048."
+                f"The subvector head needs the number of entries to keep, as d0 or as out_dim; got {given}. "
+                "The paper keeps 360 of 2048."
             )
-        self.d0, self.in_dim = _check_d0(d0, in_dim)
         self.out_dim = self.d0
 
     def forward(self, h: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch d0"]:
@@ -73,7 +74,7 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
 
     Args:
         in_dim: Width of h.
-        d0: How many entries are kept.
+        d0: How many entries are kept, or which share of them, below 1.
         constant: c, a number or ``"inverse_sqrt"`` for 1/√in_dim.
         evaluate: What z is in eval mode. ``"constant"``: as in training, which is what the paper evaluates; probes then
             compare both vectors, since they run on h too. ``"full"``: h itself, for those who read z only and want
@@ -90,7 +91,7 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self, *, in_dim: int, d0: int, constant: float | OneOf["inverse_sqrt"] = 0.0,
+        self, *, in_dim: int, d0: int | float, constant: float | OneOf["inverse_sqrt"] = 0.0,
         evaluate: OneOf["constant", "full"] = "constant", out_dim: int | None = None,
     ):  # fmt: skip
         super().__init__()
@@ -119,8 +120,11 @@ class ConstantSubvectorHead(ShowsOptions, nn.Module):
 
 
 def _check_d0(d0: object, in_dim: object) -> tuple[int, int]:
-    kept, width = check_positive("d0", d0), check_positive("in_dim", in_dim)
+    width = check_positive("in_dim", in_dim)
+    if isinstance(d0, float) and 0 < d0 < 1:
+        d0 = max(1, round(d0 * width))
+    kept = check_positive("d0", d0)
     if kept > width:
-        hint = f"choose d0 from 1 to {width} (DirectCLR keeps 360 of 2048)"
+        hint = f"choose d0 from 1 to {width}, or a share below 1 (DirectCLR keeps 360 of 2048)"
         raise UsageError(f"d0={kept} entries can't be taken from a representation of {width}: {hint}.")
     return kept, width

@@ -18,13 +18,13 @@ from hfproj.presets.settings import Preset
 
 __all__ = ["Preset", "all_presets", "get_preset", "list_presets"]
 
-_STUDIES = "hfproj.studies.paper_presets"  # by name: the top floor is reached from here, not imported
+_STUDIES = "hfproj.studies.papers"  # by name: the top floor is reached from here, not imported
 
 
 @cache
 def all_presets() -> Mapping[str, Preset]:
     """Return every preset by its name, those of the studies included."""
-    return {**importlib.import_module(_STUDIES).PAPERS, **PUBLISHED, **CIFAR}
+    return {**importlib.import_module(_STUDIES).PRESETS, **PUBLISHED, **CIFAR}
 
 
 @checked

@@ -24,15 +24,19 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 _PATIENCE = 2.0  # seconds: a process that was just killed may not be gone yet
 
 
+class InUseError(UsageError):
+    """Another process holds the lock."""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, patience: float = _PATIENCE) -> Iterator[None]:
     """Hold the lock of `folder`; on a file system without locks say so once, and go on.
 
     Raises:
-        UsageError: If another process holds it.
+        InUseError: If another process holds it, and after `patience` seconds still does.
         OSError: If the folder can't be written to.
     """
-    handle = _lock(folder)
+    handle = _lock(folder, patience)
     try:
         yield
     finally:
@@ -44,8 +48,8 @@ def locked(folder: Path) -> Iterator[None]:
             _open.discard(handle)
 
 
-def _lock(folder: Path) -> int | None:
-    file, until = folder / LOCK, time.monotonic() + _PATIENCE
+def _lock(folder: Path, patience: float) -> int | None:
+    file, until = folder / LOCK, time.monotonic() + patience
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         LOG.warning(f"This system has no file locks: nothing keeps a second run from writing into {folder}.")
@@ -67,7 +71,7 @@ def _lock(folder: Path) -> int | None:
             if not isinstance(error, BlockingIOError) and error.errno != errno.EACCES:
                 raise
             if time.monotonic() > until:
-                raise UsageError(f"{_said(file)}; wait for it, or give this run another output_dir.") from None
+                raise InUseError(f"{_said(file)}; wait for it, or give this run another output_dir.") from None
             time.sleep(0.1)
         else:
             os.close(handle)  # the run before took its file away just now

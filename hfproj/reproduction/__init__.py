@@ -1,0 +1,23 @@
+"""Studies of papers run by one command: rows trained, columns measured, claims judged.
+
+    study      what a study is: rows, columns, the paper's numbers, claims, scales
+    sources    where its images come from
+    setting    one row at a scale, with every value written out: what is trained
+    measures   what is measured of it
+    running    row after row, on one process or several, going on where it was stopped
+    judging    holds, fails, cannot be judged: the rules
+    registry   the studies by name
+
+The studies themselves are in `hfproj.studies.papers`, which no room imports: they are reached by name.
+"""
+
+from hfproj.reproduction.registry import all_studies, get_study, list_studies
+from hfproj.reproduction.sources import Source, Splits
+from hfproj.reproduction.study import (
+    Agree, Cells, Claim, Column, More, Row, Same, Scale, Study, Trend, ordered,
+)  # fmt: skip
+
+__all__ = [
+    "Agree", "Cells", "Claim", "Column", "More", "Row", "Same", "Scale", "Source", "Splits", "Study", "Trend",
+    "all_studies", "get_study", "list_studies", "ordered",
+]  # fmt: skip

@@ -1,0 +1,200 @@
+"""Verdicts on claims, by rules that are fixed before a run: *holds*, *fails* or *cannot be judged*.
+
+A test of a claim is a contrast, a weighted sum of cells (means over seeds). Its 95 % interval has two sources:
+
+* other seeds: the spread of a cell over seeds, pooled over the rows of the column on the same data,
+  ``s² = Σ (y − ȳ_row)² / Σ (seeds − 1)``, so that the contrast has the variance ``Σ w² s² / seeds``. Rows are taken as
+  independent, though they share images and order: the interval is rather too wide than too narrow;
+* other test images, where right and wrong answers are known: the variance over images of the contrast of answers,
+  averaged over seeds, divided by the number of images.
+
+The two add up, with Student's t at the degrees of freedom of Welch and Satterthwaite. Columns on a logarithmic scale
+are compared by their logarithms. The claim of a single test holds if the whole interval is on its side, fails if the
+whole interval is on the other, and cannot be judged else; a claim of several tests holds if all do, and fails if one
+does. Nothing is corrected for the number of claims: of 20 that say nothing, one is decided by chance.
+
+References:
+    Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance Components" (degrees of freedom); Fieller,
+    Hartley, Pearson 1957, "Tests for Rank Correlation Coefficients" (variance 1.06/(n − 3) of Fisher's z of Spearman's
+    ρ).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from hfproj.reproduction.study import Agree, Cells, Claim, More, Same, Study, Test, Trend, cells_of
+from hfproj.results import unpack_outcomes
+
+LEVEL = 0.95
+HOLDS, FAILS, UNCLEAR = "holds", "fails", "cannot be judged"
+Run = Mapping[str, Any]  # a record: "row", "data", "seed", "values", "outcomes"
+Weights = dict[tuple[str, str, str], float]  # (row, data, column) → weight in a contrast
+
+
+class Judged(NamedTuple):
+    """One test of a claim: its number with the interval, and the verdict.
+
+    Attributes:
+        verdict: "holds", "fails" or "cannot be judged".
+        value, low, high: Of the contrast; of its logarithm's exponential for columns on a logarithmic scale; of
+            Spearman's ρ. NaN if nothing could be computed.
+        why: What is missing, where it is.
+        ratio: Whether the number is a ratio.
+    """
+
+    verdict: str
+    value: float
+    low: float
+    high: float
+    why: str = ""
+    ratio: bool = False
+
+
+def judge(study: Study, claim: Claim, runs: Sequence[Run]) -> tuple[str, list[Judged]]:
+    """Return the verdict of a claim on runs of its study, and that of each of its tests.
+
+    Example:
+        >>> from hfproj.reproduction.registry import get_study
+        >>> study = get_study("last_layer.table1")
+        >>> judge(study, study.claims[0], [])[0]
+        'cannot be judged'
+    """
+    found = [_judged(study, test, runs) for test in claim.tests]
+    verdicts = {one.verdict for one in found}
+    whole = FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else UNCLEAR
+    return whole, found
+
+
+def _judged(study: Study, test: Test, runs: Sequence[Run]) -> Judged:
+    cells = cells_of(Claim(text="", tests=(test,), source=""))
+    lacking = _lacking(study, cells, runs)
+    if lacking:
+        return Judged(UNCLEAR, *[math.nan] * 3, why=lacking)
+    if isinstance(test, Agree):
+        return _agreement(study, test, runs)
+    log = study.column(cells[0].column).log
+    value, low, high = interval(study, weights(study, test), runs)
+    if isinstance(test, More):
+        against = test.second if not isinstance(test.second, Cells) else 0.0
+        against = math.log(against) if log and not isinstance(test.second, Cells) else against
+        sign = -1 if test.less else 1
+        verdict = _side(*sorted((sign * (low - against), sign * (high - against))), test.margin)
+    elif isinstance(test, Trend):
+        verdict = _side(*(sorted((low, high)) if test.rises else sorted((-low, -high))), 0.0)
+    else:
+        inside = -test.margin < low and high < test.margin
+        outside = low > test.margin or high < -test.margin
+        yes, no = (outside, inside) if test.apart else (inside, outside)
+        verdict = HOLDS if yes else FAILS if no else UNCLEAR
+    shown = [math.exp(v) for v in (value, low, high)] if log else [value, low, high]
+    return Judged(verdict, *shown, ratio=log)
+
+
+def _side(low: float, high: float, margin: float) -> str:
+    return HOLDS if low > margin else FAILS if high < margin else UNCLEAR
+
+
+def weights(study: Study, test: More | Same | Trend) -> Weights:
+    """Return the contrast of a test: what each cell (row, data, column) counts.
+
+    Example:
+        >>> from hfproj.reproduction.registry import get_study
+        >>> test = More(Cells("20-NN", ("d0 = 0.94, c = 0",)), Cells("20-NN", ("d0 = 0.39, c = 0",)))
+        >>> sorted(weights(get_study("last_layer.table1"), test).values())
+        [-0.5, -0.5, 0.5, 0.5]
+    """
+    found: Weights = {}
+    if isinstance(test, Trend):
+        cells = [Cells(test.cells.column, (row,), test.cells.data) for row in test.cells.rows]
+        ranks = np.arange(len(cells)) - (len(cells) - 1) / 2
+        parts = list(zip(cells, ranks / (ranks**2).sum(), strict=True))
+    else:
+        parts = [(test.first, 1.0)] + ([(test.second, -1.0)] if isinstance(test.second, Cells) else [])
+    for cells, weight in parts:
+        places = _places(study, cells)
+        for place in places:
+            found[place] = found.get(place, 0.0) + weight / len(places)
+    return found
+
+
+def interval(study: Study, contrast: Weights, runs: Sequence[Run]) -> tuple[float, float, float]:
+    """Return a contrast with the ends of its interval; without a second seed the interval is the whole line."""
+    value, variances = 0.0, []  # of the contrast: (variance, degrees of freedom) of each source
+    groups: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for (row, data, column), weight in contrast.items():
+        groups.setdefault((data, column), []).append((row, weight))
+    for (data, column), members in groups.items():
+        values = {row: values_of(study, runs, row, data, column) for row in [r.name for r in study.rows]}
+        many = {row: v for row, v in values.items() if len(v) > 1}
+        free = sum(len(v) - 1 for v in many.values())
+        spread = sum(((v - v.mean()) ** 2).sum() for v in many.values()) / free if free else math.inf
+        value += sum(weight * values[row].mean() for row, weight in members)
+        variances.append((sum(w**2 / len(values[row]) for row, w in members) * spread, free))
+        if (images := _image_variance(study, members, data, column, runs)) is not None:
+            variances.append((images, math.inf))
+    total = sum(variance for variance, _ in variances)
+    if not math.isfinite(total):
+        return value, -math.inf, math.inf
+    freedom = sum(variance**2 / free for variance, free in variances)
+    t = stats.t.ppf((1 + LEVEL) / 2, total**2 / freedom) if freedom else 1.96
+    half = float(t) * math.sqrt(total)
+    return value, value - half, value + half
+
+
+def _image_variance(
+    study: Study, members: Sequence[tuple[str, float]], data: str, column: str, runs: Sequence[Run]
+) -> float | None:
+    """Return the variance of the contrast over test images, or None where right and wrong answers are not known."""
+    if study.column(column).log:
+        return None
+    answers = 0.0
+    for row, weight in members:
+        own = [r["outcomes"].get(column) for r in _runs_of(runs, row, data)]
+        if not own or any(text is None for text in own):
+            return None
+        answers = answers + weight * np.mean([unpack_outcomes(text) for text in own], axis=0)
+    return float(np.var(answers, ddof=1) / len(answers)) if isinstance(answers, np.ndarray) else None
+
+
+def _agreement(study: Study, test: Agree, runs: Sequence[Run]) -> Judged:
+    """Return Spearman's ρ of two columns over rows and data, with Fisher's interval."""
+    places = _places(study, test.x)
+    x, y = ([values_of(study, runs, row, data, c).mean() for row, data, _ in places] for c in (test.x.column, test.y))
+    if len(places) < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        why = "fewer than five points" if len(places) < 5 else "a column has one value only"
+        return Judged(UNCLEAR, *[math.nan] * 3, why=why)
+    rho = float(stats.spearmanr(x, y).statistic)
+    z, half = math.atanh(max(-0.9999, min(0.9999, rho))), 1.96 * math.sqrt(1.06 / (len(places) - 3))
+    low, high = math.tanh(z - half), math.tanh(z + half)
+    verdict = _side(*sorted((test.sign * low, test.sign * high)), 0.0)
+    return Judged(verdict, rho, low, high)
+
+
+def values_of(study: Study, runs: Sequence[Run], row: str, data: str, column: str) -> np.ndarray:
+    """Return the values of a cell, one for each seed, ``[seeds]``; their logarithms for a column that is compared so."""
+    found = [run["values"].get(column) for run in _runs_of(runs, row, data)]
+    known = np.array([value for value in found if value is not None and math.isfinite(value)], dtype=np.float64)
+    return np.log(np.clip(known, 1e-12, None)) if study.column(column).log else known
+
+
+def _runs_of(runs: Iterable[Run], row: str, data: str) -> list[Run]:
+    return sorted((r for r in runs if r["row"] == row and r["data"] == data), key=lambda r: r["seed"])
+
+
+def _places(study: Study, cells: Cells) -> list[tuple[str, str, str]]:
+    return [
+        (row.name, data, cells.column)
+        for row, data in study.runs()
+        if (not cells.rows or row.name in cells.rows) and (not cells.data or data in cells.data)
+    ]
+
+
+def _lacking(study: Study, cells: Iterable[Cells], runs: Sequence[Run]) -> str:
+    places = {place for one in cells for place in _places(study, one)}
+    without = sorted(p for p in places if not len(values_of(study, runs, *p)))
+    more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+    return f"no value of {without[0][2]} of {without[0][0]} on {without[0][1]}{more}" if without else ""

@@ -1,0 +1,155 @@
+"""What one run is: a row on its data at a scale, with every value written out, and the model and trainer it makes."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import set_seed
+
+from hfproj.backbones import load_backbone
+from hfproj.heads import HEADS
+from hfproj.presets import Preset, get_preset
+from hfproj.reproduction.sources import Splits
+from hfproj.reproduction.study import PARTS, Row, Scale, Study
+from hfproj.training import ProjectionTrainer, ProjectionTrainingArguments
+
+WIDTHS = ("hidden_dim", "out_dim", "width", "top_k")  # of heads, that a scale multiplies
+
+
+def preset_of(row: Row) -> Preset:
+    """Return the preset of a row with the row's changes.
+
+    Example:
+        >>> row = Row(name="", preset="bottleneck_simclr_discretised", changes={"head_options": {"levels": 8}})
+        >>> preset_of(row).head_options["levels"]
+        8
+    """
+    preset = get_preset(row.preset)
+    changes: dict[str, Any] = {}
+    for name, value in row.changes.items():
+        whole = name not in PARTS or value is None or getattr(preset, name) is None or "head" in row.changes
+        changes[name] = value if whole else {**getattr(preset, name), **value}
+    empty = {name: {} for name, value in changes.items() if value is None and name not in ("predictor", "out_dim")}
+    return preset.but(preset.line, **{**changes, **empty})
+
+
+def scaled(head: str, options: Mapping[str, Any], factor: float, *, out_dim: int | None = None) -> tuple[dict[str, Any], int | None]:
+    """Return options and `out_dim` of a head whose widths are multiplied by `factor`, those of heads inside it, too.
+
+    Example:
+        >>> scaled("simclr_solo", {}, 0.25)
+        ({'hidden_dim': 512}, 64)
+    """
+    known, options = HEADS.options(head), dict(options)
+
+    def default(name: str) -> Any:
+        return options.get(name, known[name].default if name in known else None)
+
+    for name in ("hidden_dim", "width", "top_k"):
+        if isinstance(default(name), int):
+            options[name] = max(1, round(factor * default(name)))
+    if isinstance(options.get("out_dim"), int):
+        options["out_dim"] = max(1, round(factor * options["out_dim"]))
+    own_width = out_dim if out_dim is not None else default("out_dim") if "out_dim" not in options else None
+    for inner in ("head", "stem"):
+        name = default(inner) if inner in known else None
+        if name is not None:
+            options[f"{inner}_options"], width = scaled(name, default(f"{inner}_options") or {}, factor)
+            if inner == "head" and own_width is None:
+                own_width = None if width is None else round(width / factor)
+    return options, max(1, round(factor * own_width)) if isinstance(own_width, int) else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run but for its seed."""
+
+    study: Study
+    row: Row
+    data: str
+    scale: Scale
+
+    @property
+    def preset(self) -> Preset:
+        """The preset with the changes of row and scale."""
+        preset, scale = preset_of(self.row), self.scale
+        options, out_dim = scaled(preset.head, preset.head_options, scale.heads, out_dim=preset.out_dim)
+        predictor = copy.deepcopy(preset.predictor)
+        if predictor:
+            name, classes = predictor.pop("head"), predictor.pop("out_dim", None)
+            predictor = {"head": name, **scaled(name, predictor, scale.heads)[0]}
+            predictor |= {} if classes is None else {"out_dim": classes}
+        prototypes = preset.prototypes
+        if isinstance(prototypes, int):
+            prototypes = max(2, round(scale.heads * prototypes))
+        training = {**preset.training, **scale.training, **self.row.changes.get("training", {})}
+        if "max_steps" in scale.training:
+            training.pop("num_train_epochs", None)
+        return preset.but(
+            preset.line, head_options=options, out_dim=out_dim, predictor=predictor, prototypes=prototypes,
+            training=training, views={**preset.views, **scale.views},
+        )  # fmt: skip
+
+    def written(self) -> dict[str, Any]:
+        """Return every value that decides what the run is, as plain JSON."""
+        preset, scale = self.preset, self.scale
+        parts = ("head", "head_options", "out_dim", "predictor", "prototypes", "scales", "pooling", "objective",
+                 "regularizers", "views", "training")  # fmt: skip
+        return plain({
+            "preset": self.row.preset, **{name: getattr(preset, name) for name in parts}, "trained": self.row.trained,
+            "backbone": scale.backbone, "trainable": scale.trainable, "lora_rank": scale.lora_rank,
+            "data": {"source": type(self.study.data[self.data]).__name__, **asdict(self.study.data[self.data])},
+            "images": scale.images, "test_images": scale.test_images,
+            "columns": [asdict(column) for column in self.study.every_column], "spectra": self.study.spectra,
+        })  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        """A name of the run that changes with any value: runs of other settings are never taken for it."""
+        text = json.dumps(self.written(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+    def model(self, seed: int) -> PeftModel:
+        """Return the backbone with its head, the same for a seed."""
+        set_seed(seed)
+        backbone = load_backbone(**self.scale.backbone)
+        lora = LoraConfig(r=self.scale.lora_rank, lora_alpha=self.scale.lora_rank) if self.scale.lora_rank else None
+        config = self.preset.config(trainable=self.scale.trainable, backbone_adapter=lora, keep_original=False)
+        model = get_peft_model(backbone, config)
+        return model.to(memory_format=torch.channels_last) if has_convolutions(backbone) else model
+
+    def trainer(self, model: PeftModel, splits: Splits, seed: int, folder: Path, **options: Any) -> ProjectionTrainer:
+        """Return what trains it; `options` are those of `hfproj.ProjectionTrainingArguments`."""
+        preset = self.preset
+        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 50}
+        arguments = ProjectionTrainingArguments(
+            output_dir=str(folder), seed=seed, **{**quiet, **preset.training, **options}
+        )
+        views = self.study.data[self.data].views(model, seed=seed, **preset.views)
+        return ProjectionTrainer(
+            model, arguments, objective=preset.objective, regularizers=preset.regularizers, train_dataset=splits.train,
+            data_collator=views,
+        )  # fmt: skip
+
+
+def has_convolutions(backbone: nn.Module) -> bool:
+    """Return whether a backbone computes with convolutions mostly, which want the channels last in memory."""
+    return sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) > 3
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: tuples as lists, dataclasses as dicts."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
