@@ -36,7 +36,7 @@ class Recipe:
     datasets: str = field(default="digits", metadata={"help": "Names, with commas: digits, Hub ids, parquet folders …"})
     probes: str = field(default="knn,linear", metadata={"help": "Names, with commas, see hfproj.list_probes()."})
     probe_options: str | None = field(default=None, metadata={"help": "knn.k=10,linear.l2=0.001 … or JSON."})
-    layers: str | None = field(default=None, metadata={"help": "Intermediate layers too: all, or 0,5,11."})
+    layers: str | None = field(default=None, metadata={"help": "Intermediate layers too: all, 0,5,11, or head."})
     labels: bool = field(default=True, metadata={"help": "Whether to use them; without, say what needs none."})
     train_limit: int | None = field(default=None, metadata={"help": "Take this many random training images."})
     test_limit: int | None = field(default=None, metadata={"help": "Take this many random test images."})
@@ -72,7 +72,7 @@ def main() -> None:
         raise hfproj.UsageError(f"--probe_options has options of {name!r}, which is not among --probes {names}.")
     probes = [create_probe(name, **chosen.get(name, {})) for name in names] if recipe.labels else []
     layers = recipe.layers or ()
-    if layers and layers != "all":
+    if layers and layers not in ("all", "head"):
         layers = [int(layer) if layer.lstrip("-").isdigit() else layer for layer in layers.split(",")]
     adapted = cli.is_adapter(recipe.model)
     model = hfproj.from_pretrained(recipe.model) if adapted else hfproj.load_backbone(recipe.model)

@@ -27,6 +27,7 @@ from hfproj.features import cache_key
 from hfproj.features.reader import Reader, view_batches
 from hfproj.features.store import FeatureStore
 from hfproj.functional.labels import labels_as_given
+from hfproj.heads.layers import is_layer_name
 from hfproj.saving.signals import LeaveSignals
 from hfproj.typing import Data, OneOf, Pooling
 
@@ -67,8 +68,10 @@ class Features:
         return len(self.h)
 
     def by_name(self) -> dict[str, Float[Tensor, "rows _"]]:
-        """Return every representation by name: the layers in the order they were asked for, "h" and, if any, "z"."""
-        return {**self.layers, "h": self.h, **({} if self.z is None else {"z": self.z})}
+        """Return every representation by name: layers in the order asked for, "h", those of the head, "z" if any."""
+        inside = {name: f for name, f in self.layers.items() if is_layer_name(name)}
+        before = {name: f for name, f in self.layers.items() if name not in inside}
+        return {**before, "h": self.h, **inside, **({} if self.z is None else {"z": self.z})}
 
 
 @checked
@@ -76,7 +79,7 @@ def extract_features(
     model: nn.Module, dataset: Data, *, batch_size: int = 256,
     collator: Callable[[list], Mapping[str, Any]] | None = None, device: torch.device | str | None = None,
     num_workers: int = 0, progress: bool = False, pooling: Pooling | None = None,
-    layers: Sequence[int | str] | OneOf["all"] = (), tokens: bool = False, dtype: torch.dtype = torch.float32,
+    layers: Sequence[int | str] | OneOf["all", "head"] = (), tokens: bool = False, dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None, cache_dir: str | os.PathLike | None = None, data_key: str | None = None,
     preprocessing_key: str | None = None,
 ) -> Features:  # fmt: skip
@@ -106,6 +109,8 @@ def extract_features(
             "cls" where there is a class token, else "mean".
         layers: Intermediate layers to keep: indices of blocks (their raw output; −1 is the backbone's final output,
             named "final"), names of submodules, or "all" blocks. Pooled like h; where that is "pooler", by the default.
+            Of the active head "head.0", "head.1", …, or "head" for all: what each of its linear maps gives after the
+            norm and activation that follow (`hfproj.heads.layers`); the last is z before unit rows.
         tokens: Keep the sequence that h is pooled from too.
         dtype: In which h, z, layers and tokens are kept: float32, float16, bfloat16 or float64.
         autocast: Run the model in mixed precision of this type.

@@ -27,6 +27,7 @@ from hfproj.backbones import (
 from hfproj.backbones.wrong_inputs import check_pixels, run_explained, wrong_tokens
 from hfproj.errors import UsageError, unknown
 from hfproj.functional.modes import evaluating
+from hfproj.heads.layers import ALL, LayerTrace, is_layer_name, layer_name, layer_widths
 from hfproj.tuner.layer import CHILD, ProjectionLayer
 from hfproj.typing import OneOf, Pooling
 
@@ -41,8 +42,8 @@ class Reader:
 
     def __init__(
         self, model: nn.Module, device: torch.device, *, pooling: Pooling | None = None,
-        layers: Sequence[int | str] | OneOf["all"] = (), tokens: bool = False, dtype: torch.dtype = torch.float32,
-        autocast: torch.dtype | None = None,
+        layers: Sequence[int | str] | OneOf["all", "head"] = (), tokens: bool = False,
+        dtype: torch.dtype = torch.float32, autocast: torch.dtype | None = None,
     ):  # fmt: skip
         self.model, self.device, self.dtype, self.autocast, self.tokens = model, device, dtype, autocast, tokens
         get_base: Any = getattr(model, "get_base_model", None)
@@ -66,18 +67,39 @@ class Reader:
         if isinstance(layers, int) and not isinstance(layers, bool):
             raise UsageError(f"Expected layers='all' or a list, got {layers}; do you mean layers=[{layers}]?")
         if isinstance(layers, str):
-            if layers != "all":
-                there = layers in dict(self.backbone.named_modules())
+            if layers not in ("all", ALL):
+                there = layers in dict(self.backbone.named_modules()) or is_layer_name(layers)
                 meant = f"do you mean layers=[{layers!r}]" if there else "layers=[-1] is the last one"
-                raise UsageError(f"Expected layers='all' or a list, got {layers!r}; {meant}{'?' * there or '.'}")
-            layers = blocks_of(self.backbone)
-        self.layers = dict(map(self._layer, layers))
+                wanted = "Expected layers='all', 'head' or a list"
+                raise UsageError(f"{wanted}, got {layers!r}; {meant}{'?' * there or '.'}")
+            layers = blocks_of(self.backbone) if layers == "all" else [ALL]
+        self._head: Any = None  # where layers of the head are read
+        self.layers: dict[str, ReadPoint | int] = dict(found for one in layers for found in self._named(one, layer))
         self._captured: dict[tuple[str, str], Any] = {}
         self._entered = ExitStack()
 
     def _resolve(self, pooling: Pooling | None, layer: int) -> ReadPoint:
         reading = READING if isinstance(self.backbone, FeatureBackbone) else self._point.reading
         return resolve_read_point(self.backbone, pooling=pooling, layer=layer, in_dim=1, reading=reading)
+
+    def _named(self, layer: int | str, heads: Any) -> list[tuple[str, ReadPoint | int]]:
+        """Return names and places: of a layer of the head its number, of all of them where they are asked for."""
+        if layer != ALL and not is_layer_name(layer):
+            return [self._layer(layer)]
+        active = heads.active_name if isinstance(heads, ProjectionLayer) else None
+        if active is None:
+            if layer in dict(self.backbone.named_modules()):
+                return [self._layer(layer)]
+            hint = "attach a head, switch its adapter on, or name a layer of the backbone"
+            raise UsageError(f"Expected a model with an active head for layers={[layer]}, got none; {hint}.")
+        self._head = heads.projection_head_modules[active].head
+        numbers = range(len(layer_widths(self._head)))
+        names = [layer_name(number) for number in numbers]
+        if layer in names or (layer == ALL and names):
+            return [(name, number) for name, number in zip(names, numbers) if layer in (ALL, name)]
+        have = f"{', '.join(names)} beside h and z" if names else "no linear map: there are only h and z"
+        which = f"the active head, a {type(self._head).__name__}"
+        raise UsageError(f"Expected layers={[layer]} to be of {which}; it has {have}.")
 
     def _layer(self, layer: int | str) -> tuple[str, ReadPoint]:
         if isinstance(layer, bool) or not isinstance(layer, int | str):
@@ -99,14 +121,16 @@ class Reader:
             mixed = torch.get_autocast_dtype(self.device.type)
         return {
             "pooling": self._point.pooling, "module": self._point.module, "side": self._point.side,
-            "layers": {name: [point.module, point.side, point.pooling] for name, point in self.layers.items()},
+            "layers": {name: ["head", p] if isinstance(p, int) else [p.module, p.side, p.pooling]
+                       for name, p in self.layers.items()},
             **({"reading": self._point.reading} if self._point.text and self._point.reading > 1 else {}),
             "tokens": self.tokens, "dtype": str(self.dtype).removeprefix("torch."),
             "autocast": None if mixed is None else str(mixed).removeprefix("torch."),
         }  # fmt: skip
 
     def __enter__(self) -> "Reader":
-        points = [*self.layers.values(), self._point, *[self._token_point] * self.tokens]
+        own = [point for point in self.layers.values() if isinstance(point, ReadPoint)]
+        points = [*own, self._point, *[self._token_point] * self.tokens]
         for name, side in sorted({(p.module, p.side) for p in points if p.module is not None}):
             module, keep = self.backbone.get_submodule(name), partial(self._keep, (name, side))
             before = side == "input"
@@ -114,9 +138,11 @@ class Reader:
             self._entered.callback(hook.remove)
         self._entered.callback(self._captured.clear)
         head: Any = getattr(self.backbone, CHILD, None)
-        if isinstance(head, ProjectionLayer) and (self.layers or self.tokens):
+        if isinstance(head, ProjectionLayer) and (own or self.tokens):
             self._entered.callback(setattr, head, "whole", head.whole)
             head.whole = True  # blocks after the one that the head reads are read here
+        if self._head is not None:
+            self._trace = self._entered.enter_context(LayerTrace(self._head))
         self._entered.enter_context(evaluating(self.model))
         return self
 
@@ -149,7 +175,8 @@ class Reader:
             if getattr(output, "projection", None) is not None:
                 found["z"] = output.projection
             for name, point in self.layers.items():
-                found[f"layers.{name}"] = self._pooled(point, bare, inputs)
+                f = self._inside(point) if isinstance(point, int) else self._pooled(point, bare, inputs)
+                found[f"layers.{name}"] = f
             if self.tokens:
                 found["tokens"] = self._sequence(self._source(self._token_point, bare))
             return {name: self._stored(name, f) for name, f in found.items()}
@@ -175,6 +202,12 @@ class Reader:
             noise = without_masking(self.backbone, images, {}, undo).get("noise")
             options |= {} if noise is None else {"noise": noise.to(self.device)}
         return batch, options
+
+    def _inside(self, number: int) -> Tensor:
+        """Return what a layer of the head gave, a row for each row of h."""
+        if number >= len(self._trace.outputs):
+            raise UsageError(f"{type(self._head).__name__} did not run its layer {layer_name(number)!r}.")
+        return self._trace.outputs[number].flatten(0, -2)
 
     def _source(self, point: ReadPoint, output: Any) -> Any:
         if point.module is None:

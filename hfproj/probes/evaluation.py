@@ -25,6 +25,7 @@ from hfproj.features.similarity import linear_cka, mutual_knn
 from hfproj.features.views import FixedViews
 from hfproj.files import portable
 from hfproj.functional.labels import UNLABELLED, check_classes
+from hfproj.heads.layers import is_layer_name
 from hfproj.probes.base import as_labels, left_out
 from hfproj.probes.registry import ProbeLike, make_probes
 from hfproj.results import LAYERS, Measurement, Missing, Results, pack_outcomes
@@ -42,7 +43,7 @@ Measure = tuple[str, Callable[[], float], dict[str, Any]]
 @checked
 def evaluate(
     model: nn.Module, *, probes: ProbeLike | Sequence[ProbeLike] | None = None, train: Data | None = None, test: Data,
-    labels: OneOf["auto"] | None = "auto", layers: Sequence[int | str] | OneOf["all"] = (),
+    labels: OneOf["auto"] | None = "auto", layers: Sequence[int | str] | OneOf["all", "head"] = (),
     reference: nn.Module | None = None, batch_size: int = 256,
     collator: Callable[[list], Mapping[str, Any]] | None = None, when: When = "after", dataset: str | None = None,
     views: Callable[[list], Mapping[str, Any]] | None = None, seed: int = 0, device: torch.device | str | None = None,
@@ -66,7 +67,7 @@ def evaluate(
         train: Labelled bank or training set of the probes. None: no probes.
         test: Held-out items.
         labels: "auto": those that the collator gives; None: measure without labels.
-        layers: Intermediate layers to measure too, as in `extract_features`: indices of blocks, names, or "all".
+        layers: Intermediate layers to measure too, as in `extract_features`: indices of blocks, names, "all", "head".
         reference: What h is compared with if no labels are used. Default: the model with its adapter disabled.
         when: "before" or "after" training.
         dataset: Name of the data set in the results, best its Hub id.
@@ -124,7 +125,7 @@ def evaluate(
                 adding.score(layer, probe, bank.by_name()[layer], f)
         adding.measure(layer, "rankme", partial(d.rankme, f, eps=_EPS), {"rows": len(f), "eps": _EPS})
         adding.measure(layer, "representation_std", partial(_directed, d.representation_std, f), {"rows": len(f)})
-        if layer in LAYERS and len(f) > 1:
+        if (layer in LAYERS or is_layer_name(layer)) and len(f) > 1:
             results.spectra[f"{layer} {when}"] = d.covariance_spectrum(f).tolist()
     for probe in chosen:
         if _on(probe) == "tokens" and bank is not None:

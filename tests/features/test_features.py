@@ -196,7 +196,7 @@ def test_layers_by_name_of_a_plain_module_and_of_a_model_with_a_head():
     x = torch.stack([item["x"] for item in data])
     torch.testing.assert_close(f.layers["backbone.1"], f.h, rtol=0, atol=0)
     torch.testing.assert_close(f.layers["head.0"], model.head[0](model.backbone(x)).detach(), rtol=1e-5, atol=1e-6)
-    assert list(f.by_name()) == ["backbone.1", "head.0", "h", "z"]
+    assert list(f.by_name()) == ["backbone.1", "h", "head.0", "z"]
     assert not any(m._forward_hooks for m in model.modules())
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from mistakes.things import (
     TEXTS,
+    backbone,
     data,
     eval_images,
     evaluate,
@@ -63,6 +64,10 @@ EVALUATE = {
     "evaluate: layers as one name": (lambda: evaluate(layers="layers.0"), "layers=['layers.0']"),
     "evaluate: one layer's number": (lambda: evaluate(layers=1), "layers=[1]"),
     "evaluate: a block that is not there": (lambda: evaluate(layers=[99]), "99"),
+    "evaluate: a layer that the head has not": (lambda: evaluate(layers=["head.9"]), "head.9", "head.0"),
+    "evaluate: a layer of the head as one name": (lambda: evaluate(layers="head.0"), "layers=['head.0']"),
+    "evaluate: layers of a head that is not there": (lambda: evaluate(backbone(), layers="head"), "an active head",
+                                                     "attach"),
     "evaluate: when='trained'": (lambda: evaluate(when="trained"), "'before'", "'after'"),
     "evaluate: a collator of views": (lambda: evaluate(collator=views()), "EvalImages"),
     "evaluate: a collator of pixels as views": (lambda: evaluate(views=eval_images()), "ImageViews"),
