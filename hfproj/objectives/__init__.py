@@ -32,6 +32,7 @@ OBJECTIVES: Registry[nn.Module] = Registry(
         "nt_xent": ("hfproj.objectives.nt_xent:NTXent", "SimCLR: tell the views of an image from all other images"),
         "grouped": ("hfproj.objectives.grouped:Grouped", "Sum another objective over random groups of dimensions"),
         "info_nce": ("hfproj.objectives.info_nce:InfoNCE", "Find the other view of an image among that view's rows"),
+        "cross_entropy": ("hfproj.objectives.cross_entropy:CrossEntropy", "Supervised: the class from logits"),
         "dcl": ("hfproj.objectives.dcl:DCL", "Decoupled contrastive: NT-Xent without the positive below the logarithm"),
         "dclw": ("hfproj.objectives.dcl:DCL", "DCL with weaker pull on pairs that agree", {"weighted": True}),
         "supcon": ("hfproj.objectives.supcon:SupCon", "Rows of the same class find each other; needs labels"),

@@ -7,25 +7,26 @@ added by `register_measure` in their file.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfproj.diagnostics.by_name import MEASURES as DIAGNOSTICS
 from hfproj.diagnostics.by_name import OF_VIEWS
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features import Features, extract_features
+from hfproj.heads.layers import layer_widths
 from hfproj.probes import list_probes
 from hfproj.probes.registry import make_probe
 from hfproj.reproduction.setting import Setting
 from hfproj.reproduction.sources import Splits
-from hfproj.reproduction.study import Column
+from hfproj.reproduction.study import EVALUATED, Column
 from hfproj.results import pack_outcomes
+from hfproj.tuner.layer import CHILD
 
-PERCENT = "accuracy"
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Trained:
         splits: Its data.
         seed: Of the run.
         log: What the trainer logged.
-        features: (split, layer) → features.
+        features: What has been read: of "train", "test" and further data sets.
     """
 
     setting: Setting
@@ -48,37 +49,41 @@ class Trained:
     log: list[dict[str, Any]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
 
-    def of(self, split: str, layer: str = "h") -> Tensor:
-        """Return the features of a layer, ``[rows, dim]``, of "train" or "test"."""
-        if split not in self.features:
-            layers = [c.layer for c in self.setting.study.every_column] + list(self.setting.study.spectra)
-            inner = sorted({layer for layer in layers} - {"h", "z", ""})
-            size = self.setting.scale.views.get("size")
-            pixels = self.setting.study.data[self.setting.data].pixels(self.model, size)
-            data = getattr(self.splits, split)
-            self.features[split] = extract_features(
-                self.model, data, layers=[n for n in inner if self.has(n)], collator=pixels, batch_size=500
-            )
-        found = self.features[split].by_name()
+    def of(self, split: str, layer: str = "h", other: str = "") -> Tensor:
+        """Return the features of a layer, ``[rows, dim]``, of "train" or "test", of a further data set if one is named."""
+        key = f"{other} {split}"
+        if key not in self.features:
+            splits = self.splits.others[other] if other else self.splits
+            self.features[key] = self.read(getattr(splits, split), inner=not other)
+        found = self.features[key].by_name()
         if layer not in found:
             raise NotMeasurableError(f"there is no layer {layer} in this row")
         return found[layer]
+
+    def read(self, data: Any, *, inner: bool = True) -> Features:
+        """Return the features of any images; `inner`: of all layers that the study's columns read."""
+        study = self.setting.study
+        layers = sorted({*(c.layer for c in study.every_column), *study.spectra} - {"h", "z", "", EVALUATED})
+        pixels = self.setting.source.pixels(self.model, self.setting.scale.views.get("size"))
+        wanted = [name for name in layers if self.has(name)] if inner else []
+        return extract_features(self.model, data, layers=wanted, collator=pixels, batch_size=500)
 
     def has(self, layer: str) -> bool:
         """Return whether the model has a layer by this name."""
         if not layer.startswith("head."):
             return True
-        return int(layer.removeprefix("head.")) < len(head_layers(self.model))
+        return int(layer.removeprefix("head.")) < len(layer_widths(head_of(self.model)))
 
-    def labels(self, name: str, split: str) -> Tensor:
+    def labels(self, name: str, split: str, other: str = "") -> Tensor:
         """Return labels of a split by their name.
 
         Raises:
             UsageError: If the data have none of this name.
         """
-        if name not in self.splits.labels:
-            raise UsageError(f"Expected labels of {', '.join(self.splits.labels)}, got {name!r}.")
-        return self.splits.labels[name][split == "test"]
+        known = (self.splits.others[other] if other else self.splits).labels
+        if name not in known:
+            raise UsageError(f"Expected labels of {', '.join(known)}, got {name!r}.")
+        return known[name][split == "test"]
 
 
 Measure = Callable[[Trained, Column], float]
@@ -149,24 +154,33 @@ def _value(trained: Trained, column: Column) -> tuple[float, Any]:
         return float(MEASURES[name](trained, column)), None
     if name in OF_VIEWS:
         raise UsageError(f"{name} is of views, which a column of a study does not have.")
-    f = trained.of("test", column.layer)
+    layer = trained.setting.row.evaluated if column.layer == EVALUATED else column.layer
+    f = trained.of("test", layer, column.other)
     if name in DIAGNOSTICS:
         return float(DIAGNOSTICS[name](f)), None
-    bank = trained.of("train", column.layer)
-    known, truth = (trained.labels(column.labels, split) for split in ("train", "test"))
-    options: Mapping[str, Any] = column.options
-    if name == "knn":
-        options = {**options, "k": min(options.get("k", 20), len(bank))}
-    probe = make_probe({"name": name, **options})
-    value = probe.fit(bank, known).score(f, truth)
+    probe = fitted_probe(trained, column, layer)
+    truth = trained.labels(column.labels, "test", column.other)
+    value = probe.score(f[truth >= 0], truth[truth >= 0])
     return float(value), getattr(probe, "correct_", None)
 
 
-def head_layers(model: Any) -> list[str]:
-    """Return the names of the layers inside the active head, in order."""
-    from hfproj.features.head_layers import names_of
+def fitted_probe(trained: Trained, column: Column, layer: str) -> Any:
+    """Return the probe of a column, fitted on the labelled images of the bank, or on a share of them."""
+    bank, known = trained.of("train", layer, column.other), trained.labels(column.labels, "train", column.other)
+    chosen = (known >= 0).nonzero().flatten()
+    if column.share < 1:
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
+        chosen = chosen[order[: max(2, round(column.share * len(chosen)))]]
+    options: Mapping[str, Any] = column.options
+    if column.measure == "knn":
+        options = {**options, "k": min(options.get("k", 20), len(chosen))}
+    return make_probe({"name": column.measure, **options}).fit(bank[chosen], known[chosen])
 
-    return names_of(model)
+
+def head_of(model: Any) -> Any:
+    """Return the active head of a model."""
+    heads = getattr(model.get_base_model(), CHILD)
+    return heads.projection_head_modules[heads.active_name].head
 
 
 def _shuffled(splits: Splits) -> Splits:
@@ -175,4 +189,37 @@ def _shuffled(splits: Splits) -> Splits:
         name: tuple(part[torch.randperm(len(part), generator=generator)] for part in both)
         for name, both in splits.labels.items()
     }
-    return Splits(splits.train, splits.test, labels)  # type: ignore[arg-type]
+    others = {name: _shuffled(other) for name, other in splits.others.items()}
+    return replace(splits, labels=labels, others=others)  # type: ignore[arg-type]
+
+
+@register_measure("covariance_rank")
+def covariance_rank(trained: Trained, column: Column) -> float:
+    """Number of directions of a layer: exp of the entropy of the eigenvalues of the covariance of unit rows."""
+    values = torch.tensor(spectrum(trained.of("test", column.layer)), dtype=torch.float64).clamp_min(0)
+    shares = values / values.sum()
+    return math.exp(-torch.special.xlogy(shares, shares).sum().item())
+
+
+@register_measure("collapsed_row_norms")
+def collapsed_row_norms(trained: Trained, column: Column) -> float:
+    """Length of the weight rows of the tenth of a layer's dimensions with the least variance, over that of the others.
+
+    The layer is the head's last linear map for z and the backbone's last convolution or linear map for h; a row is what
+    one dimension of it is computed by. 1: variance and length have nothing to do with each other.
+
+    Raises:
+        NotMeasurableError: If no weight has one row for each dimension of the layer.
+    """
+    f = trained.of("test", column.layer).double()
+    root = head_of(trained.model) if column.layer == "z" else trained.model.get_base_model()
+    maps = [
+        module for name, module in root.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(CHILD)
+    ]  # fmt: skip
+    if not maps or maps[-1].weight.shape[0] != f.shape[1]:
+        raise NotMeasurableError(f"no weight matrix ends in {column.layer}")
+    rows = maps[-1].weight.detach().flatten(1).double().norm(dim=1)
+    low = f.var(0).argsort()[: max(1, f.shape[1] // 10)]
+    others = torch.ones(len(rows), dtype=torch.bool).index_fill_(0, low, False)
+    return (rows[low].mean() / rows[others].mean()).item()

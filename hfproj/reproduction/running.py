@@ -6,7 +6,6 @@ never taken for it. Studies that show the same runs share them. A run that is in
 number of processes, on one machine or on a shared file system, can work on the same folder.
 """
 
-import json
 import logging
 import math
 import os
@@ -30,6 +29,7 @@ from hfproj.files import installed_versions, write_json
 from hfproj.reproduction.measures import Trained, measured
 from hfproj.reproduction.setting import Setting
 from hfproj.reproduction.sources import Splits
+from hfproj.reproduction.store import Store
 from hfproj.reproduction.study import Scale, Study
 from hfproj.saving.locks import InUseError, locked
 
@@ -44,7 +44,7 @@ class Job:
     Args:
         study: What is run.
         scale: Name of its scale.
-        folder: Where finished runs are kept, below ``runs``.
+        folder: Where finished runs are kept, see `Store`.
         places: Name of a data set → where it is.
         rows: Names of the rows that are run; none: all.
         seeds: In place of the scale's.
@@ -68,13 +68,22 @@ class Job:
         """Return every row on every data, at the scale."""
         runs = self.study.runs()
         if self.scale == "trial":
-            runs = [(row, next(iter(row.data or self.study.data))) for row in dict(runs)]
+            runs = [(row, next(iter(row.data or self.study.data))) for row in self.study.rows]
         return [Setting(self.study, row, data, self.at) for row, data in runs if not self.rows or row.name in self.rows]
 
-    def file(self, setting: Setting, seed: int) -> Path:
-        """Return where a run is kept."""
-        control = "-shuffled" if self.shuffled else ""
-        return self.folder / "runs" / f"{setting.key}{control}-{seed}.json"
+    @property
+    def store(self) -> Store:
+        """Where its runs are kept."""
+        return Store(self.folder, self.study.name.split(".")[0], self.scale)
+
+    def run_name(self, setting: Setting, seed: int) -> str:
+        """Return what a run is called."""
+        return f"{setting.key}-{seed}{'-shuffled' if self.shuffled else ''}"
+
+    def gather(self) -> None:
+        """Write the finished runs into the one file that is kept of them."""
+        pairs = [(setting, seed) for setting, seed, record in self._pairs() if record is not None]
+        self.store.gather(self.run_name(*pair) for pair in pairs)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the runs that are finished, in the order of the rows."""
@@ -85,15 +94,12 @@ class Job:
         return [(setting, seed) for setting, seed, record in self._pairs() if record is None]
 
     def _pairs(self) -> list[tuple[Setting, int, dict[str, Any] | None]]:
-        seeds = self.seeds or self.at.seeds
-        return [(s, seed, self._read(s, seed)) for seed in seeds for s in self.settings()]
+        seeds, store = self.seeds or self.at.seeds, self.store
+        return [(s, seed, self._read(store, s, seed)) for seed in seeds for s in self.settings()]
 
-    def _read(self, setting: Setting, seed: int) -> dict[str, Any] | None:
-        file = self.file(setting, seed)
-        if not file.is_file():
-            return None
-        record = json.loads(file.read_text(encoding="utf-8"))
-        return {**record, "row": setting.row.name, "data": setting.data, "key": setting.key}
+    def _read(self, store: Store, setting: Setting, seed: int) -> dict[str, Any] | None:
+        record = store.read(self.run_name(setting, seed))
+        return record and {**record, "row": setting.row.name, "data": setting.data}
 
     def seconds_left(self) -> float:
         """Return how long the runs that are missing take, about, one after the other."""
@@ -134,7 +140,7 @@ def work(job: Job, *, only: tuple[int, int] = (0, 1)) -> None:
     todo = job.missing()
     start = only[0] * len(todo) // only[1]
     for setting, seed in [*todo[start:], *todo[:start]]:
-        file = job.file(setting, seed)
+        file = job.store.file(job.run_name(setting, seed))
         scratch = file.parent / f".{file.stem}"
         together = distributed.world_size() > 1
         try:
@@ -159,11 +165,12 @@ def run(setting: Setting, seed: int, splits: Splits, scratch: Path, *, shuffled:
     model = setting.model(seed)
     log: list[dict[str, Any]] = []
     if setting.row.trained:
-        trainer = setting.trainer(model, splits, seed, scratch / "trainer")
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        log = trainer.state.log_history
-        model = trainer.bare_model()
+        for items in splits.phases or (splits.train,):
+            trainer = setting.trainer(model, items, seed, scratch / "trainer")
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+            log += trainer.state.log_history
+            model = trainer.bare_model()
     trained = Trained(setting, model, splits, seed, log)
     found = measured(trained, shuffled=shuffled)
     return {
@@ -198,7 +205,7 @@ def spread(command: Sequence[str], workers: int) -> None:
 
 
 def _load(job: Job, setting: Setting) -> Splits:
-    source, scale = job.study.data[setting.data], setting.scale
+    source, scale = setting.source, setting.scale
     if job.scale == "trial":
         return source.synthetic(TRIAL_ROWS)
     return source.load(job.places, scale.images, scale.test_images)

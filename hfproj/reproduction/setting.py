@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,22 +17,22 @@ from transformers import set_seed
 from hfproj.backbones import load_backbone
 from hfproj.heads import HEADS
 from hfproj.presets import Preset, get_preset
-from hfproj.reproduction.sources import Splits
+from hfproj.reproduction.sources import Source
 from hfproj.reproduction.study import PARTS, Row, Scale, Study
 from hfproj.training import ProjectionTrainer, ProjectionTrainingArguments
 
 WIDTHS = ("hidden_dim", "out_dim", "width", "top_k")  # of heads, that a scale multiplies
 
 
-def preset_of(row: Row) -> Preset:
-    """Return the preset of a row with the row's changes.
+def preset_of(row: Row, presets: Mapping[str, str] = MappingProxyType({})) -> Preset:
+    """Return the preset of a row, or the one that `presets` put in its place, with the row's changes.
 
     Example:
         >>> row = Row(name="", preset="bottleneck_simclr_discretised", changes={"head_options": {"levels": 8}})
         >>> preset_of(row).head_options["levels"]
         8
     """
-    preset = get_preset(row.preset)
+    preset = get_preset(presets.get(row.preset, row.preset))
     changes: dict[str, Any] = {}
     for name, value in row.changes.items():
         whole = name not in PARTS or value is None or getattr(preset, name) is None or "head" in row.changes
@@ -77,9 +78,14 @@ class Setting:
     scale: Scale
 
     @property
+    def source(self) -> Source:
+        """Where its images come from."""
+        return self.scale.data.get(self.data, self.study.data[self.data])
+
+    @property
     def preset(self) -> Preset:
         """The preset with the changes of row and scale."""
-        preset, scale = preset_of(self.row), self.scale
+        preset, scale = preset_of(self.row, self.scale.presets), self.scale
         options, out_dim = scaled(preset.head, preset.head_options, scale.heads, out_dim=preset.out_dim)
         predictor = copy.deepcopy(preset.predictor)
         if predictor:
@@ -103,9 +109,10 @@ class Setting:
         parts = ("head", "head_options", "out_dim", "predictor", "prototypes", "scales", "pooling", "objective",
                  "regularizers", "views", "training")  # fmt: skip
         return plain({
-            "preset": self.row.preset, **{name: getattr(preset, name) for name in parts}, "trained": self.row.trained,
+            "preset": scale.presets.get(self.row.preset, self.row.preset), **{name: getattr(preset, name) for name in parts}, "trained": self.row.trained,
+            "evaluated": self.row.evaluated,
             "backbone": scale.backbone, "trainable": scale.trainable, "lora_rank": scale.lora_rank,
-            "data": {"source": type(self.study.data[self.data]).__name__, **asdict(self.study.data[self.data])},
+            "data": {"source": type(self.source).__name__, **asdict(self.source)},
             "images": scale.images, "test_images": scale.test_images,
             "columns": [asdict(column) for column in self.study.every_column], "spectra": self.study.spectra,
         })  # fmt: skip
@@ -125,16 +132,16 @@ class Setting:
         model = get_peft_model(backbone, config)
         return model.to(memory_format=torch.channels_last) if has_convolutions(backbone) else model
 
-    def trainer(self, model: PeftModel, splits: Splits, seed: int, folder: Path, **options: Any) -> ProjectionTrainer:
-        """Return what trains it; `options` are those of `hfproj.ProjectionTrainingArguments`."""
+    def trainer(self, model: PeftModel, items: Any, seed: int, folder: Path, **options: Any) -> ProjectionTrainer:
+        """Return what trains it on items of a data set; `options` are those of `hfproj.ProjectionTrainingArguments`."""
         preset = self.preset
         quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 50}
         arguments = ProjectionTrainingArguments(
             output_dir=str(folder), seed=seed, **{**quiet, **preset.training, **options}
         )
-        views = self.study.data[self.data].views(model, seed=seed, **preset.views)
+        views = self.source.views(model, seed=seed, **preset.views)
         return ProjectionTrainer(
-            model, arguments, objective=preset.objective, regularizers=preset.regularizers, train_dataset=splits.train,
+            model, arguments, objective=preset.objective, regularizers=preset.regularizers, train_dataset=items,
             data_collator=views,
         )  # fmt: skip
 

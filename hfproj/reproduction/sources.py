@@ -1,8 +1,9 @@
 """Where the images of a study come from: images to train on, a bank and test images for probes, and their labels."""
 
+import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from hfproj.data import EvalImages, ImageViews, load_image_dataset
 from hfproj.errors import UsageError
 
-HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "tiny_imagenet": "zh-plus/tiny-imagenet"}
-CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "digits": 10}
+HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "tiny_imagenet": "zh-plus/tiny-imagenet",
+       "imagenet": "ILSVRC/imagenet-1k"}  # fmt: skip
+CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000, "digits": 10}
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,15 @@ class Splits:
         train: The items that the model trains on; also the bank of the probes.
         test: Held-out items.
         labels: Name → the labels of the items of train and of test.
+        phases: What is trained on one after the other, if it is not `train`.
+        others: Further labelled data sets by name, which only probes see.
     """
 
     train: Any
     test: Any
     labels: Mapping[str, tuple[Tensor, Tensor]]
+    phases: tuple[Any, ...] = ()
+    others: Mapping[str, "Splits"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,12 @@ class Source:
     """Images with one label, by name; other sources of `hfproj.studies` derive from it.
 
     Args:
-        images: "cifar10", "cifar100", "tiny_imagenet" or "digits".
+        images: "cifar10", "cifar100", "tiny_imagenet", "imagenet" or "digits".
         train_labels: Column with the labels that the training sees, where the objective needs some.
     """
 
     images: str
-    train_labels: str = "label"
+    train_labels: str | None = "label"
 
     def load(self, places: Mapping[str, str], images: int | None, test_images: int | None) -> Splits:
         """Return the splits, random subsets of at most so many images.
@@ -55,7 +61,7 @@ class Source:
         """
         name = places.get(self.images) or HUB.get(self.images, self.images)
         train = load_image_dataset(name, split="train", limit=images)
-        test = load_image_dataset(name, split=self._test_split(name), limit=test_images)
+        test = load_image_dataset(name, split=self.test_split(name), limit=test_images)
         return self.splits(train, test)
 
     def synthetic(self, rows: int) -> Splits:
@@ -72,8 +78,7 @@ class Source:
 
     def splits(self, train: datasets.Dataset, test: datasets.Dataset) -> Splits:
         """Return what the two data sets become."""
-        label = tuple(torch.tensor(part["label"]) for part in (train, test))
-        return Splits(train, test, {"label": label})  # type: ignore[dict-item]
+        return Splits(train, test, {"label": labels_of(train, test)})
 
     def views(self, model: nn.Module, **options: Any) -> ImageViews:
         """Return the collator that makes views for the training."""
@@ -84,8 +89,9 @@ class Source:
         options = {} if size is None else {"size": size, "resize": size}
         return EvalImages.for_model(model, label_column=None, **options)
 
-    def _test_split(self, name: str) -> str:
-        return "valid" if name == HUB["tiny_imagenet"] else "test"
+    def test_split(self, name: str) -> str:
+        """Return what the held-out split of the data set at a place is called."""
+        return {HUB["tiny_imagenet"]: "valid", HUB["imagenet"]: "validation"}.get(name, "test")
 
     def _class_label(self) -> Any:
         if self.images not in CLASSES:
@@ -93,14 +99,27 @@ class Source:
         return datasets.ClassLabel(num_classes=CLASSES[self.images])
 
 
-def place_of(folder: str | Path) -> dict[str, str]:
-    """Return the data sets that lie in a folder, by name, as ``places``: subfolders named ``cifar10`` and so on.
+def labels_of(train: datasets.Dataset, test: datasets.Dataset) -> tuple[Tensor, Tensor]:
+    """Return the class numbers of two data sets."""
+    return torch.tensor(train["label"]), torch.tensor(test["label"])
+
+
+def places_of(data: str | os.PathLike | Mapping[str, str] | None) -> dict[str, str]:
+    """Return name → place of the data sets that lie in a folder, as subfolders named ``cifar10`` and so on.
+
+    A mapping is returned as it is, None as an empty one: the Hub.
 
     Raises:
-        UsageError: If there are none.
+        UsageError: If the folder has none.
     """
-    path = Path(folder).expanduser()
-    found = {part.name: str(part) for part in sorted(path.iterdir()) if part.is_dir()} if path.is_dir() else {}
-    if not {*found} & {*CLASSES}:
-        raise UsageError(f"Expected a folder with data sets ({', '.join(HUB)}), got {str(folder)!r}; leave it out to use the Hub.")
-    return found
+    if data is None or isinstance(data, Mapping):
+        return dict(data or {})
+    path = Path(data).expanduser()
+    found = {part.name.removesuffix("_val"): str(part) for part in sorted(path.iterdir()) if part.is_dir()} if path.is_dir() else {}
+    known = {name: place for name, place in found.items() if name in CLASSES}
+    if not known:
+        raise UsageError(
+            f"Expected a folder with data sets ({', '.join(HUB)}) as subfolders, got {str(data)!r}; leave it out to use "
+            "the Hub."
+        )
+    return known

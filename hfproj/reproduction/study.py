@@ -11,9 +11,11 @@ from typing import Any, TypeAlias
 from hfproj.errors import UsageError, unknown
 from hfproj.presets import get_preset
 from hfproj.reproduction.sources import Source
+from hfproj.typing import OneOf
 
 SCALES = ("paper", "mini", "trial")
 PARTS = ("head_options", "objective", "predictor", "regularizers", "views", "training")  # of a preset, that a row changes
+EVALUATED = "evaluated"  # as a column's layer: that which each row says
 _LEFT_OPEN = ("num_train_epochs", "learning_rate")  # what a preset may leave open, and a study must not
 
 
@@ -28,7 +30,8 @@ class Row:
             head, ``{"head": "identity"}`` the head; a part that is None is dropped.
         paper: Data → column → the paper's number, in the unit of the column.
         data: Data of the study that the row has numbers of; all, if empty.
-        x: Where the row stands on the axis of a sweep.
+        x, curve: Where the row stands on the axis of a sweep, and on which curve.
+        evaluated: Layer that columns with the layer "evaluated" read of this row.
         trained: False: the untrained control, measured as it begins.
     """
 
@@ -38,6 +41,8 @@ class Row:
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     data: tuple[str, ...] = ()
     x: float | None = None
+    curve: str = ""
+    evaluated: str = "h"
     trained: bool = True
 
 
@@ -49,9 +54,11 @@ class Column:
         name: As the table calls it.
         measure: Name of a probe (`hfproj.list_probes`), of a diagnostic (`hfproj.diagnostics.by_name.MEASURES`), or of
             `hfproj.reproduction.measures.MEASURES`.
-        layer: "h", "z", "head.0" …, or the name of a module of the backbone.
+        layer: "h", "z", "head.0" …, the name of a module of the backbone, or "evaluated".
         labels: Which labels of the data a probe reads.
         options: Of the probe or the measure.
+        other: A further data set of the source that the probe is fitted and scored on; "": the study's own.
+        share: Fraction of the training images whose labels the probe sees.
         unit: "%" shows a fraction times 100; "" the number.
         digits: Behind the point.
         log: Differences are compared as ratios: for ranks and conditions.
@@ -62,6 +69,8 @@ class Column:
     layer: str = "h"
     labels: str = "label"
     options: Mapping[str, Any] = field(default_factory=dict)
+    other: str = ""
+    share: float = 1.0
     unit: str = ""
     digits: int = 1
     log: bool = False
@@ -173,6 +182,8 @@ class Scale:
         training: Values in place of the presets', and those that they leave open.
         views: Options of the views in place of the presets' (the size of the images).
         heads: Factor of every width inside heads and predictors, and of the number of prototypes.
+        data: Name of data of the study → what takes its place at this scale.
+        presets: Name of a preset → the one that takes its place.
         images, test_images: At most so many; None: all.
         seeds: That are run.
         seconds: What a run takes, about, on `machine`.
@@ -186,6 +197,8 @@ class Scale:
     training: Mapping[str, Any] = field(default_factory=dict)
     views: Mapping[str, Any] = field(default_factory=dict)
     heads: float = 1.0
+    data: Mapping[str, Source] = field(default_factory=dict)
+    presets: Mapping[str, str] = field(default_factory=dict)
     images: int | None = None
     test_images: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -213,7 +226,9 @@ class Study:
         scales: "paper" and "mini" → `Scale`.
         measured: Further columns that every run measures, which the table does not show: other studies on the same runs
             show them.
-        spectra: Layers whose covariance spectra are kept, for a picture.
+        spectra: Layers whose covariance spectra are kept.
+        drawn: Those whose spectra the page shows.
+        axis, axis_scale: What `x` of the rows is, and how it is drawn: a picture of every column over it.
 
     Raises:
         UsageError: If a preset, a row, a column or a scale that is named does not exist, or a preset leaves open what no
@@ -230,6 +245,9 @@ class Study:
     scales: Mapping[str, Scale]
     measured: tuple[Column, ...] = ()
     spectra: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
+    axis: str = ""
+    axis_scale: OneOf["linear", "log", "symlog"] = "linear"
 
     def __post_init__(self) -> None:
         if set(self.scales) != {"paper", "mini"}:
@@ -243,7 +261,8 @@ class Study:
             for column in {column for of in row.paper.values() for column in of} - {c.name for c in self.columns}:
                 raise unknown(f"column of the paper's numbers of row {row.name!r}", column, [c.name for c in self.columns])
             for scale in self.scales.values():
-                lacking = [n for n in _LEFT_OPEN if n not in {**get_preset(row.preset).training, **scale.training}]
+                preset = get_preset(scale.presets.get(row.preset, row.preset))
+                lacking = [n for n in _LEFT_OPEN if n not in {**preset.training, **scale.training}]
                 if row.trained and lacking and "max_steps" not in scale.training:
                     raise UsageError(
                         f"Expected {' and '.join(lacking)} in the scales of study {self.name}: preset {row.preset} "

@@ -60,6 +60,10 @@ CASES = {
     "supcon of valid rows, 1 view": Case(
         "supcon", {"reduction": "valid", "base_temperature": 0.1}, views=1, trained=False
     ),
+    "cross_entropy": Case("cross_entropy"),
+    "cross_entropy of a classifier, 1 view": Case(
+        "cross_entropy", views=1, predictor={"head": "linear", "bias": True}, trained=False
+    ),
     "sigmoid": Case("sigmoid"),
     "sigmoid, 3 views": Case("sigmoid", views=3, trained=False),
     "align_uniform": Case("align_uniform"),

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from hfproj.presets.settings import NO_CLIPPING, SGD, Preset, training
-from hfproj.reproduction.sources import Source
-from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Same, Scale, Study, Trend, ordered
+from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Same, Study, Trend, ordered
+from hfproj.studies.papers._reductions import CIFAR, FROM_SCRATCH, as_published
 
 _SOURCE = (
     "OpenReview PD532fs8b1, first version, tables 1 and 2: ResNet-18 on CIFAR, batch 128, SGD, temperature 0.2. Epochs "
@@ -86,38 +86,30 @@ PRESETS["werank_last_layer"] = _row("simclr", "").but(
 
 # What its tables and figures show: the same 200-NN and spectra of two sets of runs.
 
-_DATA = {"CIFAR-10": Source("cifar10"), "CIFAR-100": Source("cifar100")}
-_KNN = Column(name="200-NN", measure="knn", options={"k": 200, "temperature": 0.1}, unit="%")
+_KNN = Column(name="200-NN", measure="knn", layer="evaluated", options={"k": 200, "temperature": 0.1}, unit="%")
 _LAYERS = {
     "penultimate block": "layer4.0", "h": "h", "first layer of the head": "head.0", "z": "z",
 }  # fmt: skip
 _RANKS = tuple(
-    Column(name=f"rank of {name}", measure="effective_rank", layer=layer, log=True) for name, layer in _LAYERS.items()
+    Column(name=f"rank of {name}", measure="covariance_rank", layer=layer, log=True) for name, layer in _LAYERS.items()
 )
 _OTHERS = (
     Column(name="correlation in h", measure="offdiag_energy", layer="h", digits=3),
     Column(name="correlation in z", measure="offdiag_energy", layer="z", digits=3),
     Column(name="rows of collapsed dimensions of h", measure="collapsed_row_norms", layer="h", digits=2, log=True),
     Column(name="rows of collapsed dimensions of z", measure="collapsed_row_norms", layer="z", digits=2, log=True),
-    Column(name="200-NN of z", measure="knn", layer="z", options={"k": 200, "temperature": 0.1}, unit="%"),
+    Column(name="200-NN of h", measure="knn", options=_KNN.options, unit="%"),
+    Column(name="200-NN of z", measure="knn", layer="z", options=_KNN.options, unit="%"),
 )
 _MEASURED = (*_RANKS, *_OTHERS)
 _SPECTRA = tuple(_LAYERS.values())
 
-_FROM_SCRATCH = {"name": "timm/resnet18", "pretrained": False, "stem": "cifar"}
 _SCALES = {
-    "paper": Scale(
-        backbone=_FROM_SCRATCH, training={"num_train_epochs": 200.0, "learning_rate": 0.06, "warmup_steps": 0.05},
-        views={"size": 32}, seconds=3600.0, machine="one H200 (an estimate)",
-        note="Left open by the paper, chosen here: 200 epochs, learning rate 0.06, warm-up of 5 %, cosine.",
+    "paper": as_published(
+        3600.0, "Left open by the paper, chosen here: 200 epochs, learning rate 0.06, warm-up of 5 %, cosine.",
+        num_train_epochs=200.0, learning_rate=0.06, warmup_steps=0.05,
     ),
-    "mini": Scale(
-        backbone={**_FROM_SCRATCH, "width": 0.25}, heads=0.25, images=10_000, test_images=5_000,
-        training={"num_train_epochs": 6.0, "learning_rate": 0.06, "warmup_steps": 0.05, "lr_scheduler_type": "cosine"},
-        views={"size": 16}, seconds=180.0, machine="one CPU core",
-        note="A ResNet-18 of a quarter of the width (h has 128 entries), heads of a quarter, images of 16 pixels, 10,000 of "
-        "them, 6 epochs. Left open by the paper, chosen here: learning rate 0.06, warm-up of 5 %, cosine.",
-    ),
+    "mini": FROM_SCRATCH,
 }  # fmt: skip
 
 _TABLE_2 = {  # CIFAR-10, CIFAR-100
@@ -138,11 +130,12 @@ def _name(key: str) -> str:
 
 
 def _percent(column: str, both: tuple[float, float]) -> dict[str, dict[str, float]]:
-    return {data: {column: number} for data, number in zip(_DATA, both, strict=True)}
+    return {data: {column: number} for data, number in zip(CIFAR, both, strict=True)}
 
 
 _ROWS_2 = {
-    key: Row(name=_name(key), preset=f"inside_projector_{key}", paper=_percent("200-NN", both))
+    key: Row(name=_name(key), preset=f"inside_projector_{key}", paper=_percent("200-NN", both),
+             evaluated="z" if key.startswith("constant") else "h")
     for key, both in _TABLE_2.items()
 }
 _PLAIN, _WERANK, _LAST = (
@@ -174,7 +167,7 @@ def _cells(column: str, *rows: str) -> Cells:
 def _common(**study: Any) -> Study:
     columns = {column.name for column in study["columns"]}
     measured = tuple(column for column in (_KNN, *_MEASURED) if column.name not in columns)
-    return Study(data=_DATA, scales=_SCALES, measured=measured, spectra=_SPECTRA, **study)
+    return Study(data=CIFAR, scales=_SCALES, measured=measured, spectra=_SPECTRA, **study)
 
 
 def studies() -> list[Study]:
@@ -184,13 +177,13 @@ def studies() -> list[Study]:
     return [
         _common(
             name="last_layer.table1", title="Constant subvectors: which d0 and which constant?",
-            source="Table 1. 200-NN of the constant vector or of h is not said; here of h, and of z beside it.",
+            source="Table 1: 200-NN of the constant vector, which is z; here of h, too.",
             rows=tuple(
                 Row(name=_constant(d0, c), preset=f"inside_projector_constant_{d0}_{c}",
-                    paper=_percent("200-NN", _TABLE_1[d0][c]))
+                    paper=_percent("200-NN", _TABLE_1[d0][c]), evaluated="z")
                 for d0 in _TABLE_1 for c in _C
             ),
-            columns=(_KNN, Column(name="200-NN of z", measure="knn", layer="z", options=_KNN.options, unit="%")),
+            columns=(_KNN, Column(name="200-NN of h", measure="knn", options=_KNN.options, unit="%")),
             claims=(
                 Claim(text="A larger constant is worse: 0 before 1/√d before 1", source="Table 1 and section 3.4",
                       tests=tuple(More(_cells("200-NN", *(_constant(d0, a) for d0 in _TABLE_1)),
@@ -262,7 +255,8 @@ def studies() -> list[Study]:
         _common(
             name="last_layer.figure5", title="How many directions has h if some entries are constant?",
             source="Figure 5: spectra of h for each d0, no numbers.",
-            rows=tuple(Row(name=_constant(d0, "zero"), preset=f"inside_projector_constant_{d0}_zero", x=d0 / 512)
+            rows=tuple(Row(name=_constant(d0, "zero"), preset=f"inside_projector_constant_{d0}_zero", x=d0 / 512,
+                           evaluated="z")
                        for d0 in _TABLE_1),
             columns=(_RANKS[1], _RANKS[3]),
             claims=(

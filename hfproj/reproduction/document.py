@@ -1,0 +1,166 @@
+"""A study's results as a page: the table with the paper's numbers beside ours, the verdicts, what was reduced."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfproj import plots
+from hfproj.reproduction.judging import Judged, judge, values_of
+from hfproj.reproduction.study import Column, More, Scale, Study
+
+Runs = Sequence[Mapping[str, Any]]
+
+
+def page(study: Study, name: str, scale: Scale, runs: Runs, pictures: Sequence[str] = ()) -> str:
+    """Return the Markdown of a study at a scale.
+
+    Args:
+        study: The study.
+        name: Of its scale.
+        scale: The scale.
+        runs: What is finished.
+        pictures: Files beside the page.
+    """
+    hours = sum(run["cpu_seconds"] for run in runs) / 3600
+    seeds = len({run["seed"] for run in runs})
+    expected = len(study.runs()) * len(scale.seeds)
+    state = f"{len(runs)} runs, {seeds} seed{'s' * (seeds != 1)}, {hours:.1f} CPU hours"
+    if len(runs) < expected and name != "trial":
+        state += f"; {expected - len(runs)} of {expected} runs are missing, and the table is not whole"
+    parts = [
+        f"# {study.name}: {study.title}",
+        f"Written by `hfproj run reproduce {study.name} --scale {name}`: {state}.",
+        f"*Source.* {study.source}",
+        f"*Scale {name}.* {scale.note}",
+        *(_table(study, data, runs) for data in study.data),
+        "## Claims",
+        _claims(study, runs),
+        *(f"![{Path(picture).stem}]({picture})" for picture in pictures),
+    ]
+    if note := _missing(study, runs):
+        parts.append(note)
+    return "\n\n".join(parts) + "\n"
+
+
+def verdicts(study: Study, runs: Runs) -> list[dict[str, Any]]:
+    """Return what became of every claim, as plain JSON."""
+    found = []
+    for claim in study.claims:
+        verdict, tests = judge(study, claim, runs)
+        numbers = [{k: _number(v) for k, v in test._asdict().items()} for test in tests]
+        found.append({"claim": claim.text, "source": claim.source, "ours": claim.ours, "verdict": verdict, "tests": numbers})
+    return found
+
+
+def _table(study: Study, data: str, runs: Runs) -> str:
+    """Return the table of one data set: mean ± standard deviation over seeds, and the paper's number where there is one."""
+    rows = [row for row, on in study.runs() if on == data]
+    with_paper = [c for c in study.columns if any(c.name in row.paper.get(data, {}) for row in rows)]
+    header = ["", *(title for c in study.columns for title in ([c.name, "paper"] if c in with_paper else [c.name]))]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for row in rows:
+        cells = [row.name]
+        for column in study.columns:
+            cells.append(_cell(column, values_of(study, runs, row.name, data, column.name)))
+            if column in with_paper:
+                paper = row.paper.get(data, {}).get(column.name)
+                cells.append("–" if paper is None else f"{paper:g}")
+        lines.append(cells)
+    units = {c.name: " (%)" for c in study.columns if c.unit == "%"}
+    lines[0] = [f"{title}{units.get(title, '')}" for title in lines[0]]
+    title = f"## {data}\n\n" if len(study.data) > 1 else ""
+    return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(column: Column, values: np.ndarray) -> str:
+    if not len(values):
+        return "–"
+    values = np.exp(values) if column.log else values
+    spread = f" ± {column.shown(float(values.std(ddof=1)))}" if len(values) > 1 else ""
+    return f"{column.shown(float(values.mean()))}{spread}"
+
+
+def _claims(study: Study, runs: Runs) -> str:
+    lines = ["| claim | source | verdict | measured, 95 % interval |", "|---|---|---|---|"]
+    for claim in study.claims:
+        verdict, tests = judge(study, claim, runs)
+        numbers = "; ".join(_shown(study, test, one) for test, one in zip(claim.tests, tests, strict=True))
+        lines.append(f"| {claim.text} | {claim.source}{' (ours)' * claim.ours} | **{verdict}** | {numbers} |")
+    return "\n".join(lines)
+
+
+def _shown(study: Study, test: Any, one: Judged) -> str:
+    if one.why:
+        return one.why
+    if not math.isfinite(one.low) or not math.isfinite(one.high) or one.high == 0 == one.low:
+        return "one seed: no interval"
+    if hasattr(test, "y"):
+        return f"ρ = {one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+    column = study.column((test.first if hasattr(test, "first") else test.cells).column)
+    if one.ratio:
+        return f"{'×' if not _alone(test) else ''}{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+    sign = "" if _alone(test) else "+"
+    value, low, high = (f"{100 * v if column.unit == '%' else v:{sign}.{max(column.digits, 1)}f}" for v in one[1:4])
+    return f"{value} [{low}, {high}]"
+
+
+def _alone(test: Any) -> bool:
+    """Whether a column is compared with a number."""
+    return isinstance(test, More) and isinstance(test.second, float)
+
+
+def _missing(study: Study, runs: Runs) -> str:
+    """Return which shown columns some rows have no number of, and why."""
+    of: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for column in study.columns:
+            if (why := run.get("missing", {}).get(column.name)) and run["row"] not in of.setdefault((column.name, why), []):
+                of[column.name, why].append(run["row"])
+    return " ".join(f"{column} has no number of {', '.join(rows)}: {why}." for (column, why), rows in of.items())
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def draw(study: Study, runs: Runs, stem: Path) -> list[str]:
+    """Draw what a study wants drawn, and return the names of the files."""
+    drawn = []
+    for layer in study.drawn:
+        for data in study.data:
+            curves = {}
+            for row in study.rows:
+                own = [run["spectra"][layer] for run in runs if (run["row"], run["data"]) == (row.name, data)
+                       and layer in run["spectra"]]  # fmt: skip
+                if own:
+                    curves[row.name] = np.exp(np.log(np.clip(own, 1e-12, None)).mean(0)).tolist()
+            if curves:
+                path = stem.with_name(f"{stem.name}-{data}-{layer}.png")
+                plots.plot_spectrum(curves, path)
+                drawn.append(path.name)
+    if study.axis:
+        for column in study.columns:
+            path = stem.with_name(f"{stem.name}-{column.name.replace(' ', '_')}.png")
+            if curves := _sweep(study, column, runs):
+                unit = " (%)" if column.unit == "%" else ""
+                plots.plot_curves(curves, study.axis, f"{column.name}{unit}", path, x_scale=study.axis_scale,
+                                  y_scale="log" if column.log else "linear")  # fmt: skip
+                drawn.append(path.name)
+    return drawn
+
+
+def _sweep(study: Study, column: Column, runs: Runs) -> dict[str, Any]:
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    for row, data in study.runs():
+        values = values_of(study, runs, row.name, data, column.name)
+        if row.x is None or not len(values):
+            continue
+        values = (np.exp(values) if column.log else values) * (100 if column.unit == "%" else 1)
+        curve = ", ".join(filter(None, (row.curve, data if len(study.data) > 1 else ""))) or column.name
+        points.setdefault(curve, []).append((row.x, float(values.mean()), float(values.std(ddof=len(values) > 1))))
+    return {name: tuple(map(list, zip(*sorted(own), strict=True))) for name, own in points.items() if len(own) > 1}

@@ -1,0 +1,64 @@
+"""Finished runs of a paper at a scale: one file each while they are made, and one file of all to be kept.
+
+``runs/<key>-<seed>.json`` is written by the process that made the run; `gather` joins those that a study shows into
+``<paper>-<scale>.json``, which is what goes into a repository: a run that is there is not made again.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hfproj.errors import UsageError
+from hfproj.files import write_json
+
+
+class Store:
+    """The runs of a paper at a scale, by their key and seed.
+
+    Args:
+        folder: Where they are.
+        paper: What names of its studies begin with.
+        scale: "paper", "mini" or "trial".
+    """
+
+    def __init__(self, folder: Path, paper: str, scale: str):
+        self.folder, self.kept = folder, folder / f"{paper}-{scale}.json"
+
+    def file(self, name: str) -> Path:
+        """Return where a run is written; `name` is ``key-seed``."""
+        return self.folder / "runs" / f"{name}.json"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return a run, or None where it is not finished."""
+        file = self.file(name)
+        if file.is_file():
+            return _content(file)
+        return self._all["runs"].get(name)
+
+    def gather(self, names: Iterable[str]) -> None:
+        """Write these runs, beside those that are there, into the file of all; what decides a run is written once."""
+        known = {**self._all["runs"]}
+        settings = {**self._all["settings"]}
+        for name in names:
+            if (run := self.read(name)) is not None:
+                run = dict(run)
+                if (setting := run.pop("setting", None)) is not None:
+                    settings[name.split("-")[0]] = setting
+                known[name] = run
+        keys = {name.split("-")[0] for name in known}
+        kept = {"settings": {key: settings[key] for key in sorted(keys & {*settings})}, "runs": dict(sorted(known.items()))}
+        write_json(self.kept, kept)
+        self.__dict__.pop("_all", None)
+
+    @cached_property
+    def _all(self) -> Mapping[str, Any]:
+        return _content(self.kept) if self.kept.is_file() else {"settings": {}, "runs": {}}
+
+
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UsageError(f"Expected {file} to be JSON of finished runs, got a damaged file; delete it. ({error})") from error
