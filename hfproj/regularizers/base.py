@@ -18,18 +18,22 @@ One whose attribute ``has_weight`` is False is no part of the loss, and is given
 
 A weight can be found by a target instead: for R ≤ R*, after each optimizer step
 
-    log λ ← log λ + η_λ · (R − R*) / |R*|,    by no more than log 1.05 up or down,
+    log λ ← log λ + η_λ · e + (ē − ē'),    e = (R − R*) / |R*|,    by no more than log 1.05 up or down,
 
-dual ascent on the multiplier of the constraint, with R the mean over the step's micro-batches and all processes.
+dual ascent on the multiplier of the constraint, with R the mean over the step's micro-batches and all processes. ē is
+the moving average of e (clipped to [−1, 1], a fifth of each step's), ē' that of the step before: while R approaches R*
+the weight holds back, and does not overshoot.
 
 References:
-    Platt and Barr 1987, Constrained differential optimization; Rezende and Viola 2018, arXiv 1810.00597 (on log λ).
+    Platt and Barr 1987, Constrained differential optimization (with damping); Rezende and Viola 2018, arXiv 1810.00597
+    (on log λ).
 
 Deviations:
-    Ours: relative to R*, clipped, with η_λ = 0.1.
+    Ours: relative to R*, clipped, with η_λ = 0.1 and this damping.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +49,7 @@ from hfproj.typing import OneOf, Views
 Schedule = OneOf["constant", "linear", "cosine"]
 Layer = OneOf["h", "z"]
 _LARGEST_CHANGE = math.log(1.05)  # of log λ in a step
+_RATE, _SMOOTHING = 0.1, 0.2
 Representations = Float[Tensor, "views batch in_dim"]
 Projections = Float[Tensor, "views batch out_dim"]
 
@@ -73,7 +78,7 @@ class Weighted:
     @checked
     def __init__(
         self, module: nn.Module, weight: float = 1.0, *, schedule: Schedule = "constant", end_weight: float = 0.0,
-        at_most: float | None = None, weight_rate: float = 0.1,
+        at_most: float | None = None, weight_rate: float = _RATE,
     ):  # fmt: skip
         check_choice("schedule", schedule, ("constant", "linear", "cosine"))
         if not (math.isfinite(weight) and math.isfinite(end_weight)):
@@ -82,6 +87,7 @@ class Weighted:
         self.at_most, self.weight_rate = at_most, weight_rate
         self._values: list[Tensor] = []
         self._log_weight = 0.0
+        self._excess: float | None = None
         self._check_target()
         self.take_up(None)
 
@@ -93,6 +99,8 @@ class Weighted:
                 "end_weight and at_most out."
             )
         if self.at_most is None:
+            if self.weight_rate != _RATE:
+                raise UsageError("weight_rate has no effect without at_most, the target; give both, or leave it out.")
             return
         if not math.isfinite(self.at_most) or self.at_most == 0:
             raise UsageError(f"Expected at_most to be a finite number other than 0, got {self.at_most}.")
@@ -140,10 +148,16 @@ class Weighted:
         if (follow := getattr(self.module, "follow", None)) is not None:
             follow(model, done)
         if self.at_most is not None and self._values:
-            value = distributed.all_reduce_sum(torch.stack(self._values).double().mean()).item()
+            total = distributed.all_reduce_sum(torch.stack(self._values).double().mean()).item()
             self._values.clear()
-            value /= distributed.world_size()
-            self._log_weight = ascended(self._log_weight, value, self.at_most, rate=self.weight_rate)
+            self._ascend((total / distributed.world_size() - self.at_most) / abs(self.at_most))
+
+    def _ascend(self, excess: float) -> None:
+        clipped = min(max(excess, -1.0), 1.0)
+        change = 0.0 if self._excess is None else _SMOOTHING * (clipped - self._excess)  # of the moving average
+        self._excess = clipped if self._excess is None else self._excess + change
+        change += self.weight_rate * excess
+        self._log_weight += min(max(change, -_LARGEST_CHANGE), _LARGEST_CHANGE)
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return what is logged beside the value: the regularizer's own numbers, and the weight that a target found."""
@@ -151,15 +165,16 @@ class Weighted:
         own = {} if report is None else report(model)
         return own if self.at_most is None else {**own, "weight": self.at(1.0)}
 
-    def state(self) -> float | None:
-        """Return what a checkpoint keeps: the logarithm of the weight that a target found."""
-        return None if self.at_most is None else self._log_weight
+    def state(self) -> list[float | None] | None:
+        """Return what a checkpoint keeps of a weight that a target finds: its logarithm, and ē."""
+        return None if self.at_most is None else [self._log_weight, self._excess]
 
-    def take_up(self, state: float | None) -> None:
+    def take_up(self, state: Sequence[float | None] | None) -> None:
         """Go on from a `state`, or begin."""
         self._values.clear()
         if self.at_most is not None:
-            self._log_weight = math.log(self.weight) if state is None else state
+            log_weight, self._excess = state or (None, None)
+            self._log_weight = math.log(self.weight) if log_weight is None else log_weight
 
     def describe(self) -> dict[str, Any]:
         """Return what makes it again: weight, schedule or target, and the regularizer's own options."""
@@ -170,17 +185,6 @@ class Weighted:
         if self.at_most is not None:
             moving = {"at_most": self.at_most, "weight_rate": self.weight_rate}
         return {"weight": self.weight, **moving, **options}
-
-
-def ascended(log_weight: float, value: float, at_most: float, *, rate: float) -> float:
-    """Return log λ after one step of dual ascent on the constraint value ≤ `at_most`, by at most 5 % up or down.
-
-    Example:
-        >>> round(ascended(0.0, 2.2, 2.0, rate=0.1), 6), math.exp(ascended(0.0, 9.0, 2.0, rate=0.1))
-        (0.01, 1.05)
-    """
-    change = rate * (value - at_most) / abs(at_most)
-    return log_weight + min(max(change, -_LARGEST_CHANGE), _LARGEST_CHANGE)
 
 
 def features(on: Layer, h: Tensor, z: Tensor, *, gather: bool = False) -> Views:
