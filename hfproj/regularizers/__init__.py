@@ -27,6 +27,7 @@ _ENTRIES = {
     "wasserstein": ("wasserstein:Wasserstein", "Wasserstein distance of unit rows from uniform on the sphere"),
     "werank": ("werank:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
 }
+_OF_WEIGHT = ("weight", "schedule", "end_weight", "at_most", "weight_rate")
 REGULARIZERS: Registry[nn.Module] = Registry(
     "regularizer",
     {name: (f"hfproj.regularizers.{where}", line) for name, (where, line) in _ENTRIES.items()},
@@ -74,7 +75,7 @@ def weighted(name: str, value: object) -> Weighted:
 
     Args:
         name: One of `list_regularizers`, unless `value` is a regularizer itself.
-        value: Its weight; or a dict of its options and ``weight``, ``schedule`` and ``end_weight``; or a regularizer.
+        value: Its weight; or a dict of its options and those of `Weighted`; or a regularizer.
 
     Raises:
         UsageError: If no regularizer has this name, it has no such option, or the weight is no number.
@@ -84,7 +85,7 @@ def weighted(name: str, value: object) -> Weighted:
     if isinstance(value, nn.Module):
         return Weighted(value)
     options = dict(value) if isinstance(value, Mapping) else {"weight": value}
-    own: dict[str, Any] = {k: options.pop(k) for k in ("weight", "schedule", "end_weight") if k in options}
+    own: dict[str, Any] = {k: options.pop(k) for k in _OF_WEIGHT if k in options}
     for key in own.keys() - {"schedule"}:
         if not isinstance(own[key], Real):
             raise UsageError(

@@ -169,9 +169,8 @@ class MeasuringTrainer(Trainer):
                 found = describe_rows({n: self.last_batch[n] for n in ("h", "z") if n in self.last_batch})
                 logs |= {f"batch_{n}": v for n, v in found.items()}
             for name, regularizer in self.regularizers.items():
-                report: Any = getattr(regularizer.module, "report", None)
-                if report is not None:
-                    logs |= {f"{name}_{key}": float(value) for key, value in report(self.bare_model()).items()}
+                own = regularizer.report(self.bare_model())
+                logs |= {f"{name}_{key}": float(value) for key, value in own.items()}
             self._terms, self.shares.values = {}, {}
         super().log(logs, start_time)
 

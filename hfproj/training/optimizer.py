@@ -15,6 +15,7 @@ from hfproj.tuner.layer import CHILD
 
 FIXED_RATE = "fixed_learning_rate"  # key of a parameter group that the schedule leaves alone
 PART = "part"  # key of a parameter group: "backbone", "head" or "predictor"
+_KEPT = "regularizers"  # where transformers keeps what callbacks leave in a checkpoint
 _MATRIX = 2  # biases, norms and scales have fewer dimensions …
 # … except for these: DoRA's magnitude and IA3's scales may be kept as matrices, tokens and positions are no maps.
 _NO_DECAY = ("lora_magnitude_vector", "ia3_l", "cls_token", "mask_token", "reg_token", "register_tokens", "pos_embed",
@@ -118,6 +119,8 @@ class AroundSteps(TrainerCallback):
         if args.head_warmup_steps and (why := why_not_asked(self.trainer)):
             raise UsageError(f"head_warmup_steps would have no effect: {why}; leave it out.")
         self._head_alone = head_warmup(self.trainer.bare_model(), args.head_warmup_steps, state.max_steps)
+        for name, regularizer in self.trainer.regularizers.items():
+            regularizer.take_up(state.stateful_callbacks.get(_KEPT, {}).get(name))
         stream = isinstance(self.trainer.train_dataset, StreamDataset)
         self.trainer.epoch = (0 if stream else int(state.epoch or 0)) - 1
 
@@ -177,12 +180,12 @@ class AroundSteps(TrainerCallback):
         self._rates = {}
         if trainer.accelerator.optimizer_step_was_skipped:
             return
-        progress = trainer.progress()
+        progress, done = trainer.progress(), (state.global_step + 1) / max(state.max_steps, 1)
+        groups = kwargs["optimizer"].param_groups
+        rate = next((g["lr"] for g in groups if g.get(PART) == "head"), groups[0]["lr"])
         for regularizer in trainer.regularizers.values():
-            after_step: Any = getattr(regularizer.module, "after_step", None)
-            if after_step is not None:
-                groups = kwargs["optimizer"].param_groups
-                rate = next((g["lr"] for g in groups if g.get(PART) == "head"), groups[0]["lr"])
-                after_step(trainer.bare_model(), rate, regularizer.at(progress))
+            regularizer.after_step(trainer.bare_model(), rate, progress, done)
+        if kept := {name: r.state() for name, r in trainer.regularizers.items() if r.state() is not None}:
+            state.stateful_callbacks[_KEPT] = kept
         if trainer.ema is not None:
             trainer.ema.update(trainer.bare_model(), progress)

@@ -134,8 +134,7 @@ class GradientShares:
 
     def _judge(self, name: str, share: float, weight: float) -> None:
         regularizer, at_most = self.trainer.regularizers[name], share
-        if regularizer.schedule != "constant":  # one that winds a weight down means it: its largest weight is judged
-            largest = max(abs(regularizer.weight), abs(regularizer.end_weight))
+        if (largest := regularizer.largest()) > abs(weight):  # of a weight that moves the largest is judged
             at_most = share * largest / abs(weight) if weight else math.inf
         self._low[name] = self._low[name] + 1 if at_most < LEAST else 0
         if self._low[name] < STEPS or name in self._warned:

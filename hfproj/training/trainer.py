@@ -277,7 +277,7 @@ class ProjectionTrainer(ResumingTrainer):
         if self.regularizers:
             terms["objective"] = loss.detach()
         for name, regularizer in self.regularizers.items():
-            value = added[name] = regularizer.module(self.bare_model(), out.h, out.z, step=step)
+            value = added[name] = regularizer(self.bare_model(), out.h, out.z, step=step)
             terms[name] = value.detach()
             loss = loss + regularizer.at(self.progress()) * value
         if not torch.isfinite(loss):

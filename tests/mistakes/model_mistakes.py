@@ -163,6 +163,12 @@ OBJECTIVES = {
     "objective: labels that are missing": (lambda: hfproj.create_objective("supcon")(x(2, 8, 4)), "labels"),
     "objective: labels of another batch": (
         lambda: hfproj.create_objective("supcon")(x(2, 8, 4), labels=torch.zeros(7, dtype=torch.long)), "labels", "7"),
+    "regularizer: a sparsity by subgradient": (
+        lambda: hfproj.create_regularizer("sparse_head", sparsity=0.5, method="subgradient"), "method='proximal'"),
+    "regularizer: shrinking without a target": (
+        lambda: hfproj.create_regularizer("sparse_head", shrink=0.5), "no effect without a target"),
+    "regularizer: L1 twice": (
+        lambda: hfproj.create_regularizer("sparse_head", group="weight", l1=0.5), "L1 already", "leave l1 out"),
     "regularizer: a measure's name": (lambda: hfproj.create_regularizer("rankme"), "Available"),
     "regularizer: weight as an option": (
         lambda: hfproj.create_regularizer("koleo", weight=0.1), "regularizers={'koleo': 0.1}"),

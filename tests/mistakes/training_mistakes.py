@@ -66,6 +66,15 @@ TRAINER = {
     "trainer: regularizer by name": (lambda: trainer(regularizers="werank"), "{'werank': 0.1}"),
     "trainer: regularizers in a list": (lambda: trainer(regularizers=["werank"]), "{'werank': 0.1}"),
     "trainer: weight as text": (lambda: trainer(regularizers={"werank": "0.1"}), "weight", "'0.1'"),
+    "trainer: a weight beside a sparsity": (
+        lambda: trainer(regularizers={"sparse_head": {"sparsity": 0.5, "weight": 0.1}}), "no weight", "leave weight"),
+    "trainer: sparsity in percent": (
+        lambda: trainer(regularizers={"sparse_head": {"sparsity": 50}}), "[0, 1)", "got 50", "0.5"),
+    "trainer: a target and a schedule": (
+        lambda: trainer(regularizers={"bottleneck": {"at_most": 2.0, "schedule": "linear"}}), "finds the weight"),
+    "trainer: a target of 0": (lambda: trainer(regularizers={"bottleneck": {"at_most": 0}}), "at_most", "other than 0"),
+    "trainer: a rate without a target": (
+        lambda: trainer(regularizers={"bottleneck": {"weight_rate": 0.2}}), "no effect without at_most"),
     "trainer: misspelt regularizer": (lambda: trainer(regularizers={"wrank": 0.1}), "Did you mean 'werank'?"),
     "trainer: an objective as regularizer": (lambda: trainer(regularizers={"nt_xent": 0.1}), "Available"),
     "trainer: a collator without views": (lambda: train(data_collator=eval_images()), "ImageViews"),

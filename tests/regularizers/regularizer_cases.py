@@ -11,6 +11,8 @@ CASES = {
     "werank, head, squared": ("werank", {"layers": "head", "squared": True, "side": "auto", "alpha": {"head": 0.5}}),
     "sparse_head": ("sparse_head", {"normalise": True}),
     "sparse_head, all rows": ("sparse_head", {"group": "output", "layers": "all", "normalise": True}),
+    "sparse_head, sparse groups": ("sparse_head", {"l1": 0.3, "normalise": True}),
+    "sparse_head, weights": ("sparse_head", {"group": "weight", "normalise": True}),
     "bottleneck": ("bottleneck", {}),
     "bottleneck, alpha 1": ("bottleneck", {"alpha": 1.0}),
     "bottleneck, alpha 3": ("bottleneck", {"alpha": 3.0}),

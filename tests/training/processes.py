@@ -99,6 +99,11 @@ def cases(folder):
     results["skipped resumed"] = train(
         folder / "skipped again", dataset=broken(35), resume=folder / "skipped/checkpoint-3"
     )
+    targets = {"sparse_head": {"sparsity": 0.5}, "bottleneck": {"at_most": 0.5}}
+    targets = {"extra": {"regularizers": targets}, "eval_strategy": "no"}
+    results["targets"] = train(folder / "targets", save_strategy="steps", save_steps=3, **targets)
+    distributed.barrier()
+    results["targets resumed"] = train(folder / "targets again", resume=folder / "targets/checkpoint-3", **targets)
     stream = StreamDataset(images(35))
     watches = [
         hfproj.SpectrumCallback(every=2, images=7, metrics=("rankme", "std", "positive_cosine", "whiteness")),

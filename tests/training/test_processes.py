@@ -17,7 +17,7 @@ from small import differs
 
 SCRIPT = Path(__file__).with_name("processes.py")
 NAMES = ["global batch", "resumed", "workers", "watched", "watched h", "stream", "multi-crop", "multi-crop resumed",
-         "multi-crop continued", "skipped", "skipped resumed"]  # fmt: skip
+         "multi-crop continued", "skipped", "skipped resumed", "targets", "targets resumed"]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["forked", pytest.param("launched", marks=pytest.mark.long)])
@@ -78,6 +78,26 @@ def test_resumed_and_loaded_by_workers_is_the_same_run(one, two):
         for key, expected in results["multi-crop"]["weights"].items():
             assert torch.equal(results["multi-crop resumed"]["weights"][key], expected)
         assert results["resumed"]["seen"] == results["global batch"]["seen"][-len(results["resumed"]["seen"]) :]
+
+
+def test_targets_are_those_of_one_process_also_after_a_resume(one, two):
+    def found(results, name):
+        log = [entry for entry in results[name]["log"] if "bottleneck_weight" in entry]
+        (weight,) = (w for n, w in results[name]["weights"].items() if n.endswith("hidden.0.linear.weight"))
+        return [entry["bottleneck_weight"] for entry in log], weight.norm(dim=0) == 0
+
+    weights, zeros = found(one, "targets")
+    assert zeros.sum() == 8
+    assert len(set(weights)) == 4
+    for results in (one, *two):
+        for name, start in (("targets", 0), ("targets resumed", 3)):
+            ours = found(results, name)
+            assert ours[0][-1] == pytest.approx(weights[-1], rel=1e-9)
+            assert torch.equal(ours[1], zeros)
+            assert start == 0 or ours[0] == found(results, "targets")[0][-len(ours[0]) :]
+        for key, expected in results["targets"]["weights"].items():
+            assert torch.equal(results["targets resumed"]["weights"][key], expected)
+    assert found(two[0], "targets")[0] == found(two[1], "targets")[0]
 
 
 def test_skipped_images_are_those_of_one_process_also_after_a_resume(one, two):

@@ -99,7 +99,7 @@ def test_lars_trains(tmp_path):
 
 def test_proximal_steps_switch_features_off(tmp_path):
     model = head_model(lora=False, head_options={"hidden_dim": 12, "norm": None})
-    regularizer = Weighted(create_regularizer("sparse_head", method="proximal"), 3.0)
+    regularizer = Weighted(create_regularizer("sparse_head", method="proximal"), 2.0)
     run = trainer(
         tmp_path, model, max_steps=6, optim="sgd", learning_rate=0.1, extra={"regularizers": {"l21": regularizer}}
     )

@@ -1,0 +1,104 @@
+"""A weight that a target finds: dual ascent with its limits, on a model of how a value answers, and what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hfproj.errors import UsageError
+from hfproj.regularizers import Weighted, create_regularizer, weighted
+
+
+class Value(nn.Module):
+    """A regularizer whose value is what was put there."""
+
+    def __init__(self, value=0.0):
+        super().__init__()
+        self.value = value
+
+    def forward(self, model, h, z, *, step=None):
+        return torch.tensor(self.value, dtype=torch.float64, requires_grad=True)
+
+
+def step(made, *values):
+    for value in values:
+        made.module.value = float(value)
+        made(nn.Identity(), None, None)
+    made.after_step(nn.Identity(), 0.1, 0.0, 0.1)
+    return made.at(0.5)
+
+
+def test_first_step_is_the_formula_and_five_percent_at_most():
+    for value, expected in ((2.2, math.exp(0.1 * 0.1)), (1.8, math.exp(-0.1 * 0.1)), (50, 1.05), (-50, 1 / 1.05)):
+        made = Weighted(Value(), 3.0, at_most=2.0)
+        assert made.at(0.0) == made.at(1.0) == pytest.approx(3.0)
+        assert step(made, value) == pytest.approx(3 * expected)
+
+
+def test_value_is_the_mean_over_a_step_and_not_of_evaluation():
+    made = Weighted(Value(), at_most=2.0)
+    with torch.no_grad():
+        made.module.value = 100.0
+        made(nn.Identity(), None, None)
+    assert step(made, 2.0, 2.2, 2.4) == pytest.approx(math.exp(0.1 * 0.1))
+    before = made.at(0.0)
+    made.after_step(nn.Identity(), 0.1, 0.0, 0.1)  # nothing was measured
+    assert made.at(0.0) == before
+
+
+@pytest.mark.parametrize("target", [2.0, -2.0])
+@pytest.mark.parametrize("start", [0.01, 1.0, 100.0])
+def test_value_that_answers_slowly_comes_to_its_target(start, target):
+    """A value goes a fifth of the way to `target` − log(λ / 0.7) in a step: it meets the target at λ = 0.7."""
+    made, value = Weighted(Value(), start, at_most=target), target + 3
+    for _ in range(300):
+        weight = step(made, value)
+        value += 0.2 * (target - math.log(weight / 0.7) - value)
+    assert value == pytest.approx(target, rel=0.01)
+    assert weight == pytest.approx(0.7, rel=0.02)
+
+
+def test_state_goes_through_json_and_on():
+    made, again = Weighted(Value(), at_most=2.0), Weighted(Value(), at_most=2.0)
+    for value in (3.0, 2.5, 2.1):
+        step(made, value)
+    again.take_up(json.loads(json.dumps(made.state())))
+    assert step(again, 2.2) == step(made, 2.2)
+    made.take_up(None)
+    assert made.at(0.0) == 1.0
+    assert Weighted(Value(), 2.0).state() is None
+
+
+def test_description_makes_it_again():
+    made = weighted("bottleneck", {"at_most": 2, "weight": 0.5, "alpha": 1.0})
+    assert made.describe() == {"weight": 0.5, "at_most": 2.0, "weight_rate": 0.1, "alpha": 1.0}
+    assert weighted("bottleneck", made.describe()).describe() == made.describe()
+    assert made.report(nn.Identity()) == {"weight": pytest.approx(0.5)}
+    assert made.largest() == math.inf
+    assert Weighted(Value(), 2.0, schedule="linear", end_weight=-3.0).largest() == 3.0
+    assert Weighted(Value(), -2.0).largest() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at_most": 0.0}, "at_most to be a finite number other than 0, got 0.0"),
+        ({"at_most": math.inf}, "finite number|infinite|not finite"),
+        ({"at_most": 2.0, "schedule": "linear"}, "no schedule"),
+        ({"at_most": 2.0, "weight": 0.0}, r"a weight above 0 to start from \(got 0.0\)"),
+        ({"at_most": 2.0, "weight_rate": 0.0}, r"weight_rate above 0 \(got 0.0\)"),
+        ({"at_most": "2"}, "at_most of the regularizer 'bottleneck' to be a number"),
+    ],
+)
+def test_targets_that_cannot_work(options, message):
+    with pytest.raises(UsageError, match=message):
+        weighted("bottleneck", options)
+
+
+def test_a_rate_alone_has_no_effect():
+    with pytest.raises(UsageError, match="weight_rate has no effect without at_most"):
+        weighted("bottleneck", {"weight_rate": 0.2})
+    with pytest.raises(UsageError, match="has a target of its own"):
+        Weighted(create_regularizer("sparse_head", sparsity=0.5), at_most=2.0)
