@@ -14,11 +14,11 @@ if TYPE_CHECKING:
         backbones as backbones, checking as checking, cli as cli, commands as commands, converters as converters,
         data as data, diagnostics as diagnostics, distributed as distributed, errors as errors, export as export,
         features as features, filenames as filenames, files as files, functional as functional, geometry as geometry,
-        heads as heads, hints as hints, hub as hub, lazy as lazy, limits as limits, objectives as objectives,
-        plots as plots, presets as presets, probes as probes, redaction as redaction, registry as registry,
-        regularizers as regularizers, reporting as reporting, results as results, saving as saving,
-        secret_names as secret_names, strict_json as strict_json, studies as studies, training as training,
-        tuner as tuner, typing as typing,
+        heads as heads, hints as hints, hub as hub, inspection as inspection, lazy as lazy, limits as limits,
+        objectives as objectives, plots as plots, presets as presets, probes as probes, redaction as redaction,
+        registry as registry, regularizers as regularizers, reporting as reporting, results as results,
+        saving as saving, secret_names as secret_names, strict_json as strict_json, studies as studies,
+        training as training, tuner as tuner, typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hfproj.features import CachedFeatures, EvalFeatures, FeatureViews, cache_features, extract_features
     from hfproj.heads import create_head, list_heads, register_head
     from hfproj.hub import from_pretrained, list_adapters, load_head, push_to_hub
+    from hfproj.inspection import autopsy, cut_head, invariance_report
     from hfproj.objectives import create_objective, list_objectives, register_objective
     from hfproj.presets import get_preset, list_presets
     from hfproj.probes import KNNProbe, LinearProbe, create_probe, evaluate, list_probes, register_probe
@@ -53,12 +54,12 @@ __all__ = [
     "HfprojError", "HubError", "ImageViews", "IndexedDataset", "KNNProbe", "LinearProbe", "NonFiniteLossError",
     "OnlineProbeCallback", "ProjectionHeadConfig", "ProjectionOutput", "ProjectionTrainer",
     "ProjectionTrainingArguments", "Results", "SaveError", "SpectrumCallback", "TextViews", "UpdateRatioCallback",
-    "UsageError", "cache_features", "convert", "corrupt", "create_head", "create_objective", "create_probe",
-    "create_regularizer", "detach", "evaluate", "export_backbone_adapter", "export_merged", "export_onnx",
-    "export_program", "extract_features", "from_pretrained", "get_preset", "list_adapters", "list_converters",
-    "list_corruptions", "list_heads", "list_objectives", "list_presets", "list_probes", "list_regularizers",
-    "load_backbone", "load_head", "load_image_dataset", "push_to_hub", "register_head", "register_objective",
-    "register_probe", "register_regularizer", "report", "write_card",
+    "UsageError", "autopsy", "cache_features", "convert", "corrupt", "create_head", "create_objective", "create_probe",
+    "create_regularizer", "cut_head", "detach", "evaluate", "export_backbone_adapter", "export_merged", "export_onnx",
+    "export_program", "extract_features", "from_pretrained", "get_preset", "invariance_report", "list_adapters",
+    "list_converters", "list_corruptions", "list_heads", "list_objectives", "list_presets", "list_probes",
+    "list_regularizers", "load_backbone", "load_head", "load_image_dataset", "push_to_hub", "register_head",
+    "register_objective", "register_probe", "register_regularizer", "report", "write_card",
 ]
 
 if not TYPE_CHECKING:
@@ -73,6 +74,7 @@ if not TYPE_CHECKING:
         "features": ["CachedFeatures", "EvalFeatures", "FeatureViews", "cache_features", "extract_features"],
         "heads": ["create_head", "list_heads", "register_head"],
         "hub": ["from_pretrained", "list_adapters", "load_head", "push_to_hub"],
+        "inspection": ["autopsy", "cut_head", "invariance_report"],
         "objectives": ["create_objective", "list_objectives", "register_objective"],
         "presets": ["get_preset", "list_presets"],
         "probes": ["KNNProbe", "LinearProbe", "create_probe", "evaluate", "list_probes", "register_probe"],
@@ -85,9 +87,9 @@ if not TYPE_CHECKING:
         "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],
     }, [
         "backbones", "checking", "cli", "commands", "converters", "data", "diagnostics", "distributed", "errors",
-        "export", "features", "filenames", "files", "functional", "geometry", "heads", "hints", "hub", "lazy", "limits",
-        "objectives", "plots", "presets", "probes", "redaction", "registry", "regularizers", "reporting", "results",
-        "saving", "secret_names", "strict_json", "studies", "training", "tuner", "typing",
+        "export", "features", "filenames", "files", "functional", "geometry", "heads", "hints", "hub", "inspection",
+        "lazy", "limits", "objectives", "plots", "presets", "probes", "redaction", "registry", "regularizers",
+        "reporting", "results", "saving", "secret_names", "strict_json", "studies", "training", "tuner", "typing",
     ])
 # fmt: on
 

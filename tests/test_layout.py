@@ -22,7 +22,7 @@ RANKS = [
     {"probes"},
     {"presets", "plots", "reporting"},
     {"hub"},
-    {"training", "converters", "export"},
+    {"training", "converters", "export", "inspection"},
     {"studies"},
     {"commands"},
     {"cli", "__main__"},
