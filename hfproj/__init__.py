@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from hfproj.probes import KNNProbe, LinearProbe, create_probe, evaluate, list_probes, register_probe
     from hfproj.regularizers import create_regularizer, list_regularizers, register_regularizer
     from hfproj.reporting import report, write_card
+    from hfproj.reproduction import get_study, list_studies, reproduce
     from hfproj.results import Results
-    from hfproj.studies import CorruptedDataset, corrupt, list_corruptions
+    from hfproj.shifts import CorruptedDataset, corrupt, list_corruptions
     from hfproj.training import (
         CollapseCallback, CurvatureCallback, OnlineProbeCallback, ProjectionTrainer, ProjectionTrainingArguments,
         SpectrumCallback, UpdateRatioCallback,
@@ -59,7 +60,7 @@ __all__ = [
     "export_program", "extract_features", "from_pretrained", "get_preset", "invariance_report", "list_adapters",
     "list_converters", "list_corruptions", "list_heads", "list_objectives", "list_presets", "list_probes",
     "list_regularizers", "load_backbone", "load_head", "load_image_dataset", "push_to_hub", "register_head",
-    "register_objective", "register_probe", "register_regularizer", "report", "write_card",
+    "register_objective", "register_probe", "register_regularizer", "report", "reproduce", "write_card",
 ]
 
 if not TYPE_CHECKING:
@@ -79,9 +80,10 @@ if not TYPE_CHECKING:
         "presets": ["get_preset", "list_presets"],
         "probes": ["KNNProbe", "LinearProbe", "create_probe", "evaluate", "list_probes", "register_probe"],
         "regularizers": ["create_regularizer", "list_regularizers", "register_regularizer"],
+        "reproduction": ["get_study", "list_studies", "reproduce"],
         "reporting": ["report", "write_card"],
         "results": ["Results"],
-        "studies": ["CorruptedDataset", "corrupt", "list_corruptions"],
+        "shifts": ["CorruptedDataset", "corrupt", "list_corruptions"],
         "training": ["CollapseCallback", "CurvatureCallback", "OnlineProbeCallback", "ProjectionTrainer",
                      "ProjectionTrainingArguments", "SpectrumCallback", "UpdateRatioCallback"],
         "tuner": ["ProjectionHeadConfig", "ProjectionOutput"],

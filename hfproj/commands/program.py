@@ -21,10 +21,11 @@ hfproj: projection heads of self-supervised learning as PEFT adapters
   hfproj embed out/simclr_vit my/images          h or z of images or texts, as .parquet or .npy
 
 Commands (hfproj COMMAND --help):
-  ls [KIND]              what there is: heads, objectives, regularizers, probes, presets, recipes
+  ls [KIND]              what there is: heads, objectives, regularizers, probes, presets, studies …
   cp RECIPE [TO]         copy a recipe
   run RECIPE …           run a recipe, or a copy of one
   probe MODEL …          what a backbone or an adapter knows: probes of h and z
+  reproduce STUDY …      a table of a paper: trained, measured, judged
   report FOLDER          the page of a run, from its results.json
   convert CHECKPOINT …   an official checkpoint with its head as an adapter
   push FOLDER REPO       an adapter to the Hub, with its card
@@ -98,6 +99,10 @@ def _probe(words: list[str]) -> None:
     recipes.run_recipe("probe", ["--model", *words] if named else words)
 
 
+def _reproduce(words: list[str]) -> None:
+    recipes.run_recipe("reproduce", words)
+
+
 def _convert(words: list[str]) -> None:
     recipes.run_recipe("convert", words)
 
@@ -122,5 +127,5 @@ def _embed(words: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ls": _ls, "cp": _cp, "run": _run, "probe": _probe, "report": _report, "convert": _convert, "push": _push,
-    "embed": _embed,
+    "embed": _embed, "reproduce": _reproduce,
 }  # fmt: skip

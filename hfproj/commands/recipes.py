@@ -18,7 +18,7 @@ from hfproj.errors import UsageError, unknown
 from hfproj.files import write_atomic
 
 PACKAGE = Path(hfproj.__file__).resolve().parent
-KINDS = "heads", "objectives", "regularizers", "probes", "presets", "recipes"
+KINDS = "heads", "objectives", "regularizers", "probes", "presets", "studies", "recipes"
 _BRIEF = 4  # lines of the names of a kind, where all kinds are listed
 _RECIPE = re.compile(
     r"(?:ACCELERATE_USE_CPU=true )?(?:python|accelerate launch)((?: --\S+(?: \d+)?)*) recipes/(\w+)\.py"

@@ -61,7 +61,7 @@ def made(folder: Path) -> dict[str, Any]:
 
     names = {kind: getattr(hfproj, f"list_{kind}")() for kind in ("heads", "objectives", "regularizers", "probes")}
     recipes = [path for path in sorted(folder.glob("*.py")) if _START in path.read_text(encoding="utf-8")]
-    names["presets"] = hfproj.list_presets()
+    names["presets"], names["studies"] = hfproj.list_presets(), hfproj.list_studies()
     return {"names": names, "recipes": {path.stem: _made_of(path) for path in recipes}}
 
 

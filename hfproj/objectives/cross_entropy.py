@@ -60,7 +60,9 @@ class CrossEntropy(Objective):
     views = (1, None)
     needs = frozenset({"labels"})
 
-    def compute(self, z: Views, *, labels: Tensor, prediction: Tensor | None = None, **given: object) -> ObjectiveOutput:
+    def compute(
+        self, z: Views, *, labels: Tensor, prediction: Tensor | None = None, **given: object
+    ) -> ObjectiveOutput:
         """Return the loss and ``train_accuracy``, the share of right answers."""
         self.check_per_image("labels", labels, z)
         logits = z if prediction is None else prediction

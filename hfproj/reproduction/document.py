@@ -1,6 +1,7 @@
 """A study's results as a page: the table with the paper's numbers beside ours, the verdicts, what was reduced."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def verdicts(study: Study, runs: Runs) -> list[dict[str, Any]]:
     for claim in study.claims:
         verdict, tests = judge(study, claim, runs)
         numbers = [{k: _number(v) for k, v in test._asdict().items()} for test in tests]
-        found.append({"claim": claim.text, "source": claim.source, "ours": claim.ours, "verdict": verdict, "tests": numbers})
+        found.append(
+            {"claim": claim.text, "source": claim.source, "ours": claim.ours, "verdict": verdict, "tests": numbers}
+        )
     return found
 
 
@@ -117,7 +120,9 @@ def _missing(study: Study, runs: Runs) -> str:
     of: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for column in study.columns:
-            if (why := run.get("missing", {}).get(column.name)) and run["row"] not in of.setdefault((column.name, why), []):
+            if (why := run.get("missing", {}).get(column.name)) and run["row"] not in of.setdefault(
+                (column.name, why), []
+            ):
                 of[column.name, why].append(run["row"])
     return " ".join(f"{column} has no number of {', '.join(rows)}: {why}." for (column, why), rows in of.items())
 
@@ -126,6 +131,10 @@ def _number(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_")
 
 
 def draw(study: Study, runs: Runs, stem: Path) -> list[str]:
@@ -140,12 +149,12 @@ def draw(study: Study, runs: Runs, stem: Path) -> list[str]:
                 if own:
                     curves[row.name] = np.exp(np.log(np.clip(own, 1e-12, None)).mean(0)).tolist()
             if curves:
-                path = stem.with_name(f"{stem.name}-{data}-{layer}.png")
+                path = stem.with_name(f"{stem.name}-{_file_name(f'{data}-{layer}')}.png")
                 plots.plot_spectrum(curves, path)
                 drawn.append(path.name)
     if study.axis:
         for column in study.columns:
-            path = stem.with_name(f"{stem.name}-{column.name.replace(' ', '_')}.png")
+            path = stem.with_name(f"{stem.name}-{_file_name(column.name)}.png")
             if curves := _sweep(study, column, runs):
                 unit = " (%)" if column.unit == "%" else ""
                 plots.plot_curves(curves, study.axis, f"{column.name}{unit}", path, x_scale=study.axis_scale,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from scipy import stats
 from torch import Tensor, nn
 
 from hfproj.diagnostics.by_name import MEASURES as DIAGNOSTICS
@@ -21,12 +22,11 @@ from hfproj.features import Features, extract_features
 from hfproj.heads.layers import layer_widths
 from hfproj.probes import list_probes
 from hfproj.probes.registry import make_probe
-from hfproj.reproduction.setting import Setting
+from hfproj.reproduction.setting import Setting, active_head
 from hfproj.reproduction.sources import Splits
 from hfproj.reproduction.study import EVALUATED, Column
 from hfproj.results import pack_outcomes
 from hfproj.tuner.layer import CHILD
-
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Trained:
         model: With its head.
         splits: Its data.
         seed: Of the run.
-        log: What the trainer logged.
+        history: What was watched along training.
         features: What has been read: of "train", "test" and further data sets.
     """
 
@@ -46,7 +46,7 @@ class Trained:
     model: PeftModel
     splits: Splits
     seed: int
-    log: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
     features: dict[str, Features] = field(default_factory=dict)
 
     def of(self, split: str, layer: str = "h", other: str = "") -> Tensor:
@@ -72,7 +72,7 @@ class Trained:
         """Return whether the model has a layer by this name."""
         if not layer.startswith("head."):
             return True
-        return int(layer.removeprefix("head.")) < len(layer_widths(head_of(self.model)))
+        return int(layer.removeprefix("head.")) < len(layer_widths(active_head(self.model)))
 
     def labels(self, name: str, split: str, other: str = "") -> Tensor:
         """Return labels of a split by their name.
@@ -108,7 +108,9 @@ def check_measure(column: Column) -> None:
     """
     if column.measure not in {*MEASURES, *DIAGNOSTICS, *list_probes()}:
         known = ", ".join(sorted({*MEASURES, *DIAGNOSTICS, *list_probes()}))
-        raise UsageError(f"Expected the measure of column {column.name!r} to be one of {known}, got {column.measure!r}.")
+        raise UsageError(
+            f"Expected the measure of column {column.name!r} to be one of {known}, got {column.measure!r}."
+        )
 
 
 def measured(trained: Trained, *, shuffled: bool = False) -> dict[str, Any]:
@@ -177,12 +179,6 @@ def fitted_probe(trained: Trained, column: Column, layer: str) -> Any:
     return make_probe({"name": column.measure, **options}).fit(bank[chosen], known[chosen])
 
 
-def head_of(model: Any) -> Any:
-    """Return the active head of a model."""
-    heads = getattr(model.get_base_model(), CHILD)
-    return heads.projection_head_modules[heads.active_name].head
-
-
 def _shuffled(splits: Splits) -> Splits:
     generator = torch.Generator().manual_seed(0)
     labels = {
@@ -191,6 +187,28 @@ def _shuffled(splits: Splits) -> Splits:
     }
     others = {name: _shuffled(other) for name, other in splits.others.items()}
     return replace(splits, labels=labels, others=others)  # type: ignore[arg-type]
+
+
+@register_measure("along")
+def along(trained: Trained, column: Column) -> float:
+    """What became of a number along training: ``options={"of": name, "what": …}``.
+
+    "spearman": its rank correlation with the number ``"with"``; "negative": at which share of the steps it is below 0 by
+    more than the bound ``"error"``; "last / first": its ratio at the end and at the beginning.
+
+    Raises:
+        NotMeasurableError: If nothing was watched.
+    """
+    name, what = column.options["of"], column.options["what"]
+    rows = [row for row in trained.history if row.get(name) is not None and math.isfinite(row[name])]
+    if len(rows) < 3:
+        raise NotMeasurableError(f"{name} was watched at fewer than three steps")
+    values = [row[name] for row in rows]
+    if what == "spearman":
+        return float(stats.spearmanr(values, [row[column.options["with"]] for row in rows]).statistic)
+    if what == "negative":
+        return sum(row[name] < -row[column.options["error"]] for row in rows) / len(rows)
+    return values[-1] / values[0] if values[0] else math.inf
 
 
 @register_measure("covariance_rank")
@@ -212,7 +230,7 @@ def collapsed_row_norms(trained: Trained, column: Column) -> float:
         NotMeasurableError: If no weight has one row for each dimension of the layer.
     """
     f = trained.of("test", column.layer).double()
-    root = head_of(trained.model) if column.layer == "z" else trained.model.get_base_model()
+    root = active_head(trained.model) if column.layer == "z" else trained.model.get_base_model()
     maps = [
         module for name, module in root.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith(CHILD)

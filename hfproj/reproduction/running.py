@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from hfproj import distributed
 from hfproj.errors import UsageError
-from hfproj.files import installed_versions, write_json
+from hfproj.files import installed_versions, rounded, write_json
 from hfproj.reproduction.measures import Trained, measured
 from hfproj.reproduction.setting import Setting
 from hfproj.reproduction.sources import Splits
@@ -115,7 +115,7 @@ def trial_of(study: Study) -> Scale:
         backbone: Mapping[str, Any] = {**mini.backbone, "width": 1 / 8}
     else:
         backbone = mini.backbone
-    training = {"max_steps": 2, "per_device_train_batch_size": TRIAL_ROWS // 2, "warmup_steps": 0}
+    training = {"max_steps": 2, "per_device_train_batch_size": 8, "warmup_steps": 0}
     note = "A trial: two steps on random images. Its figures mean nothing."
     views = {"size": min(mini.views.get("size", 16), 16)} if "width" in backbone else {}
     return mini.but(
@@ -164,20 +164,22 @@ def run(setting: Setting, seed: int, splits: Splits, scratch: Path, *, shuffled:
     wall, cpu = time.monotonic(), time.process_time()
     model = setting.model(seed)
     log: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = []
     if setting.row.trained:
         for items in splits.phases or (splits.train,):
             trainer = setting.trainer(model, items, seed, scratch / "trainer")
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             log += trainer.state.log_history
+            history += trainer.history
             model = trainer.bare_model()
-    trained = Trained(setting, model, splits, seed, log)
+    trained = Trained(setting, model, splits, seed, history)
     found = measured(trained, shuffled=shuffled)
     return {
         "row": setting.row.name, "data": setting.data, "seed": seed, **found,
         "loss": next((entry["loss"] for entry in reversed(log) if "loss" in entry), None),
         "seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1),
-        "threads": torch.get_num_threads(), "versions": installed_versions(), "setting": setting.written(),
+        "history": rounded(history), "threads": torch.get_num_threads(), "versions": installed_versions(), "setting": setting.written(),
     }  # fmt: skip
 
 
@@ -201,7 +203,9 @@ def spread(command: Sequence[str], workers: int) -> None:
         for process in started:
             process.terminate()
     if any(codes):
-        raise UsageError(f"{sum(map(bool, codes))} of {workers} workers ended in an error, told above; what is finished is kept.")
+        raise UsageError(
+            f"{sum(map(bool, codes))} of {workers} workers ended in an error, told above; what is finished is kept."
+        )
 
 
 def _load(job: Job, setting: Setting) -> Splits:

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from hfproj.backbones import load_backbone
 from hfproj.heads import HEADS
 from hfproj.presets import Preset, get_preset
 from hfproj.reproduction.sources import Source
-from hfproj.reproduction.study import PARTS, Row, Scale, Study
-from hfproj.training import ProjectionTrainer, ProjectionTrainingArguments
+from hfproj.reproduction.study import PARTS, Column, Row, Scale, Study
+from hfproj.training import CurvatureCallback, ProjectionTrainer, ProjectionTrainingArguments, SpectrumCallback
+from hfproj.tuner.layer import CHILD
 
 WIDTHS = ("hidden_dim", "out_dim", "width", "top_k")  # of heads, that a scale multiplies
 
@@ -41,7 +42,9 @@ def preset_of(row: Row, presets: Mapping[str, str] = MappingProxyType({})) -> Pr
     return preset.but(preset.line, **{**changes, **empty})
 
 
-def scaled(head: str, options: Mapping[str, Any], factor: float, *, out_dim: int | None = None) -> tuple[dict[str, Any], int | None]:
+def scaled(
+    head: str, options: Mapping[str, Any], factor: float, *, out_dim: int | None = None
+) -> tuple[dict[str, Any], int | None]:
     """Return options and `out_dim` of a head whose widths are multiplied by `factor`, those of heads inside it, too.
 
     Example:
@@ -98,6 +101,8 @@ class Setting:
         training = {**preset.training, **scale.training, **self.row.changes.get("training", {})}
         if "max_steps" in scale.training:
             training.pop("num_train_epochs", None)
+        if not training.get("lars"):
+            training = {name: value for name, value in training.items() if not name.startswith("lars")}
         return preset.but(
             preset.line, head_options=options, out_dim=out_dim, predictor=predictor, prototypes=prototypes,
             training=training, views={**preset.views, **scale.views},
@@ -110,11 +115,12 @@ class Setting:
                  "regularizers", "views", "training")  # fmt: skip
         return plain({
             "preset": scale.presets.get(self.row.preset, self.row.preset), **{name: getattr(preset, name) for name in parts}, "trained": self.row.trained,
-            "evaluated": self.row.evaluated,
+            "evaluated": self.row.evaluated, "start": self.row.start, "watched": self.study.watched,
             "backbone": scale.backbone, "trainable": scale.trainable, "lora_rank": scale.lora_rank,
-            "data": {"source": type(self.source).__name__, **asdict(self.source)},
+            "data": {"source": type(self.source).__name__, **plain(self.source)},
             "images": scale.images, "test_images": scale.test_images,
-            "columns": [asdict(column) for column in self.study.every_column], "spectra": self.study.spectra,
+            "columns": sorted(self.study.every_column, key=lambda column: column.name),
+            "spectra": sorted(self.study.spectra),
         })  # fmt: skip
 
     @property
@@ -130,6 +136,11 @@ class Setting:
         lora = LoraConfig(r=self.scale.lora_rank, lora_alpha=self.scale.lora_rank) if self.scale.lora_rank else None
         config = self.preset.config(trainable=self.scale.trainable, backbone_adapter=lora, keep_original=False)
         model = get_peft_model(backbone, config)
+        if self.row.start != 1:
+            with torch.no_grad():
+                for module in active_head(model).modules():
+                    if isinstance(module, nn.Linear):
+                        module.weight.mul_(self.row.start)
         return model.to(memory_format=torch.channels_last) if has_convolutions(backbone) else model
 
     def trainer(self, model: PeftModel, items: Any, seed: int, folder: Path, **options: Any) -> ProjectionTrainer:
@@ -142,8 +153,22 @@ class Setting:
         views = self.source.views(model, seed=seed, **preset.views)
         return ProjectionTrainer(
             model, arguments, objective=preset.objective, regularizers=preset.regularizers, train_dataset=items,
-            data_collator=views,
+            data_collator=views, callbacks=self._watchers(len(items) // arguments.train_batch_size * preset.training
+                                                          .get("num_train_epochs", 1)),
         )  # fmt: skip
+
+    def _watchers(self, steps: float) -> list[TrainerCallback]:
+        """Return what follows the study's `watched` along training, at about 25 steps."""
+        metrics = [name for name in self.study.watched if name != "curvature"]
+        every = max(1, round(steps / 25))
+        found: list[TrainerCallback] = [SpectrumCallback(metrics=metrics, every=every)] if metrics else []
+        return found + [CurvatureCallback(every=every)] * ("curvature" in self.study.watched)
+
+
+def active_head(model: Any) -> Any:
+    """Return the active head of a model."""
+    heads = getattr(model.get_base_model(), CHILD)
+    return heads.projection_head_modules[heads.active_name].head
 
 
 def has_convolutions(backbone: nn.Module) -> bool:
@@ -152,11 +177,22 @@ def has_convolutions(backbone: nn.Module) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: tuples as lists, dataclasses as dicts."""
+    """Return a value as JSON has it: tuples as lists, dataclasses as dicts of what is not the default.
+
+    A field that a later version adds then leaves the keys of finished runs as they are.
+
+    Example:
+        >>> plain({"column": Column(name="a", measure="knn"), "size": (3, 4)})
+        {'column': {'name': 'a', 'measure': 'knn'}, 'size': [3, 4]}
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+        value = {f.name: own for f in fields(value) if (own := getattr(value, f.name)) != _default(f)}
     if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
     return value
+
+
+def _default(field: Field) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default

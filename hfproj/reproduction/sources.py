@@ -71,7 +71,10 @@ class Source:
             rng = np.random.default_rng(zlib.crc32(f"{self.images}{split}".encode()))
             pixels = rng.integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8)
             feature = self._class_label()
-            columns = {"image": [Image.fromarray(p) for p in pixels], "label": [i % feature.num_classes for i in range(rows)]}
+            columns = {
+                "image": [Image.fromarray(p) for p in pixels],
+                "label": [i % feature.num_classes for i in range(rows)],
+            }
             features = datasets.Features({"image": datasets.Image(), "label": feature})
             made.append(datasets.Dataset.from_dict(columns, features=features))
         return self.splits(*made)
@@ -115,7 +118,11 @@ def places_of(data: str | os.PathLike | Mapping[str, str] | None) -> dict[str, s
     if data is None or isinstance(data, Mapping):
         return dict(data or {})
     path = Path(data).expanduser()
-    found = {part.name.removesuffix("_val"): str(part) for part in sorted(path.iterdir()) if part.is_dir()} if path.is_dir() else {}
+    found = (
+        {part.name.removesuffix("_val"): str(part) for part in sorted(path.iterdir()) if part.is_dir()}
+        if path.is_dir()
+        else {}
+    )
     known = {name: place for name, place in found.items() if name in CLASSES}
     if not known:
         raise UsageError(

@@ -48,7 +48,10 @@ class Store:
                     settings[name.split("-")[0]] = setting
                 known[name] = run
         keys = {name.split("-")[0] for name in known}
-        kept = {"settings": {key: settings[key] for key in sorted(keys & {*settings})}, "runs": dict(sorted(known.items()))}
+        kept = {
+            "settings": {key: settings[key] for key in sorted(keys & {*settings})},
+            "runs": dict(sorted(known.items())),
+        }
         write_json(self.kept, kept)
         self.__dict__.pop("_all", None)
 
@@ -61,4 +64,6 @@ def _content(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise UsageError(f"Expected {file} to be JSON of finished runs, got a damaged file; delete it. ({error})") from error
+        raise UsageError(
+            f"Expected {file} to be JSON of finished runs, got a damaged file; delete it. ({error})"
+        ) from error

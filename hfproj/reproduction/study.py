@@ -14,7 +14,14 @@ from hfproj.reproduction.sources import Source
 from hfproj.typing import OneOf
 
 SCALES = ("paper", "mini", "trial")
-PARTS = ("head_options", "objective", "predictor", "regularizers", "views", "training")  # of a preset, that a row changes
+PARTS = (
+    "head_options",
+    "objective",
+    "predictor",
+    "regularizers",
+    "views",
+    "training",
+)  # of a preset, that a row changes
 EVALUATED = "evaluated"  # as a column's layer: that which each row says
 _LEFT_OPEN = ("num_train_epochs", "learning_rate")  # what a preset may leave open, and a study must not
 
@@ -33,6 +40,7 @@ class Row:
         x, curve: Where the row stands on the axis of a sweep, and on which curve.
         evaluated: Layer that columns with the layer "evaluated" read of this row.
         trained: False: the untrained control, measured as it begins.
+        start: What the weights of the head's linear maps are multiplied with before training.
     """
 
     name: str
@@ -44,6 +52,7 @@ class Row:
     curve: str = ""
     evaluated: str = "h"
     trained: bool = True
+    start: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +235,8 @@ class Study:
         scales: "paper" and "mini" → `Scale`.
         measured: Further columns that every run measures, which the table does not show: other studies on the same runs
             show them.
+        watched: What is followed along training for columns of the measure "along": metrics of
+            `hfproj.SpectrumCallback`, and "curvature", the head's Hessian.
         spectra: Layers whose covariance spectra are kept.
         drawn: Those whose spectra the page shows.
         axis, axis_scale: What `x` of the rows is, and how it is drawn: a picture of every column over it.
@@ -244,6 +255,7 @@ class Study:
     claims: tuple[Claim, ...]
     scales: Mapping[str, Scale]
     measured: tuple[Column, ...] = ()
+    watched: tuple[str, ...] = ()
     spectra: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     axis: str = ""
@@ -259,7 +271,9 @@ class Study:
             for name in {*row.data, *row.paper} - {*self.data}:
                 raise unknown(f"data of row {row.name!r}", name, self.data)
             for column in {column for of in row.paper.values() for column in of} - {c.name for c in self.columns}:
-                raise unknown(f"column of the paper's numbers of row {row.name!r}", column, [c.name for c in self.columns])
+                raise unknown(
+                    f"column of the paper's numbers of row {row.name!r}", column, [c.name for c in self.columns]
+                )
             for scale in self.scales.values():
                 preset = get_preset(scale.presets.get(row.preset, row.preset))
                 lacking = [n for n in _LEFT_OPEN if n not in {**preset.training, **scale.training}]

@@ -32,7 +32,7 @@ from hfproj.files import command_line, installed_versions, measured_once, write_
 from hfproj.presets import get_preset
 from hfproj.probes.knn import KNNProbe
 from hfproj.probes.linear import LinearProbe
-from hfproj.studies.composites import DigitsOnImages, DigitViews, Split
+from hfproj.shifts.composites import DigitsOnImages, DigitViews, Split
 from hfproj.training import ProjectionTrainer, ProjectionTrainingArguments
 from hfproj.tuner import ProjectionHeadConfig
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from hfproj.data import ImageViews, load_image_dataset
 from hfproj.reproduction.sources import CLASSES, HUB, Source, Splits, labels_of
-from hfproj.studies.coarse import coarse_labels
-from hfproj.studies.composites import DigitsOnImages, DigitViews, SpuriousMixture
+from hfproj.shifts.coarse import coarse_labels
+from hfproj.shifts.composites import DigitsOnImages, DigitViews, SpuriousMixture
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,21 @@ References:
 from dataclasses import replace
 from typing import Any
 
-from hfproj.reproduction.measures import Trained, register_measure
-from hfproj.reproduction.study import Agree, Cells, Claim, Column, More, Row, Study, Trend
 from hfproj.diagnostics import matrix_entropy, matrix_mutual_information
 from hfproj.features.views import FixedViews
 from hfproj.objectives.info_nce import info_nce_loss
-from hfproj.presets.settings import BYOL_VIEWS, BYOL_VIEWS_NOTE, SOLO_ASYMMETRIC_NOTE, SOLO_ASYMMETRIC_VIEWS, SOLO_LARS, SOLO_VIEWS, Preset, training
+from hfproj.presets.settings import (
+    BYOL_VIEWS,
+    BYOL_VIEWS_NOTE,
+    SOLO_ASYMMETRIC_NOTE,
+    SOLO_ASYMMETRIC_VIEWS,
+    SOLO_LARS,
+    SOLO_VIEWS,
+    Preset,
+    training,
+)
+from hfproj.reproduction.measures import Trained, register_measure
+from hfproj.reproduction.study import Agree, Cells, Claim, Column, More, Row, Study, Trend
 from hfproj.studies.papers._reductions import CIFAR, FROM_SCRATCH, LINEAR_H, LINEAR_Z, RANK_H, RANK_Z, as_published
 
 _IMAGES = 512  # test images that matrices of all pairs are made of

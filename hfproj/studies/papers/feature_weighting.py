@@ -18,9 +18,17 @@ from hfproj.probes import LinearProbe
 from hfproj.probes.group_robust import GroupRobustProbe, group_accuracies
 from hfproj.reproduction.measures import Trained, register_measure
 from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Same, Study
-from hfproj.studies.corruptions import CorruptedDataset
+from hfproj.shifts.corruptions import CorruptedDataset
 from hfproj.studies.papers._reductions import (
-    CIFAR, FROM_SCRATCH, KNN_H, KNN_Z, LINEAR_H, LINEAR_Z, RANK_H, RANK_Z, as_published,
+    CIFAR,
+    FROM_SCRATCH,
+    KNN_H,
+    KNN_Z,
+    LINEAR_H,
+    LINEAR_Z,
+    RANK_H,
+    RANK_Z,
+    as_published,
 )  # fmt: skip
 from hfproj.studies.sources import CoarseToFine, Digits, Mixture
 
@@ -153,7 +161,9 @@ def _coarse() -> Study:
         Row(name=f"{name}, {title}", preset=f"reweighting_{training}_{kind}")
         for title, training in (("SupCon", "supcon"), ("supervised", "supervised")) for name, kind in _KINDS.items()
     ]  # fmt: skip
-    supcon, supervised = (tuple(f"{name}, {title}" for name in ("MLP", "reweighting")) for title in ("SupCon", "supervised"))
+    supcon, supervised = (
+        tuple(f"{name}, {title}" for name in ("MLP", "reweighting")) for title in ("SupCon", "supervised")
+    )
     none = {"SupCon": ("no head, SupCon",), "supervised": ("no head, supervised",)}
     both = {"SupCon": supcon, "supervised": supervised}
     return Study(

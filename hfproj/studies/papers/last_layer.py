@@ -7,7 +7,7 @@ References:
 from dataclasses import replace
 from typing import Any
 
-from hfproj.presets.settings import NO_CLIPPING, SGD, Preset, training
+from hfproj.presets.settings import NO_CLIPPING, SGD, Preset
 from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Same, Study, Trend, ordered
 from hfproj.studies.papers._reductions import CIFAR, FROM_SCRATCH, as_published
 
@@ -21,13 +21,13 @@ _TRAINING: dict[str, Any] = {
     **NO_CLIPPING, **SGD, "weight_decay": 0.0, "per_device_train_batch_size": 128,
 }  # fmt: skip
 _HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "simclr": ("SimCLR", "simclr_solo", {}),
+    "simclr": ("SimCLR", "directclr_simclr", {"hidden_dim": None}),  # lightly's: d-d-128 with BatchNorm
     "no_projector": ("without projector", "identity", {}),
     "directclr": ("DirectCLR", "subvector", {"d0": 480 / 512}),
     "constant_subvector": ("constant subvector", "constant_subvector", {"d0": 480 / 512, "constant": 0.0}),
 }
 _HEAD_NOTES = {
-    "simclr": "Its projector's widths are solo-learn's, ours.",
+    "simclr": "Its projector is lightly's, which it says it was written with: d-d-128, BatchNorm in both layers.",
     "no_projector": "",
     "directclr": "Its d0 is not published; 480 of 512 is that of the constant subvector.",
     "constant_subvector": "d0 = 480 of 512, c = 0.",
@@ -61,9 +61,7 @@ def _row(head: str, added: str) -> Preset:
     )
 
 
-PRESETS = {
-    f"inside_projector_{head}{added}": _row(head, added) for head in _HEADS for added in _ADDED
-}
+PRESETS = {f"inside_projector_{head}{added}": _row(head, added) for head in _HEADS for added in _ADDED}
 # Its table 1: how many entries are kept, and which constant the others have.
 PRESETS |= {
     f"inside_projector_constant_{d0}_{name}": Preset(
@@ -134,13 +132,15 @@ def _percent(column: str, both: tuple[float, float]) -> dict[str, dict[str, floa
 
 
 _ROWS_2 = {
-    key: Row(name=_name(key), preset=f"inside_projector_{key}", paper=_percent("200-NN", both),
-             evaluated="z" if key.startswith("constant") else "h")
+    key: Row(
+        name=_name(key),
+        preset=f"inside_projector_{key}",
+        paper=_percent("200-NN", both),
+        evaluated="z" if key.startswith("constant") else "h",
+    )
     for key, both in _TABLE_2.items()
 }
-_PLAIN, _WERANK, _LAST = (
-    tuple(_name(f"{head}{added}") for head in _HEADS) for added in ("", "_werank", "_last_layer")
-)
+_PLAIN, _WERANK, _LAST = (tuple(_name(f"{head}{added}") for head in _HEADS) for added in ("", "_werank", "_last_layer"))
 
 
 def _rows(*keys: str) -> tuple[Row, ...]:

@@ -11,7 +11,8 @@ from torch import nn
 
 from hfproj.presets.published import PUBLISHED
 from hfproj.regularizers.sparse_head import sparsity
-from hfproj.reproduction.measures import Trained, head_of, register_measure
+from hfproj.reproduction.measures import Trained, register_measure
+from hfproj.reproduction.setting import active_head
 from hfproj.reproduction.sources import Source
 from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Scale, Study, Trend
 from hfproj.studies.papers._reductions import FROM_SCRATCH, KNN_H, LINEAR_H, LINEAR_Z, RANK_H, RANK_Z
@@ -35,9 +36,7 @@ _METHODS = {"SimCLR": "simclr", "BYOL": "byol", "Barlow Twins": "barlow_twins"}
 _SPARSITIES = (0.5, 0.75, 0.9)
 _TRANSFER = Transfer("cifar10")
 _DATA = {"images": _TRANSFER}
-_FEW = tuple(
-    replace(LINEAR_H, name=f"linear of h, {share:.0%} of the labels", share=share) for share in (0.01, 0.1)
-)
+_FEW = tuple(replace(LINEAR_H, name=f"linear of h, {share:.0%} of the labels", share=share) for share in (0.01, 0.1))
 _TO = tuple(replace(LINEAR_H, name=f"linear of h, {name}", other=name) for name in _TRANSFER.to)
 _REACHED = Column(name="sparsity", measure="head_sparsity", unit="%")
 _MEASURED = (LINEAR_H, _REACHED, *_FEW, *_TO, RANK_H, RANK_Z, KNN_H, LINEAR_Z)
@@ -162,7 +161,7 @@ def _head_sparsity(trained: Trained, column: Column) -> float:
     """Fraction of what the row's penalty switches off (columns; else rows or weights) that is zero in the first layer."""
     options = trained.setting.preset.regularizers.get("sparse_head", {})
     group = options.get("group", "input")
-    first = next(m for m in head_of(trained.model).modules() if isinstance(m, nn.Linear))
+    first = next(m for m in active_head(trained.model).modules() if isinstance(m, nn.Linear))
     if group == "weight":
         return (first.weight == 0).double().mean().item()
     return sparsity(first.weight.detach(), group=group)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfproj import UsageError
-from hfproj.studies.coarse import CIFAR100_SUPERCLASSES, coarse_labels, with_coarse_labels
+from hfproj.shifts.coarse import CIFAR100_SUPERCLASSES, coarse_labels, with_coarse_labels
 
 # The coarse label of fine label 0, 1, 2, … in CIFAR-100's own files.
 OFFICIAL = (

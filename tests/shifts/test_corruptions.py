@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from hfproj import UsageError
 from hfproj.data import EvalImages, IndexedDataset, load_image_dataset
-from hfproj.studies.corruption_parameters import PARAMETERS
-from hfproj.studies.corruptions import CorruptedDataset, corrupt, list_corruptions
+from hfproj.shifts.corruption_parameters import PARAMETERS
+from hfproj.shifts.corruptions import CorruptedDataset, corrupt, list_corruptions
 
 NAMES = list(list_corruptions())
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hfproj import UsageError
 from hfproj.data import EvalImages, ImageViews, IndexedDataset, load_image_dataset
-from hfproj.studies.composites import DigitsOnImages, DigitViews, SpuriousMixture, paste
+from hfproj.shifts.composites import DigitsOnImages, DigitViews, SpuriousMixture, paste
 
 RNG = np.random.default_rng(0)
 N = 400

@@ -35,7 +35,7 @@ from hfproj.data.augment import Augmentation, Number
 from hfproj.data.images import ImageViews
 from hfproj.data.philox import uniforms
 from hfproj.errors import UsageError, unknown
-from hfproj.studies.image_map import ImageMap, to_pil
+from hfproj.shifts.image_map import ImageMap, to_pil
 from hfproj.typing import Data, OneOf
 
 _DIGITS, _MIXTURE, _DROPS = 0xF000, 0xF001, 0xC000  # streams apart from those of views, which are numbered from 0

@@ -1,0 +1,168 @@
+"""Verdicts on claims: the intervals against scipy and by hand, the rules, and negative controls on made-up runs."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hfproj.reproduction import Agree, Cells, Claim, Column, More, Row, Same, Scale, Source, Study, Trend
+from hfproj.reproduction.judging import FAILS, HOLDS, UNCLEAR, interval, judge, weights
+from hfproj.results import pack_outcomes
+
+ROWS = ("a", "b", "c")
+SCALE = Scale(backbone={"name": "vit_nano"}, training={"num_train_epochs": 1.0, "learning_rate": 0.1})
+COLUMNS = (
+    Column(name="accuracy", measure="knn", unit="%"),
+    Column(name="rank", measure="rankme", log=True),
+    Column(name="other", measure="rankme"),
+)
+
+
+def study(*tests, data=("x",), rows=ROWS):
+    return Study(
+        name="made.up", title="", source="", data={name: Source("cifar10") for name in data}, columns=COLUMNS,
+        rows=tuple(Row(name=name, preset="simclr_cifar") for name in rows), scales={"paper": SCALE, "mini": SCALE},
+        claims=tuple(Claim(text="", tests=(test,), source="") for test in tests),
+    )  # fmt: skip
+
+
+def runs(values, column="accuracy", data="x", answers=None):
+    """Return records: `values` is row → one number for each seed."""
+    return [
+        {"row": row, "data": data, "seed": seed, "values": {column: value},
+         "outcomes": {} if answers is None else {column: pack_outcomes(answers[row][seed])}}
+        for row, own in values.items() for seed, value in enumerate(own)
+    ]  # fmt: skip
+
+
+def verdict(test, records, **options):
+    made = study(test, **options)
+    return judge(made, made.claims[0], records)[0]
+
+
+A_B = More(Cells("accuracy", ("a",)), Cells("accuracy", ("b",)))
+
+
+def test_interval_of_two_rows_is_the_pooled_t_test():
+    values = {"a": [0.61, 0.64, 0.66], "b": [0.55, 0.52, 0.56]}
+    made = study(A_B, rows=("a", "b"))
+    value, low, high = interval(made, weights(made, A_B), runs(values))
+    expected = stats.ttest_ind(values["a"], values["b"]).confidence_interval(0.95)
+    assert value == pytest.approx(np.mean(values["a"]) - np.mean(values["b"]), abs=1e-15)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_spread_is_pooled_over_all_rows_of_the_column():
+    values = {"a": [0.61, 0.64], "b": [0.55, 0.52], "c": [0.1, 0.3]}
+    made = study(A_B)
+    _, low, high = interval(made, weights(made, A_B), runs(values))
+    within = sum(np.var(v, ddof=1) for v in values.values()) / 3  # three rows, one degree of freedom each
+    half = stats.t.ppf(0.975, 3) * math.sqrt(within * (1 / 2 + 1 / 2))
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-12)
+
+
+def test_test_images_add_their_variance():
+    rng = np.random.default_rng(0)
+    answers = {row: [rng.random(200) < p for _ in range(2)] for row, p in (("a", 0.7), ("b", 0.4))}
+    values = {row: [float(own.mean()) for own in both] for row, both in answers.items()}
+    made = study(A_B, rows=("a", "b"))
+    _, low, high = interval(made, weights(made, A_B), runs(values, answers=answers))
+    seeds = sum(np.var(v, ddof=1) for v in values.values()) / 2
+    per_image = np.mean(answers["a"], 0) - np.mean(answers["b"], 0)
+    parts = [(seeds, 2), (per_image.var(ddof=1) / 200, math.inf)]
+    total = sum(v for v, _ in parts)
+    freedom = total**2 / sum(v**2 / f for v, f in parts)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(total), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("test", "values", "expected"),
+    [
+        (A_B, {"a": [0.6, 0.61], "b": [0.4, 0.41], "c": [0.5, 0.5]}, HOLDS),
+        (A_B, {"a": [0.4, 0.41], "b": [0.6, 0.61], "c": [0.5, 0.5]}, FAILS),
+        (A_B, {"a": [0.5, 0.7], "b": [0.6, 0.58], "c": [0.5, 0.6]}, UNCLEAR),
+        (More(Cells("accuracy", ("a",)), 0.5), {"a": [0.6, 0.61], "b": [0, 0], "c": [0, 0]}, HOLDS),
+        (More(Cells("accuracy", ("a",)), 0.5, less=True), {"a": [0.6, 0.61], "b": [0, 0], "c": [0, 0]}, FAILS),
+        (More(Cells("accuracy", ("a",)), Cells("accuracy", ("b",)), 0.3), {"a": [0.6, 0.61], "b": [0.4, 0.41], "c": [0, 0]}, FAILS),
+        (Same(Cells("accuracy", ("a",)), Cells("accuracy", ("b",)), 0.1), {"a": [0.6, 0.61], "b": [0.6, 0.62], "c": [0, 0]}, HOLDS),
+        (Same(Cells("accuracy", ("a",)), Cells("accuracy", ("b",)), 0.1), {"a": [0.6, 0.61], "b": [0.4, 0.41], "c": [0, 0]}, FAILS),
+        (Trend(Cells("accuracy", ROWS)), {"a": [0.1, 0.12], "b": [0.2, 0.21], "c": [0.3, 0.29]}, HOLDS),
+        (Trend(Cells("accuracy", ROWS), rises=False), {"a": [0.1, 0.12], "b": [0.2, 0.21], "c": [0.3, 0.29]}, FAILS),
+        (Trend(Cells("accuracy", ROWS)), {"a": [0.1, 0.3], "b": [0.4, 0.2], "c": [0.3, 0.1]}, UNCLEAR),
+    ],
+)  # fmt: skip
+def test_rules(test, values, expected):
+    records = runs(values)
+    assert verdict(test, records) == expected
+    turned = {HOLDS: FAILS, FAILS: HOLDS, UNCLEAR: UNCLEAR}[expected]
+    margin_in_the_way = isinstance(test, More) and test.margin and expected == FAILS
+    assert verdict(test.turned(), records) == (FAILS if margin_in_the_way else turned)
+
+
+def test_trend_is_the_slope_over_the_order():
+    values = {"a": [1.0, 1.2], "b": [2.0, 2.1], "c": [4.0, 4.1]}
+    made = study(test := Trend(Cells("other", ROWS)))
+    value = interval(made, weights(made, test), runs(values, "other"))[0]
+    assert value == pytest.approx(np.polyfit([0, 1, 2], [np.mean(v) for v in values.values()], 1)[0], rel=1e-12)
+
+
+def test_logarithmic_columns_are_compared_as_ratios():
+    values = {"a": [20.0, 22.0, 21.0], "b": [10.0, 11.0, 10.5], "c": [1.0, 1.1, 1.05]}
+    made = study(More(Cells("rank", ("a",)), Cells("rank", ("b",))))
+    found, (one,) = judge(made, made.claims[0], runs(values, "rank"))
+    assert (found, one.ratio) == (HOLDS, True)
+    assert one.value == pytest.approx(2.0, rel=1e-12) and one.low < 2 < one.high and one.low > 1.5
+
+
+def test_cells_without_names_are_all_rows_and_data_with_equal_weight():
+    made = study(test := More(Cells("accuracy", ("a",)), Cells("accuracy")), data=("x", "y"))
+    found = weights(made, test)
+    assert sum(found.values()) == pytest.approx(0)
+    assert found["a", "x", "accuracy"] == pytest.approx(1 / 2 - 1 / 6) and found["c", "y", "accuracy"] == pytest.approx(
+        -1 / 6
+    )
+
+
+def test_agreement_of_two_columns():
+    rows = tuple("abcdefgh")
+    records = [
+        {"row": row, "data": "x", "seed": 0, "values": {"accuracy": i + 0.1 * (i % 2), "other": -float(i)}, "outcomes": {}}
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    made = study(Agree(Cells("accuracy"), "other", sign=-1), Agree(Cells("accuracy"), "other"), rows=rows)
+    (found, (one,)), (turned, _) = (judge(made, claim, records) for claim in made.claims)
+    assert (found, turned) == (HOLDS, FAILS)
+    assert one.value == pytest.approx(-1.0) and one.high < 0
+    shuffled = [{**r, "values": {**r["values"], "other": float((7 * i) % 8)}} for i, r in enumerate(records)]
+    assert judge(made, made.claims[0], shuffled)[0] == UNCLEAR
+
+
+def test_one_seed_or_a_missing_cell_can_not_be_judged():
+    assert verdict(A_B, runs({"a": [0.9], "b": [0.1], "c": [0.1]})) == UNCLEAR
+    made = study(A_B)
+    found, (one,) = judge(made, made.claims[0], runs({"a": [0.9, 0.9]}))
+    assert (found, one.why) == (UNCLEAR, "no value of accuracy of b on x")
+
+
+def test_a_claim_of_several_tests_holds_if_all_do_and_fails_if_one_does():
+    records = runs({"a": [0.6, 0.61], "b": [0.4, 0.41], "c": [0.41, 0.4]})
+    made = study(A_B)
+
+    def of(*tests):
+        return judge(made, Claim(text="", tests=tests, source=""), records)[0]
+
+    b_c = More(Cells("accuracy", ("b",)), Cells("accuracy", ("c",)))
+    assert (of(A_B, A_B), of(A_B, b_c), of(A_B, b_c, A_B.turned())) == (HOLDS, UNCLEAR, FAILS)
+
+
+def test_rows_without_difference_are_decided_as_often_as_the_level_says():
+    """2,000 claims about nothing: about 5 % are decided, half of them each way."""
+    rng = np.random.default_rng(0)
+    decided = {HOLDS: 0, FAILS: 0, UNCLEAR: 0}
+    made = study(A_B)
+    for _ in range(2_000):
+        values = {row: rng.normal(size=3).tolist() for row in ROWS}
+        decided[judge(made, made.claims[0], runs(values))[0]] += 1
+    assert 0.035 < (decided[HOLDS] + decided[FAILS]) / 2_000 < 0.065
+    assert 0.35 < decided[HOLDS] / (decided[HOLDS] + decided[FAILS]) < 0.65
