@@ -170,111 +170,137 @@ def _common(**study: Any) -> Study:
     return Study(data=CIFAR, scales=_SCALES, measured=measured, spectra=_SPECTRA, **study)
 
 
+_SIMCLR, _BARE = _name("simclr"), _name("no_projector")
+
+
+def _table_1() -> Study:
+    return _common(
+        name="last_layer.table1", title="Constant subvectors: which d0 and which constant?",
+        source="Table 1: 200-NN of the constant vector, which is z; here of h, too.",
+        rows=tuple(
+            Row(name=_constant(d0, c), preset=f"inside_projector_constant_{d0}_{c}",
+                paper=_percent("200-NN", _TABLE_1[d0][c]), evaluated="z")
+            for d0 in _TABLE_1 for c in _C
+        ),
+        columns=(_KNN, Column(name="200-NN of h", measure="knn", options=_KNN.options, unit="%")),
+        claims=(
+            Claim(text="A larger constant is worse: 0 before 1/√d before 1", source="Table 1 and section 3.4",
+                  tests=tuple(More(_cells("200-NN", *(_constant(d0, a) for d0 in _TABLE_1)),
+                                   _cells("200-NN", *(_constant(d0, b) for d0 in _TABLE_1)))
+                              for a, b in (("zero", "inverse_sqrt"), ("inverse_sqrt", "one")))),
+            Claim(text="More trained entries are better: d0 of 0.94 d before 0.78 d before 0.39 d",
+                  source="Table 1",
+                  tests=tuple(More(_cells("200-NN", *(_constant(a, c) for c in _C)),
+                                   _cells("200-NN", *(_constant(b, c) for c in _C)))
+                              for a, b in ((480, 400), (400, 200)))),
+        ),
+    )  # fmt: skip
+
+
+def _table_2() -> Study:
+    return _common(
+        name="last_layer.table2", title="Does regularizing the last layer beat regularizing them all?",
+        source="Table 2.", rows=tuple(_ROWS_2.values()), columns=(_KNN,),
+        claims=(
+            Claim(text="With a projector 200-NN is better than without", source="Table 2, rows 1 and 4",
+                  tests=(More(_cells("200-NN", _SIMCLR), _cells("200-NN", _BARE)),)),
+            Claim(text="The orthogonal last layer is better than none", source="Section 3.6, table 2",
+                  tests=(More(_cells("200-NN", *_LAST), _cells("200-NN", *_PLAIN)),)),
+            Claim(text="The orthogonal last layer is better than WERank on all layers", source="Abstract, table 2",
+                  tests=(More(_cells("200-NN", *_LAST), _cells("200-NN", *_WERANK)),)),
+            Claim(text="DirectCLR lies between SimCLR without and with a projector", source="Table 2",
+                  tests=ordered("200-NN", _SIMCLR, _name("directclr"), _BARE)),
+        ),
+    )  # fmt: skip
+
+
+def _figure_1() -> Study:
+    return _common(
+        name="last_layer.figure1", title="How many directions has h with and without a projector?",
+        source="Figure 1: covariance spectra of h, ImageNet-100 there; no numbers.",
+        rows=_rows("simclr", "no_projector", "directclr"), columns=(_RANKS[1],),
+        claims=(
+            Claim(text="h has more directions with a projector than without", source="Figure 1a",
+                  tests=(More(_cells("rank of h", _SIMCLR), _cells("rank of h", _BARE)),)),
+            Claim(text="DirectCLR's h has more directions than h without a projector", source="Figure 1b",
+                  tests=(More(_cells("rank of h", _name("directclr")), _cells("rank of h", _BARE)),)),
+        ),
+    )  # fmt: skip
+
+
+def _figure_2() -> Study:
+    return _common(
+        name="last_layer.figure2", title="Does InfoNCE decorrelate z, and not h?",
+        source="Figure 2: covariance matrices, no numbers; here the share of the energy off the diagonal.",
+        rows=_rows("simclr"), columns=_OTHERS[:2],
+        claims=(
+            Claim(text="z is less correlated than h", source="Section 3.3, figure 2",
+                  tests=(More(Cells("correlation in h"), Cells("correlation in z")),)),
+        ),
+    )  # fmt: skip
+
+
+def _figure_3() -> Study:
+    return _common(
+        name="last_layer.figure3", title="Where in the encoder are directions lost without a projector?",
+        source="Figure 3: spectra of the encoder's penultimate and last layer, no numbers.",
+        rows=_rows("simclr", "no_projector"), columns=_RANKS[:2],
+        claims=(
+            Claim(text="Without a projector the last layer has fewer directions", source="Section 3.4, figure 3",
+                  tests=(More(_cells("rank of h", _SIMCLR), _cells("rank of h", _BARE)),)),
+            Claim(text="In the penultimate block nothing changes: less than 10 %", source="Section 3.4, figure 3",
+                  tests=(Same(_cells("rank of penultimate block", _SIMCLR),
+                              _cells("rank of penultimate block", _BARE), 0.1),)),
+        ),
+    )  # fmt: skip
+
+
+def _figure_4() -> Study:
+    return _common(
+        name="last_layer.figure4", title="Where in the projector are directions lost?",
+        source="Figure 4: spectra of the projector's penultimate and last layer, no numbers.",
+        rows=_rows("simclr", "simclr_last_layer"), columns=_RANKS[1:],
+        claims=(
+            Claim(text="The projector's last layer has fewer directions than the one before",
+                  source="Section 3.4, figure 4",
+                  tests=(More(_cells("rank of first layer of the head", _SIMCLR), _cells("rank of z", _SIMCLR)),)),
+        ),
+    )  # fmt: skip
+
+
+def _figure_5() -> Study:
+    return _common(
+        name="last_layer.figure5", title="How many directions has h if some entries are constant?",
+        source="Figure 5: spectra of h for each d0, no numbers.",
+        rows=tuple(Row(name=_constant(d0, "zero"), preset=f"inside_projector_constant_{d0}_zero", x=d0 / 512,
+                       evaluated="z")
+                   for d0 in _TABLE_1),
+        columns=(_RANKS[1], _RANKS[3]),
+        claims=(
+            Claim(text="h has the more directions, the more entries are trained", source="Section 3.4, figure 5",
+                  tests=(Trend(_cells("rank of h", *(_constant(d0, "zero") for d0 in _TABLE_1))),)),
+        ),
+    )  # fmt: skip
+
+
+def _figure_6() -> Study:
+    return _common(
+        name="last_layer.figure6", title="Does an orthogonal last layer keep directions of h?",
+        source="Figure 6: spectra of h without a projector, no numbers; and proposition 1.",
+        rows=_rows("no_projector", "no_projector_last_layer"),
+        columns=(_RANKS[1], _OTHERS[2]),
+        claims=(
+            Claim(text="With the orthogonal last layer h has more directions", source="Section 3.7, figure 6",
+                  tests=(More(_cells("rank of h", _name("no_projector_last_layer")), _cells("rank of h", _BARE)),)),
+            Claim(text="Weights of collapsed dimensions vanish: rows of the tenth of the dimensions with the least "
+                  "variance are less than half as long as the others", source="Proposition 1",
+                  tests=(More(_cells("rows of collapsed dimensions of h", _BARE), 0.5, less=True),)),
+        ),
+    )  # fmt: skip
+
+
 def studies() -> list[Study]:
     """Return tables 1 and 2 and figures 1 to 6."""
-    simclr, bare = _name("simclr"), _name("no_projector")
-    last = _name("no_projector_last_layer")
     return [
-        _common(
-            name="last_layer.table1", title="Constant subvectors: which d0 and which constant?",
-            source="Table 1: 200-NN of the constant vector, which is z; here of h, too.",
-            rows=tuple(
-                Row(name=_constant(d0, c), preset=f"inside_projector_constant_{d0}_{c}",
-                    paper=_percent("200-NN", _TABLE_1[d0][c]), evaluated="z")
-                for d0 in _TABLE_1 for c in _C
-            ),
-            columns=(_KNN, Column(name="200-NN of h", measure="knn", options=_KNN.options, unit="%")),
-            claims=(
-                Claim(text="A larger constant is worse: 0 before 1/√d before 1", source="Table 1 and section 3.4",
-                      tests=tuple(More(_cells("200-NN", *(_constant(d0, a) for d0 in _TABLE_1)),
-                                       _cells("200-NN", *(_constant(d0, b) for d0 in _TABLE_1)))
-                                  for a, b in (("zero", "inverse_sqrt"), ("inverse_sqrt", "one")))),
-                Claim(text="More trained entries are better: d0 of 0.94 d before 0.78 d before 0.39 d",
-                      source="Table 1",
-                      tests=tuple(More(_cells("200-NN", *(_constant(a, c) for c in _C)),
-                                       _cells("200-NN", *(_constant(b, c) for c in _C)))
-                                  for a, b in ((480, 400), (400, 200)))),
-            ),
-        ),
-        _common(
-            name="last_layer.table2", title="Does regularizing the last layer beat regularizing them all?",
-            source="Table 2.", rows=tuple(_ROWS_2.values()), columns=(_KNN,),
-            claims=(
-                Claim(text="With a projector 200-NN is better than without", source="Table 2, rows 1 and 4",
-                      tests=(More(_cells("200-NN", simclr), _cells("200-NN", bare)),)),
-                Claim(text="The orthogonal last layer is better than none", source="Section 3.6, table 2",
-                      tests=(More(_cells("200-NN", *_LAST), _cells("200-NN", *_PLAIN)),)),
-                Claim(text="The orthogonal last layer is better than WERank on all layers", source="Abstract, table 2",
-                      tests=(More(_cells("200-NN", *_LAST), _cells("200-NN", *_WERANK)),)),
-                Claim(text="DirectCLR lies between SimCLR without and with a projector", source="Table 2",
-                      tests=ordered("200-NN", simclr, _name("directclr"), bare)),
-            ),
-        ),
-        _common(
-            name="last_layer.figure1", title="How many directions has h with and without a projector?",
-            source="Figure 1: covariance spectra of h, ImageNet-100 there; no numbers.",
-            rows=_rows("simclr", "no_projector", "directclr"), columns=(_RANKS[1],),
-            claims=(
-                Claim(text="h has more directions with a projector than without", source="Figure 1a",
-                      tests=(More(_cells("rank of h", simclr), _cells("rank of h", bare)),)),
-                Claim(text="DirectCLR's h has more directions than h without a projector", source="Figure 1b",
-                      tests=(More(_cells("rank of h", _name("directclr")), _cells("rank of h", bare)),)),
-            ),
-        ),
-        _common(
-            name="last_layer.figure2", title="Does InfoNCE decorrelate z, and not h?",
-            source="Figure 2: covariance matrices, no numbers; here the share of the energy off the diagonal.",
-            rows=_rows("simclr"), columns=_OTHERS[:2],
-            claims=(
-                Claim(text="z is less correlated than h", source="Section 3.3, figure 2",
-                      tests=(More(Cells("correlation in h"), Cells("correlation in z")),)),
-            ),
-        ),
-        _common(
-            name="last_layer.figure3", title="Where in the encoder are directions lost without a projector?",
-            source="Figure 3: spectra of the encoder's penultimate and last layer, no numbers.",
-            rows=_rows("simclr", "no_projector"), columns=_RANKS[:2],
-            claims=(
-                Claim(text="Without a projector the last layer has fewer directions", source="Section 3.4, figure 3",
-                      tests=(More(_cells("rank of h", simclr), _cells("rank of h", bare)),)),
-                Claim(text="In the penultimate block nothing changes: less than 10 %", source="Section 3.4, figure 3",
-                      tests=(Same(_cells("rank of penultimate block", simclr),
-                                  _cells("rank of penultimate block", bare), 0.1),)),
-            ),
-        ),
-        _common(
-            name="last_layer.figure4", title="Where in the projector are directions lost?",
-            source="Figure 4: spectra of the projector's penultimate and last layer, no numbers.",
-            rows=_rows("simclr", "simclr_last_layer"), columns=_RANKS[1:],
-            claims=(
-                Claim(text="The projector's last layer has fewer directions than the one before",
-                      source="Section 3.4, figure 4",
-                      tests=(More(_cells("rank of first layer of the head", simclr), _cells("rank of z", simclr)),)),
-            ),
-        ),
-        _common(
-            name="last_layer.figure5", title="How many directions has h if some entries are constant?",
-            source="Figure 5: spectra of h for each d0, no numbers.",
-            rows=tuple(Row(name=_constant(d0, "zero"), preset=f"inside_projector_constant_{d0}_zero", x=d0 / 512,
-                           evaluated="z")
-                       for d0 in _TABLE_1),
-            columns=(_RANKS[1], _RANKS[3]),
-            claims=(
-                Claim(text="h has the more directions, the more entries are trained", source="Section 3.4, figure 5",
-                      tests=(Trend(_cells("rank of h", *(_constant(d0, "zero") for d0 in _TABLE_1))),)),
-            ),
-        ),
-        _common(
-            name="last_layer.figure6", title="Does an orthogonal last layer keep directions of h?",
-            source="Figure 6: spectra of h without a projector, no numbers; and proposition 1.",
-            rows=_rows("no_projector", "no_projector_last_layer"),
-            columns=(_RANKS[1], _OTHERS[2]),
-            claims=(
-                Claim(text="With the orthogonal last layer h has more directions", source="Section 3.7, figure 6",
-                      tests=(More(_cells("rank of h", last), _cells("rank of h", bare)),)),
-                Claim(text="Weights of collapsed dimensions vanish: rows of the tenth of the dimensions with the least "
-                      "variance are less than half as long as the others", source="Proposition 1",
-                      tests=(More(_cells("rows of collapsed dimensions of h", bare), 0.5, less=True),)),
-            ),
-        ),
+        _table_1(), _table_2(), _figure_1(), _figure_2(), _figure_3(), _figure_4(), _figure_5(), _figure_6(),
     ]  # fmt: skip
