@@ -3,7 +3,7 @@ paper's numbers, and its claims judged: holds, fails, cannot be judged.
 
     python recipes/reproduce.py --list                            # every table and figure, with what it asks
     python recipes/reproduce.py last_layer.table2 --scale trial   # seconds: does everything run?
-    python recipes/reproduce.py last_layer.table2 --workers 2     # reduced to two CPU cores; goes on where it was stopped
+    python recipes/reproduce.py last_layer.table2 --workers 2     # reduced to two CPU cores; goes on if stopped
     python recipes/reproduce.py last_layer.table2 --scale paper   # as published, on a GPU
     accelerate launch recipes/reproduce.py last_layer.table2 --scale paper       # each row on all GPUs together
     python recipes/reproduce.py last_layer.table2 --control turned               # claims turned round must fail

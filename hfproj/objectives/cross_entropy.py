@@ -8,7 +8,7 @@ images i with a class y_i ≥ 0,
 A head between encoder and classifier is a projection head as any other: what of the input do h and z still have?
 
 References:
-    Xue et al. 2024, arXiv 2403.11391, section 5 (supervised learning with a projection head in front of the classifier);
+    Xue et al. 2024, arXiv 2403.11391, section 5 (supervised learning with a head in front of the classifier);
     jiayini1119/projection-head-experiments (a145e06).
 
 Deviations:
@@ -46,7 +46,7 @@ class CrossEntropy(Objective):
     """Cross-entropy of classes, for one view of each image or more.
 
     When to use: with labels, as the supervised end of a comparison, or to train a head in front of a classifier. The
-    classifier is the predictor, ``ProjectionHeadConfig(predictor={"head": "linear", "out_dim": classes, "bias": True})``;
+    classifier is the predictor, ``ProjectionHeadConfig(predictor={"head": "linear", "out_dim": n, "bias": True})``;
     without one, z are the logits and `out_dim` is the number of classes. Images with a negative label are left out.
 
     Raises:

@@ -22,6 +22,6 @@ from hfproj.reproduction.study import (
 )  # fmt: skip
 
 __all__ = [
-    "Agree", "Cells", "Claim", "Column", "More", "Reproduction", "Row", "Same", "Scale", "Source", "Splits", "Study", "Trend",
-    "all_studies", "get_study", "list_studies", "ordered", "reproduce",
+    "Agree", "Cells", "Claim", "Column", "More", "Reproduction", "Row", "Same", "Scale", "Source", "Splits", "Study",
+    "Trend", "all_studies", "get_study", "list_studies", "ordered", "reproduce",
 ]  # fmt: skip

@@ -59,7 +59,7 @@ def verdicts(study: Study, runs: Runs) -> list[dict[str, Any]]:
 
 
 def _table(study: Study, data: str, runs: Runs) -> str:
-    """Return the table of one data set: mean ± standard deviation over seeds, and the paper's number where there is one."""
+    """Return the table of one data set: mean ± standard deviation over seeds, beside the paper's numbers."""
     rows = [row for row, on in study.runs() if on == data]
     with_paper = [c for c in study.columns if any(c.name in row.paper.get(data, {}) for row in rows)]
     header = ["", *(title for c in study.columns for title in ([c.name, "paper"] if c in with_paper else [c.name]))]

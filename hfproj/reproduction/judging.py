@@ -175,7 +175,7 @@ def _agreement(study: Study, test: Agree, runs: Sequence[Run]) -> Judged:
 
 
 def values_of(study: Study, runs: Sequence[Run], row: str, data: str, column: str) -> np.ndarray:
-    """Return the values of a cell, one for each seed, ``[seeds]``; their logarithms for a column that is compared so."""
+    """Return the values of a cell, ``[seeds]``; their logarithms for a column that is compared so."""
     found = [run["values"].get(column) for run in _runs_of(runs, row, data)]
     known = np.array([value for value in found if value is not None and math.isfinite(value)], dtype=np.float64)
     return np.log(np.clip(known, 1e-12, None)) if study.column(column).log else known

@@ -50,7 +50,7 @@ class Trained:
     features: dict[str, Features] = field(default_factory=dict)
 
     def of(self, split: str, layer: str = "h", other: str = "") -> Tensor:
-        """Return the features of a layer, ``[rows, dim]``, of "train" or "test", of a further data set if one is named."""
+        """Return features of a layer, ``[rows, dim]``, of "train" or "test", or of those of a further data set."""
         key = f"{other} {split}"
         if key not in self.features:
             splits = self.splits.others[other] if other else self.splits
@@ -193,8 +193,8 @@ def _shuffled(splits: Splits) -> Splits:
 def along(trained: Trained, column: Column) -> float:
     """What became of a number along training: ``options={"of": name, "what": …}``.
 
-    "spearman": its rank correlation with the number ``"with"``; "negative": at which share of the steps it is below 0 by
-    more than the bound ``"error"``; "last / first": its ratio at the end and at the beginning.
+    "spearman": its rank correlation with the number ``"with"``; "negative": at which share of the steps it is below 0
+    by more than the bound ``"error"``; "last / first": its ratio at the end and at the beginning.
 
     Raises:
         NotMeasurableError: If nothing was watched.

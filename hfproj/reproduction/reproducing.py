@@ -66,8 +66,8 @@ def reproduce(
             cores and at most two hours; the page says how. "trial": two steps on random images, in seconds, to see that
             everything runs.
         output_dir: Where runs, page and pictures go.
-        data: A folder with the data sets as subfolders (``cifar10``, ``cifar100``), or name → folder or Hub id. Default:
-            the Hub.
+        data: A folder with the data sets as subfolders (``cifar10``, ``cifar100``), or name → folder or Hub id.
+            Default: the Hub.
         rows: Names of the rows to run; none: all.
         seeds: In place of the scale's.
         workers: Processes that share the rows, each with its share of the cores and one of the GPUs.
@@ -101,8 +101,8 @@ def _run(job: Job, workers: int) -> None:
     if not missing:
         return
     logging.getLogger("hfproj.reproduction").warning(
-        f"{job.study.name} at scale {job.scale}: {missing} runs, about {max(1, round(job.seconds_left() / 60))} minutes "
-        f"of {job.at.machine or 'a CPU core'}."
+        f"{job.study.name} at scale {job.scale}: {missing} runs, about "
+        f"{max(1, round(job.seconds_left() / 60))} minutes of {job.at.machine or 'a CPU core'}."
     )
     if workers == 1 or "HFPROJ_WORKER" in os.environ:
         number, of = map(int, os.environ.get("HFPROJ_WORKER", "0/1").split("/"))

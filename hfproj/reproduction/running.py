@@ -179,7 +179,8 @@ def run(setting: Setting, seed: int, splits: Splits, scratch: Path, *, shuffled:
         "row": setting.row.name, "data": setting.data, "seed": seed, **found,
         "loss": next((entry["loss"] for entry in reversed(log) if "loss" in entry), None),
         "seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1),
-        "history": rounded(history), "threads": torch.get_num_threads(), "versions": installed_versions(), "setting": setting.written(),
+        "history": rounded(history), "threads": torch.get_num_threads(), "versions": installed_versions(),
+        "setting": setting.written(),
     }  # fmt: skip
 
 

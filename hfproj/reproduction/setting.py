@@ -18,7 +18,7 @@ from hfproj.backbones import load_backbone
 from hfproj.heads import HEADS
 from hfproj.presets import Preset, get_preset
 from hfproj.reproduction.sources import Source
-from hfproj.reproduction.study import PARTS, Column, Row, Scale, Study
+from hfproj.reproduction.study import PARTS, Row, Scale, Study
 from hfproj.training import CurvatureCallback, ProjectionTrainer, ProjectionTrainingArguments, SpectrumCallback
 from hfproj.tuner.layer import CHILD
 
@@ -114,7 +114,8 @@ class Setting:
         parts = ("head", "head_options", "out_dim", "predictor", "prototypes", "scales", "pooling", "objective",
                  "regularizers", "views", "training")  # fmt: skip
         return plain({
-            "preset": scale.presets.get(self.row.preset, self.row.preset), **{name: getattr(preset, name) for name in parts}, "trained": self.row.trained,
+            "preset": scale.presets.get(self.row.preset, self.row.preset), "trained": self.row.trained,
+            **{name: getattr(preset, name) for name in parts},
             "evaluated": self.row.evaluated, "start": self.row.start, "watched": self.study.watched,
             "backbone": scale.backbone, "trainable": scale.trainable, "lora_rank": scale.lora_rank,
             "data": {"source": type(self.source).__name__, **plain(self.source)},
@@ -182,6 +183,7 @@ def plain(value: Any) -> Any:
     A field that a later version adds then leaves the keys of finished runs as they are.
 
     Example:
+        >>> from hfproj.reproduction import Column
         >>> plain({"column": Column(name="a", measure="knn"), "size": (3, 4)})
         {'column': {'name': 'a', 'measure': 'knn'}, 'size': [3, 4]}
     """

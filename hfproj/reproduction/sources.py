@@ -57,7 +57,8 @@ class Source:
 
         Args:
             places: Name of a data set → where it is (a Hub id, a folder); else it is on the Hub.
-            images, test_images: At most so many.
+            images: At most so many of train; None: all.
+            test_images: The same of test.
         """
         name = places.get(self.images) or HUB.get(self.images, self.images)
         train = load_image_dataset(name, split="train", limit=images)
@@ -126,7 +127,7 @@ def places_of(data: str | os.PathLike | Mapping[str, str] | None) -> dict[str, s
     known = {name: place for name, place in found.items() if name in CLASSES}
     if not known:
         raise UsageError(
-            f"Expected a folder with data sets ({', '.join(HUB)}) as subfolders, got {str(data)!r}; leave it out to use "
-            "the Hub."
+            f"Expected a folder with data sets ({', '.join(HUB)}) as subfolders, got {str(data)!r}; leave it out to "
+            "use the Hub."
         )
     return known

@@ -6,6 +6,7 @@ by the rules of `hfproj.reproduction.judging`, which know nothing of the single 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from hfproj.errors import UsageError, unknown
@@ -242,8 +243,8 @@ class Study:
         axis, axis_scale: What `x` of the rows is, and how it is drawn: a picture of every column over it.
 
     Raises:
-        UsageError: If a preset, a row, a column or a scale that is named does not exist, or a preset leaves open what no
-            scale fills in.
+        UsageError: If a preset, a row, a column or a scale that is named does not exist, or a preset leaves open what
+            no scale fills in.
     """
 
     name: str
@@ -329,4 +330,4 @@ def ordered(column: str, *rows: str, data: Sequence[str] = ()) -> tuple[More, ..
         [(('a',), ('b',)), (('b',), ('c',))]
     """
     cells = [Cells(column, (row,), tuple(data)) for row in rows]
-    return tuple(More(first, second) for first, second in zip(cells, cells[1:]))
+    return tuple(More(first, second) for first, second in pairwise(cells))

@@ -35,10 +35,10 @@ from hfproj.checking import checked
 from hfproj.data.augment import Number
 from hfproj.data.images import EvalImages
 from hfproj.errors import UsageError, unknown
+from hfproj.shifts import corruption_ops as ops
 from hfproj.shifts.corruption_ops import Draws
 from hfproj.shifts.corruption_parameters import PARAMETERS, SIDES
 from hfproj.shifts.image_map import ImageMap, to_grey_levels, to_pil
-from hfproj.shifts import corruption_ops as ops
 from hfproj.typing import Data, Interpolation
 
 _STREAM, _STREAMS = 0x9000, 256  # of each corruption; the views of augmentations are numbered from 0

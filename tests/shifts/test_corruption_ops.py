@@ -5,8 +5,8 @@ import pytest
 import scipy.ndimage as ndi
 from scipy.stats import poisson as scipy_poisson
 
-from hfproj.shifts.corruption_ops import Draws
 from hfproj.shifts import corruption_ops as ops
+from hfproj.shifts.corruption_ops import Draws
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((3, 11, 14))

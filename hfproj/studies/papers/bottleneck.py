@@ -123,7 +123,8 @@ _BOUNDS = (
 _COLUMNS = (LINEAR_H, *_BOUNDS)
 _MEASURED = (LINEAR_Z, RANK_H, RANK_Z)
 _SCALES = {
-    "paper": as_published(3600.0, "Left open by the paper: λ, 0.1 here; m = 32 d and top_k = m/100 of the sparse projector."),
+    "paper": as_published(3600.0, "Left open by the paper: λ, 0.1 here; m = 32 d and top_k = m/100 of the sparse "
+    "projector."),
     "mini": FROM_SCRATCH,
 }  # fmt: skip
 _ONE = {"CIFAR-10": CIFAR["CIFAR-10"]}
@@ -151,7 +152,8 @@ def _sweep(kind: str, title: str, figure: str, axis: str, points: dict[float, di
         claims=(
             Claim(
                 text=f"In between, {axis} is better than none and than the strongest", source=f"Figure {figure}",
-                tests=tuple(More(Cells("linear of h", inner), Cells("linear of h", (end.name,))) for end in (rows[0], rows[-1])),
+                tests=tuple(More(Cells("linear of h", inner), Cells("linear of h",
+                      (end.name,))) for end in (rows[0], rows[-1])),
             ),
             Claim(
                 text="The stronger, the less h and z share", source="Section 4", ours=True,
@@ -177,7 +179,8 @@ def studies() -> list[Study]:
         _sweep("discretised", "How few levels may the projector have?", "4d", "levels",
                {x: {"head_options": {"levels": x}} for x in (30, 8, 5, 3, 2)}, 100.0),
         _sweep("sparse", "How few units may the projector have?", "4e", "top_k of 1,000",
-               {x: {"head_options": {"width": 4096, "top_k": round(4.096 * x)}} for x in (500, 200, 50, 10, 1)}, 1000.0),
+               {x: {"head_options": {"width": 4096, "top_k": round(4.096 * x)}} for x in (500, 200, 50, 10, 1)},
+                   1000.0),
     ]  # fmt: skip
     heads = {row.name: replace(row, paper={}) for study in figure_4 for row in study.rows}
     return [
@@ -197,7 +200,8 @@ def studies() -> list[Study]:
             f"+3.99 (Barlow Twins). {gains}",
             rows=tuple(table_2),
             claims=(
-                *(_gain(f"{name}, sparse", name, f"{name}: the sparse projector is better (reported +{gain} on CIFAR-100)",
+                *(_gain(f"{name}, sparse", name, f"{name}: the sparse projector is better (reported +{gain} on "
+                f"CIFAR-100)",
                         "Table 2", "CIFAR-100") for name, gain in (("SimCLR", 3.87), ("Barlow Twins", 3.99))),
                 *(_gain(f"{name}, discretised", name, f"{name}: the discretised projector is better", "Table 2")
                   for name in _METHODS),
@@ -206,7 +210,8 @@ def studies() -> list[Study]:
         *figure_4,
         _common(
             name="bottleneck.bounds", title="Do the bounds of the theorems rank heads as accuracy does?",
-            source="Theorems 3.1 and 3.2, which the paper follows along training; whether they rank heads is our question.",
+            source="Theorems 3.1 and 3.2, which the paper follows along training; whether they rank heads is our "
+            "question.",
             data=_ONE, rows=tuple(heads.values()),
             claims=tuple(
                 Claim(text=f"Heads with a higher {bound} have a better h", source="Theorems 3.1 and 3.2", ours=True,

@@ -107,7 +107,8 @@ _LAYERS = {"penultimate block": "layer4.0", "h": "h", "first layer of the head":
 _DROPPED = {f"p = {p:g}": Digits("cifar10", drop_probability=p, train_labels=None) for p in (0.0, 0.5, 1.0)}
 _SCALES = {
     "paper": as_published(
-        3600.0, "Digits are scikit-learn's, in place of MNIST's. Learning rates, epochs and batches of CIFAR are those of a "
+        3600.0, "Digits are scikit-learn's, in place of MNIST's. Learning rates, epochs and batches of CIFAR are "
+        "those of a "
         "reimplementation, which says that they are the paper's.",
     ),
     "mini": FROM_SCRATCH.but(
@@ -135,7 +136,8 @@ def _digits() -> Study:
     mlp = ("MLP",)
     return Study(
         name="feature_weighting.digits", title="Which features do views and the head take away, layer by layer?",
-        source="Section 5, MNIST on CIFAR-10; no table values are known. Weights of known factors (the ten digits, the ten "
+        source="Section 5, MNIST on CIFAR-10; no table values are known. Weights of known factors (the ten digits, "
+        "the ten "
         "classes): ‖E[f φ]‖ of each, and their coefficient of variation.",
         data=_DROPPED, scales=_SCALES, columns=(*read, *weights),
         measured=(_read("digit", "h", "knn"), _read("digit", "z", "knn"), RANK_H, RANK_Z),
@@ -167,7 +169,8 @@ def _coarse() -> Study:
     none = {"SupCon": ("no head, SupCon",), "supervised": ("no head, supervised",)}
     both = {"SupCon": supcon, "supervised": supervised}
     return Study(
-        name="feature_weighting.coarse_to_fine", title="Trained on 20 coarse classes, who still tells the 100 fine ones?",
+        name="feature_weighting.coarse_to_fine", title="Trained on 20 coarse classes, who still tells the 100 fine "
+        "ones?",
         source="Section 6, CIFAR-100; no table values are known.", data={"CIFAR-100": CoarseToFine()},
         scales={**_SCALES, "mini": FROM_SCRATCH}, rows=tuple(rows),
         columns=tuple(_read(label, layer) for label in ("fine", "coarse") for layer in ("h", "z")),
@@ -179,7 +182,8 @@ def _coarse() -> Study:
                     tests=(More(Cells("fine from h", both[title]), Cells("fine from h", none[title])),))
               for title in both),
             Claim(text="The reweighting head is as good as the MLP: within 2 points", source="Section 6",
-                  tests=tuple(Same(Cells("fine from h", (f"reweighting, {t}",)), Cells("fine from h", (f"MLP, {t}",)), 0.02)
+                  tests=tuple(Same(Cells("fine from h", (f"reweighting, {t}",)), Cells("fine from h", (f"MLP, "
+                  f"{t}",)), 0.02)
                               for t in both)),
         ),
     )  # fmt: skip
@@ -193,18 +197,22 @@ def _spurious() -> Study:
     )  # fmt: skip
     worst = {layer: Column(name=f"worst group, {layer}", measure="worst_group", layer=layer, labels="class", unit="%",
                            options={"groups": "group"}) for layer in ("h", "z")}  # fmt: skip
-    dfr = {layer: replace(worst[layer], name=f"worst group after DFR, {layer}", options={"groups": "group", "dfr": True})
+    dfr = {layer: replace(worst[layer], name=f"worst group after DFR, {layer}", options={"groups": "group",
+        "dfr": True})
            for layer in ("h", "z")}  # fmt: skip
     heads = tuple(row.name for row in rows if row.name.startswith("MLP"))
     return Study(
-        name="feature_weighting.spurious", title="A digit goes with the class in 95 % of the images: who still sees the class?",
+        name="feature_weighting.spurious", title="A digit goes with the class in 95 % of the images: who still sees "
+        "the class?",
         source="Section 6 and appendix: UrbanCars, Waterbirds; no table values are known. Here two classes of CIFAR-10 "
         "with a digit on each image.",
-        data={"CIFAR-10": Mixture("cifar10")}, scales={**_SCALES, "mini": FROM_SCRATCH.but(images=None, test_images=None)},
+        data={"CIFAR-10": Mixture("cifar10")}, scales={**_SCALES, "mini": FROM_SCRATCH.but(images=None,
+            test_images=None)},
         rows=rows, columns=(worst["h"], worst["z"], dfr["h"], dfr["z"]),
         measured=(_read("class", "h"), _read("class", "z")),
         claims=(
-            _gap("Worst-group accuracy is better from h than from z", "worst group, h", "worst group, z", heads, "Section 6"),
+            _gap("Worst-group accuracy is better from h than from z", "worst group, h", "worst group, z", heads,
+                "Section 6"),
             _gap("… and with a last layer retrained on balanced groups", "worst group after DFR, h",
                  "worst group after DFR, z", heads, "Section 6"),
         ),
@@ -222,8 +230,10 @@ def _corruptions() -> Study:
         source="Section 6 and appendix: shifted versions of ImageNet; of its numbers those of a notebook are known "
         "(ImageNet-R .551, ImageNet-A .372). Here five corruptions of CIFAR-10 at severity 3.",
         data=CIFAR_10, scales={**_SCALES, "mini": FROM_SCRATCH},
-        rows=tuple(Row(name=name, preset=f"reweighting_simclr_{kind}") for name, kind in _KINDS.items()), columns=columns,
-        claims=(_gap("Corrupted images are classified better from h than from z", "corrupted from h", "corrupted from z",
+        rows=tuple(Row(name=name, preset=f"reweighting_simclr_{kind}") for name, kind in _KINDS.items()),
+            columns=columns,
+        claims=(_gap("Corrupted images are classified better from h than from z", "corrupted from h", "corrupted "
+        "from z",
                      ("MLP",), "Section 6"),),
     )  # fmt: skip
 
@@ -231,7 +241,8 @@ def _corruptions() -> Study:
 def _reweighting() -> Study:
     kappas = (1.0, 1.02, 1.05, 1.2, 1.5)
     rows = tuple(
-        Row(name=f"κ = {kappa:g}", preset="reweighting_simclr_reweight", changes={"head_options": {"kappa": kappa}}, x=kappa)
+        Row(name=f"κ = {kappa:g}", preset="reweighting_simclr_reweight",
+            changes={"head_options": {"kappa": kappa}}, x=kappa)
         for kappa in kappas
     )  # fmt: skip
     reweighted = tuple(row.name for row in rows[1:])
@@ -266,7 +277,8 @@ def _worst_group(trained: Trained, column: Column) -> float:
     """Accuracy on the worst group of test images, of a linear probe or of one retrained on balanced groups (DFR)."""
     train, test = (trained.of(split, column.layer) for split in ("train", "test"))
     (y, g), (truth, groups) = (
-        [trained.labels(name, split) for name in (column.labels, column.options["groups"])] for split in ("train", "test")
+        [trained.labels(name, split) for name in (column.labels, column.options["groups"])] for split in ("train",
+            "test")
     )  # fmt: skip
     if column.options.get("dfr"):
         return GroupRobustProbe().fit(train, y, groups=g).score(test, truth, groups=groups)
@@ -277,7 +289,7 @@ def _worst_group(trained: Trained, column: Column) -> float:
 
 @register_measure("corrupted")
 def _corrupted(trained: Trained, column: Column) -> float:
-    """Mean accuracy over corruptions of the test images, of a linear probe fitted on clean images; none: on clean ones."""
+    """Mean accuracy over corruptions of the test images (none: clean), of a linear probe fitted on clean ones."""
     probe = LinearProbe(l2=1e-3).fit(trained.of("train", column.layer), trained.labels("label", "train"))
     truth, scores = trained.labels("label", "test"), []
     for name in column.options["corruptions"] or [None]:

@@ -111,7 +111,8 @@ _LORA = Scale(
         "patch_dropout": 0.5,
     },
     views={"scale": (0.3, 1.0), "blur_probability": 0.0}, seconds=110.0, machine="one CPU core",
-    note="vit_nano, pretrained, with a LoRA of rank 8, in place of what is not pretrained or not to be had here; 10,000 "
+    note="vit_nano, pretrained, with a LoRA of rank 8, in place of what is not pretrained or not to be had here; "
+    "10,000 "
     "images, 2 epochs of batch 128.",
 )  # fmt: skip
 _SCALES = {
@@ -132,10 +133,11 @@ _GAP = Column(name="linear probe of rotation, h − z", measure="rotation_gap", 
 _BENT = tuple(
     Column(name=f"curvature, {layer}", measure="curvature", layer=layer, digits=4, log=True) for layer in ("h", "z")
 )
-_SPREAD = tuple(Column(name=f"spread, {l}", measure="orbits", layer=l, options={"of": "spread"}, digits=4, log=True)
-                for l in ("h", "z"))  # fmt: skip
-_APART = tuple(Column(name=f"D_inter / D_intra, {l}", measure="orbits", layer=l, options={"of": "ratio"}, digits=2, log=True)
-               for l in ("h", "z"))  # fmt: skip
+_SPREAD, _APART = (
+    tuple(Column(name=f"{title}, {layer}", measure="orbits", layer=layer, options={"of": of}, digits=digits, log=True)
+          for layer in ("h", "z"))
+    for title, of, digits in (("spread", "spread", 4), ("D_inter / D_intra", "ratio", 2))
+)  # fmt: skip
 _COMPRESSION = (
     Column(name="compression", measure="orbits", options={"of": "compression"}, digits=2, log=True),
     Column(name="compression, h of unit length", measure="orbits", digits=2, log=True,
@@ -149,15 +151,18 @@ _ORBITS = (*_BENT, *_SPREAD, *_APART, *_COMPRESSION)
 
 def _less_in_z(rows: tuple[str, ...], source: str) -> tuple[Claim, ...]:
     return tuple(
-        Claim(text=f"{'A linear' if i == 0 else 'An MLP'} probe reads rotation better from h than from z", source=source,
+        Claim(text=f"{'A linear' if i == 0 else 'An MLP'} probe reads rotation better from h than from z",
+            source=source,
               tests=(More(Cells(_PROBED[2 * i].name, rows), Cells(_PROBED[2 * i + 1].name, rows)),))
         for i in (0, 1)
     )  # fmt: skip
 
 
 def _tables() -> list[Study]:
-    table_1 = {"CIFAR-10": {_PROBED[0].name: 52.27, _PROBED[1].name: 37.55, _PROBED[2].name: 55.46, _PROBED[3].name: 43.56,
-                            _BENT[0].name: 0.1254, _BENT[1].name: 0.2423, _SPREAD[0].name: 0.0225, _SPREAD[1].name: 0.0010,
+    table_1 = {"CIFAR-10": {_PROBED[0].name: 52.27, _PROBED[1].name: 37.55, _PROBED[2].name: 55.46,
+        _PROBED[3].name: 43.56,
+                            _BENT[0].name: 0.1254, _BENT[1].name: 0.2423, _SPREAD[0].name: 0.0225,
+                                _SPREAD[1].name: 0.0010,
                             _APART[0].name: 2.04, _APART[1].name: 2.50, _COMPRESSION[1].name: 21.85}}  # fmt: skip
     trained, untrained = "SimCLR", "untrained"
     rows = (
@@ -167,7 +172,8 @@ def _tables() -> list[Study]:
     )  # fmt: skip
     bends = Claim(text="A sweep of rotations is more curved in z than in h", source="Table 1",
                   tests=(More(Cells(_BENT[1].name, (trained,)), Cells(_BENT[0].name, (trained,))),))  # fmt: skip
-    contracts = Claim(text="The head contracts orbits of rotation (h of unit length, as its script has it)", source="Table 1",
+    contracts = Claim(text="The head contracts orbits of rotation (h of unit length, as its script has it)",
+        source="Table 1",
                       tests=(More(Cells(_COMPRESSION[1].name, (trained,)), 1.0),))  # fmt: skip
     more_than_untrained = Claim(
         text="… more than an untrained head does", source="control", ours=True,
@@ -202,7 +208,8 @@ def _depth() -> Study:
     names = {depth: f"depth {depth}" for depth in paper}
     rows = tuple(
         Row(name=names[depth], preset=f"geometry_depth_{depth}", x=depth,
-            paper={"CIFAR-10": {_PROBED[0].name: round(100 * h, 1), _PROBED[1].name: round(100 * z, 1), _APART[1].name: apart}})
+            paper={"CIFAR-10": {_PROBED[0].name: round(100 * h, 1), _PROBED[1].name: round(100 * z, 1),
+                _APART[1].name: apart}})
         for depth, (h, z, apart) in paper.items()
     )  # fmt: skip
     every = tuple(names.values())
@@ -215,7 +222,8 @@ def _depth() -> Study:
                   tests=(Trend(Cells(_PROBED[1].name, every), rises=False),)),
             Claim(text="The deeper, the further apart lie classes against orbits in z", source="Depth ablation",
                   tests=(Trend(Cells(_APART[1].name, every)),)),
-            Claim(text="The deeper, the more the metric varies from image to image", source="Abstract: depth dictates the "
+            Claim(text="The deeper, the more the metric varies from image to image", source="Abstract: depth "
+            "dictates the "
                   "capacity to adapt local metrics", tests=(Trend(Cells(_VARIATION.name, every)),)),
         ),
     )  # fmt: skip
@@ -256,7 +264,8 @@ def _collapse_studies() -> list[Study]:
             source="Experiment 1: std of unit z after 50 epochs, three starts; ReLU without BatchNorm below 5e-5.",
             data=_CIFAR_10, scales=_SCALES, rows=rows, columns=(std,),
             claims=(
-                Claim(text="Smooth heads escape and ReLU does not: std of z is larger with SiLU and GELU", source="Abstract",
+                Claim(text="Smooth heads escape and ReLU does not: std of z is larger with SiLU and GELU",
+                    source="Abstract",
                       tests=(More(Cells(std.name, smooth), Cells(std.name, ("ReLU",))),)),
                 Claim(text="With BatchNorm every head escapes: std of z is larger than without", source="Abstract",
                       tests=(More(Cells(std.name, ("ReLU, BN", "SiLU, BN")), Cells(std.name, ("ReLU", "SiLU"))),)),
@@ -266,7 +275,8 @@ def _collapse_studies() -> list[Study]:
         ),
         Study(
             name="geometry.hessian", title="Is there negative curvature along training, and what goes with it?",
-            source="Hessian tracking, 100 epochs; |λ| ≤ 6e-6 there, below its estimator's resolution. Here Lanczos with an "
+            source="Hessian tracking, 100 epochs; |λ| ≤ 6e-6 there, below its estimator's resolution. Here Lanczos "
+            "with an "
             "error bound, at 25 steps.", data=_CIFAR_10, scales=_SCALES, rows=hessian, columns=tuple(followed),
             watched=("std", "condition_number", "curvature"),
             claims=(
@@ -303,7 +313,8 @@ def _whitening() -> Study:
 
 def _tradeoff() -> Study:
     heads = {
-        "one layer": {"depth": 1}, "two layers": {"depth": 2}, "three layers": {"depth": 3}, "no BN": {"depth": 2, **_NO_NORM},
+        "one layer": {"depth": 1}, "two layers": {"depth": 2}, "three layers": {"depth": 3}, "no BN": {"depth": 2,
+            **_NO_NORM},
     }  # fmt: skip
     rows = tuple(
         Row(name=f"{name}, {title}", preset=f"geometry_mlp_{key}", changes={"head_options": options})
@@ -312,10 +323,12 @@ def _tradeoff() -> Study:
     every = tuple(row.name for row in rows)
     return Study(
         name="geometry.tradeoff", title="Does degeneracy of the metric along rotations say what z has lost of them?",
-        source="Section 5, theorem 5.3; no numbers. Twelve heads on three objectives; ours.", data=_CIFAR_10, scales=_SCALES,
+        source="Section 5, theorem 5.3; no numbers. Twelve heads on three objectives; ours.", data=_CIFAR_10,
+              scales=_SCALES,
         rows=rows, columns=(_DEGENERACY, _GAP, *_PROBED[:2], KNN_H), measured=(KNN_Z, RANK_H, RANK_Z),
         claims=(
-            Claim(text="The more degenerate the metric along rotations, the more of them h has and z has not", source="Section 5",
+            Claim(text="The more degenerate the metric along rotations, the more of them h has and z has not",
+                source="Section 5",
                   tests=(Agree(Cells(_DEGENERACY.name), _GAP.name, sign=-1),)),
             Claim(text="A linear probe reads rotation better from h than from z, over all heads", source="Abstract",
                   tests=(More(Cells(_PROBED[0].name, every), Cells(_PROBED[1].name, every)),)),
@@ -327,8 +340,10 @@ def _foundation() -> Study:
     heads = {"DINO": "dino_cifar", "VICReg": "vicreg_cifar", "Barlow Twins": "barlow_twins_cifar"}
     gain = Column(name="compression", measure="orbits", options={"of": "compression"}, digits=2, log=True)
     return Study(
-        name="geometry.checkpoints", title="Do heads of DINO contract orbits, and those of VICReg and Barlow Twins not?",
-        source="Public checkpoints, 50 images of CIFAR-10; alignment gain +.04 to +.46 for DINO, −.04 to −.40 for the others. "
+        name="geometry.checkpoints", title="Do heads of DINO contract orbits, and those of VICReg and Barlow Twins "
+        "not?",
+        source="Public checkpoints, 50 images of CIFAR-10; alignment gain +.04 to +.46 for DINO, −.04 to −.40 for "
+        "the others. "
         "The checkpoints' heads are read by hfproj.convert; here such heads are trained.",
         data=_CIFAR_10, scales={"paper": _LORA.but(heads=1.0, images=None, test_images=None), "mini": _LORA},
         rows=tuple(Row(name=name, preset=preset) for name, preset in heads.items()), columns=(gain, *_BENT),

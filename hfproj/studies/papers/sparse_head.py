@@ -30,7 +30,7 @@ PRESETS = {
 }
 
 
-# Linear evaluation, few labels, transfer and effective dimensions of the same runs; other penalties; a sequence of tasks.
+# Linear evaluation, few labels, transfer, effective dimensions of the same runs; other penalties; a sequence of tasks.
 
 _METHODS = {"SimCLR": "simclr", "BYOL": "byol", "Barlow Twins": "barlow_twins"}
 _SPARSITIES = (0.5, 0.75, 0.9)
@@ -42,9 +42,11 @@ _REACHED = Column(name="sparsity", measure="head_sparsity", unit="%")
 _MEASURED = (LINEAR_H, _REACHED, *_FEW, *_TO, RANK_H, RANK_Z, KNN_H, LINEAR_Z)
 _SCALES = {
     "paper": Scale(
-        backbone={"name": "timm/resnet50", "pretrained": False}, views={"size": 224}, data={"images": Source("imagenet")},
+        backbone={"name": "timm/resnet50", "pretrained": False}, views={"size": 224},
+            data={"images": Source("imagenet")},
         seconds=600_000.0, machine="eight H200 (an estimate from the number of operations, not measured)",
-        note="ResNet-50 on ImageNet; transfer to the same small sets as at scale mini, since the paper's are not known. "
+        note="ResNet-50 on ImageNet; transfer to the same small sets as at scale mini, since the paper's are not "
+        "known. "
         "λ, its grouping and its layer are not published: here by target sparsity.",
     ),
     "mini": FROM_SCRATCH.but(presets={preset: f"{preset}_cifar" for preset in _METHODS.values()}),
@@ -85,7 +87,7 @@ def _common(**study: Any) -> Study:
 
 def studies() -> list[Study]:
     """Return linear evaluation, few labels, transfer, effective dimensions, other penalties and tasks."""
-    plain, half = _rows()[0], _sparse(0.5)["regularizers"]["sparse_head"]
+    plain = _rows()[0]
     others = {
         "rows (units of the first layer)": {"group": "output"}, "single weights (L1)": {"group": "weight"},
         "sparse-group": {"l1": 0.5},
@@ -139,16 +141,19 @@ def studies() -> list[Study]:
         ),
         Study(
             name="sparse_head.tasks", title="Does a sparse head forget less in a sequence of tasks?",
-            source="Its open question on continual learning; ours: two tasks of five classes each, one after the other.",
+            source="Its open question on continual learning; ours: two tasks of five classes each, one after the "
+            "other.",
             data={"images": Tasks("cifar10", train_labels="label")}, rows=tasks,
             columns=(
                 replace(LINEAR_H, name="linear of h, first task", labels="first task"),
                 replace(LINEAR_H, name="linear of h, all classes", labels="class"),
             ),
-            measured=(_REACHED, RANK_H), scales={**_SCALES, "paper": replace(_SCALES["paper"], data={"images": Tasks("imagenet")})},
+            measured=(_REACHED, RANK_H), scales={**_SCALES, "paper": replace(_SCALES["paper"],
+                data={"images": Tasks("imagenet")})},
             axis="sparsity of the head (%)",
             claims=(
-                Claim(text="The first task's classes are read better with a sparse head", source="Next checks", ours=True,
+                Claim(text="The first task's classes are read better with a sparse head", source="Next checks",
+                    ours=True,
                       tests=(More(Cells("linear of h, first task", _of("SimCLR", sparse=True)),
                                   Cells("linear of h, first task", ("SimCLR",))),)),
             ),
@@ -158,7 +163,7 @@ def studies() -> list[Study]:
 
 @register_measure("head_sparsity")
 def _head_sparsity(trained: Trained, column: Column) -> float:
-    """Fraction of what the row's penalty switches off (columns; else rows or weights) that is zero in the first layer."""
+    """Fraction of what the row's penalty switches off (columns, rows or weights) that is zero in the first layer."""
     options = trained.setting.preset.regularizers.get("sparse_head", {})
     group = options.get("group", "input")
     first = next(m for m in active_head(trained.model).modules() if isinstance(m, nn.Linear))
