@@ -57,10 +57,11 @@ __all__ = [
     "ProjectionTrainingArguments", "Results", "SaveError", "SpectrumCallback", "TextViews", "UpdateRatioCallback",
     "UsageError", "autopsy", "cache_features", "convert", "corrupt", "create_head", "create_objective", "create_probe",
     "create_regularizer", "cut_head", "detach", "evaluate", "export_backbone_adapter", "export_merged", "export_onnx",
-    "export_program", "extract_features", "from_pretrained", "get_preset", "get_study", "invariance_report", "list_adapters",
-    "list_converters", "list_corruptions", "list_heads", "list_objectives", "list_presets", "list_probes",
-    "list_regularizers", "list_studies", "load_backbone", "load_head", "load_image_dataset", "push_to_hub", "register_head",
-    "register_objective", "register_probe", "register_regularizer", "report", "reproduce", "write_card",
+    "export_program", "extract_features", "from_pretrained", "get_preset", "get_study", "invariance_report",
+    "list_adapters", "list_converters", "list_corruptions", "list_heads", "list_objectives", "list_presets",
+    "list_probes", "list_regularizers", "list_studies", "load_backbone", "load_head", "load_image_dataset",
+    "push_to_hub", "register_head", "register_objective", "register_probe", "register_regularizer", "report",
+    "reproduce", "write_card",
 ]
 
 if not TYPE_CHECKING:

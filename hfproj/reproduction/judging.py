@@ -71,31 +71,35 @@ def judge(study: Study, claim: Claim, runs: Sequence[Run]) -> tuple[str, list[Ju
 
 def _judged(study: Study, test: Test, runs: Sequence[Run]) -> Judged:
     cells = cells_of(Claim(text="", tests=(test,), source=""))
-    lacking = _lacking(study, cells, runs)
-    if lacking:
-        return Judged(UNCLEAR, *[math.nan] * 3, why=lacking)
+    if lacking := _lacking(study, cells, runs):
+        return _unclear(lacking)
     if isinstance(test, Agree):
         return _agreement(study, test, runs)
     log = study.column(cells[0].column).log
     value, low, high = interval(study, weights(study, test), runs)
     if isinstance(test, More):
-        against = test.second if not isinstance(test.second, Cells) else 0.0
-        against = math.log(against) if log and not isinstance(test.second, Cells) else against
-        sign = -1 if test.less else 1
-        verdict = _side(*sorted((sign * (low - against), sign * (high - against))), test.margin)
+        against = 0.0 if isinstance(test.second, Cells) else math.log(test.second) if log else test.second
+        verdict = _side(low - against, high - against, -1 if test.less else 1, test.margin)
     elif isinstance(test, Trend):
-        verdict = _side(*(sorted((low, high)) if test.rises else sorted((-low, -high))), 0.0)
+        verdict = _side(low, high, 1 if test.rises else -1)
     else:
         inside = -test.margin < low and high < test.margin
         outside = low > test.margin or high < -test.margin
         yes, no = (outside, inside) if test.apart else (inside, outside)
         verdict = HOLDS if yes else FAILS if no else UNCLEAR
-    shown = [math.exp(v) for v in (value, low, high)] if log else [value, low, high]
-    return Judged(verdict, *shown, ratio=log)
+    if log:
+        value, low, high = math.exp(value), math.exp(low), math.exp(high)
+    return Judged(verdict, value, low, high, ratio=log)
 
 
-def _side(low: float, high: float, margin: float) -> str:
+def _side(low: float, high: float, sign: int, margin: float = 0.0) -> str:
+    """Return whether an interval, turned round if the sign is -1, lies above a margin."""
+    low, high = sorted((sign * low, sign * high))
     return HOLDS if low > margin else FAILS if high < margin else UNCLEAR
+
+
+def _unclear(why: str) -> Judged:
+    return Judged(UNCLEAR, math.nan, math.nan, math.nan, why)
 
 
 def weights(study: Study, test: More | Same | Trend) -> Weights:
@@ -109,9 +113,9 @@ def weights(study: Study, test: More | Same | Trend) -> Weights:
     """
     found: Weights = {}
     if isinstance(test, Trend):
-        cells = [Cells(test.cells.column, (row,), test.cells.data) for row in test.cells.rows]
-        ranks = np.arange(len(cells)) - (len(cells) - 1) / 2
-        parts = list(zip(cells, ranks / (ranks**2).sum(), strict=True))
+        along = [Cells(test.cells.column, (row,), test.cells.data) for row in test.cells.rows]
+        ranks = np.arange(len(along)) - (len(along) - 1) / 2
+        parts = list(zip(along, (ranks / (ranks**2).sum()).tolist(), strict=True))
     else:
         parts = [(test.first, 1.0)] + ([(test.second, -1.0)] if isinstance(test.second, Cells) else [])
     for cells, weight in parts:
@@ -123,7 +127,8 @@ def weights(study: Study, test: More | Same | Trend) -> Weights:
 
 def interval(study: Study, contrast: Weights, runs: Sequence[Run]) -> tuple[float, float, float]:
     """Return a contrast with the ends of its interval; without a second seed the interval is the whole line."""
-    value, variances = 0.0, []  # of the contrast: (variance, degrees of freedom) of each source
+    value = 0.0
+    variances: list[tuple[float, float]] = []  # of the contrast: (variance, degrees of freedom) of each source
     groups: dict[tuple[str, str], list[tuple[str, float]]] = {}
     for (row, data, column), weight in contrast.items():
         groups.setdefault((data, column), []).append((row, weight))
@@ -165,13 +170,11 @@ def _agreement(study: Study, test: Agree, runs: Sequence[Run]) -> Judged:
     places = _places(study, test.x)
     x, y = ([values_of(study, runs, row, data, c).mean() for row, data, _ in places] for c in (test.x.column, test.y))
     if len(places) < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        why = "fewer than five points" if len(places) < 5 else "a column has one value only"
-        return Judged(UNCLEAR, *[math.nan] * 3, why=why)
+        return _unclear("fewer than five points" if len(places) < 5 else "a column has one value only")
     rho = float(stats.spearmanr(x, y).statistic)
     z, half = math.atanh(max(-0.9999, min(0.9999, rho))), 1.96 * math.sqrt(1.06 / (len(places) - 3))
     low, high = math.tanh(z - half), math.tanh(z + half)
-    verdict = _side(*sorted((test.sign * low, test.sign * high)), 0.0)
-    return Judged(verdict, rho, low, high)
+    return Judged(_side(low, high, test.sign), rho, low, high)
 
 
 def values_of(study: Study, runs: Sequence[Run], row: str, data: str, column: str) -> np.ndarray:

@@ -6,6 +6,7 @@ added by `register_measure` in their file.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -194,7 +195,7 @@ def along(trained: Trained, column: Column) -> float:
     """What became of a number along training: ``options={"of": name, "what": …}``.
 
     "spearman": its rank correlation with the number ``"with"``; "negative": at which share of the steps it is below 0
-    by more than the bound ``"error"``; "last / first": its ratio at the end and at the beginning.
+    by more than the bound ``"error"``; "median".
 
     Raises:
         NotMeasurableError: If nothing was watched.
@@ -208,7 +209,7 @@ def along(trained: Trained, column: Column) -> float:
         return float(stats.spearmanr(values, [row[column.options["with"]] for row in rows]).statistic)
     if what == "negative":
         return sum(row[name] < -row[column.options["error"]] for row in rows) / len(rows)
-    return values[-1] / values[0] if values[0] else math.inf
+    return statistics.median(values)
 
 
 @register_measure("covariance_rank")

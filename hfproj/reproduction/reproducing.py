@@ -13,6 +13,7 @@ from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.files import command_line, installed_versions, write_atomic, write_json
 from hfproj.reproduction import document
+from hfproj.reproduction.measures import check_measure
 from hfproj.reproduction.registry import get_study
 from hfproj.reproduction.running import Job, spread, work
 from hfproj.reproduction.sources import places_of
@@ -84,6 +85,8 @@ def reproduce(
     for row in rows:
         if row not in (known := [r.name for r in study.rows]):
             raise unknown(f"row of {name}:", row, known)
+    for column in study.every_column:
+        check_measure(column)
     if workers < 1:
         raise UsageError(f"Expected workers to be at least 1, got {workers}.")
     if control == "turned":

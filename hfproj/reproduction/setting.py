@@ -19,7 +19,13 @@ from hfproj.heads import HEADS
 from hfproj.presets import Preset, get_preset
 from hfproj.reproduction.sources import Source
 from hfproj.reproduction.study import PARTS, Row, Scale, Study
-from hfproj.training import CurvatureCallback, ProjectionTrainer, ProjectionTrainingArguments, SpectrumCallback
+from hfproj.training import (
+    CurvatureCallback,
+    ProjectionTrainer,
+    ProjectionTrainingArguments,
+    SpectrumCallback,
+    UpdateRatioCallback,
+)
 from hfproj.tuner.layer import CHILD
 
 WIDTHS = ("hidden_dim", "out_dim", "width", "top_k")  # of heads, that a scale multiplies
@@ -38,12 +44,14 @@ def preset_of(row: Row, presets: Mapping[str, str] = MappingProxyType({})) -> Pr
     for name, value in row.changes.items():
         whole = name not in PARTS or value is None or getattr(preset, name) is None or "head" in row.changes
         changes[name] = value if whole else {**getattr(preset, name), **value}
-    empty = {name: {} for name, value in changes.items() if value is None and name not in ("predictor", "out_dim")}
+    empty: dict[str, Any] = {
+        name: {} for name, value in changes.items() if value is None and name not in ("predictor", "out_dim")
+    }
     return preset.but(preset.line, **{**changes, **empty})
 
 
 def scaled(
-    head: str, options: Mapping[str, Any], factor: float, *, out_dim: int | None = None
+    head: str, options: Mapping[str, Any], factor: float | int, *, out_dim: int | None = None
 ) -> tuple[dict[str, Any], int | None]:
     """Return options and `out_dim` of a head whose widths are multiplied by `factor`, those of heads inside it, too.
 
@@ -61,11 +69,11 @@ def scaled(
             options[name] = max(1, round(factor * default(name)))
     if isinstance(options.get("out_dim"), int):
         options["out_dim"] = max(1, round(factor * options["out_dim"]))
-    own_width = out_dim if out_dim is not None else default("out_dim") if "out_dim" not in options else None
+    own_width: Any = out_dim if out_dim is not None else default("out_dim") if "out_dim" not in options else None
     for inner in ("head", "stem"):
-        name = default(inner) if inner in known else None
-        if name is not None:
-            options[f"{inner}_options"], width = scaled(name, default(f"{inner}_options") or {}, factor)
+        within = default(inner) if inner in known else None
+        if within is not None:
+            options[f"{inner}_options"], width = scaled(within, default(f"{inner}_options") or {}, factor)
             if inner == "head" and own_width is None:
                 own_width = None if width is None else round(width / factor)
     return options, max(1, round(factor * own_width)) if isinstance(own_width, int) else None
@@ -154,16 +162,19 @@ class Setting:
         views = self.source.views(model, seed=seed, **preset.views)
         return ProjectionTrainer(
             model, arguments, objective=preset.objective, regularizers=preset.regularizers, train_dataset=items,
-            data_collator=views, callbacks=self._watchers(len(items) // arguments.train_batch_size * preset.training
-                                                          .get("num_train_epochs", 1)),
+            data_collator=views, callbacks=self._watchers(arguments, len(items)),
         )  # fmt: skip
 
-    def _watchers(self, steps: float) -> list[TrainerCallback]:
+    def _watchers(self, arguments: ProjectionTrainingArguments, images: int) -> list[TrainerCallback]:
         """Return what follows the study's `watched` along training, at about 25 steps."""
-        metrics = [name for name in self.study.watched if name != "curvature"]
+        steps = arguments.max_steps
+        if steps < 0:
+            steps = round(arguments.num_train_epochs * images / arguments.train_batch_size)
+        metrics: Any = [name for name in self.study.watched if name not in ("curvature", "update_ratio")]
         every = max(1, round(steps / 25))
         found: list[TrainerCallback] = [SpectrumCallback(metrics=metrics, every=every)] if metrics else []
-        return found + [CurvatureCallback(every=every)] * ("curvature" in self.study.watched)
+        found += [CurvatureCallback(every=every)] * ("curvature" in self.study.watched)
+        return found + [UpdateRatioCallback(every=every)] * ("update_ratio" in self.study.watched)
 
 
 def active_head(model: Any) -> Any:

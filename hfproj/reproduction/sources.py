@@ -90,7 +90,7 @@ class Source:
 
     def pixels(self, model: nn.Module, size: int | None) -> EvalImages:
         """Return the collator that makes batches for measuring."""
-        options = {} if size is None else {"size": size, "resize": size}
+        options: Any = {} if size is None else {"size": size, "resize": size}
         return EvalImages.for_model(model, label_column=None, **options)
 
     def test_split(self, name: str) -> str:

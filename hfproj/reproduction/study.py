@@ -49,11 +49,11 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     data: tuple[str, ...] = ()
-    x: float | None = None
+    x: float | int | None = None
     curve: str = ""
     evaluated: str = "h"
     trained: bool = True
-    start: float = 1.0
+    start: float | int = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Column:
     labels: str = "label"
     options: Mapping[str, Any] = field(default_factory=dict)
     other: str = ""
-    share: float = 1.0
+    share: float | int = 1.0
     unit: str = ""
     digits: int = 1
     log: bool = False
@@ -109,8 +109,8 @@ class More:
     """`first` is larger than `second` (cells or a number) by more than `margin`; `less`: smaller, by more than that."""
 
     first: Cells
-    second: Cells | float
-    margin: float = 0.0
+    second: Cells | float | int
+    margin: float | int = 0.0
     less: bool = False
 
     def turned(self) -> "More":
@@ -124,7 +124,7 @@ class Same:
 
     first: Cells
     second: Cells
-    margin: float
+    margin: float | int
     apart: bool = False
 
     def turned(self) -> "Same":
@@ -206,19 +206,19 @@ class Scale:
     lora_rank: int = 0
     training: Mapping[str, Any] = field(default_factory=dict)
     views: Mapping[str, Any] = field(default_factory=dict)
-    heads: float = 1.0
+    heads: float | int = 1.0
     data: Mapping[str, Source] = field(default_factory=dict)
     presets: Mapping[str, str] = field(default_factory=dict)
     images: int | None = None
     test_images: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    seconds: float = 0.0
+    seconds: float | int = 0.0
     machine: str = ""
     note: str = ""
 
     def but(self, **changes: Any) -> "Scale":
         """Return this scale with other values; those of `training` and `views` are merged."""
-        merged = {n: {**getattr(self, n), **changes[n]} for n in ("training", "views") if n in changes}
+        merged: dict[str, Any] = {n: {**getattr(self, n), **changes[n]} for n in ("training", "views") if n in changes}
         return replace(self, **{**changes, **merged})
 
 
@@ -237,7 +237,7 @@ class Study:
         measured: Further columns that every run measures, which the table does not show: other studies on the same runs
             show them.
         watched: What is followed along training for columns of the measure "along": metrics of
-            `hfproj.SpectrumCallback`, and "curvature", the head's Hessian.
+            `hfproj.SpectrumCallback`, "curvature" (the head's Hessian) and "update_ratio".
         spectra: Layers whose covariance spectra are kept.
         drawn: Those whose spectra the page shows.
         axis, axis_scale: What `x` of the rows is, and how it is drawn: a picture of every column over it.

@@ -23,13 +23,10 @@ class CoarseToFine(Source):
 
     def splits(self, train: datasets.Dataset, test: datasets.Dataset) -> Splits:
         """Return the images with both labels."""
-        parts, fine, coarse = [], [], []
-        for part in (train, test):
-            label = torch.tensor(part["label"])
-            fine.append(label)
-            coarse.append(coarse_labels(label))
-            parts.append(part.add_column("coarse", coarse[-1].tolist()))
-        return Splits(*parts, {"fine": tuple(fine), "coarse": tuple(coarse)})  # type: ignore[arg-type]
+        fine = labels_of(train, test)
+        coarse = (coarse_labels(fine[0]), coarse_labels(fine[1]))
+        train, test = (p.add_column("coarse", y.tolist()) for p, y in zip((train, test), coarse, strict=True))
+        return Splits(train, test, {"fine": fine, "coarse": coarse})
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,10 @@ class Mixture(Source):
     def splits(self, train: datasets.Dataset, test: datasets.Dataset) -> Splits:
         """Return the mixtures."""
         options: dict[str, Any] = {"classes": self.classes, "opacity": self.opacity, "size": self.size}
-        made = [
-            SpuriousMixture(train, correlation=self.correlation, split="train", **options),
-            SpuriousMixture(test, correlation=0.5, split="test", **options),
-        ]
-        group = tuple(part.groups for part in made)
-        return Splits(*made, {"class": tuple(g // 2 for g in group), "group": group})  # type: ignore[arg-type]
+        bank = SpuriousMixture(train, correlation=self.correlation, split="train", **options)
+        held_out = SpuriousMixture(test, correlation=0.5, split="test", **options)
+        group = (bank.groups, held_out.groups)
+        return Splits(bank, held_out, {"class": (group[0] // 2, group[1] // 2), "group": group})
 
     def views(self, model: nn.Module, **options: Any) -> ImageViews:
         """Return views with the attribute in all of them."""

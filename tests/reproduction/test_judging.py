@@ -84,9 +84,9 @@ def test_test_images_add_their_variance():
         (A_B, {"a": [0.5, 0.7], "b": [0.6, 0.58], "c": [0.5, 0.6]}, UNCLEAR),
         (More(Cells("accuracy", ("a",)), 0.5), {"a": [0.6, 0.61], "b": [0, 0], "c": [0, 0]}, HOLDS),
         (More(Cells("accuracy", ("a",)), 0.5, less=True), {"a": [0.6, 0.61], "b": [0, 0], "c": [0, 0]}, FAILS),
-        (More(Cells("accuracy", ("a",)), Cells("accuracy", ("b",)), 0.3), {"a": [0.6, 0.61], "b": [0.4, 0.41], "c": [0, 0]}, FAILS),
-        (Same(Cells("accuracy", ("a",)), Cells("accuracy", ("b",)), 0.1), {"a": [0.6, 0.61], "b": [0.6, 0.62], "c": [0, 0]}, HOLDS),
-        (Same(Cells("accuracy", ("a",)), Cells("accuracy", ("b",)), 0.1), {"a": [0.6, 0.61], "b": [0.4, 0.41], "c": [0, 0]}, FAILS),
+        (More(A_B.first, A_B.second, 0.3), {"a": [0.6, 0.61], "b": [0.4, 0.41], "c": [0, 0]}, FAILS),
+        (Same(A_B.first, A_B.second, 0.1), {"a": [0.6, 0.61], "b": [0.6, 0.62], "c": [0, 0]}, HOLDS),
+        (Same(A_B.first, A_B.second, 0.1), {"a": [0.6, 0.61], "b": [0.4, 0.41], "c": [0, 0]}, FAILS),
         (Trend(Cells("accuracy", ROWS)), {"a": [0.1, 0.12], "b": [0.2, 0.21], "c": [0.3, 0.29]}, HOLDS),
         (Trend(Cells("accuracy", ROWS), rises=False), {"a": [0.1, 0.12], "b": [0.2, 0.21], "c": [0.3, 0.29]}, FAILS),
         (Trend(Cells("accuracy", ROWS)), {"a": [0.1, 0.3], "b": [0.4, 0.2], "c": [0.3, 0.1]}, UNCLEAR),
@@ -112,28 +112,27 @@ def test_logarithmic_columns_are_compared_as_ratios():
     made = study(More(Cells("rank", ("a",)), Cells("rank", ("b",))))
     found, (one,) = judge(made, made.claims[0], runs(values, "rank"))
     assert (found, one.ratio) == (HOLDS, True)
-    assert one.value == pytest.approx(2.0, rel=1e-12) and one.low < 2 < one.high and one.low > 1.5
+    assert one.value == pytest.approx(2.0, rel=1e-12)
+    assert 1.5 < one.low < 2 < one.high
 
 
 def test_cells_without_names_are_all_rows_and_data_with_equal_weight():
     made = study(test := More(Cells("accuracy", ("a",)), Cells("accuracy")), data=("x", "y"))
     found = weights(made, test)
     assert sum(found.values()) == pytest.approx(0)
-    assert found["a", "x", "accuracy"] == pytest.approx(1 / 2 - 1 / 6) and found["c", "y", "accuracy"] == pytest.approx(
-        -1 / 6
-    )
+    assert found["a", "x", "accuracy"] == pytest.approx(1 / 2 - 1 / 6)
+    assert found["c", "y", "accuracy"] == pytest.approx(-1 / 6)
 
 
 def test_agreement_of_two_columns():
     rows = tuple("abcdefgh")
-    records = [
-        {"row": row, "data": "x", "seed": 0, "values": {"accuracy": i + 0.1 * (i % 2), "other": -float(i)}, "outcomes": {}}
-        for i, row in enumerate(rows)
-    ]  # fmt: skip
+    numbers = {row: {"accuracy": i + 0.1 * (i % 2), "other": -float(i)} for i, row in enumerate(rows)}
+    records = [{"row": row, "data": "x", "seed": 0, "values": own, "outcomes": {}} for row, own in numbers.items()]
     made = study(Agree(Cells("accuracy"), "other", sign=-1), Agree(Cells("accuracy"), "other"), rows=rows)
     (found, (one,)), (turned, _) = (judge(made, claim, records) for claim in made.claims)
     assert (found, turned) == (HOLDS, FAILS)
-    assert one.value == pytest.approx(-1.0) and one.high < 0
+    assert one.value == pytest.approx(-1.0)
+    assert one.high < 0
     shuffled = [{**r, "values": {**r["values"], "other": float((7 * i) % 8)}} for i, r in enumerate(records)]
     assert judge(made, made.claims[0], shuffled)[0] == UNCLEAR
 

@@ -28,7 +28,7 @@ RANK_H = Column(name="rank of h", measure="covariance_rank", log=True)
 RANK_Z = Column(name="rank of z", measure="covariance_rank", layer="z", log=True)
 
 
-def as_published(seconds: float, note: str, **training: Any) -> Scale:
+def as_published(seconds: float | int, note: str, **training: Any) -> Scale:
     """Return the scale of a paper on CIFAR with a ResNet-18: as the presets have it, and what `training` adds.
 
     Args:

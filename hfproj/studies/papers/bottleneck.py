@@ -136,11 +136,13 @@ def _common(**study: Any) -> Study:
 
 
 def _gain(with_it: str, without: str, text: str, source: str, *data: str) -> Claim:
-    cells = (Cells("linear of h", (name,), data) for name in (with_it, without))
-    return Claim(text=text, source=source, tests=(More(*cells),))
+    better, worse = (Cells("linear of h", (name,), data) for name in (with_it, without))
+    return Claim(text=text, source=source, tests=(More(better, worse),))
 
 
-def _sweep(kind: str, title: str, figure: str, axis: str, points: dict[float, dict[str, Any]], none: float) -> Study:
+def _sweep(
+    kind: str, title: str, figure: str, axis: str, points: dict[float | int, dict[str, Any]], none: float | int
+) -> Study:
     """Return a sweep of one strength on SimCLR and CIFAR-10, with the plain projector at one end."""
     rows = [Row(name="SimCLR", preset="bottleneck_simclr", x=none)]
     for x, changes in points.items():

@@ -13,7 +13,6 @@ from hfproj.presets.published import PUBLISHED
 from hfproj.regularizers.sparse_head import sparsity
 from hfproj.reproduction.measures import Trained, register_measure
 from hfproj.reproduction.setting import active_head
-from hfproj.reproduction.sources import Source
 from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Scale, Study, Trend
 from hfproj.studies.papers._reductions import FROM_SCRATCH, KNN_H, LINEAR_H, LINEAR_Z, RANK_H, RANK_Z
 from hfproj.studies.sources import Tasks, Transfer
@@ -43,7 +42,7 @@ _MEASURED = (LINEAR_H, _REACHED, *_FEW, *_TO, RANK_H, RANK_Z, KNN_H, LINEAR_Z)
 _SCALES = {
     "paper": Scale(
         backbone={"name": "timm/resnet50", "pretrained": False}, views={"size": 224},
-            data={"images": Source("imagenet")},
+            data={"images": Transfer("imagenet")},
         seconds=600_000.0, machine="eight H200 (an estimate from the number of operations, not measured)",
         note="ResNet-50 on ImageNet; transfer to the same small sets as at scale mini, since the paper's are not "
         "known. "
@@ -85,10 +84,9 @@ def _common(**study: Any) -> Study:
     return Study(**{**settings, "measured": tuple(c for c in _MEASURED if c.name not in shown), **study})
 
 
-def studies() -> list[Study]:
-    """Return linear evaluation, few labels, transfer, effective dimensions, other penalties and tasks."""
+def _penalties() -> Study:
     plain = _rows()[0]
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "rows (units of the first layer)": {"group": "output"}, "single weights (L1)": {"group": "weight"},
         "sparse-group": {"l1": 0.5},
     }  # fmt: skip
@@ -96,7 +94,43 @@ def studies() -> list[Study]:
         plain, Row(name="columns (L2,1)", preset="simclr", changes=_sparse(0.5)),
         *(Row(name=name, preset="simclr", changes=_sparse(0.5, **options)) for name, options in others.items()),
     )  # fmt: skip
+    return _common(
+        name="sparse_head.penalties", title="Does it matter which weights become zero?",
+        source="Its limitations and next checks: L1, rows and sparse-group beside L2,1; ours, at 50 %.",
+        rows=penalties, columns=(LINEAR_H, RANK_H, RANK_Z, _REACHED), axis="",
+        claims=tuple(
+            Claim(text=f"Columns are better than {name}", source="Learned foundations: why L2,1", ours=True,
+                  tests=(More(Cells("linear of h", ("columns (L2,1)",)), Cells("linear of h", (name,))),))
+            for name in others
+        ),
+    )  # fmt: skip
+
+
+def _tasks() -> Study:
     tasks = tuple(replace(row, curve="") for row in _rows() if row.preset == "simclr")
+    return Study(
+        name="sparse_head.tasks", title="Does a sparse head forget less in a sequence of tasks?",
+        source="Its open question on continual learning; ours: two tasks of five classes each, one after the "
+        "other.",
+        data={"images": Tasks("cifar10", train_labels="label")}, rows=tasks,
+        columns=(
+            replace(LINEAR_H, name="linear of h, first task", labels="first task"),
+            replace(LINEAR_H, name="linear of h, all classes", labels="class"),
+        ),
+        measured=(_REACHED, RANK_H), scales={**_SCALES, "paper": replace(_SCALES["paper"],
+            data={"images": Tasks("imagenet")})},
+        axis="sparsity of the head (%)",
+        claims=(
+            Claim(text="The first task's classes are read better with a sparse head", source="Next checks",
+                ours=True,
+                  tests=(More(Cells("linear of h, first task", _of("SimCLR", sparse=True)),
+                              Cells("linear of h, first task", ("SimCLR",))),)),
+        ),
+    )  # fmt: skip
+
+
+def studies() -> list[Study]:
+    """Return linear evaluation, few labels, transfer, effective dimensions, other penalties and tasks."""
     return [
         _common(
             name="sparse_head.linear", title="What does a sparse head gain in linear evaluation?",
@@ -129,35 +163,8 @@ def studies() -> list[Study]:
                                             ("fewer directions has z", "rank of z", False))
             ),
         ),
-        _common(
-            name="sparse_head.penalties", title="Does it matter which weights become zero?",
-            source="Its limitations and next checks: L1, rows and sparse-group beside L2,1; ours, at 50 %.",
-            rows=penalties, columns=(LINEAR_H, RANK_H, RANK_Z, _REACHED), axis="",
-            claims=tuple(
-                Claim(text=f"Columns are better than {name}", source="Learned foundations: why L2,1", ours=True,
-                      tests=(More(Cells("linear of h", ("columns (L2,1)",)), Cells("linear of h", (name,))),))
-                for name in others
-            ),
-        ),
-        Study(
-            name="sparse_head.tasks", title="Does a sparse head forget less in a sequence of tasks?",
-            source="Its open question on continual learning; ours: two tasks of five classes each, one after the "
-            "other.",
-            data={"images": Tasks("cifar10", train_labels="label")}, rows=tasks,
-            columns=(
-                replace(LINEAR_H, name="linear of h, first task", labels="first task"),
-                replace(LINEAR_H, name="linear of h, all classes", labels="class"),
-            ),
-            measured=(_REACHED, RANK_H), scales={**_SCALES, "paper": replace(_SCALES["paper"],
-                data={"images": Tasks("imagenet")})},
-            axis="sparsity of the head (%)",
-            claims=(
-                Claim(text="The first task's classes are read better with a sparse head", source="Next checks",
-                    ours=True,
-                      tests=(More(Cells("linear of h, first task", _of("SimCLR", sparse=True)),
-                                  Cells("linear of h, first task", ("SimCLR",))),)),
-            ),
-        ),
+        _penalties(),
+        _tasks(),
     ]  # fmt: skip
 
 

@@ -1,0 +1,251 @@
+"""Studies are run, resumed, shared and controlled: on random images, and on images whose colour is their class."""
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hfproj.errors import UsageError
+from hfproj.reproduction import Cells, Claim, Column, More, Row, Scale, Source, Study, get_study, reproduce
+from hfproj.reproduction import registry, running
+from hfproj.reproduction.judging import FAILS, HOLDS, UNCLEAR, judge
+from hfproj.reproduction.measures import check_measure
+from hfproj.reproduction.running import Job, trial_of, work
+from hfproj.reproduction.setting import Setting, plain, scaled
+from hfproj.saving.locks import locked
+
+KNN = Column(name="20-NN", measure="knn", unit="%")
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours(Source):
+    """Images of one of four colours, with noise; the colour is the label."""
+
+    def load(self, places, images, test_images):
+        made = []
+        for split, rows in (("train", images), ("test", test_images)):
+            rng = np.random.default_rng(len(split))
+            label = np.arange(rows) % 4
+            colour = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [220, 220, 40]])[label]
+            pixels = np.clip(colour[:, None, None] + rng.normal(0, 30, (rows, 16, 16, 3)), 0, 255).astype(np.uint8)
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=4)})
+            columns = {"image": [Image.fromarray(p) for p in pixels], "label": label.tolist()}
+            made.append(datasets.Dataset.from_dict(columns, features=features))
+        return self.splits(*made)
+
+
+SCALE = Scale(
+    backbone={"name": "timm/resnet18", "pretrained": False, "stem": "cifar", "width": 0.125}, heads=1 / 32,
+    training={"max_steps": 1, "per_device_train_batch_size": 16, "learning_rate": 1e-4, "warmup_steps": 0},
+    views={"size": 16}, images=64, test_images=48, seeds=(0, 1, 2),
+)  # fmt: skip
+LESS = More(Cells("20-NN", ("a",)), 0.5)
+BETTER = More(Cells("20-NN", ("a",)), Cells("20-NN", ("b",)))
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """A study that claims that a 20-NN knows colours, registered under a name."""
+    study = Study(
+        name="colours.table", title="Are colours seen?", source="made up", data={"colours": Colours("cifar10")},
+        rows=(Row(name="a", preset="inside_projector_simclr", trained=False),
+              Row(name="b", preset="inside_projector_no_projector", trained=False)),
+        columns=(KNN, Column(name="rank", measure="covariance_rank", log=True)),
+        claims=(Claim(text="Colours are seen", tests=(LESS,), source="made up"),
+                Claim(text="a sees them better", tests=(BETTER,), source="made up")),
+        scales={"paper": SCALE, "mini": SCALE}, spectra=("h",), drawn=("h",),
+    )  # fmt: skip
+    monkeypatch.setattr(registry, "all_studies", lambda: {study.name: study})
+    return study
+
+
+def files(folder):
+    return sorted(file.name for file in (folder / "runs").iterdir())
+
+
+def test_what_is_finished_is_not_made_again(tmp_path, monkeypatch):
+    first = reproduce("last_layer.table1", scale="trial", output_dir=tmp_path, rows=["d0 = 0.39 d, c = 0"])
+    before = {file: (tmp_path / "runs" / file).stat().st_mtime_ns for file in files(tmp_path)}
+    assert len(first.runs) == len(before) == 1
+    ran = []
+    monkeypatch.setattr(running, "run", lambda setting, *_, **__: ran.append(setting.row.name) or pytest.fail("ran"))
+    again = reproduce("last_layer.table1", scale="trial", output_dir=tmp_path, rows=["d0 = 0.39 d, c = 0"])
+    assert again.runs == first.runs
+    assert {file: (tmp_path / "runs" / file).stat().st_mtime_ns for file in files(tmp_path)} == before
+
+
+def test_an_interrupted_run_leaves_nothing_and_others_are_kept(tmp_path, monkeypatch):
+    job = Job(get_study("last_layer.figure5"), "trial", tmp_path, {})
+    real, calls = running.measured, []
+
+    def fails_at_the_second(trained, **options):
+        calls.append(trained.setting.row.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(trained, **options)
+
+    monkeypatch.setattr(running, "measured", fails_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        work(job)
+    assert len(job.records()) == 1
+    assert [name for name in files(tmp_path) if name.endswith(".json")] == [f"{job.settings()[0].key}-0.json"]
+    work(job)
+    assert [record["row"] for record in job.records()] == [row.name for row in job.study.rows]
+
+
+def test_a_run_that_another_process_is_making_is_left_to_it(tmp_path):
+    job = Job(get_study("last_layer.figure3"), "trial", tmp_path, {})
+    taken = job.settings()[0]
+    with locked(tmp_path / "runs" / f".{taken.key}-0"):
+        work(job)
+        assert [record["row"] for record in job.records()] == ["Without projector"]
+    work(job)
+    assert len(job.records()) == 2
+
+
+def test_runs_are_shared_by_studies_and_kept_in_one_file(tmp_path, monkeypatch):
+    reproduce("last_layer.figure3", scale="trial", output_dir=tmp_path)
+    for file in (tmp_path / "runs").iterdir():
+        file.unlink()  # only last_layer-trial.json is left, as in a repository
+    monkeypatch.setattr(running, "run", lambda *_, **__: pytest.fail("ran"))
+    found = reproduce("last_layer.figure2", scale="trial", output_dir=tmp_path)
+    assert [run["row"] for run in found.runs] == ["SimCLR"]
+    kept = json.loads((tmp_path / "last_layer-trial.json").read_text())
+    assert len(kept["runs"]) == 2
+    assert {name.split("-")[0] for name in kept["runs"]} == set(kept["settings"])
+    assert not any("setting" in run for run in kept["runs"].values())
+
+
+def test_every_value_that_decides_a_run_changes_its_key(colours):
+    row, scale = colours.rows[0], SCALE
+    key = Setting(colours, row, "colours", scale).key
+    others = [
+        Setting(colours, replace(row, start=0.5), "colours", scale),
+        Setting(colours, replace(row, trained=True), "colours", scale),
+        Setting(colours, replace(row, changes={"objective": {"temperature": 0.3}}), "colours", scale),
+        Setting(colours, row, "colours", scale.but(training={"learning_rate": 0.2})),
+        Setting(colours, row, "colours", scale.but(views={"size": 12})),
+        Setting(colours, row, "colours", scale.but(images=65)),
+        Setting(colours, row, "colours", scale.but(heads=0.5)),
+        Setting(colours, row, "colours", scale.but(backbone={**scale.backbone, "width": 0.25})),
+        Setting(replace(colours, spectra=("h", "z")), row, "colours", scale),
+        Setting(replace(colours, measured=(Column(name="x", measure="rankme"),)), row, "colours", scale),
+    ]
+    assert len({key, *(other.key for other in others)}) == len(others) + 1
+    same = Setting(
+        replace(colours, title="another", columns=colours.columns[::-1]), replace(row, x=3.0), "colours", scale
+    )
+    assert same.key == key  # what is shown, and in which order, decides nothing
+
+
+def test_a_field_at_its_default_is_not_in_the_key():
+    assert plain(Column(name="a", measure="knn")) == {"name": "a", "measure": "knn"}
+
+
+def test_widths_of_heads_are_scaled_at_every_depth():
+    assert scaled("mlp", {"hidden_dim": 64}, 0.5, out_dim=8) == ({"hidden_dim": 32}, 4)
+    options, out_dim = scaled("quantized", {"head": "simclr_solo", "levels": 8}, 0.25)
+    assert options["head_options"]["hidden_dim"] == 512
+    assert (options["levels"], out_dim) == (8, 64)
+    assert scaled("identity", {}, 0.25) == ({}, None)
+    assert scaled("topk", {"width": 400, "top_k": 40}, 0.1) == ({"width": 40, "top_k": 4}, None)
+
+
+def test_claims_hold_turned_round_they_fail_and_of_shuffled_labels_nothing_is_known(colours, tmp_path):
+    found = reproduce("colours.table", output_dir=tmp_path)
+    assert [one["verdict"] for one in found.verdicts] == [HOLDS, UNCLEAR]
+    assert min(run["values"]["20-NN"] for run in found.runs) > 0.9
+    turned = reproduce("colours.table", output_dir=tmp_path, control="turned")
+    assert [one["verdict"] for one in turned.verdicts] == [FAILS, UNCLEAR]
+    assert turned.verdicts[0]["claim"] == "Turned round: Colours are seen"
+    shuffled = reproduce("colours.table", output_dir=tmp_path, control="shuffled")
+    assert max(run["values"]["20-NN"] for run in shuffled.runs) < 0.5
+    assert shuffled.verdicts[1]["verdict"] == UNCLEAR
+    assert "**holds**" in found.path.read_text()
+    assert (tmp_path / "colours.table-mini-colours-h.png").is_file()
+
+
+def test_a_sign_of_a_difference_between_rows_is_not_found_in_shuffled_labels(colours, tmp_path):
+    """What holds between two rows on real labels cannot be judged on shuffled ones."""
+    blind = Row(name="b", preset="simclr_cifar", trained=False, evaluated="z", start=0.0)  # z is the last bias
+    study = replace(colours, rows=(colours.rows[0], blind), columns=(replace(KNN, layer="evaluated"),), spectra=())
+    runs = {}
+    for shuffled in (False, True):
+        job = Job(study, "mini", tmp_path, {}, shuffled=shuffled)
+        work(job)
+        runs[shuffled] = job.records()
+    assert judge(study, study.claims[1], runs[False])[0] == HOLDS
+    assert judge(study, study.claims[1], runs[True])[0] == UNCLEAR
+
+
+def test_seeds_differ_and_repeat(colours, tmp_path):
+    def values(folder):
+        job = Job(colours, "mini", folder, {}, rows=("a",), seeds=(0, 1))
+        work(job)
+        return [record["values"]["rank"] for record in job.records()]
+
+    first, again = values(tmp_path / "1"), values(tmp_path / "2")
+    assert first == again
+    assert first[0] != first[1]
+
+
+def test_weights_are_made_small_before_training(colours):
+    usual, small = (Setting(colours, replace(colours.rows[0], start=s), "colours", SCALE).model(0) for s in (1.0, 0.1))
+    for (name, a), (_, b) in zip(usual.named_parameters(), small.named_parameters(), strict=True):
+        in_head = "projection_head_modules" in name and a.ndim == 2
+        assert torch.allclose(0.1 * a if in_head else a, b), name
+
+
+def test_tasks_are_trained_one_after_the_other(tmp_path):
+    found = reproduce("sparse_head.tasks", scale="trial", output_dir=tmp_path, rows=["SimCLR"])
+    assert found.runs[0]["values"]["linear of h, first task"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "last_layer.table9"}, "Unknown study 'last_layer.table9'. Did you mean 'last_layer.table"),
+        ({"name": "last_layer.table2", "scale": "large"}, "scale"),
+        ({"name": "last_layer.table2", "rows": ["SimCRL"]}, "Did you mean 'SimCLR'"),
+        ({"name": "last_layer.table2", "workers": 0}, "Expected workers to be at least 1, got 0"),
+        ({"name": "last_layer.table2", "control": "reversed"}, "control"),
+    ],
+)
+def test_mistakes(options, message, tmp_path):
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        reproduce(output_dir=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_data_sets_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"Expected a folder with data sets \(cifar10, .* leave it out to use the Hub"):
+        reproduce("last_layer.table2", data=tmp_path, output_dir=tmp_path / "out")
+
+
+def test_a_damaged_file_of_runs_is_told(tmp_path):
+    (tmp_path / "last_layer-trial.json").write_text("{")
+    with pytest.raises(UsageError, match=r"last_layer-trial.json to be JSON of finished runs, got a damaged file"):
+        reproduce("last_layer.table2", scale="trial", output_dir=tmp_path)
+
+
+def test_a_study_that_leaves_something_open_is_refused(colours):
+    silent = SCALE.but(training={})
+    silent = replace(silent, training={})
+    with pytest.raises(UsageError, match="Expected num_train_epochs and learning_rate in the scales of study"):
+        replace(colours, scales={"paper": silent, "mini": SCALE}, rows=(replace(colours.rows[0], trained=True),))
+    with pytest.raises(UsageError, match="Unknown row of a claim"):
+        replace(colours, claims=(Claim(text="", tests=(More(Cells("20-NN", ("c",)), 0.5),), source=""),))
+    with pytest.raises(UsageError, match="Unknown column of a claim"):
+        replace(colours, claims=(Claim(text="", tests=(More(Cells("21-NN"), 0.5),), source=""),))
+    with pytest.raises(UsageError, match="Expected the measure of column 'x' to be one of .* got 'knm'"):
+        check_measure(Column(name="x", measure="knm"))
+
+
+def test_a_trial_is_small():
+    scale = trial_of(get_study("last_layer.table2"))
+    assert (scale.images, scale.seeds, scale.training["max_steps"]) == (48, (0,), 2)
