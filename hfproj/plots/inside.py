@@ -9,9 +9,10 @@ from hfproj.checking import checked
 from hfproj.errors import UsageError
 from hfproj.plots import canvas
 from hfproj.plots.canvas import INK, TITLE, WIDTH, Figure, Target
-from hfproj.results.inside import NAMES, Autopsy, Invariance, LayerFound
+from hfproj.results.inside import NAMES, Autopsy, Invariance, LayerFound, Moved
 
 _FLOOR = 1e-8  # of the largest eigenvalue: below it there is no spread that a probe could use
+_STILL = 1e-4  # of the distance of another image
 _COLOURS = "viridis"  # along the network
 
 
@@ -79,7 +80,7 @@ def _probes(axes: Any, found: Autopsy) -> None:
 
 def _ranks(axes: Any, found: Autopsy) -> None:
     x = np.arange(len(found.layers))
-    axes.plot(x, [layer.dim for layer in found.layers], color="0.6", linestyle=":", marker="_", label="width")
+    axes.bar(x, [layer.dim for layer in found.layers], color="0.9", width=0.7, label="width", zorder=0.5)
     style = canvas.styles(["numerical rank", "RankMe"])
     for name, values in (
         ("numerical rank", [layer.numerical_rank for layer in found.layers]),
@@ -114,8 +115,9 @@ def _spectra(axes: Any, layers: list[LayerFound]) -> None:
 
 def _known(axes: Any, found: Invariance, names: list[str]) -> None:
     shown = [name for name in names if any(name in one.known for one in found.moved)]
-    style = canvas.styles(one.transform for one in found.moved)
-    for one in found.moved:
+    moved = _that_move(found)
+    style = canvas.styles(one.transform for one in moved)
+    for one in moved:
         known = [one.known[name][0] if name in one.known else np.nan for name in shown]
         look = {**style[one.transform], "markersize": 4.5, "linewidth": 1.4}
         axes.plot(np.arange(len(shown)), known, label=canvas.literal(one.transform), **look)
@@ -124,9 +126,14 @@ def _known(axes: Any, found: Invariance, names: list[str]) -> None:
                   ha="right", fontsize="x-small", color=INK)  # fmt: skip
     canvas.name_ticks(axes, shown)
     axes.set_title("What a linear probe reads of each transform", **TITLE)
-    axes.legend(frameon=False, fontsize="x-small", ncols=2, loc="lower left")
-    axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.02)
+    axes.set_ylim(0.2, 1.03)  # the legend stands below chance, where no line is
+    axes.legend(frameon=False, fontsize="x-small", ncols=4, loc="lower center")
     canvas.dress(axes, y="accuracy of telling two strengths", grid="y")
+
+
+def _that_move(found: Invariance) -> list[Moved]:
+    """Return the transforms that move h; all of them where none does."""
+    return [one for one in found.moved if one.distance.get("h", 1.0) > _STILL] or found.moved
 
 
 def _layers(axes: Any, names: list[str], found: Autopsy) -> None:
@@ -140,6 +147,8 @@ def _layers(axes: Any, names: list[str], found: Autopsy) -> None:
 def plot_invariance(found: Invariance | Mapping[str, Any], path: Target = None, *, width: float = WIDTH) -> Figure:
     """Return a figure of transforms of the views: how far h and z move, and what a linear probe still reads of each.
 
+    Transforms that change nothing (a hue of grey images) are left out. Dashed lines: another image, and chance.
+
     Args:
         found: What `hfproj.invariance_report` returned, or its `to_dict`.
         path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
@@ -151,25 +160,27 @@ def plot_invariance(found: Invariance | Mapping[str, Any], path: Target = None, 
     found = Invariance.from_dict(found) if isinstance(found, Mapping) else found
     if not found.moved:
         raise UsageError("There is no transform to draw.")
-    names = [one.transform for one in found.moved]
+    moved = _that_move(found)
+    names = [one.transform for one in moved]
     figure, axes = canvas.new_figure(width=width, height=1.3 + 0.32 * len(names), columns=2)
     y, style = np.arange(len(names))[::-1], canvas.styles(["h", "z"])
     for number, layer in enumerate(("h", "z")):
         at = y + 0.12 * (1 - 2 * number)
         look = {**style[layer], "linestyle": "", "markersize": 5}
-        axes[0].plot([one.distance.get(layer, np.nan) for one in found.moved], at, **look)
-        known = np.array([one.known.get(layer, (np.nan,) * 3) for one in found.moved])
+        axes[0].plot([one.distance.get(layer, np.nan) for one in moved], at, **look)
+        known = np.array([one.known.get(layer, (np.nan,) * 3) for one in moved])
         ends = np.abs(known[:, 1:].T - known[:, 0])
         line = axes[1].errorbar(known[:, 0], at, xerr=ends, elinewidth=1.2, capsize=2, **look)
         line.set_label(canvas.LAYERS[layer])
     axes[0].axvline(1, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
     axes[0].set_xlim(left=0)
+    axes[1].set_xlim(left=min(0.45, axes[1].get_xlim()[0]))
     axes[1].axvline(0.5, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
     for panel in axes:
         panel.set_yticks(y, [canvas.literal(name) for name in names])
         panel.set_ylim(-0.6, len(names) - 0.4)
     canvas.dress(axes[0], x="move / distance of another image (1)", grid="x")
-    canvas.dress(axes[1], x="read by a linear probe (chance 0.5)", grid="x")
+    canvas.dress(axes[1], x="read by a probe (chance 0.5)", grid="x")
     handles, labels = axes[1].get_legend_handles_labels()
     canvas.legend(figure, dict(zip(labels, handles)))
     return canvas.finish(figure, path)
