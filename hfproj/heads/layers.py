@@ -71,7 +71,8 @@ def check_head_layers(layers: object) -> None:
     Raises:
         UsageError: If it is neither "head" nor a list of "head.0", "head.1", ….
     """
-    if layers != ALL and (isinstance(layers, str) or not all(map(is_layer_name, layers))):  # type: ignore[arg-type]
+    names = layers if isinstance(layers, list | tuple) else None
+    if layers != ALL and (names is None or not all(map(is_layer_name, names))):
         wanted = f"layers of the head as {ALL!r} (all) or a list of names such as ['head.0']"
         raise UsageError(f"Expected {wanted}, got {layers!r:.80}; h and z are there anyway.")
 

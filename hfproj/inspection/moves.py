@@ -40,7 +40,7 @@ from hfproj.typing import Data
 
 _BENT = 64  # images at which the metric of the head is looked at
 _FEWEST = 8  # images on either side of a probe
-_ROUNDING = 1e-4  # of the distance of two images: what moves less (a hue of grey images) is not read, but called still
+_ROUNDING = 1e-3  # of the distance of two images: what moves less (a hue of grey images) is not read, but called still
 _PATH = (1.0, 0.1, 0.01, 0.001)  # strengths of the probe; two classes that part need no smaller one
 
 

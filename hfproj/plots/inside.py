@@ -12,7 +12,7 @@ from hfproj.plots.canvas import INK, TITLE, WIDTH, Figure, Target
 from hfproj.results.inside import NAMES, Autopsy, Invariance, LayerFound, Moved
 
 _FLOOR = 1e-8  # of the largest eigenvalue: below it there is no spread that a probe could use
-_STILL = 1e-4  # of the distance of another image
+_STILL = 1e-3  # of the distance of another image
 _COLOURS = "viridis"  # along the network
 
 

@@ -131,7 +131,7 @@ def _label(axes: Any, metric: str, of: str, *, width: float) -> None:
 
 
 def metrics_of(rows: Rows) -> dict[str, list[str]]:
-    """Return what was measured over steps: base name → its layers ("h", "head.0", "z") or parts ("backbone", "head"), if any.
+    """Return what was measured over steps: base name → its layers ("h", "head.0", "z") or parts ("backbone", "head").
 
     Extreme eigenvalues are left out, `plot_eigenvalues` draws them.
 

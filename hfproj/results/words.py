@@ -74,9 +74,9 @@ PROTOCOL = f"All of it in eval mode. {LABELS['rankme']} does not centre; spectra
 INSIDE = {
     "title": "Inside the head",
     "transforms": "What is left of each transform of the views",
-    "layers": "Intervals are paired with h over held-out rows and speak of each layer by itself. Where to cut was chosen on "
-    "one half of these rows and confirmed on the other. Rank: singular values above rounding; condition: of the "
-    "covariance on its support.",
+    "layers": "Intervals are paired with h over held-out rows and speak of each layer by itself. Where to cut was "
+    "chosen on one half of these rows and confirmed on the other. Rank: singular values above rounding; condition: of "
+    "the covariance on its support.",
     "moved": "Moves: distance between the two strengths over that of two different images. Read: accuracy of a linear "
     "probe that tells them apart; 0.50 is chance. h − z in points. Degeneracy: how much the head stretches that move "
     "of h, 1 as an average direction, 0 not at all.",

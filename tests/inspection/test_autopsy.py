@@ -1,4 +1,4 @@
-"""The autopsy: where to cut is chosen and confirmed on different rows, and each number is what its own function gives."""
+"""The autopsy: where to cut is chosen and confirmed on different rows; each number is what its own function gives."""
 
 import json
 import math
