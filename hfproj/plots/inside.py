@@ -20,7 +20,7 @@ _COLOURS = "viridis"  # along the network
 def plot_autopsy(found: Autopsy | Mapping[str, Any], path: Target = None, *, width: float = 9.0) -> Figure:
     """Return a figure of a head, layer by layer: probes, ranks, spectra; with views, what is known of each transform.
 
-    Bars of the probes are intervals of the difference to h, drawn about it. An arrow marks where to cut, if it was
+    Bars of the probes are intervals of the difference to h, drawn about it. A ring marks where to cut, if it was
     confirmed.
 
     Args:
@@ -63,16 +63,19 @@ def _probes(axes: Any, found: Autopsy) -> None:
         ends = np.abs(over_h[:, 1:] - over_h[:, :1])
         look = {**style[label], "markersize": 4.5, "linewidth": 1.6, "capsize": 2.5, "elinewidth": 1.0}
         axes.errorbar(x, y, yerr=ends.T, label=label, **look)
+    kept = {}
     for cut in found.cuts:
         if cut.keep != "h" and cut.keep in names:
-            where = names.index(cut.keep)
-            top = found.layers[where].scores[cut.probe].accuracy
-            arrow = {"arrowstyle": "-|>", "color": INK}
-            text = f"keep up to here\n({NAMES.get(cut.probe, cut.probe)})"
-            axes.annotate(text, (where, top), (0, 26), textcoords="offset points", ha="center", fontsize="x-small",
-                          arrowprops=arrow, color=INK)  # fmt: skip
+            number, where = probes.index(cut.probe), names.index(cut.keep)
+            at = where + 0.08 * (number - (len(probes) - 1) / 2)
+            kept[at] = found.layers[where].scores[cut.probe].accuracy
+    if kept:
+        ring = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "markeredgecolor": INK, "linestyle": ""}
+        axes.plot([*kept], [*kept.values()], label="keep up to here (confirmed)", **ring)
     axes.margins(y=0.25)
-    _layers(axes, names, found)
+    canvas.name_ticks(axes, names)
+    if "h" in names:  # behind it the head begins
+        axes.axvline(names.index("h"), color="0.85", linewidth=6, zorder=0)
     axes.set_title("Accuracy; bars: interval of the difference to h", **TITLE)
     axes.legend(frameon=False, fontsize="small", loc="lower left")
     canvas.dress(axes, y="accuracy on held-out rows", grid="y")
@@ -88,7 +91,7 @@ def _ranks(axes: Any, found: Autopsy) -> None:
     ):
         axes.plot(x, values, label=name, **{**style[name], "markersize": 4.5, "linewidth": 1.6})
     canvas.log_scale(axes, "y")
-    _layers(axes, [layer.name for layer in found.layers], found)
+    canvas.name_ticks(axes, [layer.name for layer in found.layers])
     axes.set_title("Directions in use", **TITLE)
     axes.legend(frameon=False, fontsize="small")
     canvas.dress(axes, y="number (log scale)", grid="y")
@@ -134,13 +137,6 @@ def _known(axes: Any, found: Invariance, names: list[str]) -> None:
 def _that_move(found: Invariance) -> list[Moved]:
     """Return the transforms that move h; all of them where none does."""
     return [one for one in found.moved if one.distance.get("h", 1.0) > _STILL] or found.moved
-
-
-def _layers(axes: Any, names: list[str], found: Autopsy) -> None:
-    """Name the layers below the axis, with a line at h, behind which the head begins."""
-    canvas.name_ticks(axes, names)
-    if "h" in names:
-        axes.axvline(names.index("h"), color="0.8", linewidth=6, zorder=0)
 
 
 @checked
