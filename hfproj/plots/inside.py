@@ -30,6 +30,12 @@ def plot_autopsy(found: Autopsy | Mapping[str, Any], path: Target = None, *, wid
     Raises:
         HfprojError: If matplotlib is not installed.
         UsageError: If there are fewer than two layers, or it is something else.
+
+    Example:
+        >>> layer = {"dim": 8, "rankme": 3.0, "numerical_rank": 7, "condition": 9.0, "spectrum": [1.0, 0.1]}
+        >>> layers = [{**layer, "scores": {}, "name": name} for name in ("h", "head.0", "z")]
+        >>> [axes.get_title(loc="left") for axes in plot_autopsy({"layers": layers, "cuts": [], "protocol": {}}).axes]
+        ['Directions in use', 'Spectrum, largest eigenvalue 1']
     """
     found = Autopsy.from_dict(found) if isinstance(found, Mapping) else found
     if len(found.layers) < 2:
@@ -152,13 +158,23 @@ def plot_invariance(found: Invariance | Mapping[str, Any], path: Target = None, 
     Raises:
         HfprojError: If matplotlib is not installed.
         UsageError: If there is no transform, or it is something else.
+
+    Example:
+        >>> by_layer, known = {"h": 0.4, "z": 0.1}, {"h": [0.9, 0.8, 1.0], "z": [0.6, 0.5, 0.7]}
+        >>> flip = {"transform": "flip", "ends": ["without", "with"], "distance": by_layer, "cosine": by_layer}
+        >>> flip |= {"known": known, "lost": [0.3, 0.2, 0.4], "degeneracy": None}
+        >>> figure = plot_invariance({"moved": [flip], "protocol": {}})
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['flip']
     """
     found = Invariance.from_dict(found) if isinstance(found, Mapping) else found
     if not found.moved:
         raise UsageError("There is no transform to draw.")
     moved = _that_move(found)
     names = [one.transform for one in moved]
-    figure, axes = canvas.new_figure(width=width, height=1.3 + 0.32 * len(names), columns=2)
+    columns = 2 if width >= 6 else 1
+    height = (1.3 + 0.32 * len(names)) * (3 - columns)
+    figure, axes = canvas.new_figure(width=width, height=height, rows=3 - columns, columns=columns)
     y, style = np.arange(len(names))[::-1], canvas.styles(["h", "z"])
     for number, layer in enumerate(("h", "z")):
         at = y + 0.12 * (1 - 2 * number)

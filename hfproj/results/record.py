@@ -76,7 +76,8 @@ class Results:
             step, "step", "epoch", and metrics whose names end in their layer ("rankme_h", "std_z", …) or have none
             ("loss", "lambda_min", …). Results of several seeds have "seed" too.
         geometry: Measurements that are no single number, all optional: "metric_condition_number", "orbits",
-            "covariance", "feature_weights", "collapse" (the alarm: its step, cause, and what was seen), "scalars".
+            "covariance", "feature_weights", "collapse" (the alarm: its step, cause, and what was seen), "scalars",
+            "autopsy" and "invariance" (`hfproj.results.inside`).
         missing: What was to be measured and has no value, with the reasons.
 
     Example:
