@@ -89,7 +89,9 @@ def right_data(
     hfproj.evaluate(model, test=hfproj.load_image_dataset("digits"))
     hfproj.extract_features(model, IndexedDataset(table), pooling="cls_mean")
     hfproj.extract_features(model, table, layers="head").by_name()["head.0"]
-    kept: str = hfproj.autopsy("my-head", train=table, test=pairs, views=hfproj.ImageViews.for_model(model)).cuts[0].keep
+    kept: str = (
+        hfproj.autopsy("my-head", train=table, test=pairs, views=hfproj.ImageViews.for_model(model)).cuts[0].keep
+    )
     hfproj.cut_head(model, kept)
     hfproj.invariance_report(model, table, hfproj.ImageViews.for_model(model)).cells()
     hfproj.cache_features(model, torch.utils.data.Subset(dataset, [0]), hfproj.ImageViews.for_model(model))
