@@ -13,12 +13,14 @@ import torch
 from hfproj.errors import HfprojError, UsageError
 from hfproj.plots import (
     orbit_coordinates,
+    plot_autopsy,
     plot_covariance,
     plot_curves,
     plot_eigenvalues,
     plot_feature_weights,
     plot_groups,
     plot_history,
+    plot_invariance,
     plot_layers,
     plot_metric_condition,
     plot_orbits,
@@ -104,6 +106,19 @@ HISTORY = [
 ]
 ORBITS = np.random.default_rng(0).normal(size=(3, 5, 7))
 COVARIANCE = np.cov(np.random.default_rng(1).normal(size=(4, 20)))
+KNOWN = {"h": [0.9, 0.8, 1.0], "z": [0.6, 0.5, 0.7]}
+MOVED = {
+    "transform": "rotation", "ends": ["−15°", "+15°"], "distance": {"h": 0.5, "z": 0.2}, "cosine": {"h": 0.9, "z": 1.0},
+    "known": KNOWN, "lost": [0.3, 0.2, 0.4], "degeneracy": 0.5,
+}  # fmt: skip
+INVARIANCE = {"moved": [MOVED, {**MOVED, "transform": "crop"}], "protocol": {}}
+SCORES = {probe: {"accuracy": 0.8, "over_h": [0.02, 0.01, 0.03]} for probe in ("linear", "knn")}
+LAYER = {"dim": 8, "rankme": 3.0, "numerical_rank": 7, "condition": None, "spectrum": [1.0, 0.1, 0.0], "scores": SCORES}
+CUT = {"probe": "knn", "layer": "head.0", "lead": 0.1, "confirmed": [0.02, 0.01, 0.03], "rows": [9, 9]}
+AUTOPSY = {
+    "layers": [{**LAYER, "name": name} for name in ("layers.4", "h", "head.0", "head.1", "z")], "cuts": [CUT],
+    "invariance": INVARIANCE, "protocol": {},
+}  # fmt: skip
 FIGURES = {
     plot_spectrum: (SPECTRA,),
     plot_history: (HISTORY,),
@@ -114,6 +129,8 @@ FIGURES = {
     plot_feature_weights: ({"x": [1.0, 1.0], "h": [1.0, 0.5]},),
     plot_curves: ({"a": ([1, 2], [3.0, 4.0], [0.1, 0.2]), "b": ([1, 2], [2.0, None])}, "step", "loss"),
     plot_layers: ({"a": {"block_1": 0.5, "h": (0.6, 0.1)}, "b": {"block_1": 0.4, "z": 0.2}}, "accuracy"),
+    plot_autopsy: (AUTOPSY,),
+    plot_invariance: (INVARIANCE,),
     plot_groups: ({"one": {"a": (1.0, 0.1), "b": 2.0}, "two": {"a": 3.0}}, "accuracy"),
 }
 

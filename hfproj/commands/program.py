@@ -30,6 +30,7 @@ Commands (hfproj COMMAND --help):
   convert CHECKPOINT …   an official checkpoint with its head as an adapter
   push FOLDER REPO       an adapter to the Hub, with its card
   embed MODEL DATA       features of a data set as a file
+  autopsy FOLDER DATA    a head layer by layer: rank, labels, augmentations, where to cut
 """
 
 
@@ -125,7 +126,13 @@ def _embed(words: list[str]) -> None:
     embedding.embed(_options("embed", words, embedding.parser()))
 
 
+def _autopsy(words: list[str]) -> None:
+    from hfproj.commands import inside
+
+    inside.autopsy(_options("autopsy", words, inside.parser()))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ls": _ls, "cp": _cp, "run": _run, "probe": _probe, "report": _report, "convert": _convert, "push": _push,
-    "embed": _embed, "reproduce": _reproduce,
+    "embed": _embed, "autopsy": _autopsy, "reproduce": _reproduce,
 }  # fmt: skip

@@ -7,6 +7,7 @@ training step sees some of them, chosen by (seed, epoch, index) alone.
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.features.extraction import Source, check_source, collect
 from hfproj.features.reader import Reader, run_head, view_batches
 from hfproj.functional.modes import evaluating
+from hfproj.heads.layers import LayerTrace, layer_name
 from hfproj.typing import Data
 
 H = Float[Tensor, "views images dim"]
@@ -67,21 +69,39 @@ class FixedViews:
 
     def own_features(self, model: nn.Module, device: torch.device | str | None = None) -> tuple[H, Z]:
         """Return h and z of this process's images ``[views, own images, dim]``, on the device, in float32 or better."""
-        device = torch.device(device) if device is not None else next(model.parameters()).device
-        h, z = [], []
-        with evaluating(model), torch.no_grad():
-            for batch in self.batches:
-                outputs = [run_head(model, view, device) for view in view_batches(batch)]
-                h.append(torch.stack([_precise(out.representation) for out in outputs]))
-                z.append(torch.stack([_precise(out.projection) for out in outputs]))
-        return torch.cat(h, 1), torch.cat(z, 1)
+        found = self._own(model, device)
+        return found["h"], found["z"]
 
     def features(self, model: nn.Module, device: torch.device | str | None = None) -> tuple[H, Z]:
         """Return h and z of all images ``[views, images, dim]``, on the CPU, with the model in eval mode."""
+        found = self.layers(model, device)
+        return found["h"], found["z"]
+
+    def layers(
+        self, model: nn.Module, device: torch.device | str | None = None, *, head: nn.Module | None = None
+    ) -> dict[str, H]:
+        """Return h, "head.0", … of `head`, the model's active one (None: without), and z, as `features` does."""
         with torch.no_grad():
-            by_image = (f.transpose(0, 1).contiguous() for f in self.own_features(model, device))
-            h, z = (gather_rows(f).transpose(0, 1).cpu() for f in by_image)
-        return h, z
+            by_image = {name: f.transpose(0, 1).contiguous() for name, f in self._own(model, device, head).items()}
+            return {name: gather_rows(f).transpose(0, 1).cpu() for name, f in by_image.items()}
+
+    def _own(
+        self, model: nn.Module, device: torch.device | str | None, head: nn.Module | None = None
+    ) -> dict[str, Tensor]:
+        device = torch.device(device) if device is not None else next(model.parameters()).device
+        rows: dict[str, list[Tensor]] = {}
+        with evaluating(model), torch.no_grad(), nullcontext() if head is None else LayerTrace(head) as trace:
+            for batch in self.batches:
+                views: dict[str, list[Tensor]] = {}
+                for view in view_batches(batch):
+                    out = run_head(model, view, device)
+                    inside = [] if trace is None else [f.flatten(0, -2) for f in trace.outputs]
+                    named = {"h": out.representation, **{layer_name(i): f for i, f in enumerate(inside)}}
+                    for name, f in {**named, "z": out.projection}.items():
+                        views.setdefault(name, []).append(_precise(f))
+                for name, of_views in views.items():
+                    rows.setdefault(name, []).append(torch.stack(of_views))
+        return {name: torch.cat(parts, 1) for name, parts in rows.items()}
 
     def bare(self, model: Any, device: torch.device | str | None = None) -> H:
         """Return h of all images as the backbone gives it without its adapter ``[views, images, dim]``, on the CPU."""

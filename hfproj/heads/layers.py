@@ -17,15 +17,17 @@ Deviations:
     Of linear maps that take in the same tensor (branches), each gives its own output.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hfproj.errors import UsageError
 from hfproj.functional.modes import evaluating
 
+T = TypeVar("T")
 ALL = "head"  # what stands for all layers of the head in `layers`
 
 
@@ -61,6 +63,34 @@ def is_linear(module: nn.Module) -> bool:
         return True
     inside = any(True for _ in module.children())
     return not inside and any(p.ndim > 1 for p in module._parameters.values() if p is not None)
+
+
+def check_head_layers(layers: object) -> None:
+    """Refuse what names no layers of a head.
+
+    Raises:
+        UsageError: If it is neither "head" nor a list of "head.0", "head.1", ….
+    """
+    names = layers if isinstance(layers, list | tuple) else None
+    if layers != ALL and (names is None or not all(map(is_layer_name, names))):
+        wanted = f"layers of the head as {ALL!r} (all) or a list of names such as ['head.0']"
+        raise UsageError(f"Expected {wanted}, got {layers!r:.80}; h and z are there anyway.")
+
+
+def chosen_layers(found: Mapping[str, T], layers: Sequence[str]) -> dict[str, T]:
+    """Return h, the chosen layers and z, in the order of `found`.
+
+    Raises:
+        UsageError: If a chosen layer is not there.
+
+    Example:
+        >>> list(chosen_layers({"h": 1, "head.0": 2, "head.1": 3, "z": 4}, ["head.1"]))
+        ['h', 'head.1', 'z']
+    """
+    inside = [name for name in found if is_layer_name(name)]
+    if lost := [name for name in layers if layers != ALL and name not in inside]:
+        raise UsageError(f"Expected layers of the active head, got {lost[0]!r}; it has {', '.join(inside) or 'none'}.")
+    return {name: f for name, f in found.items() if name not in inside or layers == ALL or name in layers}
 
 
 class LayerTrace:

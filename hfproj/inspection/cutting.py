@@ -21,6 +21,8 @@ from hfproj.inspection import subject
 from hfproj.tuner.active import active_config, active_modules, active_name
 from hfproj.tuner.config import ProjectionHeadConfig
 
+_HEADS = "hfproj.projection_head_modules."  # in names of tensors, of all that the tuner adds
+
 
 @checked
 def cut_head(model: PeftModel, layer: str, *, adapter_name: str = "cut") -> PeftModel:
@@ -59,12 +61,12 @@ def cut_head(model: PeftModel, layer: str, *, adapter_name: str = "cut") -> Peft
         taken = f"got {adapter_name!r}, which the model has: {', '.join(model.peft_config)}"
         raise UsageError(f"Expected adapter_name as a new name, {taken}; choose another.")
     old, number = active_name(model), inner.index(layer)
+    trained = any(p.requires_grad for p in modules.parameters())
     state = get_peft_model_state_dict(model, adapter_name=old, save_embedding_layers=False)
     model.add_adapter(adapter_name, _config(active_config(model), modules.head, number))
     set_peft_model_state_dict(model, _state(state, number), adapter_name=adapter_name)
     model.set_adapter(adapter_name)
-    frozen = not any(p.requires_grad for p in modules.parameters())
-    active_modules(model).train(modules.training).requires_grad_(not frozen)
+    active_modules(model).train(modules.training).requires_grad_(trained)
     return model
 
 
@@ -96,15 +98,13 @@ def _state(state: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tenso
     """Return the tensors of the first layers: hidden layer `number` becomes the last."""
     kept = {}
     for name, tensor in state.items():
-        where, found, rest = name.partition(".head.")
-        if not found or "hfproj" not in where:
+        where, found, own = name.partition(_HEADS)
+        if not found:  # of the backbone
             kept[name] = tensor
-            continue
-        part, _, inside = rest.partition(".")
-        if part == "hidden":
-            layer, _, leaf = inside.partition(".")
+        elif own.startswith("head.hidden."):
+            layer, _, leaf = own.removeprefix("head.hidden.").partition(".")
             if int(layer) < number:
                 kept[name] = tensor
             elif int(layer) == number:
-                kept[f"{where}.head.last.{leaf}"] = tensor
+                kept[f"{where}{_HEADS}head.last.{leaf}"] = tensor
     return kept

@@ -40,6 +40,8 @@ from hfproj.typing import Data
 
 _BENT = 64  # images at which the metric of the head is looked at
 _FEWEST = 8  # images on either side of a probe
+_ROUNDING = 1e-3  # of the distance of two images: what moves less (a hue of grey images) is not read, but called still
+_PATH = (1.0, 0.1, 0.01, 0.001)  # strengths of the probe; two classes that part need no smaller one
 
 
 @checked
@@ -102,7 +104,7 @@ def report(
         found.append(_moved(model, name, transform.ends, sides, interval))
     asked = len(parts[-1]) if len(parts) == 2 else len(parts[0]) // 2
     learnt = len(parts[0]) - (asked if len(parts) == 1 else 0)
-    probe = {"probe": "linear", "fitted_on_images": learnt, "asked_of_images": asked}
+    probe = {"probe": "linear", "l2_path": list(_PATH), "fitted_on_images": learnt, "asked_of_images": asked}
     return Invariance(found, {**probe, "metric_at_images": min(_BENT, asked), **interval})
 
 
@@ -126,13 +128,17 @@ def _moved(model: Any, name: str, ends: tuple[str, str], sides: list[Sides], int
     layers = [layer for layer in asked[0] if all(layer in side for part in sides for side in part)]
     for layer in layers:
         a, b = (side[layer].double() for side in asked)
-        distance[layer] = float((a - b).norm(dim=1).mean() / apart(a)) if not torch.equal(a, b) else 0.0
+        distance[layer] = float((a - b).norm(dim=1).mean() / apart(a))
         cosine[layer] = float((unit_rows(a) * unit_rows(b)).sum(1).mean())
-        right[layer] = _told_apart([side[layer] for side in learnt], [side[layer] for side in asked])
+        right[layer] = torch.full((len(a),), 0.5, dtype=torch.float64)
+        if distance[layer] > _ROUNDING:
+            right[layer] = _told_apart([side[layer] for side in learnt], [side[layer] for side in asked])
         known[layer] = subject.of_mean(right[layer], interval)
     lost = paired_interval(right["h"], right["z"], **interval)
-    h = asked[0]["h"][:_BENT]
-    return Moved(name, ends, distance, cosine, known, lost, _degeneracy(model, h, asked[1]["h"][:_BENT]))
+    bent = None
+    if distance["h"] > _ROUNDING:
+        bent = _degeneracy(model, *(side["h"][:_BENT] for side in asked))
+    return Moved(name, ends, distance, cosine, known, lost, bent)
 
 
 def apart(f: Tensor) -> float:
@@ -151,7 +157,7 @@ def _told_apart(learnt: list[Tensor], asked: list[Tensor]) -> Tensor:
     labels, truth = (torch.arange(2).repeat_interleave(len(part[0])) for part in (learnt, asked))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The linear probe did not reach its optimum")  # two classes that part
-        probe = LinearProbe().fit(torch.cat(learnt), labels)
+        probe = LinearProbe(l2_path=_PATH).fit(torch.cat(learnt), labels)
     probe.score(torch.cat(asked), truth)
     return probe.correct_.double().view(2, -1).mean(0)
 

@@ -1,6 +1,6 @@
 """What is looked at: a model with an active head, the names of its layers, and features of some of the items."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Some(Dataset):
 
 
 def extracted(
-    model: Any, dataset: Any, layers: list[str], options: Mapping[str, Any],
+    model: Any, dataset: Any, layers: Sequence[int | str], options: Mapping[str, Any],
     collator: Callable[[list], Mapping[str, Any]] | None = None,
 ) -> Features:  # fmt: skip
     """Return features of a data set with the layers asked for."""

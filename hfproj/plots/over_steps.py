@@ -9,6 +9,7 @@ import numpy as np
 
 from hfproj.checking import checked
 from hfproj.errors import UsageError, unknown
+from hfproj.heads.layers import is_layer_name
 from hfproj.plots import canvas
 from hfproj.plots.canvas import INK, LAYERS, TITLE, WIDTH, Figure, Target
 from hfproj.plots.curves import draw_curve, set_scale
@@ -77,7 +78,7 @@ def plot_history(
             x, y, std = over_steps(rows, f"{metric}_{layer}" if layer else metric)
             line = draw_curve(panel, x, y, std, style=look)
             if layer:
-                own[_PARTS[layer]] = line
+                own[_PARTS.get(layer, layer)] = line
             if start and layer in LAYERS and x[0] == 0 and len(x) > 1 and np.isfinite(y[0]):
                 panel.hlines(y[0], x[0], x[-1], color=look["color"], linewidth=0.8, alpha=0.7, zorder=1.6)
             canvas.whole_numbers(panel, x)
@@ -130,7 +131,7 @@ def _label(axes: Any, metric: str, of: str, *, width: float) -> None:
 
 
 def metrics_of(rows: Rows) -> dict[str, list[str]]:
-    """Return what was measured over steps: base name → its layers ("h", "z") or parts ("backbone", "head"), if any.
+    """Return what was measured over steps: base name → its layers ("h", "head.0", "z") or parts ("backbone", "head").
 
     Extreme eigenvalues are left out, `plot_eigenvalues` draws them.
 
@@ -147,7 +148,7 @@ def metrics_of(rows: Rows) -> dict[str, list[str]]:
         base, _, layer = name.rpartition("_")
         if name in ("step", "epoch", "seed") or name.startswith(tuple(_EIGENVALUES)):
             continue
-        if base and layer in _PARTS:
+        if base and (layer in _PARTS or is_layer_name(layer)):
             found.setdefault(base, []).append(layer)
         else:
             found.setdefault(name, [])

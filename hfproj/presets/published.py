@@ -42,7 +42,7 @@ _DCL = Preset(
 _DIRECTCLR = Preset(
     line="DirectCLR: the loss sees 360 of 2048 entries of h",
     source=f"facebookresearch/directclr directclr/main.py, mode directclr; arXiv 2110.09348. {BYOL_VIEWS_NOTE}",
-    objective={"name": "info_nce", "temperature": 0.1}, head="subvector", head_options={"d0": 360},
+    objective={"name": "info_nce", "temperature": 0.1}, head="subvector", head_options={"d0": 360 / 2048},
     views=BYOL_VIEWS, training=SIMCLR_LARS_100,
 )  # fmt: skip
 _ZERO_CL = Preset(

@@ -8,9 +8,11 @@ import itertools
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hfproj.backbones import EMBEDDED
+from hfproj.errors import UsageError
 from hfproj.objectives import OBJECTIVES
 from hfproj.presets import all_presets
 from hfproj.registry import Registry
@@ -18,6 +20,7 @@ from hfproj.regularizers import REGULARIZERS
 from hfproj.reporting.markdown import Code, one_line
 from hfproj.reporting.metadata import base_model_of, license_of, mapping, modality_of, trained_on
 from hfproj.results import LAYERS, WHENS, Measurement, Results, Verdict, findings, verdicts, words
+from hfproj.results.inside import Autopsy, Invariance
 from hfproj.results.measurement import (
     Cell,
     Key,
@@ -82,6 +85,7 @@ class Context:
         self.tables = _tables(results, {(v.key, v.layer): v for v in judged})
         self.cells = results.cells(arrows=True)  # h and z in one table, the header first
         self.layer_cells = results.layer_cells()  # every layer, where there are others, the header first
+        self.inside = _inside(results.geometry)  # sections: title, tables of cells, sentences
         self.protocol = _protocol(measured)
         self.settings = _settings(results, adapter, recipe, self.backbone)  # a part, and pieces of text or `Code`
         self.license = license_of(results)
@@ -98,6 +102,25 @@ class Context:
             + [f"measured on {', '.join(sorted(self.datasets))}"] * bool(self.datasets)
             + [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] * bool(seeds)
         )
+
+
+def _inside(geometry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the sections of an autopsy and of an invariance report, where results hold them."""
+    sections = []
+    with suppress(UsageError):  # a damaged one, of somebody else
+        if kept := geometry.get("autopsy"):
+            found = Autopsy.from_dict(kept)
+            said = [cut.sentence for cut in found.cuts] + [words.INSIDE["layers"]]
+            sections.append({"title": words.INSIDE["title"], "tables": [found.cells()], "sentences": said})
+            geometry = {"invariance": kept["invariance"], **geometry}
+    with suppress(UsageError):
+        if kept := geometry.get("invariance"):
+            moved = Invariance.from_dict(kept)
+            tables = [cells for cells in (moved.cells(), moved.layer_cells()) if cells]
+            sections.append(
+                {"title": words.INSIDE["transforms"], "tables": tables, "sentences": [words.INSIDE["moved"]]}
+            )
+    return sections
 
 
 def _tables(results: Results, judged: Mapping[tuple[Key, str], Verdict]) -> list[dict[str, Any]]:

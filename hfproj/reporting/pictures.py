@@ -30,6 +30,8 @@ _GEOMETRY: dict[str, Callable[..., Any]] = {
     "metric_condition_number": plots.plot_metric_condition,
     "orbits": plots.plot_orbits,
     "covariance": plots.plot_covariance,
+    "autopsy": plots.plot_autopsy,
+    "invariance": plots.plot_invariance,
 }
 
 
@@ -190,6 +192,8 @@ def _geometry(geometry: Mapping[str, Any]) -> list[Picture]:
         layers = values.get("layers") or {} if isinstance(values, Mapping) else values
         draw["feature_weights"] = partial(plots.plot_feature_weights, layers, features=mapping(values).get("features"))
         shown["feature_weights"] = layers
+    if kept := mapping(shown.get("autopsy")).get("invariance"):
+        draw["invariance"], shown["invariance"] = partial(plots.plot_invariance, kept), kept
     return [_picture(kind, draw[kind], names=_names(shown[kind])) for kind in draw if kind in shown]
 
 

@@ -7,10 +7,10 @@ picture are made. Numbers of a file that somebody else wrote are read strictly, 
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hfproj.checking import checked
 from hfproj.errors import UsageError
@@ -19,8 +19,9 @@ from hfproj.results import words
 from hfproj.results.history import file_in
 from hfproj.results.verdict import Interval
 
+T = TypeVar("T")
 FORMAT = 1
-_MOST = 1000  # layers, transforms
+_MOST, _MOST_SERIES, _MOST_DIM = 300, 20, 1 << 20  # layers; transforms, probes; width: of a file of somebody else
 NAMES = {"linear": "linear probe", "knn": "20-NN"}  # of the probes by which layers are compared
 
 
@@ -162,7 +163,7 @@ class Invariance:
             UsageError: If it is something else.
         """
         try:
-            return cls([_moved(one) for one in _items(content["moved"])], dict(content["protocol"]))
+            return cls([_moved(one) for one in _items(content["moved"], _MOST_SERIES)], dict(content["protocol"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"Expected what Invariance.to_dict gives, got something else: {error!r:.80}.") from None
 
@@ -228,7 +229,7 @@ class Autopsy:
         """
         try:
             layers = [_layer(one) for one in _items(content["layers"])]
-            cuts = [_cut(one) for one in _items(content["cuts"])]
+            cuts = [_cut(one) for one in _items(content["cuts"], _MOST_SERIES)]
             kept = content.get("invariance")
             invariance = None if kept is None else Invariance.from_dict(kept)
             return cls(layers, cuts, invariance, dict(content["protocol"]))
@@ -290,10 +291,22 @@ def _save(content: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def _items(value: Any) -> Iterable[Any]:
-    if not isinstance(value, list) or len(value) > _MOST:
-        raise ValueError(f"expected a list of at most {_MOST}")
+def _items(value: Any, most: int = _MOST) -> Iterable[Any]:
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError(f"expected a list of at most {most}")
     return value
+
+
+def _named(value: Any, read: Callable[[Any], T], most: int = _MOST) -> dict[str, T]:
+    if not isinstance(value, Mapping) or len(value) > most:
+        raise ValueError(f"expected at most {most} entries by name")
+    return {_text(name): read(one) for name, one in value.items()}
+
+
+def _whole(value: Any) -> int:
+    if not 0 <= _number(value) <= _MOST_DIM:
+        raise ValueError(f"expected a width or a rank, got {value!r:.40}")
+    return int(value)
 
 
 def _number(value: Any) -> float:
@@ -315,24 +328,31 @@ def _interval(value: Any) -> Interval:
 
 def _layer(one: Any) -> LayerFound:
     condition = math.inf if one["condition"] is None else _number(one["condition"])
-    scores = {
-        _text(name): Score(_number(score["accuracy"]), _interval(score["over_h"]))
-        for name, score in one["scores"].items()
-    }
-    spectrum = [math.nan if value is None else _number(value) for value in one["spectrum"]]
-    dim, rank = int(_number(one["dim"])), int(_number(one["numerical_rank"]))
+    scores = _named(one["scores"], _one_score, _MOST_SERIES)
+    spectrum = [math.nan if value is None else _number(value) for value in _items(one["spectrum"], _MOST_DIM)]
+    dim, rank = _whole(one["dim"]), _whole(one["numerical_rank"])
     return LayerFound(_text(one["name"]), dim, _number(one["rankme"]), rank, condition, spectrum, scores)
 
 
+def _one_score(one: Any) -> Score:
+    return Score(_number(one["accuracy"]), _interval(one["over_h"]))
+
+
 def _cut(one: Any) -> Cut:
-    first, second = (int(_number(rows)) for rows in one["rows"])
+    first, second = map(_rows, one["rows"])
     confirmed = _interval(one["confirmed"])
     return Cut(_text(one["probe"]), _text(one["layer"]), _number(one["lead"]), confirmed, (first, second))
 
 
+def _rows(value: Any) -> int:
+    if not 0 <= _number(value) < 1e12:
+        raise ValueError(f"expected a number of rows, got {value!r:.40}")
+    return int(value)
+
+
 def _moved(one: Any) -> Moved:
     first, second = map(_text, one["ends"])
-    distance, cosine = ({_text(n): _number(v) for n, v in one[part].items()} for part in ("distance", "cosine"))
-    known = {_text(name): _interval(value) for name, value in one["known"].items()}
+    distance, cosine = (_named(one[part], _number) for part in ("distance", "cosine"))
+    known = _named(one["known"], _interval)
     bent = None if one["degeneracy"] is None else _number(one["degeneracy"])
     return Moved(_text(one["transform"]), (first, second), distance, cosine, known, _interval(one["lost"]), bent)

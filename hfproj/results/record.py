@@ -19,6 +19,7 @@ from hfproj import limits
 from hfproj.checking import checked
 from hfproj.errors import AdapterFileError, UsageError, check_type
 from hfproj.files import installed_versions, portable, write_atomic
+from hfproj.heads.layers import is_layer_name
 from hfproj.results import shown, words
 from hfproj.results.content import check_content
 from hfproj.results.history import file_in
@@ -75,7 +76,8 @@ class Results:
             step, "step", "epoch", and metrics whose names end in their layer ("rankme_h", "std_z", …) or have none
             ("loss", "lambda_min", …). Results of several seeds have "seed" too.
         geometry: Measurements that are no single number, all optional: "metric_condition_number", "orbits",
-            "covariance", "feature_weights", "collapse" (the alarm: its step, cause, and what was seen), "scalars".
+            "covariance", "feature_weights", "collapse" (the alarm: its step, cause, and what was seen), "scalars",
+            "autopsy" and "invariance" (`hfproj.results.inside`).
         missing: What was to be measured and has no value, with the reasons.
 
     Example:
@@ -242,7 +244,9 @@ class Results:
     def layers(self) -> list[str]:
         """What was measured: intermediate layers in the order of the measurements, then h and z."""
         found = dict.fromkeys(m.layer for m in self.measurements)
-        return [*(layer for layer in found if layer not in LAYERS), *(layer for layer in LAYERS if layer in found)]
+        inside = [layer for layer in found if is_layer_name(layer)]
+        before = [layer for layer in found if layer not in (*LAYERS, *inside)]
+        return [*before, *["h"] * ("h" in found), *inside, *["z"] * ("z" in found)]
 
     def __repr__(self) -> str:
         return shown.as_line(self)

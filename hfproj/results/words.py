@@ -71,6 +71,16 @@ USUAL_PROBES = {
     "knn": LABELS["knn"], "linear": "linear probe", "fine_tune": LABELS["fine_tune"],
 }  # else: "Not measured: …"  # fmt: skip
 PROTOCOL = f"All of it in eval mode. {LABELS['rankme']} does not centre; spectra are of unit rows, centred."
+INSIDE = {
+    "title": "Inside the head",
+    "transforms": "What is left of each transform of the views",
+    "layers": "Intervals are paired with h over held-out rows and speak of each layer by itself. Where to cut was "
+    "chosen on one half of these rows and confirmed on the other. Rank: singular values above rounding; condition: of "
+    "the covariance on its support.",
+    "moved": "Moves: distance between the two strengths over that of two different images. Read: accuracy of a linear "
+    "probe that tells them apart; 0.50 is chance. h − z in points. Degeneracy: how much the head stretches that move "
+    "of h, 1 as an average direction, 0 not at all.",
+}
 # What follows from it, by sense and layer.
 ADVICE = {
     ("worse", "h"): "Use the bare backbone where your task resembles this one.",

@@ -39,7 +39,8 @@ def test_what_answers_without_torch(tmp_path):
     answered = [
         ["--help"], ["--version"], ["ls"], *(["ls", kind] for kind in recipes.KINDS), ["cp", "simclr_vit", "mine.py"],
         ["run"], *(["run", name, "--help"] for name in TABLE["recipes"]), ["run", "simclr_vit", "--help-all"],
-        ["run", "mine.py", "--help"], *([name, "--help"] for name in ("embed", "push", "report", "probe", "convert")),
+        ["run", "mine.py", "--help"],
+        *([name, "--help"] for name in ("embed", "push", "report", "probe", "convert", "autopsy")),
     ]  # fmt: skip
     beside = [[str(recipes.folder() / f"{name}.py"), "--help"] for name in TABLE["recipes"]]
     code = (

@@ -126,6 +126,26 @@ FEATURES = {
     "rankme: numpy": (lambda: diagnostics.rankme(np.zeros((8, 4))), "ndarray", "tensor"),
     "alignment: rows": (lambda: diagnostics.alignment(x(8, 4)), "views"),
 }  # fmt: skip
+INSIDE = {
+    "autopsy: a backbone without a head": (lambda: hfproj.autopsy(backbone(), train=LABELLED, test=LABELLED),
+                                           "active projection head", "attach"),
+    "autopsy: data without labels": (
+        lambda: hfproj.autopsy(model(), train=UNLABELLED, test=UNLABELLED, collator=eval_images()),
+        "labels in `train`"),
+    "autopsy: a folder that is not there": (
+        lambda: hfproj.autopsy("/none/there", train=LABELLED, test=LABELLED), "/none/there"),
+    "autopsy: without train": (lambda: hfproj.autopsy(model(), test=LABELLED), "train=…"),
+    "autopsy: a collator that makes no views": (
+        lambda: hfproj.autopsy(model(), train=LABELLED, test=LABELLED, views=eval_images()), "ImageViews"),
+    "invariance report: a collator that makes no views": (
+        lambda: hfproj.invariance_report(model(), LABELLED, eval_images()), "ImageViews"),
+    "invariance report: few images": (lambda: hfproj.invariance_report(model(), LABELLED[:3], views()), "16 images"),
+    "cut_head: a number": (lambda: hfproj.cut_head(model(), 0), "layer", "0"),
+    "cut_head: the last layer": (lambda: hfproj.cut_head(model(), "head.1"), "head.0", "'head.1'"),
+    "cut_head: h": (lambda: hfproj.cut_head(model(), "h"), "head.0", "'h'"),
+    "spectrum: h as a layer of the head": (lambda: hfproj.SpectrumCallback(layers=["h"]), "['head.0']", "h and z"),
+    "plot: an autopsy of something else": (lambda: plots.plot_autopsy({"layers": 1}), "Autopsy.to_dict"),
+}  # fmt: skip
 RESULTS = {
     "results: a number that is not there": (lambda: results().value("linear", "h", "after"), "linear", "knn"),
     "results: an accuracy by another name": (lambda: results().value("accuracy", "h", "after"), "knn"),
@@ -163,4 +183,4 @@ def _run():
     return folder
 
 
-MISTAKES = {**EVALUATE, **PROBES, **FEATURES, **RESULTS}
+MISTAKES = {**EVALUATE, **PROBES, **FEATURES, **INSIDE, **RESULTS}

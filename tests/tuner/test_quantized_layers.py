@@ -244,3 +244,17 @@ def test_a_repacked_backbone_is_refused():
     layers_of(backbone)[0].weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)
     call = lambda: get_peft_model(backbone, make_config("vit", "head"))  # noqa: E731
     assert_refused(call, "repacked", "Load it again")
+
+
+def test_layers_of_the_head_are_read():
+    config = hfproj.ProjectionHeadConfig(head_options={"hidden_dim": 9, "norm": None}, out_dim=4)
+    model = get_peft_model(quantized(make_backbone("vit")), config).eval()
+    items = [*torch.randn(5, 3, 32, 32)]
+    found = hfproj.extract_features(
+        model, items, layers=[1, "head.0", "head.1"], collator=lambda batch: {"pixel_values": torch.stack(batch)}
+    )
+    head = model.get_base_model().hfproj.projection_head_modules["default"].head
+    with torch.no_grad():
+        expected = head.hidden[0](found.h)
+        assert torch.allclose(found.layers["head.0"], expected, atol=1e-6)
+        assert torch.allclose(found.layers["head.1"], head.last(expected), atol=1e-6)

@@ -88,6 +88,12 @@ def right_data(
     hfproj.evaluate(model, train=Own(), test=[{"image": pictures[0], "label": 3}], labels=None, layers=["blocks.0", 3])
     hfproj.evaluate(model, test=hfproj.load_image_dataset("digits"))
     hfproj.extract_features(model, IndexedDataset(table), pooling="cls_mean")
+    hfproj.extract_features(model, table, layers="head").by_name()["head.0"]
+    kept: str = (
+        hfproj.autopsy("my-head", train=table, test=pairs, views=hfproj.ImageViews.for_model(model)).cuts[0].keep
+    )
+    hfproj.cut_head(model, kept)
+    hfproj.invariance_report(model, table, hfproj.ImageViews.for_model(model)).cells()
     hfproj.cache_features(model, torch.utils.data.Subset(dataset, [0]), hfproj.ImageViews.for_model(model))
     hfproj.ImageViews.for_model(model, num_views=3, flip_probability=None, blur_probability="auto", label_column=None)
     hfproj.EvalImages.for_model(model, interpolation="bilinear", resize=40)
@@ -119,6 +125,8 @@ def wrong(model: PeftModel, dataset: torch.utils.data.Dataset, x: torch.Tensor) 
     hfproj.create_head("mlp", in_dim="384")  # wrong
     hfproj.create_objective(temperature=0.2)  # wrong
     hfproj.evaluate(model, tset=dataset)  # wrong
+    hfproj.autopsy(model, train=dataset)  # wrong
+    hfproj.cut_head(model, 1)  # wrong
     hfproj.evaluate(model, test=dataset, batch_size="256")  # wrong
     hfproj.evaluate(model, test=dataset).tabel()  # wrong
     hfproj.push_to_hub(model)  # wrong

@@ -31,8 +31,10 @@ from hfproj.diagnostics.by_name import MEASURES, OF_VIEWS
 from hfproj.errors import UsageError, check_choice, unknown
 from hfproj.features.similarity import mutual_knn
 from hfproj.features.views import FixedViews
+from hfproj.heads.layers import check_head_layers, chosen_layers
 from hfproj.training.optimizer import PART
 from hfproj.training.setup import Args, Control, ProjectionTrainer, State
+from hfproj.tuner.active import active_modules
 from hfproj.typing import Data, OneOf
 
 IMAGES = 256  # of the probe batch
@@ -211,6 +213,7 @@ class SpectrumCallback(ProbeWatch):
             nearest images, of few images a quarter, that are those of h without the adapter). For their cost see
             docs/diagnostics.md.
         every, images, dataset: As `ProbeWatch`.
+        layers: Layers of the head beside h and z, ``["head.0"]`` or "head" for all: ``rankme_head.0`` …
 
     Raises:
         UsageError: If a metric is unknown, or as `ProbeWatch`.
@@ -224,9 +227,11 @@ class SpectrumCallback(ProbeWatch):
     @checked
     def __init__(
         self, *, metrics: Sequence[Metric] = DEFAULT, every: int | None = None, images: int = IMAGES,
-        dataset: Data | None = None,
+        dataset: Data | None = None, layers: Sequence[str] | OneOf["head"] = (),
     ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
+        check_head_layers(layers)
+        self.layers = layers
         if isinstance(metrics, str):
             raise UsageError(
                 f"Expected metrics as a list of names, got {metrics!r}; write metrics={metrics.split(',')}."
@@ -239,13 +244,14 @@ class SpectrumCallback(ProbeWatch):
     def measure(self) -> dict[str, float]:
         """Return each metric of h and z; NaN where features are not finite, or where the metric is not defined."""
         with self.trainer.accelerator.autocast():
-            h, z = self.views.features(self.trainer.model, self.trainer.args.device)
+            head = active_modules(self.trainer.bare_model()).head if self.layers else None
+            found = self.views.layers(self.trainer.model, self.trainer.args.device, head=head)
             if OVERLAP in self.metrics and self._bare is None:
                 self._bare = self.views.bare(self.trainer.bare_model(), self.trainer.args.device)[0]
         values: dict[str, float] = {}
         if distributed.rank() == 0:
-            names = [name for name in self.metrics if name not in OF_VIEWS or h.shape[0] > 1]
-            for layer, f in (("h", h), ("z", z)):
+            names = [name for name in self.metrics if name not in OF_VIEWS or found["h"].shape[0] > 1]
+            for layer, f in chosen_layers(found, self.layers).items():
                 values |= {f"{name}_{layer}": _value(name, f, self._bare) for name in names}
         return distributed.broadcast_object(values)  # the same on all processes, to the last bit
 
