@@ -306,7 +306,7 @@ def _timescale() -> Study:
     without, with_norm = tuple(norms)[:2], tuple(norms)[2:]
     return Study(
         name="geometry.table3", title="Does the head move faster than the backbone?",
-        source="Table 3, recomputed from the arrays of the official code: 31 to 653 without BatchNorm, 0.41 to 2.7 with.",
+        source="Table 3, recomputed from arrays of the official code: 31 to 653 without BatchNorm, 0.41 to 2.7 with.",
         data=_CIFAR_10, scales=_SCALES, columns=(ratio,), watched=("update_ratio",),
         rows=tuple(Row(name=name, preset=preset, start=0.1) for name, preset in norms.items()),
         claims=(
