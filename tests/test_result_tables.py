@@ -56,3 +56,17 @@ TABLES = [
 def test_a_table_is_that_of_its_results(name, table):
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert table(found) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_regularizers_by_target_are_those_of_their_results():
+    """The tables of docs/regularizers.md, and what is said of them: targets are reached."""
+    found = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8"))
+    text = (RECIPES.parent / "docs" / "regularizers.md").read_text(encoding="utf-8")
+    made = recipe("benchmarks/sparsity")
+    for name in ("targets", "nats", "sweep", "compare"):
+        lines = "\n".join(getattr(made, f"of_{name}")(found[name]))
+        assert f"<!-- {name} -->\n{lines}\n<!-- /{name} -->" in text
+    for row in found["targets"]:
+        reached, wanted = row["end"]["sparse_head_sparsity"], row["regularizers"]["sparse_head"]["sparsity"]
+        assert abs(reached - wanted) <= 0.02
+    assert len(found["targets"]) == 3 * 2 * 5 * 3
