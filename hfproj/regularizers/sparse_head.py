@@ -259,13 +259,15 @@ class SparseHead(ShowsOptions, nn.Module):
         """Set to zero what the target asks for at `progress` in [0, 1] of training; without a target do nothing.
 
         Raises:
-            UsageError: As `after_step`.
+            UsageError: As `after_step`, and under FSDP.
         """
         share = sparsity_at(progress, self.sparsity or 0.0)
         if not share:
             return
         held = progress >= _END
         for name, layer in self._settable(model).items():
+            if hasattr(layer.weight, "full_tensor"):
+                raise UsageError(f"FSDP splits {name}, whose smallest groups are wanted; train with DDP instead.")
             weight = effective_weight(layer)
             keep = self._zeros.get(name) if held else None
             off = switched_off(weight, share, group=self.group, l1=self.l1, keep=keep)

@@ -239,3 +239,10 @@ def test_weight_norm_has_no_target():
     head = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
     with pytest.raises(UsageError, match=r"head\.0 is reparametrized.*which has no target"):
         create_regularizer("sparse_head", sparsity=0.5).follow(head, 1.0)
+
+
+def test_a_split_weight_has_no_target():
+    head = nn.Sequential(nn.Linear(4, 2))
+    head[0].weight.full_tensor = head[0].weight.detach  # as the DTensor of FSDP has
+    with pytest.raises(UsageError, match=r"FSDP splits head\.0.*train with DDP"):
+        create_regularizer("sparse_head", sparsity=0.5).follow(head, 1.0)
