@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hfproj.results.verdict import paired_interval
 from hfproj.studies import dropped_digits
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -70,3 +71,39 @@ def test_regularizers_by_target_are_those_of_their_results():
         reached, wanted = row["end"]["sparse_head_sparsity"], row["regularizers"]["sparse_head"]["sparsity"]
         assert abs(reached - wanted) <= 0.02
     assert len(found["targets"]) == 3 * 2 * 5 * 3
+
+
+def test_what_is_said_of_sparsity_is_what_was_measured():
+    found = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8"))
+
+    def of(objective, norm, target):
+        wanted = (objective, norm, {"sparse_head": {"sparsity": target}})
+        return [r for r in found["targets"] if (r["objective"], r["norm"], r["regularizers"]) == wanted]
+
+    def mean(rows, name):
+        return sum(row[name] for row in rows) / len(rows)
+
+    beyond, falls = [], []
+    for objective in ("nt_xent", "byol", "barlow_twins"):
+        for norm in ("BatchNorm", "none"):
+            plain = of(objective, norm, 0.0)
+            for target in (0.25, 0.5, 0.75, 0.9):
+                rows = of(objective, norm, target)
+                assert abs(mean(rows, "rankme_h") - mean(plain, "rankme_h")) < 1
+                gap = paired_interval(*([[int(c) for c in r["correct"]] for r in group] for group in (rows, plain)))
+                beyond += [(objective, norm, gap.high < 0)] if gap.low > 0 or gap.high < 0 else []
+            falls += [mean(plain, "rankme_z") - mean(rows, "rankme_z")] if norm == "BatchNorm" else []
+    assert beyond == [("byol", "BatchNorm", True)] * 3
+    assert (round(min(falls), 1), round(max(falls), 1)) == (1.7, 3.1)
+
+    sweep = {
+        (r["norm"], o["method"], o["weight"]): r for r in found["sweep"] if (o := r["regularizers"]["sparse_head"])
+    }
+    plain = sweep["none", "subgradient", 0.0]
+    for weight in (0.1, 0.32, 1.0, 3.2):
+        row = sweep["none", "subgradient", weight]
+        assert row["end"]["sparse_head_sparsity"] == 0
+        assert row["rankme_h"] > plain["rankme_h"] + 1
+        assert row["rankme_z"] < plain["rankme_z"] - 1
+    proximal = [sweep["none", "proximal", w]["end"]["sparse_head_sparsity"] for w in (3.2, 10.0, 32.0)]
+    assert proximal[0] == 0 < proximal[1] < proximal[2] == 1

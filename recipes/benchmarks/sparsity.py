@@ -253,11 +253,10 @@ def of_compare(rows: list[dict]) -> list[str]:
 
 
 def of_sweep(rows: list[dict]) -> list[str]:
-    """Return for each form the smallest weights with an effect: a printed digit, a zero, a dead head."""
-    lines = [
-        "| form | norm | first change | 20-NN h less by 0.01 | first zeros | all zero |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    """Return the smallest weight of each form that moves RankMe by over 1, kills z, zeroes a column, zeroes all."""
+    lines = ["| form | norm | RankMe of h or z moves by over 1 | first zeros | z dead: RankMe below 1.5 | all zero |"]
+    lines += ["|---|---|---:|---:|---:|---:|"]
+    by_weight: dict[float, list[str]] = {}
     for form, (options, norm) in FORMS.items():
         found = {}
         for row in rows:
@@ -267,21 +266,22 @@ def of_sweep(rows: list[dict]) -> list[str]:
                 found[weight] = row
         if 0.0 not in found:
             continue
-        plain = printed(found[0.0])
+        plain = found[0.0]
         effects = (
-            lambda row, plain=plain: printed(row) != plain,
-            lambda row, knn=found[0.0]["knn_h"]: row["knn_h"] < knn - 0.01,
+            lambda row, plain=plain: any(abs(row[n] - plain[n]) > 1 for n in ("rankme_h", "rankme_z")),
             lambda row: row["end"]["sparse_head_sparsity"] > 0,
+            lambda row: row["rankme_z"] < 1.5,
             lambda row: row["end"]["sparse_head_sparsity"] == 1,
         )
         firsts = [next((w for w in sorted(found) if w and effect(found[w])), None) for effect in effects]
         cells = [form, norm, *(f"above {max(found):g}" if w is None else f"{w:g}" for w in firsts)]
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def printed(row: dict) -> tuple[str, ...]:
-    return f"{row['end']['objective']:.3f}", f"{row['knn_h']:.3f}", f"{row['rankme_h']:.1f}", f"{row['rankme_z']:.1f}"
+        for weight, row in found.items():
+            values = (f"{row['end']['sparse_head_sparsity']:.2f}", f"{row['rankme_h']:.1f}", f"{row['rankme_z']:.1f}")
+            by_weight.setdefault(weight, []).append(f"{', '.join(values)}, {row['knn_h']:.3f}")
+    lines += ["", "Sparsity, RankMe of h, RankMe of z, 20-NN of h; one seed:", ""]
+    lines += ["| weight | " + " | ".join(FORMS) + " |", "|---:" * (1 + len(FORMS)) + "|"]
+    return lines + [f"| {w:g} | {' | '.join(cells)} |" for w, cells in sorted(by_weight.items())]
 
 
 def of_nats(rows: list[dict]) -> list[str]:
