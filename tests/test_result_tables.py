@@ -64,8 +64,8 @@ def test_regularizers_by_target_are_those_of_their_results():
     found = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8"))
     text = (RECIPES.parent / "docs" / "regularizers.md").read_text(encoding="utf-8")
     made = recipe("benchmarks/sparsity")
-    for name in ("targets", "nats", "sweep", "compare"):
-        lines = "\n".join(getattr(made, f"of_{name}")(found[name]))
+    for name in ("targets", "nats", "nats_head", "sweep", "compare"):
+        lines = "\n".join(getattr(made, f"of_{name.removesuffix('_head')}")(found[name]))
         assert f"<!-- {name} -->\n{lines}\n<!-- /{name} -->" in text
     for row in found["targets"]:
         reached, wanted = row["end"]["sparse_head_sparsity"], row["regularizers"]["sparse_head"]["sparsity"]
@@ -107,3 +107,22 @@ def test_what_is_said_of_sparsity_is_what_was_measured():
         assert row["rankme_z"] < plain["rankme_z"] - 1
     proximal = [sweep["none", "proximal", w]["end"]["sparse_head_sparsity"] for w in (3.2, 10.0, 32.0)]
     assert proximal[0] == 0 < proximal[1] < proximal[2] == 1
+
+
+def test_what_is_said_of_nats_is_what_was_measured():
+    found = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8"))
+
+    def ratios(what):
+        by_start = {}
+        for row in found[what]:
+            options = row["regularizers"]["bottleneck"]
+            if options != 1e-9:
+                case = (row["objective"], options["weight"])
+                by_start.setdefault(case, []).append(row["bottleneck"] / options["at_most"])
+        return [sum(values) / len(values) for values in by_start.values()]
+
+    assert len(ratios("nats_head")) == 2
+    assert all(abs(ratio - 1) <= 0.1 for ratio in ratios("nats_head"))
+    assert len(ratios("nats")) == 6
+    assert round(max(ratios("nats")), 2) == 0.86
+    assert min(ratios("nats")) < 0

@@ -3,6 +3,7 @@
     python recipes/benchmarks/sparsity.py targets    # sparsity × objective × BatchNorm, 3 seeds
     python recipes/benchmarks/sparsity.py sweep      # the weight instead: from no effect to a dead head
     python recipes/benchmarks/sparsity.py nats       # mutual information of h and z by target
+    python recipes/benchmarks/sparsity.py nats_head  # the same where only the head is trained
     python recipes/benchmarks/sparsity.py compare    # regularizers at strengths that act
     python recipes/benchmarks/sparsity.py table
 
@@ -84,14 +85,15 @@ class Data:
         self.bank, self.test = (hfproj.cache_features(model, part, plain) for part in (train, test))
 
 
-def run(data: Data, objective: str, norm: str, regularizers: dict, seed: int) -> dict:
-    """Train, and return what is measured."""
+def run(data: Data, objective: str, norm: str, regularizers: dict, seed: int, trained: bool = True) -> dict:
+    """Train the head, and the backbone where it is `trained`; return what is measured."""
     set_seed(seed)
     config = hfproj.ProjectionHeadConfig(
         head="mlp", head_options={"hidden_dim": SETTINGS["hidden"], "norm": NORMS[norm]}, out_dim=SETTINGS["out_dim"],
-        trainable="full", **OBJECTIVES[objective],
+        trainable="full" if trained else "head", **OBJECTIVES[objective],
     )  # fmt: skip
-    model = get_peft_model(Residual(data.bank.features.shape[-1], SETTINGS["hidden"]), config)
+    dim = data.bank.features.shape[-1]
+    model = get_peft_model(Residual(dim, SETTINGS["hidden"]) if trained else hfproj.FeatureBackbone(dim), config)
     trainer = hfproj.ProjectionTrainer(
         model,
         hfproj.ProjectionTrainingArguments(
@@ -146,7 +148,7 @@ def cases(what: str) -> Iterator[tuple[str, str, str, dict, int]]:
                     yield f"{name}-{share}-{seed}", "nt_xent", "BatchNorm", {name: {"weight": weight, **options}}, seed
     else:
         for seed in SEEDS:
-            for objective in OBJECTIVES:
+            for objective in OBJECTIVES if what == "nats" else ("nt_xent",):
                 free = f"{objective}-{NONE}-{seed}"
                 yield free, objective, "BatchNorm", {"bottleneck": 1e-9}, seed
                 half = float(f"{at_end(kept(what, free), 'bottleneck') / 2:.2g}")
@@ -163,7 +165,7 @@ def measure(what: str) -> None:
         data = data or Data()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does next to nothing.*|.*sparsity 1.*|.*A BatchNorm follows.*")
-            found = run(data, objective, norm, regularizers, seed)
+            found = run(data, objective, norm, regularizers, seed, trained=what != "nats_head")
         row = {"objective": objective, "norm": norm, "regularizers": regularizers, "seed": seed, **found}
         file(what, name).parent.mkdir(parents=True, exist_ok=True)
         write_json(file(what, name), row)
@@ -188,13 +190,13 @@ def collected() -> dict:
     """Return the runs below runs/, without what the tables don't need; where there are none, those of the JSON file."""
     before = json.loads(OUT.read_text()) if OUT.is_file() else {}
     content: dict = {"settings": SETTINGS, "versions": installed_versions()}
-    for what in ("targets", "sweep", "nats", "compare"):
+    for what in ("targets", "sweep", "nats", "nats_head", "compare"):
         rows = []
         for file in sorted((RUNS / what).glob("*.json")):
             row = json.loads(file.read_text())
             last = row.pop("log")
             row["end"] = {k: v for k, v in last[-1].items() if k != "epoch"}
-            for name in row["regularizers"] if what in ("nats", "compare") else ():
+            for name in row["regularizers"] if what in ("nats", "nats_head", "compare") else ():
                 row |= {key: at_end({"log": last}, key) for key in (name, f"{name}_grad_share")}
             correct = row.pop("correct")
             if what in ("targets", "compare"):
@@ -315,7 +317,8 @@ def table() -> None:
     content = collected()
     write_json(OUT, content)
     text = DOCS.read_text(encoding="utf-8")
-    for name, lines in (("targets", of_targets), ("sweep", of_sweep), ("nats", of_nats), ("compare", of_compare)):
+    for name, lines in (("targets", of_targets), ("sweep", of_sweep), ("nats", of_nats), ("nats_head", of_nats),
+                        ("compare", of_compare)):  # fmt: skip
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not (start and end):
@@ -328,7 +331,7 @@ def table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("targets", "sweep", "nats", "compare", "table"))
+    parser.add_argument("what", choices=("targets", "sweep", "nats", "nats_head", "compare", "table"))
     what = parser.parse_args().what
     table() if what == "table" else measure(what)
 
