@@ -126,3 +126,17 @@ def test_what_is_said_of_nats_is_what_was_measured():
     assert len(ratios("nats")) == 6
     assert round(max(ratios("nats")), 2) == 0.86
     assert min(ratios("nats")) < 0
+
+
+def test_what_is_said_of_strengths_is_what_was_measured():
+    found, made = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8")), recipe("benchmarks/sparsity")
+    header, _, plain, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in made.of_compare(found["compare"])
+    )
+    assert len(rows) == 10
+    ranks = [header.index("RankMe h"), header.index("RankMe z")]
+    for row in rows:
+        moved = max(abs(float(row[i].split()[0]) - float(plain[i].split()[0])) for i in ranks)
+        low, high = (float(x) for x in row[-1].split("[")[1].rstrip("]").split(","))
+        assert moved > 1
+        assert (low > 0 or high < 0) == (row[0] == "koleo")
