@@ -20,7 +20,7 @@ REGISTRIES = {"heads": HEADS, "objectives": OBJECTIVES, "probes": PROBES, "regul
 
 
 def rows(file):
-    """Return the rows of a file's tables: registered name → cells by the heading of their column; not of measured ones."""
+    """Return the rows of a file's tables: registered name → cells by the heading of their column; none measured."""
     found, headings = {}, []
     text = (DOCS / f"{file}.md").read_text(encoding="utf-8")
     for line in re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL).splitlines():
