@@ -34,7 +34,7 @@ from hfproj.reproduction.study import Scale, Study
 from hfproj.saving.locks import InUseError, locked
 
 LOG = logging.getLogger("hfproj.reproduction")
-TRIAL_ROWS = 48  # images of a trial
+TRIAL_ROWS = 32  # images of a trial
 
 
 @dataclass(frozen=True)

@@ -260,4 +260,4 @@ def test_a_study_that_leaves_something_open_is_refused(colours):
 
 def test_a_trial_is_small():
     scale = trial_of(get_study("last_layer.table2"))
-    assert (scale.images, scale.seeds, scale.training["max_steps"]) == (48, (0,), 2)
+    assert (scale.images, scale.seeds, scale.training["max_steps"]) == (32, (0,), 2)
