@@ -6,7 +6,7 @@ or any other objective.
     accelerate launch recipes/simclr_vit.py --objective vicreg --regularizers werank=0.01
     accelerate launch recipes/simclr_vit.py --watch_metrics rankme,std,uniformity --curvature true --on_collapse stop
     accelerate launch recipes/simclr_vit.py --preset byol_cifar --lars false --learning_rate 1e-3 --num_train_epochs 12
-    accelerate launch recipes/simclr_vit.py --preset simclr_cifar --backbone preset --dataset uoft-cs/cifar10   # scratch
+    accelerate launch recipes/simclr_vit.py --preset simclr_cifar --backbone preset --dataset uoft-cs/cifar10
     accelerate launch recipes/simclr_vit.py --push_to_hub me/digits-simclr --hub_private_repo true
     accelerate launch recipes/simclr_vit.py --continue_from me/digits-simclr --output_dir out/longer
     accelerate launch recipes/simclr_vit.py --save_strategy epoch --resume_from_checkpoint auto    # docs/checkpoints.md

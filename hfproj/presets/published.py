@@ -20,8 +20,9 @@ from typing import Any
 from hfproj.objectives.sigmoid import SigmoidContrastive
 
 from hfproj.presets.settings import (  # isort: skip
-    BYOL_VIEWS, BYOL_VIEWS_NOTE, CIFAR_RESNET_18, CIFAR_RESNET_50, LARS, MOCO_VIEWS, RESNET_18, RESNET_50, SGD, SIMCLR_LARS_100, SOLO_ASYMMETRIC_NOTE, SOLO_ASYMMETRIC_VIEWS,
-    SOLO_LARS, SOLO_VIEWS, SOLO_WEAK_VIEWS, ZERO_CL_LARS, Preset, Settings, multi_crop, training,
+    BYOL_VIEWS, BYOL_VIEWS_NOTE, CIFAR_RESNET_18, CIFAR_RESNET_50, LARS, MOCO_VIEWS, RESNET_18, RESNET_50, SGD,
+    SIMCLR_LARS_100, SOLO_ASYMMETRIC_NOTE, SOLO_ASYMMETRIC_VIEWS, SOLO_LARS, SOLO_VIEWS, SOLO_WEAK_VIEWS, ZERO_CL_LARS,
+    Preset, Settings, multi_crop, training,
 )  # fmt: skip
 
 _SWAV_VIEWS = {**multi_crop(6, (0.14, 1.0), (0.05, 0.14)), "blur_probability": 0.5}
@@ -222,14 +223,14 @@ _PUBLISHED: dict[str, Preset] = {
 }  # fmt: skip
 
 
+_BERT_BASE: Settings = {"name": "google-bert/bert-base-uncased"}
 _BACKBONES: dict[str, Settings | None] = {  # where it is not a ResNet-50
     "moco_v3": {"name": "timm/vit_small_patch16_224", "pretrained": False, "dynamic_img_size": True},
     "dino": {"name": "timm/vit_small_patch16_224", "pretrained": False, "dynamic_img_size": True},
     "lejepa": {"name": "timm/vit_small_patch8_224", "pretrained": False, "img_size": 128},
-    **dict.fromkeys(("zero_cl", "zero_cl_instance", "w_mse"), RESNET_18), "zero_cl_cifar": CIFAR_RESNET_18,
-    "supcon": CIFAR_RESNET_50,
-    **dict.fromkeys(("simcse_unsupervised", "simcse_supervised"), {"name": "google-bert/bert-base-uncased"}),
-    **dict.fromkeys(("siglip", "align_uniform"), None),
+    "zero_cl": RESNET_18, "zero_cl_instance": RESNET_18, "w_mse": RESNET_18, "zero_cl_cifar": CIFAR_RESNET_18,
+    "supcon": CIFAR_RESNET_50, "simcse_unsupervised": _BERT_BASE, "simcse_supervised": _BERT_BASE,
+    "siglip": None, "align_uniform": None,
 }  # fmt: skip
 PUBLISHED: dict[str, Preset] = {
     name: replace(preset, backbone=_BACKBONES.get(name, RESNET_50)) for name, preset in _PUBLISHED.items()

@@ -33,7 +33,7 @@ class Preset:
         out_dim: Width of the projection; None where the head decides it.
         predictor, prototypes, scales, pooling: As in `ProjectionHeadConfig`.
         backbone: What it was published for, as `hfproj.load_backbone` takes it: ``{"name": name, **options}``. Where
-            that has no pretrained weights, train all of it: ``preset.config(trainable="full")``. None: not a single one,
+            that has no pretrained weights, train all of it: ``preset.config(trainable="full")``. None: no single one,
             or none that timm or transformers has.
         regularizers: As in `ProjectionTrainer`.
         views: Options of `hfproj.ImageViews`; those that are missing are its defaults, SimCLR's.
@@ -74,7 +74,7 @@ class Preset:
         if self.backbone is None:
             raise UsageError(
                 f"Expected a preset with a backbone, got {self.line!r}, which was published for none that can be named; "
-                "load one: hfproj.load_backbone('vit_nano')."
+                "load one, hfproj.load_backbone('vit_nano')."
             )
         return load_backbone(**{**self.backbone, **changes})
 

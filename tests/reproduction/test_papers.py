@@ -89,7 +89,8 @@ def test_a_sixth_paper_is_one_file(tmp_path, monkeypatch):
             from hfproj.reproduction.measures import register_measure
             from hfproj.studies.papers._reductions import CIFAR, FROM_SCRATCH, as_published
 
-            PRESETS = {"sixth": Preset(line="A sixth", source="Here.", objective={"name": "vicreg"}, head="linear", out_dim=8)}
+            VICREG = {"name": "vicreg"}
+            PRESETS = {"sixth": Preset(line="A sixth", source="Here.", objective=VICREG, head="linear", out_dim=8)}
 
             @register_measure("width")
             def width(trained, column):
@@ -98,9 +99,11 @@ def test_a_sixth_paper_is_one_file(tmp_path, monkeypatch):
             def studies():
                 return [Study(
                     name="sixth.table1", title="How wide is z?", source="Table 1.", data=CIFAR,
-                    rows=(Row(name="linear", preset="sixth"),), columns=(Column(name="width", measure="width", layer="z"),),
+                    rows=(Row(name="linear", preset="sixth"),),
+                    columns=(Column(name="width", measure="width", layer="z"),),
                     claims=(Claim(text="z has some width", source="Table 1", tests=(More(Cells("width"), 1.0),)),),
-                    scales={"paper": as_published(1.0, "All.", num_train_epochs=1.0, learning_rate=0.1), "mini": FROM_SCRATCH},
+                    scales={"paper": as_published(1, "All.", num_train_epochs=1.0, learning_rate=0.1),
+                            "mini": FROM_SCRATCH},
                 )]
             '''
         )

@@ -12,8 +12,16 @@ from hfproj.diagnostics import matrix_entropy, matrix_mutual_information
 from hfproj.features.views import FixedViews
 from hfproj.objectives.info_nce import info_nce_loss
 from hfproj.presets.settings import (
-    BYOL_VIEWS, BYOL_VIEWS_NOTE, CIFAR_RESNET_18, RESNET_18, SOLO_ASYMMETRIC_NOTE, SOLO_ASYMMETRIC_VIEWS, SOLO_LARS,
-    SOLO_VIEWS, Preset, training,
+    BYOL_VIEWS,
+    BYOL_VIEWS_NOTE,
+    CIFAR_RESNET_18,
+    RESNET_18,
+    SOLO_ASYMMETRIC_NOTE,
+    SOLO_ASYMMETRIC_VIEWS,
+    SOLO_LARS,
+    SOLO_VIEWS,
+    Preset,
+    training,
 )  # fmt: skip
 from hfproj.reproduction.measures import Trained, register_measure
 from hfproj.reproduction.study import Agree, Cells, Claim, Column, More, Row, Study, Trend

@@ -169,6 +169,7 @@ def _cells(column: str, *rows: str) -> Cells:
 def _common(**study: Any) -> Study:
     columns = {column.name for column in study["columns"]}
     measured = tuple(column for column in (_KNN, *_MEASURED) if column.name not in columns)
+    study["claims"] = tuple(claim.on(data) for claim in study["claims"] for data in CIFAR)
     return Study(data=CIFAR, scales=_SCALES, measured=measured, spectra=_SPECTRA, **study)
 
 
