@@ -230,7 +230,7 @@ def test_the_backbone_that_a_preset_was_published_for():
     assert (model.conv1.kernel_size, model.conv1.stride, model.num_features) == ((3, 3), (1, 1), 64)
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 64)
     assert isinstance(model.maxpool, nn.Identity)
-    with pytest.raises(hfproj.UsageError, match="published for none that can be named"):
+    with pytest.raises(hfproj.UsageError, match="published for none with a name"):
         PRESETS["siglip"].load_backbone()
     with torch.device("meta"):
         for backbone in {json.dumps(PRESETS[name].backbone): PRESETS[name].backbone for name in FROM_SCRATCH}.values():

@@ -73,7 +73,7 @@ class Preset:
         """
         if self.backbone is None:
             raise UsageError(
-                f"Expected a preset with a backbone, got {self.line!r}, which was published for none that can be named; "
+                f"Expected a preset with a backbone, got {self.line!r}, which was published for none with a name; "
                 "load one, hfproj.load_backbone('vit_nano')."
             )
         return load_backbone(**{**self.backbone, **changes})
