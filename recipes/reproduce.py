@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, help="In place of the scale's.")
     parser.add_argument("--workers", type=int, default=1, help="Processes that share the rows.")
     parser.add_argument("--control", help="turned: claims turned round; shuffled: labels shuffled.")
+    parser.add_argument("--no_run", action="store_true", help="Only write the page of what is finished.")
     parser.add_argument("--output_dir", default="out/reproduce", help="Folder of pages, pictures and runs.")
     options = cli.arguments(parser)
 
@@ -48,6 +49,7 @@ def main() -> None:
     found = reproduce(
         options.study, scale=options.scale, data=named or (folders[0] if folders else None), rows=options.rows,
         seeds=options.seeds, workers=options.workers, control=options.control, output_dir=options.output_dir,
+        run=not options.no_run,
     )  # fmt: skip
     print(f"\n{found.text}\nWritten to {found.path}.")
 

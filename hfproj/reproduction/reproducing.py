@@ -55,6 +55,7 @@ def reproduce(
     name: str, *, scale: OneOf["paper", "mini", "trial"] = "mini", output_dir: str | os.PathLike = "out/reproduce",
     data: str | os.PathLike | Mapping[str, str] | None = None, rows: Sequence[str] = (),
     seeds: Sequence[int] | None = None, workers: int = 1, control: OneOf["turned", "shuffled"] | None = None,
+    run: bool = True,
 ) -> Reproduction:  # fmt: skip
     """Make a table or a figure of a paper: train and measure its rows, set them beside the paper's, judge its claims.
 
@@ -74,6 +75,7 @@ def reproduce(
         workers: Processes that share the rows, each with its share of the cores and one of the GPUs.
         control: Negative control: "turned" judges every claim turned round (what holds, must fail), "shuffled" runs
             again with shuffled labels, of which nothing can be said.
+        run: False: only write the page of what is finished.
 
     Raises:
         UsageError: If there is no study, row or scale of this name, or data can't be loaded.
@@ -95,7 +97,8 @@ def reproduce(
         study, scale, Path(output_dir), places_of(data), tuple(rows), None if seeds is None else tuple(seeds),
         shuffled=control == "shuffled",
     )  # fmt: skip
-    _run(job, workers)
+    if run:
+        _run(job, workers)
     return _write(job, control)
 
 

@@ -145,6 +145,11 @@ OBJECTIVES = {
     "objective: SigLIP": (lambda: hfproj.create_objective("siglip"), "Did you mean 'sigmoid'?"),
     "objective: DINOv2": (lambda: hfproj.create_objective("dinov2"), "Did you mean 'dino'?"),
     "objective: MAE, which is none": (lambda: hfproj.create_objective("mae"), "Available"),
+    "objective: classes beyond the logits": (
+        lambda: hfproj.create_objective("cross_entropy")(torch.zeros(2, 4, 3), labels=torch.arange(4)),
+        "below 3", "out_dim"),
+    "objective: scores as classes": (
+        lambda: hfproj.create_objective("cross_entropy")(torch.zeros(2, 4, 3), labels=torch.rand(4)), "whole number"),
     "objective: none": (lambda: hfproj.create_objective(None), "Unknown objective None. Available"),
     "objective: temperature by position": (lambda: hfproj.create_objective("nt_xent", 0.2), "by name", "**options"),
     "objective: short name of the temperature": (
@@ -190,6 +195,15 @@ BACKBONES = {
     "backbone: another library": (lambda: hfproj.load_backbone("resnet18", library="torchvision"), "timm"),
     "backbone: an option of timm": (lambda: hfproj.load_backbone("vit_nano", num_classes=0, img_size=32), "img_size"),
     "backbone: device as an option": (lambda: hfproj.load_backbone("vit_nano", device="cuda"), "device", ".to("),
+    "backbone: a small stem of a ViT": (
+        lambda: hfproj.load_backbone("timm/vit_tiny_patch16_224", pretrained=False, stem="cifar"), "ResNet", "stem"),
+    "backbone: a small stem with ImageNet's weights": (
+        lambda: hfproj.load_backbone("timm/resnet18", stem="cifar"), "pretrained=False", "trainable='full'"),
+    "backbone: a stem that is none": (
+        lambda: hfproj.load_backbone("timm/resnet18", pretrained=False, stem="CIFAR10"), "stem", "cifar"),
+    "backbone: width as a number of channels": (
+        lambda: hfproj.load_backbone("timm/resnet18", pretrained=False, width=64), "width", "multiple of the usual"),
+    "backbone: of a preset without one": (lambda: hfproj.get_preset("siglip").load_backbone(), "vit_nano"),
     "backbone: remote code": (lambda: hfproj.load_backbone("vit_nano", trust_remote_code=True), "never run"),
 }  # fmt: skip
 FORWARD = {

@@ -98,6 +98,17 @@ RECIPES = {
     "recipe: trainable='lora'": (lambda: recipe("simclr_vit", *SMALL, folder(), "--trainable", "lora"), "adapter"),
     "recipe: more to hold out than there is": (
         lambda: recipe("simclr_vit", *SMALL, folder(), "--holdout", 5000), "5000"),
+    "recipe: the backbone of no preset": (
+        lambda: recipe("simclr_vit", *SMALL, folder(), "--backbone", "preset"), "--preset"),
+    "reproduce recipe: a table that is none": (
+        lambda: recipe("reproduce", "last_layer.table7"), "Did you mean 'last_layer.table"),
+    "reproduce recipe: a scale that is none": (
+        lambda: recipe("reproduce", "last_layer.table2", "--scale", "small"), "mini"),
+    "reproduce recipe: a row that is none": (
+        lambda: recipe("reproduce", "last_layer.table2", "--rows", "SimCRL"), "Did you mean 'SimCLR'?"),
+    "reproduce recipe: a folder without data sets": (
+        lambda: recipe("reproduce", "last_layer.table2", "--data", folder()), "cifar10", "leave it out"),
+    "reproduce recipe: no worker": (lambda: recipe("reproduce", "last_layer.table2", "--workers", 0), "at least 1"),
     "probe recipe: a probe that is none": (
         lambda: recipe("probe", "--model", "vit_nano", "--probes", "kkn"), "Did you mean 'knn'?"),
     "probe recipe: a GPU that is not there": (

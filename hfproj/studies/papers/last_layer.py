@@ -222,6 +222,7 @@ def _figure_1() -> Study:
         name="last_layer.figure1", title="How many directions has h with and without a projector?",
         source="Figure 1: covariance spectra of h, ImageNet-100 there; no numbers.",
         rows=_rows("simclr", "no_projector", "directclr"), columns=(_RANKS[1],),
+        drawn=("h",),
         claims=(
             Claim(text="h has more directions with a projector than without", source="Figure 1a",
                   tests=(More(_cells("rank of h", _SIMCLR), _cells("rank of h", _BARE)),)),
@@ -248,6 +249,7 @@ def _figure_3() -> Study:
         name="last_layer.figure3", title="Where in the encoder are directions lost without a projector?",
         source="Figure 3: spectra of the encoder's penultimate and last layer, no numbers.",
         rows=_rows("simclr", "no_projector"), columns=_RANKS[:2],
+        drawn=("layer4.0", "h"),
         claims=(
             Claim(text="Without a projector the last layer has fewer directions", source="Section 3.4, figure 3",
                   tests=(More(_cells("rank of h", _SIMCLR), _cells("rank of h", _BARE)),)),
@@ -263,6 +265,7 @@ def _figure_4() -> Study:
         name="last_layer.figure4", title="Where in the projector are directions lost?",
         source="Figure 4: spectra of the projector's penultimate and last layer, no numbers.",
         rows=_rows("simclr", "simclr_last_layer"), columns=_RANKS[1:],
+        drawn=("head.0", "z"),
         claims=(
             Claim(text="The projector's last layer has fewer directions than the one before",
                   source="Section 3.4, figure 4",
@@ -279,6 +282,7 @@ def _figure_5() -> Study:
                        evaluated="z")
                    for d0 in _TABLE_1),
         columns=(_RANKS[1], _RANKS[3]),
+        drawn=("h",),
         claims=(
             Claim(text="h has the more directions, the more entries are trained", source="Section 3.4, figure 5",
                   tests=(Trend(_cells("rank of h", *(_constant(d0, "zero") for d0 in _TABLE_1))),)),
@@ -292,6 +296,7 @@ def _figure_6() -> Study:
         source="Figure 6: spectra of h without a projector, no numbers; and proposition 1.",
         rows=_rows("no_projector", "no_projector_last_layer"),
         columns=(_RANKS[1], _OTHERS[2]),
+        drawn=("h",),
         claims=(
             Claim(text="With the orthogonal last layer h has more directions", source="Section 3.7, figure 6",
                   tests=(More(_cells("rank of h", _name("no_projector_last_layer")), _cells("rank of h", _BARE)),)),
