@@ -209,6 +209,12 @@ def shares(found: dict) -> Found:
     return max(row["share"] for row in found["rows"] if row["callback"] == "SpectrumCallback") < 0.01, {}
 
 
+def alarms(found: dict) -> Found:
+    rang = {row["training"]: row["alarm"]["causes"][0]["name"] for row in found["runs"] if row["alarm"]}
+    expected = {row["training"]: row["expected"] for row in found["runs"] if row["expected"]}
+    return rang == expected and (len(expected), len(found["runs"])) == (4, 8), {}
+
+
 def pixels(found: dict) -> Found:
     largest = {name: max(sizes.values()) for name, sizes in found["largest"].items()}
     one = largest.pop("DINOv3")
@@ -233,8 +239,8 @@ def headline(found: Results) -> Found:
 JUDGES: dict[str, Callable[[Any], Found]] = {
     judge.__name__: judge
     for judge in (
-        agreement, blocks, class_alike, clothes_fell, headline, kept_by_a_head, longer_training, lost_for_neighbours,
-        mild_views, never_stopped, on_features, pixels, ranked, shares, shift_of_domain, teachers, unit_length,
+        agreement, alarms, blocks, class_alike, clothes_fell, headline, kept_by_a_head, longer_training,
+        lost_for_neighbours, mild_views, never_stopped, on_features, pixels, ranked, shares, shift_of_domain, teachers, unit_length,
         with_lora, worse_than_h, z_below_h,
     )
 }  # fmt: skip
