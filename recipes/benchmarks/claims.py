@@ -240,8 +240,8 @@ JUDGES: dict[str, Callable[[Any], Found]] = {
     judge.__name__: judge
     for judge in (
         agreement, alarms, blocks, class_alike, clothes_fell, headline, kept_by_a_head, longer_training,
-        lost_for_neighbours, mild_views, never_stopped, on_features, pixels, ranked, shares, shift_of_domain, teachers, unit_length,
-        with_lora, worse_than_h, z_below_h,
+        lost_for_neighbours, mild_views, never_stopped, on_features, pixels, ranked, shares, shift_of_domain,
+        teachers, unit_length, with_lora, worse_than_h, z_below_h,
     )
 }  # fmt: skip
 
