@@ -16,9 +16,10 @@ if TYPE_CHECKING:
         features as features, filenames as filenames, files as files, functional as functional, geometry as geometry,
         heads as heads, hints as hints, hub as hub, inspection as inspection, lazy as lazy, limits as limits,
         objectives as objectives, plots as plots, presets as presets, probes as probes, redaction as redaction,
-        registry as registry, regularizers as regularizers, reporting as reporting, results as results,
-        saving as saving, secret_names as secret_names, strict_json as strict_json, studies as studies,
-        training as training, tuner as tuner, typing as typing,
+        registry as registry, regularizers as regularizers, reporting as reporting,
+        reproduction as reproduction, results as results, saving as saving, secret_names as secret_names,
+        shifts as shifts, strict_json as strict_json, studies as studies, training as training, tuner as tuner,
+        typing as typing,
     )
     from hfproj.backbones import FeatureBackbone, load_backbone
     from hfproj.converters import convert, list_converters
@@ -92,7 +93,8 @@ if not TYPE_CHECKING:
         "backbones", "checking", "cli", "commands", "converters", "data", "diagnostics", "distributed", "errors",
         "export", "features", "filenames", "files", "functional", "geometry", "heads", "hints", "hub", "inspection",
         "lazy", "limits", "objectives", "plots", "presets", "probes", "redaction", "registry", "regularizers",
-        "reporting", "results", "saving", "secret_names", "strict_json", "studies", "training", "tuner", "typing",
+        "reporting", "reproduction", "results", "saving", "secret_names", "shifts", "strict_json", "studies",
+        "training", "tuner", "typing",
     ])
 # fmt: on
 

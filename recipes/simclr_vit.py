@@ -6,6 +6,7 @@ or any other objective.
     accelerate launch recipes/simclr_vit.py --objective vicreg --regularizers werank=0.01
     accelerate launch recipes/simclr_vit.py --watch_metrics rankme,std,uniformity --curvature true --on_collapse stop
     accelerate launch recipes/simclr_vit.py --preset byol_cifar --lars false --learning_rate 1e-3 --num_train_epochs 12
+    accelerate launch recipes/simclr_vit.py --preset simclr_cifar --backbone preset --dataset uoft-cs/cifar10
     accelerate launch recipes/simclr_vit.py --push_to_hub me/digits-simclr --hub_private_repo true
     accelerate launch recipes/simclr_vit.py --continue_from me/digits-simclr --output_dir out/longer
     accelerate launch recipes/simclr_vit.py --save_strategy epoch --resume_from_checkpoint auto    # docs/checkpoints.md
@@ -50,7 +51,12 @@ SEEN = 1000  # test images in the gallery of neighbours and the map
 class Recipe:
     """Flags of this recipe."""
 
-    backbone: str = field(default="vit_nano", metadata={"help": "vit_nano, a Hub id, timm/… or a folder."})
+    backbone: str = field(
+        default="vit_nano", metadata={"help": "vit_nano, a Hub id, timm/…, a folder; preset: that of --preset."}
+    )
+    backbone_options: str | None = field(
+        default=None, metadata={"help": "pretrained=false,stem=cifar,width=0.25 … of hfproj.load_backbone."}
+    )
     dataset: str = field(
         default="digits", metadata={"help": "digits, a Hub id, parquet file(s), an image or IDX folder."}
     )
@@ -150,7 +156,10 @@ def attach_head(recipe: Recipe, objective: dict) -> PeftModel:
         trainable=int(recipe.trainable) if recipe.trainable.isdigit() else recipe.trainable,
         pooling=recipe.pooling,
     )
-    return get_peft_model(hfproj.load_backbone(recipe.backbone), config)
+    options = cli.options(recipe.backbone_options)
+    if recipe.backbone == "preset":
+        return get_peft_model(hfproj.get_preset(recipe.preset or "").load_backbone(**options), config)
+    return get_peft_model(hfproj.load_backbone(recipe.backbone, **options), config)
 
 
 def make_views(recipe: Recipe, model: PeftModel, seed: int) -> hfproj.ImageViews:

@@ -20,10 +20,10 @@ REGISTRIES = {"heads": HEADS, "objectives": OBJECTIVES, "probes": PROBES, "regul
 
 
 def rows(file):
-    """Return the rows of a file's tables: registered name → cells by the heading of their column."""
+    """Return the rows of a file's tables: registered name → cells by the heading of their column; none measured."""
     found, headings = {}, []
     text = (DOCS / f"{file}.md").read_text(encoding="utf-8")
-    for line in re.sub(r"<!-- cost -->.*<!-- /cost -->", "", text, flags=re.DOTALL).splitlines():
+    for line in re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL).splitlines():
         if not line.startswith("|"):
             headings = []
             continue

@@ -7,9 +7,12 @@ import math
 import sys
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from PIL import Image
 from torch import nn
 
 import hfproj
@@ -64,8 +67,6 @@ def narrow(head, options, out_dim=None):
         return isinstance(value, int) and value > NARROW
 
     options |= {name: NARROW for name in ("hidden_dim", "width") if is_wide(name)}
-    if "d0" in options:
-        options["d0"] = WIDTH // 2
     for inner, its in (("head", "head_options"), ("stem", "stem_options")):
         name = options.get(inner, known[inner].default if inner in known else None)
         if name is not None:
@@ -77,19 +78,20 @@ def narrow(head, options, out_dim=None):
     return options, out_dim
 
 
-def small_model(preset):
+def small_model(preset, backbone=None, **config):
     """Return a preset's adapter on a backbone of 32 features, with narrow layers and few prototypes."""
     options, out_dim = narrow(preset.head, preset.head_options, preset.out_dim)
     changes = {"head_options": options, "out_dim": out_dim}
     if preset.predictor:
         own = {**preset.predictor}
         name = own.pop("head")
-        changes["predictor"] = {"head": name, **narrow(name, own)[0]}
+        classes = {"out_dim": own["out_dim"]} if preset.objective["name"] == "cross_entropy" else {}
+        changes["predictor"] = {"head": name, **narrow(name, own)[0], **classes}
     if isinstance(preset.prototypes, dict):
         changes["prototypes"] = {**preset.prototypes, "count": 20}
     elif preset.prototypes:
         changes["prototypes"] = 20
-    return get_peft_model(hfproj.FeatureBackbone(WIDTH), preset.config(**changes))
+    return get_peft_model(backbone or hfproj.FeatureBackbone(WIDTH), preset.config(**changes, **config))
 
 
 def small_objective(preset):
@@ -114,7 +116,9 @@ def test_every_published_setting_is_there():
     assert {f"{name}_cifar" for name in CIFAR} == {name for name in PRESETS if name.endswith("_cifar")}
     assert {*PAPER_3, *PAPER_4, "werank_last_layer", "sparsehead_simclr", "sparsehead_byol"} <= set(PRESETS)
     kappas = {n: p.head_options["kappa"] for n, p in PRESETS.items() if p.head == "reweight"}
-    assert kappas == {"reweighting_supcon_reweight": 1.5, "reweighting_simclr_reweight": 1.05}
+    assert kappas == {
+        "reweighting_supcon_reweight": 1.5, "reweighting_supervised_reweight": 1.2, "reweighting_simclr_reweight": 1.05,
+    }  # fmt: skip
     heads = [PRESETS[name].head_options for name in PRESETS if name.startswith("geometry_collapse")]
     assert sorted((head["activation"], "norm" not in head) for head in heads) == [
         ("gelu", False), ("identity", False), ("relu", False), ("relu", True), ("silu", False), ("silu", True),
@@ -124,7 +128,7 @@ def test_every_published_setting_is_there():
     assert ["--init normal" in run.source for run in tracked] == [True, False, False]
     grid = [PRESETS[name].head_options for name in PAPER_3 if name.startswith("inside_projector_constant_4")]
     constants = (0.0, "inverse_sqrt", 1.0)
-    assert [(o["d0"], o["constant"]) for o in grid] == [(d0, c) for d0 in (400, 480) for c in constants]
+    assert [(o["d0"], o["constant"]) for o in grid] == [(d0 / 512, c) for d0 in (400, 480) for c in constants]
     assert [PRESETS[f"geometry_depth_{d}"].head_options["depth"] for d in (1, 2, 3)] == [1, 2, 3]
 
 
@@ -139,7 +143,8 @@ def test_names_and_options_exist(name, tmp_path):
     objective = hfproj.create_objective(objective_name, **options)
     parts = {"prediction": config.predictor, "scores": config.prototypes, "scales": config.scales}
     for part, given in parts.items():
-        assert (part in objective.needs) == (given is not None)
+        classifier = part == "prediction" and objective_name == "cross_entropy"  # it may have one, and need not
+        assert (part in objective.needs) == (given is not None and not classifier)
     for regularizer, value in preset.regularizers.items():
         weighted(regularizer, value)
     views = hfproj.ImageViews(**PIXELS, **preset.views)
@@ -161,7 +166,8 @@ def test_heads_of_published_width(name):
         head = create_head(config.head, in_dim=2048, **config.head_options, **width)
         if config.predictor:
             options = {"out_dim": head.out_dim, **config.predictor}
-            assert create_head(options.pop("head"), in_dim=head.out_dim, **options).out_dim == head.out_dim
+            predicted = create_head(options.pop("head"), in_dim=head.out_dim, **options).out_dim
+            assert predicted == (20 if name.startswith("reweighting_supervised") else head.out_dim)
     if name.removesuffix("_cifar") in CIFAR and name.endswith("_cifar"):
         hidden, out, learning_rate, weight_decay = CIFAR[name.removesuffix("_cifar")]
         assert (head.hidden[0].linear.out_features, head.out_dim) == (hidden, out)
@@ -177,42 +183,58 @@ def test_small_models_are_built(name):
     assert out.projection.isfinite().all()
 
 
-TRAINED = {**first_of_each("objective"), **first_of_each("regularizer"), "werank": "werank_last_layer"}
+def small_images(labels):
+    rng = np.random.default_rng(0)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=20)})
+    pixels = [Image.fromarray(one) for one in rng.integers(0, 256, (BATCH, 16, 16, 3), dtype=np.uint8)]
+    return datasets.Dataset.from_dict({"image": pixels, "label": labels}, features=features)
 
 
-@pytest.mark.parametrize("name", sorted(set(TRAINED.values()) - {"inside_projector_simclr_werank"}))
+@every_preset
 def test_a_step_of_training(name, tmp_path):
+    """With its own optimizer, views, head, predictor and regularizers, on a narrow ResNet; texts as cached features."""
     preset = PRESETS[name]
-    if not any(True for _ in small_model(preset).get_base_model().hfproj.parameters()):
-        preset = preset.but("with something to train", head="linear", head_options={}, out_dim=OUT)
-    model = small_model(preset)
-    views = 3 if preset.objective.get("hard_negatives") else 2
-    data = CachedFeatures(torch.randn(BATCH, 4, WIDTH), torch.arange(BATCH) % 4)
-    head = model.get_base_model().hfproj.projection_head_modules["default"].head
-    before = [p.detach().clone() for p in head.parameters()]
-    short = {
-        "max_steps": 1,
-        "warmup_steps": 0.0,
-        "per_device_train_batch_size": BATCH,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "logging_steps": 1.0,
-        "log_representation": False,
-    }
+    own = {**preset.training, "max_steps": 1, "warmup_steps": 0.0, "per_device_train_batch_size": BATCH}
+    own = {"learning_rate": 1e-3, **own, "logging_steps": 1.0, "log_representation": False, "use_cpu": True}
+    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    arguments = hfproj.ProjectionTrainingArguments(output_dir=str(tmp_path), **own, **quiet)
+    of_texts = name.startswith("simcse")
+    if of_texts:
+        model = small_model(preset)
+        data = CachedFeatures(torch.randn(BATCH, 4, WIDTH), torch.arange(BATCH) % 4)
+        views = hfproj.FeatureViews(3 if preset.objective.get("hard_negatives") else 2)
+    else:
+        backbone = hfproj.load_backbone("timm/resnet18", pretrained=False, stem="cifar", width=1 / 16)
+        model = small_model(preset, backbone, trainable="full", keep_original=False)
+        data = small_images([i % 4 for i in range(BATCH)])
+        small = {"size": 16, **({"local_size": 8} if preset.views.get("local_views") else {})}
+        views = hfproj.ImageViews.for_model(model, **{**preset.views, **small})
+    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     run = hfproj.ProjectionTrainer(
-        model,
-        hfproj.ProjectionTrainingArguments(output_dir=str(tmp_path), **{**preset.training, **short}),
-        objective=small_objective(preset),
-        regularizers=preset.regularizers,
-        train_dataset=data,
-        data_collator=hfproj.FeatureViews(views),
-        eval_collator=hfproj.EvalFeatures(),
-    )
+        model, arguments, objective=small_objective(preset), regularizers=preset.regularizers, train_dataset=data,
+        data_collator=views, eval_collator=hfproj.EvalFeatures() if of_texts else None,
+    )  # fmt: skip
     run.train()
     assert math.isfinite(run.state.log_history[0]["loss"])
-    assert any(not torch.equal(a, b) for a, b in zip(before, head.parameters()))
+    changed = [not torch.equal(a, b) for a, b in zip(before, (p for p in model.parameters() if p.requires_grad))]
+    assert sum(changed) > len(changed) / 4  # what lies before a BatchNorm that begins at 0 has no gradient yet
+
+
+FROM_SCRATCH = [name for name, preset in PRESETS.items() if (preset.backbone or {}).get("pretrained") is False]
+
+
+def test_the_backbone_that_a_preset_was_published_for():
+    on_cifar = [name for name in FROM_SCRATCH if PRESETS[name].backbone.get("stem") == "cifar"]
+    assert len(on_cifar) > 62
+    model = PRESETS["simclr_cifar"].load_backbone(width=0.125)
+    assert (model.conv1.kernel_size, model.conv1.stride, model.num_features) == ((3, 3), (1, 1), 64)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 64)
+    assert isinstance(model.maxpool, nn.Identity)
+    with pytest.raises(hfproj.UsageError, match="published for none with a name"):
+        PRESETS["siglip"].load_backbone()
+    with torch.device("meta"):
+        for backbone in {json.dumps(PRESETS[name].backbone): PRESETS[name].backbone for name in FROM_SCRATCH}.values():
+            assert hfproj.load_backbone(**backbone).num_features in (384, 512, 2048)
 
 
 def test_werank_on_the_last_layer_is_the_orthogonality_of_that_layer():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hfproj.results.verdict import paired_interval
 from hfproj.studies import dropped_digits
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -65,3 +66,86 @@ TABLES = [
 def test_a_table_is_that_of_its_results(name, table):
     found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert table(found) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_regularizers_by_target_are_those_of_their_results():
+    """The tables of docs/regularizers.md, and what is said of them: targets are reached."""
+    found = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8"))
+    text = (RECIPES.parent / "docs" / "regularizers.md").read_text(encoding="utf-8")
+    made = recipe("benchmarks/sparsity")
+    for name in ("targets", "nats", "nats_head", "sweep", "compare"):
+        lines = "\n".join(getattr(made, f"of_{name.removesuffix('_head')}")(found[name]))
+        assert f"<!-- {name} -->\n{lines}\n<!-- /{name} -->" in text
+    for row in found["targets"]:
+        reached, wanted = row["end"]["sparse_head_sparsity"], row["regularizers"]["sparse_head"]["sparsity"]
+        assert abs(reached - wanted) <= 0.02
+    assert len(found["targets"]) == 3 * 2 * 5 * 3
+
+
+def test_what_is_said_of_sparsity_is_what_was_measured():
+    found = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8"))
+
+    def of(objective, norm, target):
+        wanted = (objective, norm, {"sparse_head": {"sparsity": target}})
+        return [r for r in found["targets"] if (r["objective"], r["norm"], r["regularizers"]) == wanted]
+
+    def mean(rows, name):
+        return sum(row[name] for row in rows) / len(rows)
+
+    beyond, falls = [], []
+    for objective in ("nt_xent", "byol", "barlow_twins"):
+        for norm in ("BatchNorm", "none"):
+            plain = of(objective, norm, 0.0)
+            for target in (0.25, 0.5, 0.75, 0.9):
+                rows = of(objective, norm, target)
+                assert abs(mean(rows, "rankme_h") - mean(plain, "rankme_h")) < 1
+                gap = paired_interval(*([[int(c) for c in r["correct"]] for r in group] for group in (rows, plain)))
+                beyond += [(objective, norm, gap.high < 0)] if gap.low > 0 or gap.high < 0 else []
+            falls += [mean(plain, "rankme_z") - mean(rows, "rankme_z")] if norm == "BatchNorm" else []
+    assert beyond == [("byol", "BatchNorm", True)] * 3
+    assert (round(min(falls), 1), round(max(falls), 1)) == (1.7, 3.1)
+
+    sweep = {
+        (r["norm"], o["method"], o["weight"]): r for r in found["sweep"] if (o := r["regularizers"]["sparse_head"])
+    }
+    plain = sweep["none", "subgradient", 0.0]
+    for weight in (0.1, 0.32, 1.0, 3.2):
+        row = sweep["none", "subgradient", weight]
+        assert row["end"]["sparse_head_sparsity"] == 0
+        assert row["rankme_h"] > plain["rankme_h"] + 1
+        assert row["rankme_z"] < plain["rankme_z"] - 1
+    proximal = [sweep["none", "proximal", w]["end"]["sparse_head_sparsity"] for w in (3.2, 10.0, 32.0)]
+    assert proximal[0] == 0 < proximal[1] < proximal[2] == 1
+
+
+def test_what_is_said_of_nats_is_what_was_measured():
+    found = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8"))
+
+    def ratios(what):
+        by_start = {}
+        for row in found[what]:
+            options = row["regularizers"]["bottleneck"]
+            if options != 1e-9:
+                case = (row["objective"], options["weight"])
+                by_start.setdefault(case, []).append(row["bottleneck"] / options["at_most"])
+        return [sum(values) / len(values) for values in by_start.values()]
+
+    assert len(ratios("nats_head")) == 2
+    assert all(abs(ratio - 1) <= 0.1 for ratio in ratios("nats_head"))
+    assert len(ratios("nats")) == 6
+    assert round(max(ratios("nats")), 2) == 0.86
+    assert min(ratios("nats")) < 0
+
+
+def test_what_is_said_of_strengths_is_what_was_measured():
+    found, made = json.loads((RESULTS / "sparsity.json").read_text(encoding="utf-8")), recipe("benchmarks/sparsity")
+    header, _, plain, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in made.of_compare(found["compare"])
+    )
+    assert len(rows) == 10
+    ranks = [header.index("RankMe h"), header.index("RankMe z")]
+    for row in rows:
+        moved = max(abs(float(row[i].split()[0]) - float(plain[i].split()[0])) for i in ranks)
+        low, high = (float(x) for x in row[-1].split("[")[1].rstrip("]").split(","))
+        assert moved > 1
+        assert (low > 0 or high < 0) == (row[0] == "koleo")

@@ -14,19 +14,22 @@ def preset_flags(arguments: list[str]) -> dict[str, Any]:
 
     Options that have a flag of their own (the temperature of NT-Xent, the width of an MLP, the crops) become its value,
     so that giving the flag replaces them. With another ``--objective`` or ``--head`` than the preset's, the options of
-    the preset's own are left out.
+    the preset's own are left out. ``--backbone preset`` stands for the backbone that it was published for, all of which
+    is trained where it has no pretrained weights.
 
     Raises:
-        UsageError: If no preset has this name.
+        UsageError: If no preset has this name, or ``--backbone preset`` is given without a preset that has one.
 
     Example:
         >>> preset_flags(["--preset", "werank_last_layer"])["regularizers"]
         '{"werank": {"weight": 1.0, "layers": "last", "squared": true, "side": "WWt"}}'
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--objective", "--head"):
+    for flag in ("--preset", "--objective", "--head", "--backbone"):
         parser.add_argument(flag)
     given = parser.parse_known_args(arguments)[0]
+    if given.preset is None and given.backbone == "preset":
+        raise UsageError("--backbone preset is the backbone of --preset, which is missing; name one, or a backbone.")
     if given.preset is None:
         return {}
     from hfproj.presets import get_preset
@@ -37,7 +40,15 @@ def preset_flags(arguments: list[str]) -> dict[str, Any]:
         flags |= _objective_flags(preset)
     if given.head in (None, preset.head):
         flags |= _head_flags(preset)
+    if given.backbone == "preset":
+        flags |= _backbone_flags(preset)
     return flags | _view_flags(preset.views) | preset.training
+
+
+def _backbone_flags(preset: Any) -> dict[str, Any]:
+    if preset.backbone is None:
+        raise UsageError(f"{preset.line} was published for no single backbone: name one, --backbone vit_nano.")
+    return {"trainable": "full", "lora_r": 0} if preset.backbone.get("pretrained") is False else {}
 
 
 def _objective_flags(preset: Any) -> dict[str, Any]:

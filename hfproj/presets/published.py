@@ -14,13 +14,15 @@ Deviations:
     of them have, is left to ``bf16=True``.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from hfproj.objectives.sigmoid import SigmoidContrastive
 
 from hfproj.presets.settings import (  # isort: skip
-    BYOL_VIEWS, BYOL_VIEWS_NOTE, LARS, MOCO_VIEWS, SGD, SIMCLR_LARS_100, SOLO_ASYMMETRIC_NOTE, SOLO_ASYMMETRIC_VIEWS,
-    SOLO_LARS, SOLO_VIEWS, SOLO_WEAK_VIEWS, ZERO_CL_LARS, Preset, Settings, multi_crop, training,
+    BYOL_VIEWS, BYOL_VIEWS_NOTE, CIFAR_RESNET_18, CIFAR_RESNET_50, LARS, MOCO_VIEWS, RESNET_18, RESNET_50, SGD,
+    SIMCLR_LARS_100, SOLO_ASYMMETRIC_NOTE, SOLO_ASYMMETRIC_VIEWS, SOLO_LARS, SOLO_VIEWS, SOLO_WEAK_VIEWS, ZERO_CL_LARS,
+    Preset, Settings, multi_crop, training,
 )  # fmt: skip
 
 _SWAV_VIEWS = {**multi_crop(6, (0.14, 1.0), (0.05, 0.14)), "blur_probability": 0.5}
@@ -61,7 +63,7 @@ _SIMCSE = Preset(
     training=training(1.0, 64, 3e-5, 0.0, **_BERT),
 )  # fmt: skip
 
-PUBLISHED: dict[str, Preset] = {
+_PUBLISHED: dict[str, Preset] = {
     "simclr": _SIMCLR,
     "simclr_v2": _SIMCLR.but(
         "SimCLR v2: a head of three layers",
@@ -221,6 +223,20 @@ PUBLISHED: dict[str, Preset] = {
 }  # fmt: skip
 
 
+_BERT_BASE: Settings = {"name": "google-bert/bert-base-uncased"}
+_BACKBONES: dict[str, Settings | None] = {  # where it is not a ResNet-50
+    "moco_v3": {"name": "timm/vit_small_patch16_224", "pretrained": False, "dynamic_img_size": True},
+    "dino": {"name": "timm/vit_small_patch16_224", "pretrained": False, "dynamic_img_size": True},
+    "lejepa": {"name": "timm/vit_small_patch8_224", "pretrained": False, "img_size": 128},
+    "zero_cl": RESNET_18, "zero_cl_instance": RESNET_18, "w_mse": RESNET_18, "zero_cl_cifar": CIFAR_RESNET_18,
+    "supcon": CIFAR_RESNET_50, "simcse_unsupervised": _BERT_BASE, "simcse_supervised": _BERT_BASE,
+    "siglip": None, "align_uniform": None,
+}  # fmt: skip
+PUBLISHED: dict[str, Preset] = {
+    name: replace(preset, backbone=_BACKBONES.get(name, RESNET_50)) for name, preset in _PUBLISHED.items()
+}
+
+
 def _solo(title: str, file: str, learning_rate: float, weight_decay: float, *, note: str = "",
           optimizer: Settings = SOLO_LARS, **others: Any) -> Preset:  # fmt: skip
     source = f"vturrisi/solo-learn (9187ea3), scripts/pretrain/cifar/{file}.yaml."
@@ -228,6 +244,7 @@ def _solo(title: str, file: str, learning_rate: float, weight_decay: float, *, n
         note = f"{note} {SOLO_ASYMMETRIC_NOTE}"
     return Preset(
         line=f"{title} on CIFAR, solo-learn",
+        backbone=CIFAR_RESNET_18,
         source=f"{source} {note.strip()}".strip(),
         training=training(1000.0, 256, learning_rate, weight_decay, **optimizer, **others.pop("schedule", {})),
         **others,

@@ -7,6 +7,10 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
+from hfproj.backbones import load_backbone
+from hfproj.errors import UsageError
 from hfproj.tuner import ProjectionHeadConfig
 from hfproj.typing import Pooling
 
@@ -28,6 +32,9 @@ class Preset:
         head_options: Its options, without `out_dim`.
         out_dim: Width of the projection; None where the head decides it.
         predictor, prototypes, scales, pooling: As in `ProjectionHeadConfig`.
+        backbone: What it was published for, as `hfproj.load_backbone` takes it: ``{"name": name, **options}``. Where
+            that has no pretrained weights, train all of it: ``preset.config(trainable="full")``. None: no single one,
+            or none that timm or transformers has.
         regularizers: As in `ProjectionTrainer`.
         views: Options of `hfproj.ImageViews`; those that are missing are its defaults, SimCLR's.
         training: Values of `ProjectionTrainingArguments`.
@@ -43,6 +50,7 @@ class Preset:
     prototypes: int | dict[str, Any] | None = None
     scales: dict[str, float] | None = None
     pooling: Pooling | None = None
+    backbone: dict[str, Any] | None = None
     regularizers: dict[str, Any] = field(default_factory=dict)
     views: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -57,11 +65,29 @@ class Preset:
         own = {name: copy.deepcopy(getattr(self, name)) for name in names}
         return ProjectionHeadConfig(**{**own, **changes})
 
+    def load_backbone(self, **changes: Any) -> nn.Module:
+        """Return the backbone that it was published for; `changes` replace its options (``width=0.25``).
+
+        Raises:
+            UsageError: If there is none, or it can't be loaded.
+        """
+        if self.backbone is None:
+            raise UsageError(
+                f"Expected a preset with a backbone, got {self.line!r}, which was published for none with a name; "
+                "load one, hfproj.load_backbone('vit_nano')."
+            )
+        return load_backbone(**{**self.backbone, **changes})
+
     def but(self, line: str, source: str = "", **changes: Any) -> "Preset":
         """Return this preset with another `line`, `source` after its own, and `changes` in place of its values."""
         return replace(self, line=line, source=f"{self.source} {source}".strip(), **changes)
 
 
+# Backbones that the papers trained from scratch; CIFAR's have a 3×3 stem and no max-pool.
+RESNET_18: Settings = {"name": "timm/resnet18", "pretrained": False}
+RESNET_50: Settings = {"name": "timm/resnet50", "pretrained": False}
+CIFAR_RESNET_18: Settings = {**RESNET_18, "stem": "cifar"}
+CIFAR_RESNET_50: Settings = {**RESNET_50, "stem": "cifar"}
 NO_CLIPPING: Settings = {"max_grad_norm": 0.0}  # transformers clips at 1 unless told not to
 
 

@@ -22,7 +22,7 @@ A weight can be found by a target instead: for R ≤ R*, after each optimizer st
 
 dual ascent on the multiplier of the constraint, with R the mean over the step's micro-batches and all processes. ē is
 the moving average of e (clipped to [−1, 1], a fifth of each step's), ē' that of the step before: while R approaches R*
-the weight holds back, and does not overshoot.
+the weight holds back, and does not overshoot. λ stays within a factor of a million of where it starts.
 
 References:
     Platt and Barr 1987, Constrained differential optimization (with damping); Rezende and Viola 2018, arXiv 1810.00597
@@ -33,6 +33,7 @@ Deviations:
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,12 +44,13 @@ from torch import Tensor, nn
 from hfproj import distributed
 from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
+from hfproj.functional.feature_rows import double
 from hfproj.functional.rows import gather_views
 from hfproj.typing import OneOf, Views
 
 Schedule = OneOf["constant", "linear", "cosine"]
 Layer = OneOf["h", "z"]
-_LARGEST_CHANGE = math.log(1.05)  # of log λ in a step
+_LARGEST_CHANGE, _FARTHEST = math.log(1.05), math.log(1e6)  # of log λ in a step, and from its start
 _RATE, _SMOOTHING = 0.1, 0.2
 Representations = Float[Tensor, "views batch in_dim"]
 Projections = Float[Tensor, "views batch out_dim"]
@@ -88,6 +90,7 @@ class Weighted:
         self._values: list[Tensor] = []
         self._log_weight = 0.0
         self._excess: float | None = None
+        self._said = False
         self._check_target()
         self.take_up(None)
 
@@ -148,7 +151,7 @@ class Weighted:
         if (follow := getattr(self.module, "follow", None)) is not None:
             follow(model, done)
         if self.at_most is not None and self._values:
-            total = distributed.all_reduce_sum(torch.stack(self._values).double().mean()).item()
+            total = distributed.all_reduce_sum(double(torch.stack(self._values)).mean()).item()
             self._values.clear()
             self._ascend((total / distributed.world_size() - self.at_most) / abs(self.at_most))
 
@@ -157,7 +160,16 @@ class Weighted:
         change = 0.0 if self._excess is None else _SMOOTHING * (clipped - self._excess)  # of the moving average
         self._excess = clipped if self._excess is None else self._excess + change
         change += self.weight_rate * excess
-        self._log_weight += min(max(change, -_LARGEST_CHANGE), _LARGEST_CHANGE)
+        start = math.log(self.weight)
+        log_weight = self._log_weight + min(max(change, -_LARGEST_CHANGE), _LARGEST_CHANGE)
+        self._log_weight = min(max(log_weight, start - _FARTHEST), start + _FARTHEST)
+        if self._log_weight == start + _FARTHEST and not self._said and distributed.rank() == 0:
+            self._said = True
+            warnings.warn(
+                f"{type(self.module).__name__} stays above at_most={self.at_most}: its weight is a million times the "
+                f"one it started from, {self.weight:g}, and goes no higher. Raise the target, or start higher.",
+                stacklevel=2,
+            )
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return what is logged beside the value: the regularizer's own numbers, and the weight that a target found."""

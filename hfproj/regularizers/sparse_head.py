@@ -162,8 +162,8 @@ class SparseHead(ShowsOptions, nn.Module):
         sparsity: s* in [0, 1): the fraction of groups that are zero at the end of each layer, to 1 / groups. It has no
             weight, and adds nothing to the loss. None: the weight decides.
         method: ``"subgradient"``: the term is a part of the loss. ``"proximal"``: its value carries no gradient, and
-            `after_step`, called after each optimizer step, shrinks the weights; groups become exactly zero. None is
-            ``"proximal"`` with a target, else ``"subgradient"``.
+            `after_step`, called after each optimizer step, shrinks the weights; groups become exactly zero. With a
+            target there is no penalty, and neither counts.
         group: ``"input"`` (columns: features of what enters the layer), ``"output"`` (rows: its units) or ``"weight"``.
         layers: ``"first"`` or ``"all"`` linear layers of the head.
         normalise: Divide each layer's term by ‖W‖_F: invariant to the scale of W, which a BatchNorm after the layer
@@ -185,21 +185,19 @@ class SparseHead(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self, *, sparsity: float | None = None, method: OneOf["subgradient", "proximal"] | None = None,
+        self, *, sparsity: float | None = None, method: OneOf["subgradient", "proximal"] = "subgradient",
         group: Group = "input", layers: OneOf["first", "all"] = "first", normalise: bool = False, l1: float = 0.0,
         shrink: float = 0.0,
     ):  # fmt: skip
         super().__init__()
-        if method is None:
-            method = "subgradient" if sparsity is None else "proximal"
         check_choice("method", method, ("subgradient", "proximal"))
         check_choice("group", group, _GROUPS)
         check_choice("layers", layers, ("first", "all"))
         for name, value in (("sparsity", sparsity), ("l1", l1), ("shrink", shrink)):
             if value is not None and not 0 <= value < 1:
                 raise UsageError(f"Expected {name} of sparse_head in [0, 1), got {value}; for example 0.5.")
-        if sparsity is not None and method != "proximal":
-            raise UsageError("sparsity=… sets groups to zero after each step; use method='proximal' with it, or none.")
+        if normalise and sparsity is not None:
+            raise UsageError("normalise=True has no effect with a target, which compares norms; leave it out.")
         if shrink and sparsity is None:
             raise UsageError("shrink=… has no effect without a target; give sparsity=… too, or leave it out.")
         if l1 and group == "weight":
@@ -221,7 +219,7 @@ class SparseHead(ShowsOptions, nn.Module):
         layers = self._layers(model)
         self._warn_of_batch_norm(model, layers)
         guard = OverflowGuard("SparseHead")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.method == "subgradient"):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.method == "subgradient" and self.has_weight):
             weights = [effective_weight(layer, guard) for layer in layers.values()]
             if self.sparsity:
                 self._zeros = {name: weight == 0 for name, weight in zip(layers, weights, strict=True)}
@@ -248,7 +246,7 @@ class SparseHead(ShowsOptions, nn.Module):
         Raises:
             UsageError: If the head has no linear layer, or it is reparametrized (weight norm).
         """
-        if self.method != "proximal" or self.sparsity is not None:
+        if self.method != "proximal" or not self.has_weight:
             return
         for layer in self._settable(model).values():
             shrunk = shrink_groups(effective_weight(layer), learning_rate * weight, group=self.group, l1=self.l1)
@@ -259,13 +257,15 @@ class SparseHead(ShowsOptions, nn.Module):
         """Set to zero what the target asks for at `progress` in [0, 1] of training; without a target do nothing.
 
         Raises:
-            UsageError: As `after_step`.
+            UsageError: As `after_step`, and under FSDP.
         """
         share = sparsity_at(progress, self.sparsity or 0.0)
         if not share:
             return
         held = progress >= _END
         for name, layer in self._settable(model).items():
+            if hasattr(layer.weight, "full_tensor"):
+                raise UsageError(f"FSDP splits {name}, whose smallest groups are wanted; train with DDP instead.")
             weight = effective_weight(layer)
             keep = self._zeros.get(name) if held else None
             off = switched_off(weight, share, group=self.group, l1=self.l1, keep=keep)

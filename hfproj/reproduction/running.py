@@ -34,7 +34,7 @@ from hfproj.reproduction.study import Scale, Study
 from hfproj.saving.locks import InUseError, locked
 
 LOG = logging.getLogger("hfproj.reproduction")
-TRIAL_ROWS = 48  # images of a trial
+TRIAL_ROWS = 32  # images of a trial
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def trial_of(study: Study) -> Scale:
         backbone: Mapping[str, Any] = {**mini.backbone, "width": 1 / 8}
     else:
         backbone = mini.backbone
-    training = {"max_steps": 2, "per_device_train_batch_size": 8, "warmup_steps": 0}
+    training = {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 0}
     note = "A trial: two steps on random images. Its figures mean nothing."
     views = {"size": min(mini.views.get("size", 16), 16)} if "width" in backbone else {}
     return mini.but(

@@ -5,7 +5,7 @@ by the rules of `hfproj.reproduction.judging`, which know nothing of the single 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -175,6 +175,17 @@ class Claim:
     tests: tuple[Test, ...]
     source: str
     ours: bool = False
+
+    def on(self, data: str) -> "Claim":
+        """Return the claim for one data set alone."""
+
+        def there(part: Any) -> Any:
+            if isinstance(part, Cells):
+                return replace(part, data=(data,))
+            cells = {f.name: there(own) for f in fields(part) if isinstance(own := getattr(part, f.name), Cells)}
+            return replace(part, **cells)
+
+        return replace(self, text=f"{self.text}, {data}", tests=tuple(map(there, self.tests)))
 
     def turned(self) -> "Claim":
         """Return the claim turned round, for a negative control: where one test is left, the other way."""

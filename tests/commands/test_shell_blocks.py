@@ -51,7 +51,7 @@ def reason(page, text):
 
 ALL = list(blocks())
 HERE = [pytest.param(page, text, id=f"{page.name}:{line}") for page, line, text in ALL if not reason(page, text)]
-RUN = {"probes.md": 1, "several_gpus.md": 1}  # page → blocks that run here
+RUN = {"probes.md": 1, "reproduce.md": 1, "several_gpus.md": 1}  # page → blocks that run here
 
 
 def test_what_runs_and_what_does_not():
@@ -105,3 +105,16 @@ def test_two_processes(tmp_path):
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "simclr_vit" / "results.json").is_file()
+
+
+def test_studies_from_the_command_line(tmp_path, monkeypatch, capsys):
+    [text] = [param.values[1] for param in HERE if param.values[0].name == "reproduce.md"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    for command in text.strip().splitlines():
+        monkeypatch.setattr("sys.argv", shlex.split(command, comments=True))
+        program.main()
+    shown = capsys.readouterr().out
+    assert "last_layer.table2 " in shown
+    assert "# last_layer.figure2: Does InfoNCE decorrelate z, and not h?" in shown
+    assert (tmp_path / "out" / "reproduce" / "last_layer.figure2-trial.md").is_file()

@@ -163,8 +163,8 @@ OBJECTIVES = {
     "objective: labels that are missing": (lambda: hfproj.create_objective("supcon")(x(2, 8, 4)), "labels"),
     "objective: labels of another batch": (
         lambda: hfproj.create_objective("supcon")(x(2, 8, 4), labels=torch.zeros(7, dtype=torch.long)), "labels", "7"),
-    "regularizer: a sparsity by subgradient": (
-        lambda: hfproj.create_regularizer("sparse_head", sparsity=0.5, method="subgradient"), "method='proximal'"),
+    "regularizer: a sparsity, normalised": (
+        lambda: hfproj.create_regularizer("sparse_head", sparsity=0.5, normalise=True), "no effect with a target"),
     "regularizer: shrinking without a target": (
         lambda: hfproj.create_regularizer("sparse_head", shrink=0.5), "no effect without a target"),
     "regularizer: L1 twice": (

@@ -224,10 +224,9 @@ def test_a_target_has_no_weight():
         ({"sparsity": -0.1}, "got -0.1"),
         ({"l1": 1.5}, "Expected l1 of sparse_head"),
         ({"sparsity": 0.5, "shrink": 1.0}, "Expected shrink of sparse_head"),
-        ({"sparsity": 0.5, "method": "subgradient"}, "use method='proximal' with it, or none"),
         ({"shrink": 0.5}, "no effect without a target"),
         ({"group": "weight", "l1": 0.5}, "is L1 already"),
-        ({"sparsity": 0.5, "normalise": True}, "normalise=True has no proximal step"),
+        ({"sparsity": 0.5, "normalise": True}, "no effect with a target"),
     ],
 )
 def test_options_that_cannot_work(options, message):
@@ -238,4 +237,11 @@ def test_options_that_cannot_work(options, message):
 def test_weight_norm_has_no_target():
     head = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
     with pytest.raises(UsageError, match=r"head\.0 is reparametrized.*which has no target"):
+        create_regularizer("sparse_head", sparsity=0.5).follow(head, 1.0)
+
+
+def test_a_split_weight_has_no_target():
+    head = nn.Sequential(nn.Linear(4, 2))
+    head[0].weight.full_tensor = head[0].weight.detach  # as the DTensor of FSDP has
+    with pytest.raises(UsageError, match=r"FSDP splits head\.0.*train with DDP"):
         create_regularizer("sparse_head", sparsity=0.5).follow(head, 1.0)

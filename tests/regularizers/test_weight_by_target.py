@@ -60,6 +60,18 @@ def test_value_that_answers_slowly_comes_to_its_target(start, target):
     assert weight == pytest.approx(0.7, rel=0.02)
 
 
+def test_weight_stays_within_a_million_of_its_start():
+    made = Weighted(Value(), 2.0, at_most=1.0)
+    while made.at(0.0) < 1.95e6:
+        step(made, 5.0)
+    with pytest.warns(UserWarning, match=r"Value stays above at_most=1.0.*a million times the one it started from, 2,"):
+        step(made, 5.0)
+    assert step(made, 5.0) == pytest.approx(2e6)  # and no second warning, which would be an error
+    for _ in range(700):
+        step(made, 0.0)
+    assert made.at(0.0) == pytest.approx(2e-6)
+
+
 def test_state_goes_through_json_and_on():
     made, again = Weighted(Value(), at_most=2.0), Weighted(Value(), at_most=2.0)
     for value in (3.0, 2.5, 2.1):

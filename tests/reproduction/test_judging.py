@@ -165,3 +165,12 @@ def test_rows_without_difference_are_decided_as_often_as_the_level_says():
         decided[judge(made, made.claims[0], runs(values))[0]] += 1
     assert 0.035 < (decided[HOLDS] + decided[FAILS]) / 2_000 < 0.065
     assert 0.35 < decided[HOLDS] / (decided[HOLDS] + decided[FAILS]) < 0.65
+
+
+def test_a_claim_on_one_data_set_has_its_cells_there_alone():
+    tests = (A_B, Trend(Cells("accuracy", ROWS)), Agree(Cells("accuracy"), "other"), More(Cells("accuracy"), 0.5))
+    claim = Claim(text="a", tests=tests, source="").on("y")
+    assert claim.text == "a, y"
+    made = study(A_B, data=("x", "y"))
+    assert {data for test in claim.tests[:2] for _, data, _ in weights(made, test)} == {"y"}
+    assert (claim.tests[2].x.data, claim.tests[3].first.data, claim.tests[3].second) == (("y",), ("y",), 0.5)

@@ -122,7 +122,16 @@ def outputs(model: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
 def machine() -> dict[str, str]:
     """Return what the last bits of a float32 sum depend on."""
     versions = {library.__name__: library.__version__ for library in (torch, transformers, timm)}
-    return {**versions, "cpu": torch.backends.cpu.get_cpu_capability(), "machine": platform.machine()}
+    cpu = {"cpu": torch.backends.cpu.get_cpu_capability(), "machine": platform.machine()}
+    return {**versions, **cpu, "instructions": vector_instructions()}
+
+
+def vector_instructions() -> str:
+    """Return the vector instructions of the processor, among which libraries choose; "" where it does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return " ".join(sorted(flag for flag in flags if flag.startswith(("avx", "amx", "fma"))))
 
 
 def photos(count: int, seed: int = 0) -> list[dict]:

@@ -162,7 +162,7 @@ def _file_names() -> list[str]:
 
 @dataclasses.dataclass
 class Moves:
-    """The table of what moved: old path → new path, and old path → why it was removed.
+    """The table of what moved: old path → new path, old path → why it was removed, or why it has another value.
 
     A path is that of a name (``hfproj.data.corrupt``), of a member (``hfproj.Results.merge``), or of a parameter
     (``hfproj.KNNProbe(metric)``); ``heads.mlp(bias)``, ``presets.byol``, ``files.results.json`` name what is no import.
@@ -171,6 +171,7 @@ class Moves:
 
     moved: dict[str, str]
     removed: dict[str, str]
+    changed: dict[str, str] = dataclasses.field(default_factory=dict)
     used: set[str] = dataclasses.field(default_factory=set)
 
     def now(self, path: str) -> str | None:
@@ -227,6 +228,8 @@ def _table(path: str, old: dict[str, Any], new: dict[str, Any] | None, moves: Mo
         entry = f"{path}({name})"
         if name not in new and moves.now(entry) == entry:
             found.append(entry)
+        elif name in new and new[name] != value and entry in moves.changed:
+            moves.used.add(entry)
         elif name in new and new[name] != value:
             found.append(f"{entry}: {value!r} became {new[name]!r}")
     return found

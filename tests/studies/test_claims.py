@@ -18,7 +18,7 @@ sys.modules[SPEC.name] = recipe
 SPEC.loader.exec_module(recipe)
 CLAIMS = recipe.claims()
 OWN_TESTS = {  # written whole from their results, or owned by another test
-    "docs/claims.md", "docs/geometry_study.md", "docs/autopsy.md", "docs/regularizers.md", "docs/reproduce.md",
+    "docs/claims.md", "docs/geometry_study.md", "docs/autopsy.md", "docs/regularizers.md",
 }  # fmt: skip
 
 

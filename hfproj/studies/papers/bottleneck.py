@@ -14,13 +14,15 @@ from hfproj.objectives.info_nce import info_nce_loss
 from hfproj.presets.settings import (
     BYOL_VIEWS,
     BYOL_VIEWS_NOTE,
+    CIFAR_RESNET_18,
+    RESNET_18,
     SOLO_ASYMMETRIC_NOTE,
     SOLO_ASYMMETRIC_VIEWS,
     SOLO_LARS,
     SOLO_VIEWS,
     Preset,
     training,
-)
+)  # fmt: skip
 from hfproj.reproduction.measures import Trained, register_measure
 from hfproj.reproduction.study import Agree, Cells, Claim, Column, More, Row, Study, Trend
 from hfproj.studies.papers._reductions import CIFAR, FROM_SCRATCH, LINEAR_H, LINEAR_Z, RANK_H, RANK_Z, as_published
@@ -109,7 +111,7 @@ def _bottlenecks(name: str, base: Preset) -> dict[str, Preset]:
 
 PRESETS: dict[str, Preset] = {}
 for _name, _base in _BASES.items():
-    PRESETS |= _bottlenecks(_name, _base)
+    PRESETS |= _bottlenecks(_name, replace(_base, backbone=RESNET_18 if "imagenet" in _name else CIFAR_RESNET_18))
 
 
 # Its tables: what each bottleneck gains; its figure 4: how strong they may be; the bounds of its theorems.
@@ -226,7 +228,7 @@ def studies() -> list[Study]:
 @register_measure("mutual_information")
 def _mutual_information(trained: Trained, column: Column) -> float:
     """I_2(h; z) of 512 test images, in nats."""
-    return matrix_mutual_information(*(trained.of("test", layer)[:_IMAGES] for layer in ("h", "z")), alpha=2)
+    return matrix_mutual_information(*(trained.of("test", layer)[:_IMAGES] for layer in ("h", "z")), alpha=2.0)
 
 
 @register_measure("lower_bound")
@@ -241,4 +243,4 @@ def _lower_bound(trained: Trained, column: Column) -> float:
 @register_measure("upper_bound")
 def _upper_bound(trained: Trained, column: Column) -> float:
     """S_2(h) - I(h; z): theorem 3.2 without I(Y; z)."""
-    return matrix_entropy(trained.of("test")[:_IMAGES], alpha=2) - _mutual_information(trained, column)
+    return matrix_entropy(trained.of("test")[:_IMAGES], alpha=2.0) - _mutual_information(trained, column)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hfproj.diagnostics import feature_weights, weight_inequality
-from hfproj.presets.settings import SGD, SOLO_VIEWS, Preset, only_crops, training
+from hfproj.presets.settings import CIFAR_RESNET_18, SGD, SOLO_VIEWS, Preset, only_crops, training
 from hfproj.probes import LinearProbe
 from hfproj.probes.group_robust import GroupRobustProbe, group_accuracies
 from hfproj.reproduction.measures import Trained, register_measure
@@ -51,6 +51,7 @@ def _row(kind: str, kappa: float, line: str, **setting: Any) -> Preset:
     title, head, options = _HEADS[kind]
     if kind == "reweight":
         title, options = f"{title}, kappa {kappa}", {"kappa": kappa}
+    setting.setdefault("backbone", CIFAR_RESNET_18)
     return Preset(line=f"{line}, {title}", source=_OPEN, head=head, head_options=options, **setting)
 
 
@@ -91,6 +92,7 @@ PRESETS = {
         source="jiayini1119/projection-head-experiments (a145e06) pretrain.py, method SCL; arXiv 2403.11391. The "
         "schedule is constant; its crops are ours.",
         objective={"name": "supcon", "temperature": 0.5},
+        backbone={"name": "timm/resnet50.tv_in1k"},
         head="mlp",
         head_options={"hidden_dim": 2048, "norm": None},
         out_dim=2048,

@@ -7,7 +7,7 @@ References:
 
 from typing import Any
 
-from hfproj.presets.settings import SGD, Preset, only_crops, training
+from hfproj.presets.settings import CIFAR_RESNET_18, SGD, Preset, only_crops, training
 from hfproj.reproduction.study import Agree, Cells, Claim, Column, More, Row, Scale, Study, Trend
 from hfproj.studies.papers import _geometry_measures  # noqa: F401  what its columns name
 from hfproj.studies.papers._reductions import (
@@ -30,6 +30,7 @@ def _collapse(line: str, **head: Any) -> Preset:
         "arXiv 2605.17180. Deviation: it multiplies the projector's weights by 0.1 before training; do so after "
         "attaching.",
         objective={"name": "simsiam"},
+        backbone=CIFAR_RESNET_18,
         head="geometry_mlp",
         head_options=head,
         predictor={"head": "geometry_mlp", "hidden_dim": 512, **head},
@@ -54,6 +55,7 @@ def _geometry(line: str, batch: int, **head: Any) -> Preset:
         source="farischaudhry/projection-head-geometry (117231d), ResNet-18 on CIFAR; arXiv 2605.17180. InfoNCE in one "
         "direction, without a gather.",
         objective={"name": "info_nce", "temperature": 0.1, "symmetric": False, "gather": False},
+        backbone=CIFAR_RESNET_18,
         head="geometry_mlp",
         head_options=head,
         views={
@@ -306,7 +308,7 @@ def _timescale() -> Study:
     without, with_norm = tuple(norms)[:2], tuple(norms)[2:]
     return Study(
         name="geometry.table3", title="Does the head move faster than the backbone?",
-        source="Table 3, recomputed from the arrays of the official code: 31 to 653 without BatchNorm, 0.41 to 2.7 with.",
+        source="Table 3, recomputed from arrays of the official code: 31 to 653 without BatchNorm, 0.41 to 2.7 with.",
         data=_CIFAR_10, scales=_SCALES, columns=(ratio,), watched=("update_ratio",),
         rows=tuple(Row(name=name, preset=preset, start=0.1) for name, preset in norms.items()),
         claims=(

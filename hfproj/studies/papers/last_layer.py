@@ -7,7 +7,7 @@ References:
 from dataclasses import replace
 from typing import Any
 
-from hfproj.presets.settings import NO_CLIPPING, SGD, Preset
+from hfproj.presets.settings import CIFAR_RESNET_18, NO_CLIPPING, SGD, Preset
 from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Same, Study, Trend, ordered
 from hfproj.studies.papers._reductions import CIFAR, FROM_SCRATCH, as_published
 
@@ -54,6 +54,7 @@ def _row(head: str, added: str) -> Preset:
         line=f"{title}{suffix}, CIFAR",
         source=" ".join(filter(None, (_SOURCE, _HEAD_NOTES[head], note))),
         objective={"name": "nt_xent", "temperature": 0.2},
+        backbone=CIFAR_RESNET_18,
         head=name,
         head_options=options,
         regularizers=regularizers,
@@ -68,6 +69,7 @@ PRESETS |= {
         line=f"Constant subvector, d0 = {d0} of 512, c = {c}, CIFAR",
         source=_SOURCE,
         objective={"name": "nt_xent", "temperature": 0.2},
+        backbone=CIFAR_RESNET_18,
         head="constant_subvector",
         head_options={"d0": d0 / 512, "constant": constant},
         training=_TRAINING,
@@ -167,6 +169,7 @@ def _cells(column: str, *rows: str) -> Cells:
 def _common(**study: Any) -> Study:
     columns = {column.name for column in study["columns"]}
     measured = tuple(column for column in (_KNN, *_MEASURED) if column.name not in columns)
+    study["claims"] = tuple(claim.on(data) for claim in study["claims"] for data in CIFAR)
     return Study(data=CIFAR, scales=_SCALES, measured=measured, spectra=_SPECTRA, **study)
 
 
