@@ -1,6 +1,7 @@
 """Figures: what they show, that the same numbers give the same bytes, and that bad input is refused in words."""
 
 import itertools
+import math
 import os
 import pickle
 import sys
@@ -312,6 +313,40 @@ def test_curves_and_their_bands():
         plot_curves({"a": ([1, 2], [-1.0, 0.0])}, "x", "y", y_scale="log")
     with pytest.raises(UsageError, match="Did you mean 'log'"):
         plot_curves({"a": ([1], [1])}, "x", "y", y_scale="lg")
+
+
+def band_of(collection):
+    """The lower and the upper end of a band at its first x."""
+    vertices = collection.get_paths()[0].vertices
+    at = vertices[vertices[:, 0] == vertices[:, 0].min(), 1]
+    return [at.min(), at.max()]
+
+
+def test_a_band_on_a_logarithmic_axis_is_a_factor_and_never_reaches_zero():
+    curves = {"a": ([1, 2], [2.0, 3.0], [4.0, 0.0])}  # 2 ± 4 would begin below 0
+    [band] = plot_curves(curves, "x", "y", y_scale="log").axes[0].collections
+    np.testing.assert_allclose(band_of(band), [2 / math.e**2, 2 * math.e**2])
+    [band] = plot_curves(curves, "x", "y").axes[0].collections
+    np.testing.assert_allclose(band_of(band), [-2.0, 6.0])
+    bars = plot_groups({"one": {"a": (2.0, 4.0)}}, "y", y_scale="log").axes[0].containers[0][2][0]
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [2 / math.e**2, 2 * math.e**2])
+
+
+def test_history_of_seeds_on_a_logarithmic_axis_is_their_geometric_mean_and_deviation():
+    rows = [
+        {"step": step, "seed": seed, "condition_number_h": value * 100**step}
+        for step in (0, 1)
+        for seed, value in enumerate((1.0, 10.0, 100.0))
+    ]
+    [panel] = plot_history(rows, metrics=["condition_number"]).axes
+    assert panel.get_yscale() == "log"
+    np.testing.assert_allclose(panel.get_lines()[0].get_ydata(), [10.0, 1000.0])  # the means are 37 and 3700
+    np.testing.assert_allclose(band_of(panel.collections[0]), [1.0, 100.0])  # one deviation of log10, 1, both ways
+    narrow = [{**row, "condition_number_h": 5.0 + row["seed"]} for row in rows]
+    [panel] = plot_history(narrow, metrics=["condition_number"]).axes
+    assert panel.get_yscale() == "linear"
+    np.testing.assert_allclose(panel.get_lines()[0].get_ydata(), [6.0, 6.0])
+    np.testing.assert_allclose(band_of(panel.collections[0]), [5.0, 7.0])
 
 
 def test_groups_lie_beside_each_other():

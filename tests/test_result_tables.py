@@ -47,7 +47,16 @@ def of_preprocessing(found):
     return recipe("benchmarks/preprocessing").table(found)
 
 
+def of_objectives(found):
+    return recipe("benchmarks/objectives").document(found)
+
+
+def of_lora_study(found):
+    return recipe("benchmarks/lora_study").markdown(found)
+
+
 TABLES = [
+    ("objectives", of_objectives), ("lora_study", of_lora_study),
     ("transfer", of_transfer), ("dropped_digits", of_dropped_digits), ("gpu", of_gpu), ("fingerprint", of_fingerprint),
     ("peft_common", of_peft_common), ("preprocessing", of_preprocessing),
 ]  # fmt: skip

@@ -23,8 +23,9 @@ def plot_curves(
     """Return a figure of named curves.
 
     Args:
-        curves: Name → `(x, y)` or `(x, mean of y, standard deviation of y)`; the deviation is drawn as a band. None and
-            NaN leave a gap. Curves named "h" and "z" look as in every other figure.
+        curves: Name → `(x, y)` or `(x, mean of y, standard deviation of y)`; the deviation is drawn as a band, on a
+            logarithmic axis from y/e^(std/y) to y·e^(std/y). None and NaN leave a gap. Curves named "h" and "z" look
+            as in every other figure.
         x_label: What x is, with its unit; `y_label` the same for y.
         x_scale: "linear", "log" or "symlog". A logarithmic axis leaves out what is not positive.
         y_scale: The same for y; the threshold of "symlog" is chosen from the numbers.
@@ -52,7 +53,8 @@ def plot_curves(
         if not (np.isfinite(x) & np.isfinite(y)).any():
             raise UsageError(f"The curve {name!r} has no point to draw on a {y_scale} scale of y and {x_scale} of x.")
         label = canvas.layer_name(name)
-        handles[label] = draw_curve(axes, x, y, std, style={**style[name], "label": label})
+        look = {**style[name], "label": label}
+        handles[label] = draw_curve(axes, x, y, std, style=look, log=y_scale == "log")
     every_x, every_y = (np.concatenate([parts[i] for parts in drawn.values()]) for i in (0, 1))
     set_scale(axes, "x", x_scale, every_x)
     set_scale(axes, "y", y_scale, every_y)
@@ -64,13 +66,39 @@ def plot_curves(
     return canvas.finish(figure, path)
 
 
-def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, std: np.ndarray | None, *, style: Mapping[str, Any]) -> Any:
+def draw_curve(
+    axes: Any, x: np.ndarray, y: np.ndarray, std: np.ndarray | None, *, style: Mapping[str, Any], log: bool = False
+) -> Any:
     """Draw a line with its band and markers, which would hide it where they are many; return the line."""
     look = {**style, "marker": style["marker"] if len(x) <= 30 else None, "markersize": 4.5, "linewidth": 1.7}
     [line] = axes.plot(x, y, **look)
     if std is not None:
-        axes.fill_between(x, y - std, y + std, color=style["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(x, *ends(y, std, log=log), color=style["color"], alpha=0.18, linewidth=0)
     return line
+
+
+def centre(values: np.ndarray, *, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation over the first of two axes, such as seeds; of one row 0.
+
+    With `log`, of logarithms: the geometric mean m, and m·s of their deviation s, so that `ends` are m/e^s and m·e^s.
+    NaN, and with `log` what is not positive, leave a gap.
+    """
+    values = np.log(np.where(values > 0, values, np.nan)) if log else values
+    mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros_like(values[0])
+    return (np.exp(mean), np.exp(mean) * std) if log else (mean, std)
+
+
+def ends(y: np.ndarray, std: np.ndarray, *, log: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return where a band about y ends: y ± std; on a logarithmic axis y/e^s and y·e^s with s = std/y.
+
+    s is to first order the deviation of the logarithm. Both ends are then equally far from y on the axis and positive,
+    where y − std could lie below 0, and the band would have no lower end.
+    """
+    if not log:
+        return y - std, y + std
+    y = np.where(y > 0, y, np.nan)
+    factor = np.exp(std / y)
+    return y / factor, y * factor
 
 
 def set_scale(axes: Any, which: str, scale: str, values: np.ndarray) -> None:
@@ -137,7 +165,7 @@ def plot_groups(
 
     Args:
         groups: Group → series → `(mean, standard deviation)`, or a number without a deviation. A group may lack a
-            series; series named "h" and "z" look as in every other figure.
+            series; series named "h" and "z" look as in every other figure. Bars reach as far as bands of `plot_curves`.
         y_label: What the numbers are, with their unit.
         y_scale: "linear", "log" or "symlog".
         zero_line: Draw a line at y = 0.
@@ -163,7 +191,8 @@ def plot_groups(
         places = [p + (i - (len(names) - 1) / 2) * step for p, series in enumerate(table.values()) if name in series]
         mean, std = np.array([series[name] for series in table.values() if name in series]).T
         look = {**style[name], "linestyle": "", "markersize": 7, "elinewidth": 1.4, "capsize": 3.5}
-        handles[canvas.layer_name(name)] = axes.errorbar(places, mean, std if std.any() else None, **look)
+        bars = np.abs(np.array(ends(mean, std, log=y_scale == "log")) - mean) if std.any() else None
+        handles[canvas.layer_name(name)] = axes.errorbar(places, mean, bars, **look)
     set_scale(axes, "y", y_scale, np.array([mean for series in table.values() for mean, _ in series.values()]))
     canvas.name_ticks(axes, list(table))
     axes.set_xlim(-0.55, len(table) - 0.45)

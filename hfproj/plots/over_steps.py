@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from hfproj.errors import UsageError, unknown
 from hfproj.heads.layers import is_layer_name
 from hfproj.plots import canvas
 from hfproj.plots.canvas import INK, LAYERS, TITLE, WIDTH, Figure, Target
-from hfproj.plots.curves import draw_curve, set_scale
+from hfproj.plots.curves import centre, draw_curve, set_scale
 
 Rows = Sequence[Mapping[str, Any]]  # of a history
 # Base name → axis label where it is not the name as written; and those whose axis is logarithmic, or starts at 0.
@@ -43,7 +43,8 @@ def plot_history(
 ) -> Figure:  # fmt: skip
     """Return a figure of metrics over training steps, one panel each, h against z.
 
-    Rows of one step (of several seeds) are averaged, and a band shows one standard deviation.
+    Rows of one step (of several seeds) are averaged, and a band shows one standard deviation; on a logarithmic axis
+    (condition numbers and ratios that span a decade) both are of the logarithms.
 
     Args:
         rows: `Results.history`: a mapping per measured step with "step" and metrics ("rankme_h", "loss", …). A metric
@@ -74,15 +75,18 @@ def plot_history(
     for metric, panel in zip(chosen, axes):
         own: dict[str, Any] = {}
         style = canvas.styles(available[metric]) or {"": _NO_LAYER}
+        names = {layer: f"{metric}_{layer}" if layer else metric for layer in style}
+        log = metric in _LOGARITHMIC and _spans_a_decade(rows, names.values())
         for layer, look in style.items():
-            x, y, std = over_steps(rows, f"{metric}_{layer}" if layer else metric)
-            line = draw_curve(panel, x, y, std, style=look)
+            x, y, std = over_steps(rows, names[layer], log=log)
+            line = draw_curve(panel, x, y, std, style=look, log=log)
             if layer:
                 own[_PARTS.get(layer, layer)] = line
             if start and layer in LAYERS and x[0] == 0 and len(x) > 1 and np.isfinite(y[0]):
                 panel.hlines(y[0], x[0], x[-1], color=look["color"], linewidth=0.8, alpha=0.7, zorder=1.6)
             canvas.whole_numbers(panel, x)
-        _label(panel, metric, of if set(style) & set(LAYERS) and not metric.startswith("eval_") else "", width=width)
+        whose = of if set(style) & set(LAYERS) and not metric.startswith("eval_") else ""
+        _label(panel, metric, whose, log=log, width=width)
         for text, value in (references or {}).get(metric, {}).items():
             _reference(panel, text, value)
         handles.append(own)
@@ -113,14 +117,19 @@ def _reference(axes: Any, text: str, value: float) -> None:
     axes.annotate(text, **place, textcoords="offset points", ha="right", va="bottom", fontsize="small", color="0.25")
 
 
-def _label(axes: Any, metric: str, of: str, *, width: float) -> None:
+def _spans_a_decade(rows: Rows, names: Iterable[str]) -> bool:
+    """Return whether all values are positive, and the largest is more than ten times the smallest."""
+    values = [row[name] for row in rows for name in names if _is_number(row.get(name))]
+    return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
+
+
+def _label(axes: Any, metric: str, of: str, *, log: bool, width: float) -> None:
     label = _LABELS.get(metric, canvas.literal(metric.replace("_", " ")))
     if of:
         name, comma, unit = label.partition(",")
         label = f"{name} of {canvas.literal(of)}{comma}{unit}"
-    drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
-    smallest = np.nanmin(drawn)
-    if metric in _LOGARITHMIC and smallest > 0 and np.nanmax(drawn) > 10 * smallest:
+    smallest = np.nanmin(np.concatenate([line.get_ydata() for line in axes.get_lines()]))
+    if log:
         canvas.log_scale(axes, "y")
         label += ", log scale"
     elif metric.endswith(_FROM_ZERO) and smallest >= 0:
@@ -155,15 +164,13 @@ def metrics_of(rows: Rows) -> dict[str, list[str]]:
     return {base: sorted(layers) for base, layers in found.items()}
 
 
-def over_steps(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return steps, mean and standard deviation of a metric; no deviation where every step was measured once."""
+def over_steps(rows: Rows, name: str, *, log: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return steps, mean and standard deviation of a metric, as `centre`; none where every step was measured once."""
     by_step: dict[float, list[float]] = {}
     for row in sorted((row for row in rows if name in row), key=lambda row: row["step"]):
         by_step.setdefault(row["step"], []).append(row[name] if _is_number(row[name]) else np.nan)
-    mean = np.array(
-        [np.mean(values) if len(values) > 1 else values[0] for values in by_step.values()], dtype=np.float64
-    )
-    std = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in by_step.values()])
+    found = [centre(np.array(values, dtype=np.float64)[:, None], log=log) for values in by_step.values()]
+    mean, std = np.array(found, dtype=np.float64).reshape(-1, 2).T
     several = any(len(values) > 1 for values in by_step.values())
     return np.array(list(by_step), dtype=np.float64), mean, std if several else None
 

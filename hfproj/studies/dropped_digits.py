@@ -32,7 +32,9 @@ from hfproj.files import command_line, installed_versions, measured_once, write_
 from hfproj.presets import get_preset
 from hfproj.probes.knn import KNNProbe
 from hfproj.probes.linear import LinearProbe
+from hfproj.results import Interval
 from hfproj.shifts.composites import DigitsOnImages, DigitViews, Split
+from hfproj.studies.pooled import pooled_interval
 from hfproj.training import ProjectionTrainer, ProjectionTrainingArguments
 from hfproj.tuner import ProjectionHeadConfig
 
@@ -142,7 +144,49 @@ def document(before: Mapping[str, float], rows: list[Row], name: str = "dropped_
             picture = f"![{probe} accuracy of the {label} over the drop probability]({name}_{label}_{probe}.png)"
             at_first = before[f"{probe}: {label} of h"]
             parts += [f"## {probe} accuracy of the {label} (h before training: {at_first:.3f})", lines, picture]
+    parts += ["## What it says", *said(before, rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def said(before: Mapping[str, float], rows: list[Row]) -> list[str]:
+    """Return what dropping digits from half of the views did to h, probe by probe, by `pooled_interval`."""
+    lines = []
+    for probe in PROBES:
+        for label in LABELS:
+            lost = []
+            for head in HEADS:
+                gap = compared(before, rows, probe, label, head)
+                lost.append(f"{head} {gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], {_SENSES[_sense(gap)]}")
+            lines.append(f"- h after training with p = 0.5 against before, {probe}, {label}: {'; '.join(lost)}.")
+            gap = compared(before, rows, probe, label, "MLP", "no head")
+            lines[-1] += (
+                f" An MLP head against no head: {gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], "
+                f"{_KEPT[_sense(gap)]}."
+            )
+    rule = f"Intervals: 95 %, other seeds and other {TEST_IMAGES:,} test images (`hfproj.studies.pooled`)."
+    return ["\n".join(lines), rule]
+
+
+def compared(
+    before: Mapping[str, float], rows: list[Row], probe: str, label: str, head: str, other: str = "", p: float = 0.5
+) -> Interval:
+    """Return how much more a probe reads of a label from h with one head than with another, or than before training."""
+    what = f"{probe}: {label} of h"
+    values = {
+        f"{name} {q:g}": [row[what] for row in rows if (row["head"], row["drop_probability"]) == (name, q)]
+        for name in HEADS
+        for q in PROBABILITIES
+    }
+    against = f"{other} {p:g}" if other else "before"
+    return pooled_interval({**values, "before": [before[what]]}, f"{head} {p:g}", against, rows=TEST_IMAGES)
+
+
+def _sense(gap: Interval) -> int:
+    return 1 if gap.low > 0 else -1 if gap.high < 0 else 0
+
+
+_SENSES = {1: "gained", -1: "lost", 0: "cannot be judged"}
+_KEPT = {1: "the head keeps it", -1: "the head loses it", 0: "cannot be judged"}
 
 
 def _values(rows: list[Row], head: str, probability: float, what: str) -> tuple[float, float]:

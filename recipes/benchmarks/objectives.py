@@ -32,6 +32,7 @@ import hfproj
 from hfproj.data import split_off
 from hfproj.diagnostics import rankme
 from hfproj.files import installed_versions, write_atomic, write_json
+from hfproj.studies.pooled import pooled_interval
 
 RUNS = Path("runs/objectives")
 OUT = Path(__file__).resolve().parent / "results" / "objectives"
@@ -68,6 +69,7 @@ OBJECTIVES: dict[str, dict] = {
     "dino": {"config": PROTOTYPES},
     "grouped": {},
 }
+TEACHERS = ("moco", "moco_v3", "byol", "dino")
 UNTRAINED = "h, for comparison"  # of the backbone as it is
 WITH_LORA = ("nt_xent", "byol", "simsiam", "barlow_twins", "vicreg", "dino")
 REGULARIZERS: dict[str, dict] = {
@@ -217,25 +219,65 @@ def keep(kind: str, name: str, added: str, seed: int, row: dict) -> None:
 def table() -> None:
     content: dict = {"settings": {"features": FEATURES, "lora": LORA, "images": IMAGES, "augmentation": AUGMENTATION}}
     content |= {"objectives": OBJECTIVES, "regularizers": REGULARIZERS, "head": MLP, "versions": installed_versions()}
+    content |= {kind: runs_of(kind) for kind in ("features", "lora", "images")}
+    write_json(OUT.with_suffix(".json"), content)
+    write_atomic(OUT.with_suffix(".md"), document(content).encode())
+    if content["images"]:
+        fill(DOCS, "cost", cost(content["images"]))
+    print(document(content))
+
+
+def document(content: dict) -> str:
+    """Return the Markdown of what the JSON file holds."""
     lines = ["# Objectives and regularizers on CIFAR-10 with vit_nano", ""]
     lines += ["Written by `recipes/benchmarks/objectives.py table`. Mean ± standard deviation over seeds.", ""]
     for kind, title, layers in (
         ("features", "Frozen backbone, heads on cached features", ("z",)),
         ("lora", "LoRA", ("h", "z")),
     ):
-        rows = content[kind] = runs_of(kind)
-        if not rows:
+        if not content[kind]:
             continue
         settings = ", ".join(f"{k} {v}" for k, v in content["settings"][kind].items())
         lines += [f"## {title}", "", f"{settings}.", ""]
-        lines += markdown(rows, layers)
-    content["images"] = runs_of("images")
-    lines += ["## A step on images", "", *cost(content["images"])]
-    write_json(OUT.with_suffix(".json"), content)
-    write_atomic(OUT.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
-    if content["images"]:
-        fill(DOCS, "cost", cost(content["images"]))
-    print("\n".join(lines))
+        lines += markdown(content[kind], layers)
+        for layer in layers:
+            lines += [said(content[kind], layer, asked=content["settings"][kind]["test"]), ""]
+    return "\n".join([*lines, "## A step on images", "", *cost(content["images"])]) + "\n"
+
+
+def said(rows: list[dict], layer: str, *, asked: int) -> str:
+    """Return what differs in the 20-NN of a layer by more than the interval: objectives, and regularizers from plain.
+
+    Args:
+        rows: Runs of one kind.
+        layer: "h" or "z".
+        asked: Number of test rows.
+    """
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row["objective"] in OBJECTIVES and layer in row:
+            values.setdefault(f"{row['objective']} {row['regularizer']}", []).append(row[layer]["knn"])
+    plain = [f"{name} plain" for name in OBJECTIVES if f"{name} plain" in values]
+    means = [statistics.mean(values[name]) for name in plain]
+    others = [(name, "nt_xent plain") for name in plain if name != "nt_xent plain"]
+    added = [(name, f"{name.partition(' ')[0]} plain") for name in values if not name.endswith(" plain")]
+    return (
+        f"20-NN of {layer}, plain: {min(means):.3f} to {max(means):.3f}. By the 95 % interval of "
+        f"`hfproj.studies.pooled` (other seeds, other {asked} test rows), {_apart(values, others, asked)} of "
+        f"{len(others)} objectives differ from nt_xent, and {_apart(values, added, asked)} of {len(added)} regularized "
+        "runs from plain. The order of the others cannot be judged."
+    )
+
+
+def _apart(values: dict[str, list[float]], pairs: list[tuple[str, str]], asked: int) -> str:
+    """Return how many pairs differ by more than the interval, and by how much."""
+    found = {first: pooled_interval(values, first, second, rows=asked) for first, second in pairs}
+    apart = [
+        f"{name.removesuffix(' plain')} {gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+        for name, gap in found.items()
+        if gap.low > 0 or gap.high < 0
+    ]
+    return f"{len(apart)} ({', '.join(apart)})" if apart else "none"
 
 
 def runs_of(kind: str) -> list[dict]:
@@ -247,16 +289,29 @@ def runs_of(kind: str) -> list[dict]:
 
 
 def cost(rows: list[dict]) -> list[str]:
-    """Return the table of what a step on images costs."""
-    lines = [f"vit_nano on the CPU: {', '.join(f'{k} {v}' for k, v in IMAGES.items())}. A tenth is noise.", ""]
+    """Return the table of what a step on images costs, and what can be said of one run each."""
+    lines = [f"vit_nano on the CPU: {', '.join(f'{k} {v}' for k, v in IMAGES.items())}. One run each.", ""]
     lines += ["| objective | CPU s / step | against nt_xent | loss, first and last |", "|---|---:|---:|---:|"]
-    plain = next((r["cpu_seconds_per_step"] for r in rows if r["objective"] == "nt_xent"), None)
+    seconds = {row["objective"]: row["cpu_seconds_per_step"] for row in rows}
+    ratios = {name: value / seconds["nt_xent"] for name, value in seconds.items()} if "nt_xent" in seconds else {}
     for row in sorted(rows, key=lambda r: list(OBJECTIVES).index(r["objective"])):
-        seconds = row["cpu_seconds_per_step"]
-        ratio = f"{seconds / plain:.2f}" if plain else ""
-        first, *_, last = row["losses"]
-        lines.append(f"| {row['objective']} | {seconds:.2f} | {ratio} | {first:.3f} → {last:.3f} |")
-    return lines
+        name, (first, *_, last) = row["objective"], row["losses"]
+        ratio = f"{ratios[name]:.2f}" if ratios else ""
+        lines.append(f"| {name} | {seconds[name]:.2f} | {ratio} | {first:.3f} → {last:.3f} |")
+    return [*lines, "", slower(ratios)] if ratios else lines
+
+
+def slower(ratios: dict[str, float]) -> str:
+    """Return how much a teacher costs, if all objectives that have one are slower than all others."""
+    teachers = [ratio for name, ratio in ratios.items() if name in TEACHERS]
+    others = [ratio for name, ratio in ratios.items() if name not in TEACHERS]
+    if not teachers or min(teachers) <= max(others):
+        return "One run has no interval: these times are not told apart."
+    return (
+        f"A second forward pass costs: the {len(teachers)} with an EMA teacher took {min(teachers):.2f} to "
+        f"{max(teachers):.2f} times as long as nt_xent, the {len(others)} others {min(others):.2f} to "
+        f"{max(others):.2f}. One run each has no interval, and no order among those is claimed."
+    )
 
 
 def fill(file: Path, name: str, lines: list[str]) -> None:

@@ -26,6 +26,8 @@ import hfproj
 from hfproj import diagnostics, plots
 from hfproj.reporting import write_image_pictures, write_text_pictures
 from hfproj.results import Measurement
+from hfproj.studies.head_geometry.study import Study
+from hfproj.studies.pooled import pooled_interval
 
 Y = torch.arange(8) % 2
 NAMES = [{**item, "label": "cat"} for item in images(8)]
@@ -162,6 +164,13 @@ RESULTS = {
     "report: the results": (lambda: hfproj.report(results()), "folder"),
     "card: swapped": (lambda: hfproj.write_card(Path("/tmp"), results()), "Results"),
     "card: no folder": (lambda: hfproj.write_card(results()), "folder"),
+    "pooled_interval: a name that is not there": (
+        lambda: pooled_interval({"a": [0.1, 0.2]}, "a", "b"), "values of 'b'", "['a']"),
+    "pooled_interval: one seed each": (lambda: pooled_interval({"a": [0.1], "b": [0.2]}, "a", "b"), "two seeds"),
+    "pooled_interval: per cent": (
+        lambda: pooled_interval({"a": [51.0, 53.0], "b": [48.0]}, "a", "b", rows=100), "fractions", "52.0"),
+    "a study: what was not run": (
+        lambda: Study("digits", Path("/tmp/none"), Path("/tmp/none")).recorded("hessian"), "results.json", "`hessian`"),
     "plot: features": (lambda: plots.plot_spectrum(x(8, 4)), "spectr"),
     "plot: the results": (lambda: plots.plot_history(results()), "Results"),
     "plot: a path that can't be written": (

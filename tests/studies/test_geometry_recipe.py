@@ -10,8 +10,10 @@ import pytest
 import hfproj
 from hfproj.studies.head_geometry import analysis, collapse, measures, models
 from hfproj.studies.head_geometry import study as shared
-from hfproj.studies.head_geometry.claims import verdict
-from hfproj.studies.head_geometry.document import document
+from hfproj.studies.head_geometry.claims import deepening, verdict
+from hfproj.studies.head_geometry.collapse_claims import conditioned
+from hfproj.studies.head_geometry.document import FIGURES, document
+from hfproj.studies.head_geometry.figures import draw, over
 from hfproj.studies.head_geometry.study import Study
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -81,7 +83,8 @@ def test_each_measure_has_a_row_a_model_and_a_figure(study):
     assert {row["seed"] for of in rows.values() for row in of} == {0}
     figures = {path.stem for path in study.out.glob("*.png")}
     assert figures == {
-        "guillotine_linear", "guillotine_mlp", "curvature", "orbits", "compression", "depth", "depth_condition"
+        "guillotine_linear", "guillotine_mlp", "curvature", "orbits", "compression", "depth", "depth_condition",
+        "depth_condition_head_only",
     }  # fmt: skip
     by_model = {row["model"]: row for row in rows["guillotine"]}
     frozen, untrained = by_model["rotated views, head only"], by_model["untrained"]
@@ -160,6 +163,14 @@ def test_collapse_and_hessian(tmp_path, monkeypatch):
         assert all(low < high for low, high in zip(row["lambda_min_h"], row["lambda_max_h"]))
         if row["head"] == "ReLU":
             assert max(map(abs, row["lambda_min_M"])) == 0.0  # no curvature of its own
+    kept = json.loads((out / "results.json").read_text())
+    kept["digits"]["hessian"]["runs"] = [{**row, "condition_number": [9.0], "rank": [1]} for row in runs]
+    (out / "results.json").write_text(json.dumps(kept))
+    run("collapse_geometry", "conditioning", "--seeds", "0", runs=tmp_path / "runs", out=out)
+    assert json.loads((out / "results.json").read_text())["digits"]["hessian"]["runs"] == runs
+    kept["digits"]["hessian"]["runs"][0]["std_h"][0] *= 1.01
+    with pytest.raises(hfproj.UsageError, match="to be the recorded one, got another spread of h"):
+        collapse.conditioning(shared.Study("digits", tmp_path / "runs", out), kept["digits"]["hessian"]["runs"])
     assert {path.stem for path in out.glob("*.png")} == {
         "collapse_sgd_without_batchnorm", "collapse_sgd_with_batchnorm", "collapse_flow", "collapse_equilibrium",
         "hessian", "hessian_smallest",
@@ -172,6 +183,7 @@ def test_the_document_has_the_numbers_of_the_committed_results():
     spec.loader.exec_module(recipe)
     found = json.loads(recipe.RESULTS.read_text(encoding="utf-8"))["digits"]
     assert recipe.DOCS.read_text(encoding="utf-8").rstrip() == "\n".join(document(found, "digits")).rstrip()
+    assert set(FIGURES) == {path.stem for path in recipe.RESULTS.parent.glob("*.png")}
     for line in recipe.DOCS.read_text(encoding="utf-8").splitlines():
         if line.startswith("!["):
             assert (recipe.DOCS.parent / line.rpartition("(")[2].rstrip(")")).is_file(), line
@@ -189,3 +201,62 @@ def test_the_document_has_the_numbers_of_the_committed_results():
 )
 def test_a_verdict_asks_all_seeds(differences, expected):
     assert verdict(differences).startswith(expected)
+
+
+def track(condition, *, std=(1.0, 2.0, 3.0, 4.0), clamped=(10.0, 20.0, 30.0, 40.0), **more):
+    """A training whose clamped condition number rises with the spread, whatever the one on the support does."""
+    return {"std_h": list(std), "condition_number": condition, "condition_number_clamped": list(clamped), **more}
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], "reproduced"),
+        ([4.0, 3.0, 2.0, 1.0], "not reproduced: the opposite"),
+        ([1.0, 1e4, 1e4 + 1e-6, 1e4 + 2e-6], "cannot be judged: it moves by"),  # less than float32 resolves
+    ],
+)
+def test_the_condition_number_on_the_support_decides_and_not_the_clamped_one(condition, expected):
+    claim, control = conditioned([track(condition, rank=[7] * 4) for _ in range(3)], "SiLU, usual start", ".3")
+    assert claim.verdict.startswith(expected)
+    assert claim.claim.endswith("rank 7)")
+    assert control.measured == "1.00 ± 0.00"
+
+
+def test_seeds_that_disagree_and_a_clamped_number_alone_are_not_judged():
+    up, down = [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]
+    rows = [track(way, rank=[7] * 4) for way in (up, down, up)]
+    assert conditioned(rows, "SiLU", ".3")[0].verdict == "cannot be judged: within the spread of seeds"
+    alone = [{name: value for name, value in row.items() if name != "rank"} for row in rows]
+    assert conditioned(alone, "SiLU", ".3")[0].verdict == "cannot be judged: only the clamped number was recorded"
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.9, "yes: at both steps"), (0.4, "no"), (0.5, "cannot be judged")])
+def test_variation_of_the_metric_has_to_grow_at_both_steps_of_depth(last, expected):
+    values = {"depth 1": 0.0, "rotated views": 0.5, "depth 3": last}
+    values |= {"depth 1, head only": 0.0, "rotated views, head only": 0.5, "depth 3, head only": last}
+    measures = ("rotation_linear_z", "compression_unit_input", "compression", "ratio_z", "variation")
+    rows = [
+        {"model": model, "seed": seed, **dict.fromkeys(measures, value + 0.01 * seed)}
+        for model, value in values.items()
+        for seed in range(3)
+    ]
+    found = [claim for claim in deepening(rows, rows, rows) if "metric" in claim.claim]
+    assert len(found) == 2
+    assert all(claim.verdict.startswith(expected) for claim in found)
+
+
+def test_curves_of_a_logarithmic_axis_are_geometric_over_seeds():
+    rows = [{"seed": seed, "step": [0, 1], "std": [value, 4.0]} for seed, value in enumerate((1.0, 10.0, 100.0))]
+    x, mean, std = over(rows, "step", "std", log=True)
+    assert x == [0, 1]
+    assert mean == pytest.approx([10.0, 4.0])
+    assert std == pytest.approx([10 * 2.302585093, 0.0])  # 10 · ln 10
+    assert over(rows, "step", "std")[1] == pytest.approx([37.0, 4.0])
+
+
+@pytest.mark.long
+def test_committed_figures_can_be_drawn_from_the_committed_results(tmp_path):
+    found = json.loads((RECIPES / "results" / "geometry" / "results.json").read_text(encoding="utf-8"))["digits"]
+    draw(found, tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(FIGURES)

@@ -1,5 +1,6 @@
 """What the experiments on heads found, claim by claim against the paper's numbers. Verdicts follow from the numbers."""
 
+import itertools
 import statistics
 from typing import Any, NamedTuple
 
@@ -143,10 +144,21 @@ def contraction(rows: Rows) -> list[Claim]:
     return claims
 
 
-def deepening(probes: Rows, orbits: Rows) -> list[Claim]:
-    """What changes with the depth of the head."""
+def deepening(probes: Rows, orbits: Rows, conditions: Rows) -> list[Claim]:
+    """What changes with the depth of the head; the first claim asks both steps of depth, the others first and last."""
     claims = []
     for regime, models in DEPTHS.items():
+        steps = [values_of(conditions, "variation", model=model) for model in models]
+        rises = [verdict(minus(deep, flat), "yes: at both steps") for flat, deep in itertools.pairwise(steps)]
+        claims.append(
+            Claim(
+                f"Depth 1 / 2 / 3: with depth the metric JᵀJ differs more from image to image (variation, 0 where J is "
+                f"the same everywhere; {regime})",
+                "–",
+                " / ".join(shown(values) for values in steps),
+                next((found for found in rises if not found.startswith("yes")), rises[0]),
+            )
+        )
         for claim, rows, measure, reported, sign, digits in (
             ("a linear probe of z sees less rotation", probes, "rotation_linear_z", ".474 / .397 / .356", -1, 3),
             ("orbits are contracted more, h of unit length", orbits, "compression_unit_input", "49 / 57 / 79 ×", 1, 2),

@@ -17,18 +17,19 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hfproj import geometry, plots
+from hfproj import geometry
 from hfproj.backbones import load_backbone
 from hfproj.data import ImageViews, split_off
 from hfproj.diagnostics import covariance_condition_number, representation_std
+from hfproj.errors import UsageError
 from hfproj.features import cache_features
 from hfproj.heads import create_head
 from hfproj.objectives import create_objective
-from hfproj.studies.head_geometry.study import Study, mean_std, tensor_once, values_of
+from hfproj.studies.head_geometry import figures
+from hfproj.studies.head_geometry.study import Study, tensor_once
 from hfproj.tuner import ProjectionHeadConfig
 
 HEADS = {"linear": "identity", "ReLU": "relu", "GELU": "gelu", "SiLU": "silu"}  # as written → activation
@@ -83,18 +84,7 @@ def collapse(study: Study) -> dict[str, Any]:
             if head != "GELU":
                 flow.append(_kept(study, "flow", by_flow, f, head=head, seed=seed))
             equilibria.append(_kept(study, "equilibrium", at_equilibria, f, head=head, seed=seed))
-    for norm, name in ((None, "without"), ("batch", "with")):
-        curves = {head: _over(sgd, "steps", "std_z", head=head, norm=norm) for head in HEADS}
-        path = study.out / f"collapse_sgd_{name}_batchnorm.png"
-        plots.plot_curves(curves, "step of SGD", "std of unit rows of z", path, y_scale="log")
-    curves = {head: _over(flow, "times", "std_z", head=head) for head in HEADS if head != "GELU"}
-    path = study.out / "collapse_flow.png"
-    plots.plot_curves(curves, "time, in 1/learning rate", "std of unit rows of z", path, y_scale="log")
-    curves = {head: _over(equilibria, "alpha", "lambda_min", head=head) for head in HEADS}
-    plots.plot_curves(
-        curves, "residual α", "smallest eigenvalue of the Hessian in h", study.out / "collapse_equilibrium.png",
-        x_scale="log", y_scale="symlog", zero_line=True,
-    )  # fmt: skip
+    figures.collapse(sgd, flow, equilibria, study.out)
     settings = {"sgd": SGD, "flow": FLOW, "equilibrium": EQUILIBRIUM, "scale": SCALE}
     return {"settings": settings, "sgd": sgd, "flow": flow, "equilibrium": equilibria}
 
@@ -210,25 +200,15 @@ def hessian(study: Study) -> dict[str, Any]:
         for seed in study.seeds
         for head, start in kinds
     ]
-    drawn = [
-        {"step": step, "lambda_min": low, "lambda_max": high}
-        for row in rows
-        if (row["head"], row["start"]) == ("SiLU", "collapsed")
-        for step, low, high in zip(row["step"], row["lambda_min_h"], row["lambda_max_h"])
-    ]
-    plots.plot_eigenvalues(drawn, study.out / "hessian.png", of="h")
-    curves = {
-        f"{head}, {start} start": _over(rows, "step", "lambda_min_h", head=head, start=start) for head, start in kinds
-    }
-    plots.plot_curves(
-        curves, "step of SGD", "smallest eigenvalue of the Hessian in h", study.out / "hessian_smallest.png",
-        y_scale="symlog", zero_line=True,
-    )  # fmt: skip
+    figures.hessian(rows, study.out)
     return {"settings": {**HESSIAN, "scale": SCALE}, "runs": rows}
 
 
-def tracked(f: Tensor, head: str, start: str, seed: int) -> dict[str, Any]:
-    """Return extreme eigenvalues, spread and condition number along a training, and their rank correlation."""
+def tracked(f: Tensor, head: str, start: str, seed: int, *, curvature: bool = True) -> dict[str, Any]:
+    """Return extreme eigenvalues, spread and condition number along a training, and their rank correlation.
+
+    Without `curvature` the extreme eigenvalues, which take nearly all of the time, are left out.
+    """
     scale = SCALE if start == "collapsed" else 1.0
     system = Miniature(head, in_dim=f.shape[-1], width=HESSIAN["width"], norm=None, scale=scale, seed=seed)
     probe = f[: HESSIAN["probe_images"]].transpose(0, 1)
@@ -238,13 +218,31 @@ def tracked(f: Tensor, head: str, start: str, seed: int) -> dict[str, Any]:
             with torch.no_grad():
                 _, h, z = system(f.transpose(0, 1))
             h, z = h.flatten(0, 1), z.flatten(0, 1)
-            condition = covariance_condition_number(h)
-            spread = {"std_h": representation_std(h), "std_z": representation_std(z)}
-            conditions = {"condition_number": condition.on_support, "condition_number_clamped": condition.clamped}
-            rows.append({"step": step, **spread, **conditions, **_curvature(system, probe)})
-    found: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-    for name in ("condition_number", "condition_number_clamped"):
-        found[f"spearman_{name}"] = float(spearmanr(found["std_h"], found[name]).statistic)
+            found = covariance_condition_number(h)
+            spread = {"std_h": representation_std(h), "std_z": representation_std(z), "rank": found.rank}
+            conditions = {"condition_number": found.on_support, "condition_number_clamped": found.clamped}
+            rows.append({"step": step, **spread, **conditions, **(_curvature(system, probe) if curvature else {})})
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def conditioning(study: Study, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of `hessian` with the condition number on the support measured again, by the same trainings.
+
+    Seconds a row, where `hessian` takes a minute.
+
+    Raises:
+        UsageError: If a training is not the recorded one: its spread of h differs by more than a thousandth.
+    """
+    f = representations(study)
+    found = []
+    for row in rows:
+        which = {name: row[name] for name in ("head", "start", "seed")}
+        again = _kept(study, "conditioning", partial(tracked, curvature=False), f, **which)
+        if any(abs(new - old) > 1e-3 * old for new, old in zip(again["std_h"], row["std_h"], strict=True)):
+            name = ", ".join(str(value) for value in which.values())
+            wanted = f"the training of {name} to be the recorded one"
+            raise UsageError(f"Expected {wanted}, got another spread of h; run `hessian` again.")
+        found.append({**row, **{name: again[name] for name in ("rank", "condition_number")}})
     return found
 
 
@@ -291,9 +289,3 @@ def representations(study: Study) -> Tensor:
 
 def _kept(study: Study, what: str, measure: Callable[..., dict[str, Any]], f: Tensor, **which: Any) -> dict[str, Any]:
     return study.kept(what, which, partial(measure, f, **which))
-
-
-def _over(rows: list[dict[str, Any]], x: str, y: str, **which: Any) -> tuple[list, list, list]:
-    """Return x, mean and standard deviation over seeds of y of the rows that have the values in `which`."""
-    mean, std = zip(*(mean_std(values) for values in zip(*values_of(rows, y, **which))))
-    return values_of(rows, x, **which)[0], list(mean), list(std)

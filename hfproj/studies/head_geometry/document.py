@@ -15,7 +15,8 @@ only", the head for long, on cached views of the frozen backbone. The runs on co
 heads on cached features. Numbers are mean ± standard deviation over seeds 0, 1 and 2.
 
 A claim is "reproduced" where each seed has the paper's sign and the mean difference is larger than its standard
-deviation, "not reproduced" where each seed has the other sign; in between it cannot be judged. The controls are ours.
+deviation, "not reproduced" where each seed has the other sign; in between it cannot be judged. The controls are ours,
+and so are claims for which the paper has no number (–).
 What the claims mean in theory, and which versions of them are false, is in [geometry.md](geometry.md).
 
 Written by `recipes/geometry_table.py` from `recipes/results/geometry/results.json`, which `recipes/geometry.py` and
@@ -24,11 +25,14 @@ FIGURES = {  # file → caption
     "guillotine_linear": "Accuracy of a linear probe that tells four rotations apart, from h and from z",
     "guillotine_mlp": "The same of an MLP probe",
     "curvature": "Local curvature of a sweep of rotations in h and in z",
-    "compression": "Spread of an image's rotations in h over that in z: above 1, the head contracts",
+    "compression": "Spread of an image's rotations in h over that in z: above 1, the head contracts (geometric "
+    "mean over seeds, bar: standard deviation of logarithms)",
     "orbits": "Images of three classes turning by 360°, in the two main directions of h and of z",
     "depth": "Accuracy of a linear probe that tells four rotations apart, by depth of the head",
-    "depth_condition": "Condition number of the pullback metric after each layer, over images",
-    "collapse_sgd_without_batchnorm": "Spread of z under SGD from small weights, heads without BatchNorm",
+    "depth_condition": "Condition number of the pullback metric after each layer, over images (LoRA, seed 0)",
+    "depth_condition_head_only": "The same where the head alone was trained (seed 0)",
+    "collapse_sgd_without_batchnorm": "Spread of z under SGD from small weights, heads without BatchNorm; geometric "
+    "mean over seeds, band: standard deviation of logarithms",
     "collapse_sgd_with_batchnorm": "The same with BatchNorm",
     "collapse_flow": "Spread of z in continuous time, of a smaller system",
     "collapse_equilibrium": "Smallest eigenvalue at constructed equilibria, by size of the residual",
@@ -54,8 +58,8 @@ def document(found: Mapping[str, Any], dataset: str) -> list[str]:
     if "orbits" in rows:
         lines += _section("Orbits of rotation", contraction(rows["orbits"]), "compression", "orbits")
     if "depth" in rows:
-        claims = deepening(rows["guillotine"], rows["orbits"])
-        lines += _section("Depth of the head", claims, "depth", "depth_condition")
+        claims = deepening(rows["guillotine"], rows["orbits"], rows["depth"])
+        lines += _section("Depth of the head", claims, "depth", "depth_condition", "depth_condition_head_only")
     if "collapse" in found:
         claims = [*equilibria(found["collapse"]["equilibrium"]), *escapes(found["collapse"]["sgd"])]
         claims += flows(found["collapse"]["flow"], found["collapse"]["settings"]["flow"]["kink_step"])

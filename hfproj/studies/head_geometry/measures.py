@@ -21,9 +21,9 @@ from torch import Tensor
 
 from hfproj import geometry, plots
 from hfproj.functional.rows import unit_rows
-from hfproj.studies.head_geometry import models
+from hfproj.studies.head_geometry import figures, models
 from hfproj.studies.head_geometry.models import kept_features, load, pixels, turned
-from hfproj.studies.head_geometry.study import Study, mean_std, values_of
+from hfproj.studies.head_geometry.study import Study
 
 PROBES: dict[str, Any] = {"train": 500, "test": 300, "C": 0.1, "mlp_width": 256, "mlp_epochs": 30}
 SWEEP: dict[str, Any] = {"images": 100, "degrees": 45.0, "points": 10}
@@ -34,9 +34,7 @@ CONDITIONED_IMAGES = 64
 def guillotine(study: Study) -> dict[str, Any]:
     """Compare what probes read from h and from z: which of four rotations, and the class of upright images."""
     rows = _rows(study, "guillotine", probed, models.MODELS)
-    for probe in ("linear", "mlp"):
-        groups = {name: _pair(rows, name, f"rotation_{probe}") for name in models.COMPARED}
-        plots.plot_groups(groups, f"accuracy on four rotations, {probe} probe", study.out / f"guillotine_{probe}.png")
+    figures.guillotine(rows, study.out)
     return {"settings": PROBES, "rows": rows}
 
 
@@ -72,8 +70,7 @@ def _accuracy(probe: ClassifierMixin, f: Tensor, y: Tensor, f_test: Tensor, y_te
 def curvature(study: Study) -> dict[str, Any]:
     """Compare the local curvature of a sweep of rotations in h and in z."""
     rows = _rows(study, "curvature", bent, models.COMPARED)
-    groups = {name: _pair(rows, name, "curvature") for name in models.COMPARED}
-    plots.plot_groups(groups, "local curvature of a rotation sweep", study.out / "curvature.png")
+    figures.curvature(rows, study.out)
     return {"settings": SWEEP, "rows": rows}
 
 
@@ -90,15 +87,7 @@ def bent(study: Study, name: str, seed: int) -> dict[str, float]:
 def orbits(study: Study) -> dict[str, Any]:
     """Compare how far h and z move while an image turns by 360°."""
     rows = _rows(study, "orbits", orbited, models.MODELS)
-    drawn = next(row for row in rows if row["model"] == "rotated views")
-    names = [f"class {label}" for label in drawn["classes"][::2]]
-    plots.plot_orbits(drawn["planes"], study.out / "orbits.png", names=names)
-    inputs = {"h as it is": "compression", "h of unit length": "compression_unit_input"}
-    groups = {
-        name: {shown: mean_std(values_of(rows, measure, model=name)) for shown, measure in inputs.items()}
-        for name in models.COMPARED
-    }
-    plots.plot_groups(groups, "spread of h / spread of z", study.out / "compression.png", y_scale="log")
+    figures.orbits(rows, study.out)
     return {"settings": ORBITS, "rows": rows}
 
 
@@ -134,18 +123,7 @@ def depth(study: Study) -> dict[str, Any]:
     names = models.DEPTHS
     rows = _rows(study, "depth", conditioned, names)
     probes = _rows(study, "guillotine", probed, names)
-    shown = {f"depth {models.MODELS[name].depth}, {models.MODELS[name].trained}": name for name in names}
-    groups = {key: _pair(probes, shown[key], "rotation_linear") for key in sorted(shown, key=lambda key: key[::-1])}
-    plots.plot_groups(groups, "accuracy on four rotations, linear probe", study.out / "depth.png")
-    first = {row["model"]: row["layers"] for row in reversed(rows)}
-    values = {
-        f"depth {models.MODELS[name].depth}: {layer}": sample
-        for name in sorted(names, key=lambda name: models.MODELS[name].depth)
-        if models.MODELS[name].trained == "lora"
-        for layer, sample in first[name].items()
-        if not layer.endswith("act")
-    }
-    plots.plot_metric_condition(values, study.out / "depth_condition.png")
+    figures.depth(rows, probes, study.out)
     return {"rows": rows}
 
 
@@ -173,8 +151,3 @@ def _rows(
         for seed in study.seeds
         for name in names
     ]
-
-
-def _pair(rows: list[dict[str, Any]], name: str, measure: str) -> dict[str, tuple[float, float]]:
-    """Return mean and standard deviation over seeds of a measure of h and of z."""
-    return {layer: mean_std(values_of(rows, f"{measure}_{layer}", model=name)) for layer in ("h", "z")}

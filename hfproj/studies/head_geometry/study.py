@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfproj.data import load_image_dataset
+from hfproj.errors import UsageError
 from hfproj.files import installed_versions, measured_once, write_json
 
 SEEDS = (0, 1, 2)
@@ -55,11 +56,23 @@ class Study:
             print(what, *which.values(), flush=True)
         return measured_once(file, lambda: {**which, **measure()})
 
+    def recorded(self, what: str) -> dict[str, Any]:
+        """Return what results.json has of one experiment.
+
+        Raises:
+            UsageError: If it has nothing.
+        """
+        file, name = self.out / "results.json", Path(self.dataset).name
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if what not in found.get(name, {}):
+            raise UsageError(f"Expected {file} to hold {what!r} of {name}, got nothing; run `{what}` first.")
+        return found[name][what]
+
     def save(self, what: str, content: Mapping[str, Any]) -> None:
-        """Write one experiment into results.json, beside the others that are there."""
+        """Write one experiment into results.json, beside the others that are there, with versions if it has none."""
         file = self.out / "results.json"
         results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        results.setdefault(Path(self.dataset).name, {})[what] = {**content, "versions": installed_versions()}
+        results.setdefault(Path(self.dataset).name, {})[what] = {"versions": installed_versions(), **content}
         write_json(file, results)
 
 
