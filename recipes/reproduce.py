@@ -19,6 +19,7 @@ from hfproj import cli
 cli.start(__file__)  # answers --help before anything large is imported
 
 import argparse
+import os
 import warnings
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def main() -> None:
         seeds=options.seeds, workers=options.workers, control=options.control, output_dir=options.output_dir,
         run=not options.no_run,
     )  # fmt: skip
-    print(f"\n{found.text}\nWritten to {found.path}.")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\n{found.text}\nWritten to {found.path}.")
 
 
 if __name__ == "__main__":

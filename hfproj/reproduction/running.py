@@ -137,7 +137,7 @@ def work(job: Job, *, only: tuple[int, int] = (0, 1)) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState()  # rows are then trained by all processes of the launcher together
     loaded: dict[str, Splits] = {}
-    todo = job.missing()
+    todo = distributed.broadcast_object(job.missing())  # the same on all processes, whatever else is written meanwhile
     start = only[0] * len(todo) // only[1]
     for setting, seed in [*todo[start:], *todo[:start]]:
         file = job.store.file(job.run_name(setting, seed))
@@ -145,7 +145,7 @@ def work(job: Job, *, only: tuple[int, int] = (0, 1)) -> None:
         together = distributed.world_size() > 1
         try:
             with nullcontext() if together else locked(scratch, patience=0.0):
-                if file.is_file():
+                if file.is_file() and not together:
                     continue
                 if setting.data not in loaded:
                     loaded = {setting.data: _load(job, setting)}  # one at a time in memory
@@ -155,6 +155,7 @@ def work(job: Job, *, only: tuple[int, int] = (0, 1)) -> None:
                     brief = f"{setting.row.name}, {setting.data}, seed {seed}: {_brief(job, record)}"
                     LOG.warning(f"{brief}{_time(job.seconds_left())}")
                     shutil.rmtree(scratch, ignore_errors=True)
+                distributed.barrier()
         except InUseError:
             continue  # another worker is at it
 

@@ -14,7 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from hfproj import distributed
 from hfproj.backbones import load_backbone
+from hfproj.errors import UsageError
 from hfproj.heads import HEADS
 from hfproj.presets import Preset, get_preset
 from hfproj.reproduction.sources import Source
@@ -155,6 +157,13 @@ class Setting:
     def trainer(self, model: PeftModel, items: Any, seed: int, folder: Path, **options: Any) -> ProjectionTrainer:
         """Return what trains it on items of a data set; `options` are those of `hfproj.ProjectionTrainingArguments`."""
         preset = self.preset
+        world, batch = distributed.world_size(), preset.training["per_device_train_batch_size"]
+        if batch % world:
+            raise UsageError(
+                f"Expected a number of processes that divides the batch of {batch}, got {world}; train this study on "
+                "another number of processes, or with workers=…, each of which trains rows of its own."
+            )
+        options = {"per_device_train_batch_size": batch // world, **options}  # a preset's batch is that of all
         quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 50}
         arguments = ProjectionTrainingArguments(
             output_dir=str(folder), seed=seed, **{**quiet, **preset.training, **options}
@@ -169,7 +178,7 @@ class Setting:
         """Return what follows the study's `watched` along training, at about 25 steps."""
         steps = arguments.max_steps
         if steps < 0:
-            steps = round(arguments.num_train_epochs * images / arguments.train_batch_size)
+            steps = round(arguments.num_train_epochs * images / (arguments.train_batch_size * distributed.world_size()))
         metrics: Any = [name for name in self.study.watched if name not in ("curvature", "update_ratio")]
         every = max(1, round(steps / 25))
         found: list[TrainerCallback] = [SpectrumCallback(metrics=metrics, every=every)] if metrics else []
