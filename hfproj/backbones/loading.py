@@ -83,8 +83,8 @@ def load_backbone(
         token: For a private repository of a transformers model; None takes HF_TOKEN or that of ``hf auth login``.
         **kwargs: Passed to ``from_pretrained`` or ``timm.create_model`` (``img_size=…``, ``pretrained=False``); plain
             JSON values only, since they are stored with the adapter. A ResNet of timm without pretrained weights also
-            takes ``stem="cifar"`` (3×3 and no max-pool, for images of 32 pixels) and ``width``, which multiplies its
-            channels.
+            takes ``stem="cifar"`` (3×3 and no max-pool, for images of 32 pixels) and ``width``, which multiplies the
+            channels of its stages; the stem keeps its 64.
 
     Raises:
         UsageError: If nothing can be loaded under this name, or an option is none of the library's.

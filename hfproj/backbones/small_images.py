@@ -1,7 +1,7 @@
 """ResNets of timm for images of 32 pixels, of any width: what is published on CIFAR has no other backbone.
 
 Where ImageNet's stem halves an image twice before the first block, this one is a 3×3 convolution of stride 1 without
-max-pool. `width` scales the channels of every stage, so that a run fits a small machine.
+max-pool. `width` scales the channels of every stage, so that a run fits a small machine; the stem keeps its 64.
 
 References:
     Chen et al. 2020, arXiv 2002.05709, appendix B.9 (the stem); vturrisi/solo-learn (9187ea3), which does the same.
@@ -27,7 +27,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
     Example:
         >>> split_options({"width": 0.25, "pretrained": False})[1]
-        {'pretrained': False, 'channels': (16, 32, 64, 128), 'stem_width': 16}
+        {'pretrained': False, 'channels': (16, 32, 64, 128)}
     """
     own = {name: options[name] for name in OPTIONS if options.get(name) is not None}
     timms = {name: value for name, value in options.items() if name not in OPTIONS}
@@ -43,7 +43,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         )
     if width != 1:
         channels = tuple(max(1, round(width * channel)) for channel in CHANNELS)
-        timms |= {"channels": channels, "stem_width": channels[0]}
+        timms["channels"] = channels
     return own, timms
 
 

@@ -123,6 +123,8 @@ def _check_d0(d0: object, in_dim: object) -> tuple[int, int]:
     width = check_positive("in_dim", in_dim)
     if isinstance(d0, float) and 0 < d0 < 1:
         d0 = max(1, round(d0 * width))
+    if isinstance(d0, float) and d0 >= 1:
+        raise UsageError(f"Expected d0 as a whole number of entries, or as a share of them below 1, got {d0}.")
     kept = check_positive("d0", d0)
     if kept > width:
         hint = f"choose d0 from 1 to {width}, or a share below 1 (DirectCLR keeps 360 of 2048)"

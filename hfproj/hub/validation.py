@@ -24,6 +24,7 @@ from peft.utils import PeftType
 from hfproj import limits
 from hfproj.backbones import EMBEDDED, POOLINGS
 from hfproj.backbones.fingerprint import is_fingerprint
+from hfproj.backbones.small_images import STEMS
 from hfproj.errors import AdapterFileError, UsageError, one_line
 from hfproj.filenames import ADAPTER_CONFIG
 from hfproj.heads import HEADS, check_known
@@ -248,6 +249,8 @@ def _is_image_size(value: Any) -> bool:
 _KWARGS: dict[str, Check] = {
     **dict.fromkeys(("add_pooling_layer", "dynamic_img_size", "pretrained", "class_token", "no_embed_class"), _is_bool),
     "img_size": _is_image_size,
+    "stem": lambda value: value in STEMS,
+    "width": lambda value: _is_number(value) and 1 / 64 <= value <= 16,
     "patch_size": lambda value: _is_image_size(value) and max(value if isinstance(value, list) else [value]) <= 512,
     "num_classes": _whole(0, limits.WIDTH),
     "embed_dim": _whole(1, 2048),

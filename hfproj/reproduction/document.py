@@ -10,7 +10,7 @@ import numpy as np
 
 from hfproj import plots
 from hfproj.reproduction.judging import Judged, judge, values_of
-from hfproj.reproduction.study import Column, More, Scale, Study
+from hfproj.reproduction.study import Cells, Column, More, Scale, Study
 
 Runs = Sequence[Mapping[str, Any]]
 
@@ -98,7 +98,7 @@ def _claims(study: Study, runs: Runs) -> str:
 def _shown(study: Study, test: Any, one: Judged) -> str:
     if one.why:
         return one.why
-    if not math.isfinite(one.low) or not math.isfinite(one.high) or one.high == 0 == one.low:
+    if not math.isfinite(one.low) or not math.isfinite(one.high) or (one.ratio and one.high == 0 == one.low):
         return "one seed: no interval"
     if hasattr(test, "y"):
         return f"ρ = {one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
@@ -112,7 +112,7 @@ def _shown(study: Study, test: Any, one: Judged) -> str:
 
 def _alone(test: Any) -> bool:
     """Whether a column is compared with a number."""
-    return isinstance(test, More) and isinstance(test.second, float)
+    return isinstance(test, More) and not isinstance(test.second, Cells)
 
 
 def _missing(study: Study, runs: Runs) -> str:

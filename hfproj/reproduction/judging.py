@@ -2,16 +2,18 @@
 
 A test of a claim is a contrast, a weighted sum of cells (means over seeds). Its 95 % interval has two sources:
 
-* other seeds: the spread of a cell over seeds, pooled over the rows of the column on the same data,
-  ``s² = Σ (y − ȳ_row)² / Σ (seeds − 1)``, so that the contrast has the variance ``Σ w² s² / seeds``. Rows are taken as
-  independent, though they share images and order: the interval is rather too wide than too narrow;
+* other seeds: the spread s of each cell over its own seeds, so that the contrast has the variance ``Σ w² s² / seeds``
+  (Welch's: rows differ in their spread, a collapsed one from a BatchNorm's). Rows are taken as independent, though they
+  share images and order: what they have in common makes the interval too wide rather than too narrow;
 * other test images, where right and wrong answers are known: the variance over images of the contrast of answers,
   averaged over seeds, divided by the number of images.
 
 The two add up, with Student's t at the degrees of freedom of Welch and Satterthwaite. Columns on a logarithmic scale
-are compared by their logarithms. The claim of a single test holds if the whole interval is on its side, fails if the
-whole interval is on the other, and cannot be judged else; a claim of several tests holds if all do, and fails if one
-does. Nothing is corrected for the number of claims: of 20 that say nothing, one is decided by chance.
+are compared by their logarithms. A cell that lacks the number of one of its seeds (NaN, nothing positive on a
+logarithmic scale) is not judged by those that are left. The claim of a single test holds if the whole interval is on
+its side, fails if the whole interval is on the other, and cannot be judged else; a claim of several tests holds if all
+do, and fails if one does. Nothing is corrected for the number of claims: of 20 that say nothing, about one is decided
+by chance.
 
 References:
     Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance Components" (degrees of freedom); Fieller,
@@ -113,7 +115,8 @@ def weights(study: Study, test: More | Same | Trend) -> Weights:
     """
     found: Weights = {}
     if isinstance(test, Trend):
-        along = [Cells(test.cells.column, (row,), test.cells.data) for row in test.cells.rows]
+        rows = test.cells.rows or tuple(row.name for row in study.rows)
+        along = [Cells(test.cells.column, (row,), test.cells.data) for row in rows]
         ranks = np.arange(len(along)) - (len(along) - 1) / 2
         parts = list(zip(along, (ranks / (ranks**2).sum()).tolist(), strict=True))
     else:
@@ -131,20 +134,20 @@ def interval(study: Study, contrast: Weights, runs: Sequence[Run]) -> tuple[floa
     variances: list[tuple[float, float]] = []  # of the contrast: (variance, degrees of freedom) of each source
     groups: dict[tuple[str, str], list[tuple[str, float]]] = {}
     for (row, data, column), weight in contrast.items():
-        groups.setdefault((data, column), []).append((row, weight))
+        values = values_of(study, runs, row, data, column)
+        value += weight * float(values.mean())
+        if weight:
+            free = len(values) - 1
+            spread = float(values.var(ddof=1)) if free else math.inf
+            variances.append((weight**2 * spread / len(values), free))
+            groups.setdefault((data, column), []).append((row, weight))
     for (data, column), members in groups.items():
-        values = {row: values_of(study, runs, row, data, column) for row in [r.name for r in study.rows]}
-        many = {row: v for row, v in values.items() if len(v) > 1}
-        free = sum(len(v) - 1 for v in many.values())
-        spread = sum(((v - v.mean()) ** 2).sum() for v in many.values()) / free if free else math.inf
-        value += sum(weight * values[row].mean() for row, weight in members)
-        variances.append((sum(w**2 / len(values[row]) for row, w in members) * spread, free))
         if (images := _image_variance(study, members, data, column, runs)) is not None:
             variances.append((images, math.inf))
     total = sum(variance for variance, _ in variances)
     if not math.isfinite(total):
         return value, -math.inf, math.inf
-    freedom = sum(variance**2 / free for variance, free in variances)
+    freedom = sum(variance**2 / free for variance, free in variances if free)
     t = stats.t.ppf((1 + LEVEL) / 2, total**2 / freedom) if freedom else 1.96
     half = float(t) * math.sqrt(total)
     return value, value - half, value + half
@@ -179,9 +182,10 @@ def _agreement(study: Study, test: Agree, runs: Sequence[Run]) -> Judged:
 
 def values_of(study: Study, runs: Sequence[Run], row: str, data: str, column: str) -> np.ndarray:
     """Return the values of a cell, ``[seeds]``; their logarithms for a column that is compared so."""
+    log = study.column(column).log
     found = [run["values"].get(column) for run in _runs_of(runs, row, data)]
-    known = np.array([value for value in found if value is not None and math.isfinite(value)], dtype=np.float64)
-    return np.log(np.clip(known, 1e-12, None)) if study.column(column).log else known
+    known = np.array([v for v in found if v is not None and math.isfinite(v) and (v > 0 or not log)], dtype=np.float64)
+    return np.log(known) if log else known
 
 
 def _runs_of(runs: Iterable[Run], row: str, data: str) -> list[Run]:
@@ -197,7 +201,14 @@ def _places(study: Study, cells: Cells) -> list[tuple[str, str, str]]:
 
 
 def _lacking(study: Study, cells: Iterable[Cells], runs: Sequence[Run]) -> str:
+    """Return which cell has no value, or lacks that of a seed; "" if none does."""
     places = {place for one in cells for place in _places(study, one)}
-    without = sorted(p for p in places if not len(values_of(study, runs, *p)))
+    have = {place: (len(values_of(study, runs, *place)), len(_runs_of(runs, *place[:2]))) for place in places}
+    without = sorted(place for place, (values, made) in have.items() if not values or values < made)
+    if not without:
+        return ""
+    row, data, column = without[0]
+    values, made = have[without[0]]
+    what = f"{made - values} of {made} seeds without a value" if values else "no value"
     more = f" and {len(without) - 1} more" if len(without) > 1 else ""
-    return f"no value of {without[0][2]} of {without[0][0]} on {without[0][1]}{more}" if without else ""
+    return f"{what} of {column} of {row} on {data}{more}"

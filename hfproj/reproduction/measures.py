@@ -133,6 +133,8 @@ def measured(trained: Trained, *, shuffled: bool = False) -> dict[str, Any]:
             values[column.name], missing[column.name] = None, str(error)
             continue
         values[column.name] = value if math.isfinite(value) else None
+        if not math.isfinite(value):
+            missing[column.name] = f"its value is {value}"
         if answers is not None:
             outcomes[column.name] = pack_outcomes(answers.tolist())
     spectra = {}

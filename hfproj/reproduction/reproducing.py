@@ -17,7 +17,7 @@ from hfproj.reproduction.measures import check_measure
 from hfproj.reproduction.registry import get_study
 from hfproj.reproduction.running import Job, spread, work
 from hfproj.reproduction.sources import places_of
-from hfproj.reproduction.study import SCALES, Study
+from hfproj.reproduction.study import SCALES, Study, check_seeds
 from hfproj.typing import OneOf
 
 CONTROLS = ("turned", "shuffled")
@@ -89,6 +89,10 @@ def reproduce(
             raise unknown(f"row of {name}:", row, known)
     for column in study.every_column:
         check_measure(column)
+    if seeds is not None:
+        check_seeds(seeds)
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise UsageError(f"Expected output_dir to be a folder, got {str(output_dir)!r}, a file; name another place.")
     if workers < 1:
         raise UsageError(f"Expected workers to be at least 1, got {workers}.")
     if control == "turned":
@@ -105,6 +109,8 @@ def reproduce(
 def _run(job: Job, workers: int) -> None:
     missing = len(job.missing())
     if not missing:
+        for setting in {s.data: s for s in job.settings()}.values() if job.places else ():
+            job.load(setting)  # are the finished runs of these data?
         return
     logging.getLogger("hfproj.reproduction").warning(
         f"{job.study.name} at scale {job.scale}: {missing} runs, about "

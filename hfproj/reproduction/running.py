@@ -69,7 +69,7 @@ class Job:
         runs = self.study.runs()
         if self.scale == "trial":
             runs = [(row, next(iter(row.data or self.study.data))) for row in self.study.rows]
-        return [Setting(self.study, row, data, self.at) for row, data in runs if not self.rows or row.name in self.rows]
+        return [Setting(self.study, row, data, self.at) for row, data in runs]
 
     @property
     def store(self) -> Store:
@@ -90,16 +90,36 @@ class Job:
         return [record for _, _, record in self._pairs() if record is not None]
 
     def missing(self) -> list[tuple[Setting, int]]:
-        """Return the runs that are not."""
-        return [(setting, seed) for setting, seed, record in self._pairs() if record is None]
+        """Return the runs that are not, of the rows and seeds that are to be run."""
+        wanted = self.seeds or self.at.seeds
+        missing = [(setting, seed) for setting, seed, record in self._pairs() if record is None and seed in wanted]
+        return [(s, seed) for s, seed in missing if not self.rows or s.row.name in self.rows]
 
     def _pairs(self) -> list[tuple[Setting, int, dict[str, Any] | None]]:
-        seeds, store = self.seeds or self.at.seeds, self.store
+        seeds, store = dict.fromkeys((*self.at.seeds, *(self.seeds or ()))), self.store
         return [(s, seed, self._read(store, s, seed)) for seed in seeds for s in self.settings()]
 
     def _read(self, store: Store, setting: Setting, seed: int) -> dict[str, Any] | None:
         record = store.read(self.run_name(setting, seed))
         return record and {**record, "row": setting.row.name, "data": setting.data}
+
+    def load(self, setting: Setting) -> Splits:
+        """Return the data of a run.
+
+        Raises:
+            UsageError: If they can't be loaded, or are others than those of the runs that are finished.
+        """
+        if self.scale == "trial":
+            return setting.source.synthetic(TRIAL_ROWS)
+        splits = setting.source.load(self.places, setting.scale.images, setting.scale.test_images)
+        for record in self.records():
+            known = record.get("data_fingerprint", splits.fingerprint)
+            if record["data"] == setting.data and known != splits.fingerprint:
+                raise UsageError(
+                    f"Expected {setting.data} to be the images that {self.folder} has runs of, got others; name their "
+                    "place (data=…), or give another output_dir."
+                )
+        return splits
 
     def seconds_left(self) -> float:
         """Return how long the runs that are missing take, about, one after the other."""
@@ -148,7 +168,7 @@ def work(job: Job, *, only: tuple[int, int] = (0, 1)) -> None:
                 if file.is_file() and not together:
                     continue
                 if setting.data not in loaded:
-                    loaded = {setting.data: _load(job, setting)}  # one at a time in memory
+                    loaded = {setting.data: job.load(setting)}  # one at a time in memory
                 record = run(setting, seed, loaded[setting.data], scratch, shuffled=job.shuffled)
                 if distributed.rank() == 0:
                     write_json(file, record)
@@ -179,7 +199,8 @@ def run(setting: Setting, seed: int, splits: Splits, scratch: Path, *, shuffled:
     return {
         "row": setting.row.name, "data": setting.data, "seed": seed, **found,
         "loss": next((entry["loss"] for entry in reversed(log) if "loss" in entry), None),
-        "seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1),
+        "data_fingerprint": splits.fingerprint, "seconds": round(time.monotonic() - wall, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
         "history": rounded(history), "threads": torch.get_num_threads(), "versions": installed_versions(),
         "setting": setting.written(),
     }  # fmt: skip
@@ -208,13 +229,6 @@ def spread(command: Sequence[str], workers: int) -> None:
         raise UsageError(
             f"{sum(map(bool, codes))} of {workers} workers ended in an error, told above; what is finished is kept."
         )
-
-
-def _load(job: Job, setting: Setting) -> Splits:
-    source, scale = setting.source, setting.scale
-    if job.scale == "trial":
-        return source.synthetic(TRIAL_ROWS)
-    return source.load(job.places, scale.images, scale.test_images)
 
 
 def _brief(job: Job, record: Mapping[str, Any]) -> str:

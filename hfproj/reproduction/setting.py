@@ -16,7 +16,7 @@ from transformers import TrainerCallback, set_seed
 
 from hfproj import distributed
 from hfproj.backbones import load_backbone
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, unknown
 from hfproj.heads import HEADS
 from hfproj.presets import Preset, get_preset
 from hfproj.reproduction.sources import Source
@@ -42,6 +42,9 @@ def preset_of(row: Row, presets: Mapping[str, str] = MappingProxyType({})) -> Pr
         8
     """
     preset = get_preset(presets.get(row.preset, row.preset))
+    for name in row.changes:
+        if name not in (known := [f.name for f in fields(preset) if f.name not in ("line", "source")]):
+            raise unknown(f"part of a preset, changed by row {row.name!r}:", name, known)
     changes: dict[str, Any] = {}
     for name, value in row.changes.items():
         whole = name not in PARTS or value is None or getattr(preset, name) is None or "head" in row.changes

@@ -1,5 +1,6 @@
 """Where the images of a study come from: images to train on, a bank and test images for probes, and their labels."""
 
+import hashlib
 import os
 import zlib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hfproj.data import EvalImages, ImageViews, load_image_dataset
-from hfproj.errors import UsageError
+from hfproj.errors import UsageError, unknown
 
 HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "tiny_imagenet": "zh-plus/tiny-imagenet",
        "imagenet": "ILSVRC/imagenet-1k"}  # fmt: skip
@@ -38,6 +39,18 @@ class Splits:
     labels: Mapping[str, tuple[Tensor, Tensor]]
     phases: tuple[Any, ...] = ()
     others: Mapping[str, "Splits"] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that differs between other data: of all labels, and of some images."""
+        found = hashlib.blake2b(digest_size=8)
+        for name, both in sorted(self.labels.items()):
+            for part in both:
+                found.update(f"{name} {len(part)}".encode() + part.numpy().tobytes())
+        for data in (self.train, self.test):
+            for row in range(0, len(data), max(1, len(data) // 8)):
+                found.update(np.asarray(data[row]["image"]).tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,9 @@ def places_of(data: str | os.PathLike | Mapping[str, str] | None) -> dict[str, s
         UsageError: If the folder has none.
     """
     if data is None or isinstance(data, Mapping):
+        for name in data or {}:
+            if name not in CLASSES:
+                raise unknown("data set", name, CLASSES)
         return dict(data or {})
     path = Path(data).expanduser()
     found = (

@@ -4,6 +4,7 @@ Nothing here runs. A file of `hfproj.studies.papers` lists studies; `hfproj.repr
 by the rules of `hfproj.reproduction.judging`, which know nothing of the single study.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -227,6 +228,9 @@ class Scale:
     machine: str = ""
     note: str = ""
 
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds)
+
     def but(self, **changes: Any) -> "Scale":
         """Return this scale with other values; those of `training` and `views` are merged."""
         merged: dict[str, Any] = {n: {**getattr(self, n), **changes[n]} for n in ("training", "views") if n in changes}
@@ -294,9 +298,13 @@ class Study:
                         f"Expected {' and '.join(lacking)} in the scales of study {self.name}: preset {row.preset} "
                         "leaves it open; say so in `note`, too."
                     )
+        if not re.fullmatch(r"\w+\.\w+", self.name):
+            raise UsageError(f"Expected a study's name as paper.table, in letters and digits, got {self.name!r}.")
         for claim in self.claims:
             for cells in cells_of(claim):
                 self._check(cells)
+            for test in claim.tests:
+                self._check_scales(test)
 
     @property
     def every_column(self) -> tuple[Column, ...]:
@@ -311,6 +319,18 @@ class Study:
         """Return every row with every data that it has numbers of."""
         return [(row, data) for row in self.rows for data in self.data if data in (row.data or self.data)]
 
+    def _check_scales(self, test: Test) -> None:
+        """Refuse a comparison of a logarithmic column with a linear one, or with what is not positive."""
+        if isinstance(test, More | Same) and isinstance(test.second, Cells):
+            logs = {self.column(cells.column).log for cells in (test.first, test.second)}
+            if len(logs) > 1:
+                what = f"{test.first.column!r} and {test.second.column!r}"
+                raise UsageError(
+                    f"Expected two columns of a claim on one scale, got {what}, one of which is logarithmic."
+                )
+        elif isinstance(test, More) and self.column(test.first.column).log and not float(test.second) > 0:  # type: ignore[arg-type]
+            raise UsageError(f"Expected a number above 0 for the logarithmic {test.first.column!r}, got {test.second}.")
+
     def _check(self, cells: Cells) -> None:
         for what, names, known in (
             ("row", cells.rows, [row.name for row in self.rows]), ("data", cells.data, list(self.data)),
@@ -318,6 +338,16 @@ class Study:
         ):  # fmt: skip
             for name in set(names) - set(known):
                 raise unknown(f"{what} of a claim of study {self.name}:", name, known)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse no seeds, negative ones, and one that is given twice, which would count as two runs.
+
+    Raises:
+        UsageError: If it is so.
+    """
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UsageError(f"Expected seeds as different whole numbers from 0, at least one, got {list(seeds)}.")
 
 
 def cells_of(claim: Claim) -> list[Cells]:

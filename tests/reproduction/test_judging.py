@@ -1,11 +1,13 @@
 """Verdicts on claims: the intervals against scipy and by hand, the rules, and negative controls on made-up runs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from hfproj.errors import UsageError
 from hfproj.reproduction import Agree, Cells, Claim, Column, More, Row, Same, Scale, Source, Study, Trend
 from hfproj.reproduction.judging import FAILS, HOLDS, UNCLEAR, interval, judge, weights
 from hfproj.results import pack_outcomes
@@ -44,22 +46,21 @@ def verdict(test, records, **options):
 A_B = More(Cells("accuracy", ("a",)), Cells("accuracy", ("b",)))
 
 
-def test_interval_of_two_rows_is_the_pooled_t_test():
-    values = {"a": [0.61, 0.64, 0.66], "b": [0.55, 0.52, 0.56]}
+def test_interval_of_two_rows_is_welchs():
+    values = {"a": [0.61, 0.64, 0.66], "b": [0.55, 0.42, 0.56, 0.51]}
     made = study(A_B, rows=("a", "b"))
     value, low, high = interval(made, weights(made, A_B), runs(values))
-    expected = stats.ttest_ind(values["a"], values["b"]).confidence_interval(0.95)
+    expected = stats.ttest_ind(values["a"], values["b"], equal_var=False).confidence_interval(0.95)
     assert value == pytest.approx(np.mean(values["a"]) - np.mean(values["b"]), abs=1e-15)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_spread_is_pooled_over_all_rows_of_the_column():
-    values = {"a": [0.61, 0.64], "b": [0.55, 0.52], "c": [0.1, 0.3]}
+def test_rows_that_a_claim_does_not_name_have_no_part_in_it():
+    values = {"a": [0.61, 0.64], "b": [0.55, 0.52]}
     made = study(A_B)
-    _, low, high = interval(made, weights(made, A_B), runs(values))
-    within = sum(np.var(v, ddof=1) for v in values.values()) / 3  # three rows, one degree of freedom each
-    half = stats.t.ppf(0.975, 3) * math.sqrt(within * (1 / 2 + 1 / 2))
-    assert (high - low) / 2 == pytest.approx(half, rel=1e-12)
+    alone = interval(made, weights(made, A_B), runs(values))
+    for others in ([0.1, 0.9], [0.5, 0.5]):
+        assert interval(made, weights(made, A_B), runs({**values, "c": others})) == alone
 
 
 def test_test_images_add_their_variance():
@@ -68,9 +69,8 @@ def test_test_images_add_their_variance():
     values = {row: [float(own.mean()) for own in both] for row, both in answers.items()}
     made = study(A_B, rows=("a", "b"))
     _, low, high = interval(made, weights(made, A_B), runs(values, answers=answers))
-    seeds = sum(np.var(v, ddof=1) for v in values.values()) / 2
     per_image = np.mean(answers["a"], 0) - np.mean(answers["b"], 0)
-    parts = [(seeds, 2), (per_image.var(ddof=1) / 200, math.inf)]
+    parts = [(np.var(v, ddof=1) / 2, 1) for v in values.values()] + [(per_image.var(ddof=1) / 200, math.inf)]
     total = sum(v for v, _ in parts)
     freedom = total**2 / sum(v**2 / f for v, f in parts)
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(total), rel=1e-12)
@@ -155,16 +155,42 @@ def test_a_claim_of_several_tests_holds_if_all_do_and_fails_if_one_does():
     assert (of(A_B, A_B), of(A_B, b_c), of(A_B, b_c, A_B.turned())) == (HOLDS, UNCLEAR, FAILS)
 
 
-def test_rows_without_difference_are_decided_as_often_as_the_level_says():
-    """2,000 claims about nothing: about 5 % are decided, half of them each way."""
+@pytest.mark.parametrize("spread", [1.0, 3.0, 100.0])
+def test_rows_without_difference_are_decided_as_often_as_the_level_says(spread):
+    """2,000 claims about nothing, rows of other spreads beside them: at most about 5 % are decided, each way alike."""
     rng = np.random.default_rng(0)
     decided = {HOLDS: 0, FAILS: 0, UNCLEAR: 0}
     made = study(A_B)
     for _ in range(2_000):
-        values = {row: rng.normal(size=3).tolist() for row in ROWS}
+        values = {row: (size * rng.normal(size=3)).tolist() for row, size in zip(ROWS, (spread, 1.0, 1 / spread))}
         decided[judge(made, made.claims[0], runs(values))[0]] += 1
-    assert 0.035 < (decided[HOLDS] + decided[FAILS]) / 2_000 < 0.065
-    assert 0.35 < decided[HOLDS] / (decided[HOLDS] + decided[FAILS]) < 0.65
+    wrong = decided[HOLDS] + decided[FAILS]
+    assert 0.02 < wrong / 2_000 < 0.065
+    assert 0.35 < decided[HOLDS] / wrong < 0.65
+
+
+def test_a_seed_without_a_number_is_not_left_out():
+    values = {"a": [0.9, 0.91, None], "b": [0.1, 0.12, 0.11], "c": [0.1, 0.1, 0.1]}
+    made = study(A_B)
+    found, (one,) = judge(made, made.claims[0], runs(values))
+    assert (found, one.why) == (UNCLEAR, "1 of 3 seeds without a value of accuracy of a on x")
+    made = study(More(Cells("rank", ("a",)), Cells("rank", ("b",))))
+    zero = runs({"a": [3.0, 0.0, 3.1], "b": [1.0, 1.1, 1.2], "c": [1, 1, 1]}, "rank")
+    assert judge(made, made.claims[0], zero)[0] == UNCLEAR  # no logarithm of 0
+
+
+def test_comparisons_that_can_not_be_made_are_refused():
+    with pytest.raises(UsageError, match="Expected two columns of a claim on one scale, got 'rank' and 'accuracy'"):
+        study(More(Cells("rank", ("a",)), Cells("accuracy", ("a",))))
+    with pytest.raises(UsageError, match="Expected a number above 0 for the logarithmic 'rank', got 0"):
+        study(More(Cells("rank", ("a",)), 0))
+    with pytest.raises(UsageError, match="Expected seeds as different whole numbers"):
+        replace(SCALE, seeds=(0, 0))
+
+
+def test_a_trend_without_rows_is_of_all():
+    made = study(bare := Trend(Cells("accuracy")), Trend(Cells("accuracy", ROWS)))
+    assert weights(made, bare) == weights(made, made.claims[1].tests[0])
 
 
 def test_a_claim_on_one_data_set_has_its_cells_there_alone():

@@ -225,6 +225,11 @@ def test_tasks_are_trained_one_after_the_other(tmp_path):
         ({"name": "last_layer.table2", "scale": "large"}, "scale"),
         ({"name": "last_layer.table2", "rows": ["SimCRL"]}, "Did you mean 'SimCLR'"),
         ({"name": "last_layer.table2", "workers": 0}, "Expected workers to be at least 1, got 0"),
+        ({"name": "last_layer.table2", "seeds": [1, 1]}, "Expected seeds as different whole numbers from 0"),
+        (
+            {"name": "last_layer.table2", "data": {"cifar-10": "here"}},
+            "Unknown data set 'cifar-10'. Did you mean 'cifar10'",
+        ),
         ({"name": "last_layer.table2", "control": "reversed"}, "control"),
     ],
 )
@@ -237,6 +242,30 @@ def test_mistakes(options, message, tmp_path):
 def test_a_folder_without_data_sets_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"Expected a folder with data sets \(cifar10, .* leave it out to use the Hub"):
         reproduce("last_layer.table2", data=tmp_path, output_dir=tmp_path / "out")
+
+
+def test_runs_of_other_data_are_not_taken_for_these(colours, tmp_path, monkeypatch):
+    reproduce("colours.table", output_dir=tmp_path, rows=["a"], seeds=[0])
+    real = Colours.load
+    monkeypatch.setattr(Colours, "load", lambda self, places, images, tests: real(self, places, images, tests + 1))
+    with pytest.raises(UsageError, match=r"Expected colours to be the images that .* has runs of, got others"):
+        reproduce("colours.table", output_dir=tmp_path)
+    with pytest.raises(UsageError, match="has runs of, got others"):  # also where nothing is left to run
+        reproduce("colours.table", output_dir=tmp_path, rows=["a"], seeds=[0], data={"cifar10": "elsewhere"})
+
+
+def test_a_part_of_the_rows_does_not_hide_the_others(colours, tmp_path):
+    whole = reproduce("colours.table", output_dir=tmp_path)
+    part = reproduce("colours.table", output_dir=tmp_path, rows=["a"], seeds=[1])
+    assert (part.text, len(part.runs)) == (whole.text, 6)
+
+
+def test_a_change_of_what_is_no_part_of_a_preset_is_refused(colours):
+    wrong = replace(colours.rows[0], changes={"obiective": {"temperature": 0.1}})
+    with pytest.raises(
+        UsageError, match=r"part of a preset, changed by row 'a'.* 'obiective'. Did you mean 'objective'"
+    ):
+        Setting(colours, wrong, "colours", SCALE).written()
 
 
 def test_a_damaged_file_of_runs_is_told(tmp_path):

@@ -188,7 +188,6 @@ def _tables() -> list[Study]:
     table_5 = {
         "CIFAR-100": {_PROBED[0].name: 42.01, _PROBED[1].name: 31.19, _PROBED[2].name: 44.53, _PROBED[3].name: 34.16}
     }
-    vit = {"CIFAR-10": {_PROBED[0].name: 40.75, _PROBED[1].name: 34.92, _PROBED[2].name: 44.22, _PROBED[3].name: 40.87}}
     return [
         Study(
             name="geometry.table1", title="Does the head forget rotations, bend sweeps and contract orbits?",
@@ -197,9 +196,11 @@ def _tables() -> list[Study]:
                                                   more_than_untrained),
         ),
         Study(
-            name="geometry.table5", title="… on CIFAR-100, and on a ViT?", source="Table 5.", data=CIFAR,
+            name="geometry.table5", title="… on CIFAR-100, and on a ViT?", data=CIFAR,
+            source="Table 5: those of a ResNet-18 on CIFAR-100; of ViT-tiny it has linear 40.75 / 34.92, MLP "
+            "44.22 / 40.87.",
             scales={"paper": _SCALES["paper"], "mini": _LORA}, columns=(*_PROBED, *_BENT),
-            rows=(Row(name="SimCLR, ViT at scale mini", preset="geometry_simclr", paper={**table_5, **vit}),),
+            rows=(Row(name="SimCLR, ViT at scale mini", preset="geometry_simclr", paper=table_5),),
             claims=_less_in_z(("SimCLR, ViT at scale mini",), "Table 5"),
         ),
     ]  # fmt: skip
@@ -271,7 +272,8 @@ def _collapse_studies() -> list[Study]:
                       tests=(More(Cells(std.name, smooth), Cells(std.name, ("ReLU",))),)),
                 Claim(text="With BatchNorm every head escapes: std of z is larger than without", source="Abstract",
                       tests=(More(Cells(std.name, ("ReLU, BN", "SiLU, BN")), Cells(std.name, ("ReLU", "SiLU"))),)),
-                Claim(text="The linear head does not escape: its std is below that of smooth heads", source="Abstract",
+                Claim(text="The linear head does not escape: its std is below that of smooth heads",
+                      source="Abstract, which says so of gradient flow in continuous time; its own numbers do not",
                       tests=(More(Cells(std.name, smooth), Cells(std.name, ("linear",))),)),
             ),
         ),
@@ -331,7 +333,8 @@ def _whitening() -> Study:
     )  # fmt: skip
     return Study(
         name="geometry.whitening", title="Do linear heads whiten the loss?",
-        source="Theorem 3.1 and section 3; no numbers. Isotropy of the effective Hessian of single rows, 1/r to 1.",
+        source="Theorem 3.1 and section 3; no numbers. Isotropy of the effective Hessian of single rows, 1/r to 1. The "
+        "backbone is trained with the head, so that both have a part in it.",
         data=_CIFAR_10, scales=_SCALES, rows=rows, columns=(score,), measured=(KNN_H, RANK_H, RANK_Z),
         claims=tuple(
             Claim(text=f"Training a linear head on {name} makes the loss more isotropic in h", source="Theorem 3.1",

@@ -146,7 +146,7 @@ def studies() -> list[Study]:
             name="sparse_head.transfer", title="… on other data sets?", source="Transfer table; no numbers are known.",
             columns=_TO,
             claims=tuple(
-                Claim(text=f"{method}: better on the mean of the other sets with a sparse head", source="Key results",
+                Claim(text=f"{method}: better on each of the other sets with a sparse head", source="Key results",
                       tests=tuple(More(Cells(column.name, _of(method, sparse=True)), Cells(column.name, (method,)))
                                   for column in _TO))
                 for method in _METHODS
