@@ -147,7 +147,7 @@ def interval(study: Study, contrast: Weights, runs: Sequence[Run]) -> tuple[floa
     total = sum(variance for variance, _ in variances)
     if not math.isfinite(total):
         return value, -math.inf, math.inf
-    freedom = sum(variance**2 / free for variance, free in variances if free)
+    freedom = sum(variance**2 / free for variance, free in variances)
     t = stats.t.ppf((1 + LEVEL) / 2, total**2 / freedom) if freedom else 1.96
     half = float(t) * math.sqrt(total)
     return value, value - half, value + half

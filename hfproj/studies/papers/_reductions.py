@@ -17,8 +17,8 @@ FROM_SCRATCH = Scale(
     },
     views={"size": 16, "scale": (0.3, 1.0), "blur_probability": 0.0}, seconds=110.0, machine="one CPU core",
     note="From scratch: a ResNet-18 of a quarter of the width but for its stem (h has 128 entries), heads of a "
-    "quarter, images of 16 pixels, 10,000 of them and 5,000 test images, 4 epochs of batch 64 by SGD at 0.1 with momentum 0.9, warm-up of "
-    "5 % and a cosine; crops of 0.3 to 1 of the image, no blur.",
+    "quarter, images of 16 pixels, 10,000 of them and 5,000 test images, 4 epochs of batch 64 by SGD at 0.1 with "
+    "momentum 0.9, warm-up of 5 % and a cosine; crops of 0.3 to 1 of the image, no blur.",
 )  # fmt: skip
 
 LINEAR_H = Column(name="linear of h", measure="linear", options={"l2": 1e-3}, unit="%")
