@@ -62,7 +62,7 @@ MUTATIONS = [
     ("judging_satterthwaite", "freedom = sum(variance**2 / free for variance, free in variances)", "freedom = sum(variance / free for variance, free in variances)", "test_judging"),
     ("judging_margin", "return HOLDS if low > margin else FAILS if high < margin else UNCLEAR", "return HOLDS if low > margin else FAILS if high < 0 else UNCLEAR", "test_judging"),
     ("judging_trend", "ranks = np.arange(len(along)) - (len(along) - 1) / 2", "ranks = np.arange(len(along)) - len(along) / 2", "test_judging"),
-    ("run_key", "hashlib.blake2b(text.encode(), digest_size=6)", "hashlib.blake2b(text[:40].encode(), digest_size=6)", "test_running"),
+    ("run_key", "hashlib.blake2b(text.encode(), digest_size=6)", "hashlib.blake2b(text[:40].encode(), digest_size=6)", "test_studies_run"),
     ("trust_gradient_check", "missing = [name for name, p in trained.items() if p.grad is None]", "missing = [name for name, p in trained.items() if p is None]", "test_gradients"),
     ("trust_other_weights", 'if found.refused and config.backbone_check != "warn":', 'if found.refused and config.backbone_check == "error?":', "test_belonging"),
     ("trust_same_weights", "SAME = 1e-9", "SAME = 1e-2", "test_fingerprint test_belonging"),

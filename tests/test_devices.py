@@ -17,6 +17,7 @@ GUARDED = [  # files and what stands in the line, which is asked or is a name
     ("hfproj/training/checks.py", 'if device.type == "cuda"'),
     ("hfproj/probes/finetune.py", 'if device.type == "cuda"'),
     ("hfproj/checking.py", "a device such as"),
+    ("hfproj/reproduction/running.py", "if torch.cuda.is_available()"),
     ("recipes/probe.py", "if torch.cuda.is_available()"),
 ]
 

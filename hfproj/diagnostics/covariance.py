@@ -47,7 +47,7 @@ def correlation_offdiag_energy(f: Features) -> float:
         UsageError: If `f` has fewer than two rows, or rows that are not finite.
 
     Example:
-        >>> correlation_offdiag_energy(torch.tensor([[1.0, 9.0], [-1.0, -9.0]]))
+        >>> round(correlation_offdiag_energy(torch.tensor([[1.0, 9.0], [-1.0, -9.0]])), 12)
         0.5
     """
     return offdiagonal_fraction(correlation(scatter_of(f)))
@@ -64,7 +64,7 @@ def whiteness(f: Features) -> float:
         UsageError: If `f` has fewer than two rows, or rows that are not finite.
 
     Example:
-        >>> whiteness(torch.tensor([[1.0, 9.0], [-1.0, -9.0]]))
+        >>> round(whiteness(torch.tensor([[1.0, 9.0], [-1.0, -9.0]])), 12)
         1.0
     """
     return mean_offdiagonal(correlation(scatter_of(f)))

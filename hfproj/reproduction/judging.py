@@ -109,7 +109,7 @@ def weights(study: Study, test: More | Same | Trend) -> Weights:
 
     Example:
         >>> from hfproj.reproduction.registry import get_study
-        >>> test = More(Cells("20-NN", ("d0 = 0.94, c = 0",)), Cells("20-NN", ("d0 = 0.39, c = 0",)))
+        >>> test = More(Cells("200-NN", ("d0 = 0.94 d, c = 0",)), Cells("200-NN", ("d0 = 0.39 d, c = 0",)))
         >>> sorted(weights(get_study("last_layer.table1"), test).values())
         [-0.5, -0.5, 0.5, 0.5]
     """

@@ -213,7 +213,7 @@ def spread(command: Sequence[str], workers: int) -> None:
         UsageError: If one fails.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     started = []
     for number in range(workers):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HFPROJ_WORKER": f"{number}/{workers}"}

@@ -66,7 +66,7 @@ def test_accumulated_steps_average_the_losses(tmp_path, labels):
     assert run.state.global_step == 1
     assert last(run, "loss") == pytest.approx(sum(losses).item() / 2, rel=1e-5)
     for (name, parameter), gradient in zip(parameters.items(), gradients):
-        torch.testing.assert_close(parameter.detach(), start[name] - 0.1 * gradient, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(parameter.detach(), start[name] - 0.1 * gradient, rtol=1e-5, atol=3e-6)  # float32
 
 
 class Spread(nn.Module):
