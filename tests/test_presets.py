@@ -237,6 +237,19 @@ def test_the_backbone_that_a_preset_was_published_for():
             assert hfproj.load_backbone(**backbone).num_features in (384, 512, 2048)
 
 
+def test_an_adapter_on_it_comes_back_with_its_backbone(tmp_path):
+    torch.manual_seed(0)
+    preset = PRESETS["simclr_cifar"]
+    model = small_model(preset, preset.load_backbone(width=0.125), trainable="full", keep_original=False)
+    x = torch.randn(4, 3, 16, 16)
+    model.train()(x)  # BatchNorm's statistics move
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    again = hfproj.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x).projection, model.eval()(x).projection)
+
+
 def test_werank_on_the_last_layer_is_the_orthogonality_of_that_layer():
     head = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
     values, gradients = [], []

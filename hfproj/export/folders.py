@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hfproj.backbones import library_of, main_input_of
 from hfproj.backbones.loading import EMBEDDED, files_of
 from hfproj.backbones.preprocessing import preprocessor_config
+from hfproj.backbones.small_images import OPTIONS
 from hfproj.checking import checked
 from hfproj.errors import UsageError, one_line
 from hfproj.export.network import Attached, attached, merged_backbone, staged
@@ -222,6 +223,9 @@ def _load_base(found: Attached) -> list[str]:
         return [f"base = ...  # the backbone that this was trained on{origin}, without changes"]
     revision, kwargs = source.get("revision"), dict(source.get("kwargs") or {})
     if library_of(found.backbone) == "timm":
+        if {*OPTIONS} & {*kwargs}:
+            given = [repr(name), *(f"{option}={value!r}" for option, value in kwargs.items())]
+            return ["import hfproj", f"base = hfproj.load_backbone({', '.join(given)})"]
         name = name.removeprefix("timm/")
         name = f"hf-hub:timm/{name}@{revision}" if revision else name
         return ["import timm", f"base = {_call('timm', name, {'pretrained': True, **kwargs})}"]

@@ -17,6 +17,7 @@ from torch import nn
 from hfproj import limits
 from hfproj.backbones.allowance import allowance, bytes_of
 from hfproj.backbones.loading import EMBEDDED, embedded_folder
+from hfproj.backbones.small_images import split_options
 from hfproj.errors import AdapterFileError, HubError
 from hfproj.hub.sources import open_source
 from hfproj.hub.untrusted import TensorInfo
@@ -58,7 +59,7 @@ def _check_timm(name: str, revision: str | None, options: dict[str, Any], what: 
         if published > limits.UNBACKED_BYTES:  # timm makes the model before it looks for the weights
             file = hf_hub_download(f"timm/{bare}", "model.safetensors", revision=revision)
             largest = limits.UNBACKED_BYTES + Path(file).stat().st_size * limits.COPIES
-    given = {"num_classes": 0, **options, "pretrained": False}
+    given = {"num_classes": 0, **split_options({**options, "pretrained": False})[1]}
     bytes_of(partial(timm.create_model, architecture, **given), largest, what, _HINT)
 
 
