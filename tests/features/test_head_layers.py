@@ -55,7 +55,7 @@ def by_hand(head, h):
     {}, {"predictor": {"head": "mlp", "hidden_dim": 6}}, {"prototypes": 5}, {"layer": 1},
     {"options": {**OPTIONS, "l2_normalise": True}},
     {"backbone_adapter": LoraConfig(target_modules=["q_proj", "v_proj"], r=2)}, {"backbone": "timm_cnn"},
-], ids=str)  # fmt: skip
+], ids=lambda config: " ".join(config) or "plain")  # fmt: skip
 def test_head_layers_are_what_its_blocks_give(config):
     model, data = head_model(**config), pixels()
     found = extract_features(model, data, layers=["head.2", 0, "head.0", "head.1"], collator=Collator(), batch_size=4)
