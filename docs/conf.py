@@ -23,6 +23,7 @@ extensions = [
 ]  # fmt: skip
 include_patterns = [
     "docs/**", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "recipes/benchmarks/results/*.md",
+    "recipes/results/reproduce/*.md",
     "model_cards/*/README.md", "hfproj/assets/*/README.md",
 ]  # fmt: skip
 exclude_patterns = ["docs/_*"]
