@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hfproj.diagnostics.by_name import MEASURES as DIAGNOSTICS
 from hfproj.diagnostics.by_name import OF_VIEWS
-from hfproj.errors import NotMeasurableError, UsageError
+from hfproj.errors import NotMeasurableError, UsageError, unknown
 from hfproj.features import Features, extract_features
 from hfproj.heads.layers import layer_widths
 from hfproj.probes import list_probes
@@ -112,6 +112,19 @@ def check_measure(column: Column) -> None:
         raise UsageError(
             f"Expected the measure of column {column.name!r} to be one of {known}, got {column.measure!r}."
         )
+
+
+def check_labels(column: Column, splits: Splits) -> None:
+    """Refuse a probe of labels or of a further data set that the data do not have, before anything is trained.
+
+    Raises:
+        UsageError: If they don't.
+    """
+    if column.other and column.other not in splits.others:
+        raise unknown(f"further data set of column {column.name!r}:", column.other, splits.others)
+    labels = (splits.others[column.other] if column.other else splits).labels
+    if column.measure in list_probes() and column.labels not in labels:
+        raise unknown(f"labels of column {column.name!r}:", column.labels, labels)
 
 
 def measured(trained: Trained, *, shuffled: bool = False) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.files import installed_versions, rounded, write_json
-from hfproj.reproduction.measures import Trained, measured
+from hfproj.reproduction.measures import Trained, check_labels, measured
 from hfproj.reproduction.setting import Setting
 from hfproj.reproduction.sources import Splits
 from hfproj.reproduction.store import Store
@@ -112,6 +112,8 @@ class Job:
         if self.scale == "trial":
             return setting.source.synthetic(TRIAL_ROWS)
         splits = setting.source.load(self.places, setting.scale.images, setting.scale.test_images)
+        for column in self.study.every_column:
+            check_labels(column, splits)
         for record in self.records():
             known = record.get("data_fingerprint", splits.fingerprint)
             if record["data"] == setting.data and known != splits.fingerprint:

@@ -287,6 +287,14 @@ def test_a_study_that_leaves_something_open_is_refused(colours):
         check_measure(Column(name="x", measure="knm"))
 
 
+@pytest.mark.parametrize("wrong", [{"labels": "colour"}, {"other": "cifar100"}])
+def test_labels_that_are_not_there_are_told_before_training(colours, tmp_path, monkeypatch, wrong):
+    study = replace(colours, columns=(replace(KNN, **wrong),))
+    monkeypatch.setattr(running, "run", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(UsageError, match=r"of column '20-NN': '(colour|cifar100)'"):
+        work(Job(study, "mini", tmp_path, {}))
+
+
 def test_a_trial_is_small():
     scale = trial_of(get_study("last_layer.table2"))
     assert (scale.images, scale.seeds, scale.training["max_steps"]) == (32, (0,), 2)
