@@ -27,7 +27,7 @@ _ENTRIES = {
     "wasserstein": ("wasserstein:Wasserstein", "Wasserstein distance of unit rows from uniform on the sphere"),
     "werank": ("werank:WERank", "‖WᵀW − I‖ of every layer, encoder and head"),
 }
-_OF_WEIGHT = ("weight", "schedule", "end_weight", "at_most", "weight_rate")
+_OF_WEIGHT = ("weight", "schedule", "end_weight", "at_most", "keep_at", "weight_rate")
 REGULARIZERS: Registry[nn.Module] = Registry(
     "regularizer",
     {name: (f"hfproj.regularizers.{where}", line) for name, (where, line) in _ENTRIES.items()},

@@ -16,24 +16,11 @@ features of another shape or type, and for a term on h of a frozen backbone. Opt
 
 One whose attribute ``has_weight`` is False is no part of the loss, and is given no weight.
 
-A weight can be found by a target instead: for R ≤ R*, after each optimizer step
-
-    log λ ← log λ + η_λ · e + (ē − ē'),    e = (R − R*) / |R*|,    by no more than log 1.05 up or down,
-
-dual ascent on the multiplier of the constraint, with R the mean over the step's micro-batches and all processes. ē is
-the moving average of e (clipped to [−1, 1], a fifth of each step's), ē' that of the step before: while R approaches R*
-the weight holds back, and does not overshoot. λ stays within a factor of a million of where it starts.
-
-References:
-    Platt and Barr 1987, Constrained differential optimization (with damping); Rezende and Viola 2018, arXiv 1810.00597
-    (on log λ).
-
-Deviations:
-    Ours: relative to R*, clipped, with η_λ = 0.1 and this damping.
+A weight can be found by a target of the regularizer's value instead, a bound or a set point: see
+:mod:`hfproj.regularizers.multipliers`.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,12 +33,11 @@ from hfproj.checking import checked
 from hfproj.errors import UsageError, check_choice
 from hfproj.functional.feature_rows import double
 from hfproj.functional.rows import gather_views
+from hfproj.regularizers.multipliers import Bound, Multiplier, SetPoint
 from hfproj.typing import OneOf, Views
 
 Schedule = OneOf["constant", "linear", "cosine"]
 Layer = OneOf["h", "z"]
-_LARGEST_CHANGE, _FARTHEST = math.log(1.05), math.log(1e6)  # of log λ in a step, and from its start
-_RATE, _SMOOTHING = 0.1, 0.2
 Representations = Float[Tensor, "views batch in_dim"]
 Projections = Float[Tensor, "views batch out_dim"]
 
@@ -64,13 +50,15 @@ class Weighted:
         weight: Its weight at the start.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
         end_weight: Its weight at the end, for the other two.
-        at_most: R*, a target in the regularizer's own unit (nats for ``bottleneck``), not 0: the weight goes up while
-            the value is larger, and down while it is smaller. None: the weight is that of the schedule.
-        weight_rate: η_λ, how fast the weight follows the target.
+        at_most: R*, a bound in the regularizer's own unit (nats for ``bottleneck``), not 0: the weight goes up while
+            the value is larger, and down while it is smaller. None: there is none.
+        keep_at: R*, a set point in the same unit, not 0: as above, and where the value is too small the weight is
+            negative and pulls it up.
+        weight_rate: η_λ, how fast the weight follows its target; None: 0.1 for a bound, 0.02 for a set point.
 
     Raises:
         UsageError: If the schedule is unknown, a weight is not finite, or a target goes together with a schedule, a
-            weight that is not positive, or a regularizer that has none.
+            weight that is not positive, a second target, or a regularizer that has no weight.
 
     Example:
         >>> Weighted(nn.Identity(), 1.0, schedule="linear").at(0.25)
@@ -80,43 +68,49 @@ class Weighted:
     @checked
     def __init__(
         self, module: nn.Module, weight: float = 1.0, *, schedule: Schedule = "constant", end_weight: float = 0.0,
-        at_most: float | None = None, weight_rate: float = _RATE,
+        at_most: float | None = None, keep_at: float | None = None, weight_rate: float | None = None,
     ):  # fmt: skip
         check_choice("schedule", schedule, ("constant", "linear", "cosine"))
         if not (math.isfinite(weight) and math.isfinite(end_weight)):
             raise UsageError(f"Expected a regularizer's weight to be a finite number, got {weight} and {end_weight}.")
         self.module, self.weight, self.schedule, self.end_weight = module, weight, schedule, end_weight
-        self.at_most, self.weight_rate = at_most, weight_rate
+        self._targets = {n: v for n, v in {"at_most": at_most, "keep_at": keep_at}.items() if v is not None}
         self._values: list[Tensor] = []
-        self._log_weight = 0.0
-        self._excess: float | None = None
-        self._said = False
-        self._check_target()
-        self.take_up(None)
+        self._check_target(weight_rate)
+        self._multiplier: Multiplier | None = None
+        for name, target in self._targets.items():
+            of = Bound if name == "at_most" else SetPoint
+            self._multiplier = of(target, weight, weight_rate, type(module).__name__)
 
-    def _check_target(self) -> None:
-        given = (self.weight, self.schedule, self.at_most)
-        if not getattr(self.module, "has_weight", True) and given != (1.0, "constant", None):
+    def _check_target(self, weight_rate: float | None) -> None:
+        given = (self.weight, self.schedule, self._targets, weight_rate)
+        if not getattr(self.module, "has_weight", True) and given != (1.0, "constant", {}, None):
             raise UsageError(
                 f"This {type(self.module).__name__} has a target of its own and no weight; leave weight, schedule, "
-                "end_weight and at_most out."
+                "end_weight, at_most and keep_at out."
             )
-        if self.at_most is None:
-            if self.weight_rate != _RATE:
-                raise UsageError("weight_rate has no effect without at_most, the target; give both, or leave it out.")
+        if not self._targets:
+            if weight_rate is not None:
+                raise UsageError(
+                    "weight_rate has no effect without a target, at_most or keep_at; give both, or leave it out."
+                )
             return
-        if not math.isfinite(self.at_most) or self.at_most == 0:
-            raise UsageError(f"Expected at_most to be a finite number other than 0, got {self.at_most}.")
-        if self.schedule != "constant" or not self.weight > 0 or not self.weight_rate > 0:
+        if len(self._targets) > 1:
+            raise UsageError("Expected at_most, a bound, or keep_at, a set point, got both; leave one out.")
+        ((name, target),) = self._targets.items()
+        if not math.isfinite(target) or target == 0:
+            raise UsageError(f"Expected {name} to be a finite number other than 0, got {target}.")
+        rate = 1.0 if weight_rate is None else weight_rate
+        if self.schedule != "constant" or not self.weight > 0 or not (rate > 0 and math.isfinite(rate)):
             raise UsageError(
-                f"at_most={self.at_most} finds the weight itself: it takes a weight above 0 to start from (got "
-                f"{self.weight}), a weight_rate above 0 (got {self.weight_rate}) and no schedule."
+                f"{name}={target} finds the weight itself: it takes a weight above 0 to start from (got "
+                f"{self.weight}), a finite weight_rate above 0 (got {weight_rate}) and no schedule."
             )
 
     def __call__(self, model: nn.Module, h: Any, z: Any, *, step: Any = None) -> Tensor:
         """Return the regularizer's value, before the weight."""
         value = self.module(model, h, z, step=step)
-        if self.at_most is not None and torch.is_grad_enabled():
+        if self._multiplier is not None and torch.is_grad_enabled():
             self._values.append(value.detach())
         return value
 
@@ -124,8 +118,8 @@ class Weighted:
         """Return the weight at `progress` in [0, 1] of the training; where a target finds it, that of the next step."""
         if not getattr(self.module, "has_weight", True):
             return 0.0
-        if self.at_most is not None:
-            return math.exp(self._log_weight)
+        if self._multiplier is not None:
+            return self._multiplier.weight
         if self.schedule == "constant":
             return self.weight
         done = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
@@ -133,7 +127,7 @@ class Weighted:
 
     def largest(self) -> float:
         """Return the largest absolute weight of the training; infinite where a target finds it."""
-        if self.at_most is not None:
+        if self._multiplier is not None:
             return math.inf
         return max(abs(self.weight), abs(self.end_weight if self.schedule != "constant" else self.weight))
 
@@ -150,43 +144,26 @@ class Weighted:
             after_step(model, learning_rate, self.at(progress))
         if (follow := getattr(self.module, "follow", None)) is not None:
             follow(model, done)
-        if self.at_most is not None and self._values:
+        if self._multiplier is not None and self._values:
             total = distributed.all_reduce_sum(double(torch.stack(self._values)).mean()).item()
             self._values.clear()
-            self._ascend((total / distributed.world_size() - self.at_most) / abs(self.at_most))
-
-    def _ascend(self, excess: float) -> None:
-        clipped = min(max(excess, -1.0), 1.0)
-        change = 0.0 if self._excess is None else _SMOOTHING * (clipped - self._excess)  # of the moving average
-        self._excess = clipped if self._excess is None else self._excess + change
-        change += self.weight_rate * excess
-        start = math.log(self.weight)
-        log_weight = self._log_weight + min(max(change, -_LARGEST_CHANGE), _LARGEST_CHANGE)
-        self._log_weight = min(max(log_weight, start - _FARTHEST), start + _FARTHEST)
-        if self._log_weight == start + _FARTHEST and not self._said and distributed.rank() == 0:
-            self._said = True
-            warnings.warn(
-                f"{type(self.module).__name__} stays above at_most={self.at_most}: its weight is a million times the "
-                f"one it started from, {self.weight:g}, and goes no higher. Raise the target, or start higher.",
-                stacklevel=2,
-            )
+            self._multiplier.follow(total / distributed.world_size())
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return what is logged beside the value: the regularizer's own numbers, and the weight that a target found."""
         report = getattr(self.module, "report", None)
         own = {} if report is None else report(model)
-        return own if self.at_most is None else {**own, "weight": self.at(1.0)}
+        return own if self._multiplier is None else {**own, "weight": self._multiplier.weight}
 
     def state(self) -> list[float | None] | None:
-        """Return what a checkpoint keeps of a weight that a target finds: its logarithm, and ē."""
-        return None if self.at_most is None else [self._log_weight, self._excess]
+        """Return what a checkpoint keeps of a weight that a target finds."""
+        return None if self._multiplier is None else self._multiplier.state()
 
     def take_up(self, state: Sequence[float | None] | None) -> None:
         """Go on from a `state`, or begin."""
         self._values.clear()
-        if self.at_most is not None:
-            log_weight, self._excess = state or (None, None)
-            self._log_weight = math.log(self.weight) if log_weight is None else log_weight
+        if self._multiplier is not None:
+            self._multiplier.take_up(state)
 
     def describe(self) -> dict[str, Any]:
         """Return what makes it again: weight, schedule or target, and the regularizer's own options."""
@@ -194,8 +171,8 @@ class Weighted:
         if not getattr(self.module, "has_weight", True):
             return options
         moving = {} if self.schedule == "constant" else {"schedule": self.schedule, "end_weight": self.end_weight}
-        if self.at_most is not None:
-            moving = {"at_most": self.at_most, "weight_rate": self.weight_rate}
+        if self._multiplier is not None:
+            moving = {**self._targets, "weight_rate": self._multiplier.rate}
         return {"weight": self.weight, **moving, **options}
 
 

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -88,30 +88,73 @@ class Trained:
 
 
 Measure = Callable[[Trained, Column], float]
-MEASURES: dict[str, Measure] = {}
 
 
-def register_measure(name: str) -> Callable[[Measure], Measure]:
-    """Return a decorator that makes a function of (trained, column) a measure by this name."""
+class Registered(NamedTuple):
+    """A measure of a whole run, with the names of the options that its columns need and may have."""
+
+    measure: Measure
+    needs: tuple[str, ...]
+    may: tuple[str, ...]
+
+
+MEASURES: dict[str, Registered] = {}
+
+
+def register_measure(
+    name: str, *, needs: tuple[str, ...] = (), may: tuple[str, ...] = ()
+) -> Callable[[Measure], Measure]:
+    """Return a decorator that makes a function of (trained, column) a measure by this name.
+
+    Args:
+        name: What columns call it.
+        needs: Names of the options that a column of it must have.
+        may: Names of those that it can have.
+    """
 
     def add(measure: Measure) -> Measure:
-        MEASURES[name] = measure
+        MEASURES[name] = Registered(measure, needs, may)
         return measure
 
     return add
 
 
 def check_measure(column: Column) -> None:
-    """Refuse a column whose measure does not exist.
+    """Refuse a column whose measure does not exist, or does not have or lacks one of its options.
 
     Raises:
-        UsageError: If it does not.
+        UsageError: If so.
     """
     if column.measure not in {*MEASURES, *DIAGNOSTICS, *list_probes()}:
         known = ", ".join(sorted({*MEASURES, *DIAGNOSTICS, *list_probes()}))
         raise UsageError(
             f"Expected the measure of column {column.name!r} to be one of {known}, got {column.measure!r}."
         )
+    where = f"column {column.name!r} of the measure {column.measure!r}"
+    if column.measure in OF_VIEWS:
+        raise UsageError(f"Expected {where} to be of single images, got one of views; a study's columns have none.")
+    if column.measure in list_probes():
+        make_probe({"name": column.measure, **column.options})  # names what it does not have
+        return
+    registered = MEASURES.get(column.measure)
+    needs, may = (registered.needs, registered.may) if registered else ((), ())  # a diagnostic has none
+    for name in column.options:
+        if name not in (known := (*needs, *may)):
+            raise unknown(f"option of {where}:", name, known)
+    if missing := [name for name in needs if name not in column.options]:
+        raise UsageError(f"Expected {where} to have the options {', '.join(needs)}, got no {missing[0]}; add it.")
+
+
+def check_layers(setting: Setting, model: PeftModel) -> None:
+    """Refuse a layer that the backbone does not have, before anything is trained; a row may lack layers of the head.
+
+    Raises:
+        UsageError: If a column or spectrum of the study names one.
+    """
+    backbone = dict(model.get_base_model().named_modules())
+    for layer in sorted({*(c.layer for c in setting.study.every_column), *setting.study.spectra}):
+        if layer not in ("h", "z", "", EVALUATED) and not layer.startswith("head.") and layer not in backbone:
+            raise unknown(f"layer of {setting.study.name}, for a {setting.scale.backbone['name']}:", layer, backbone)
 
 
 def check_labels(column: Column, splits: Splits) -> None:
@@ -169,9 +212,7 @@ def spectrum(f: Tensor) -> list[float]:
 def _value(trained: Trained, column: Column) -> tuple[float, Any]:
     name = column.measure
     if name in MEASURES:
-        return float(MEASURES[name](trained, column)), None
-    if name in OF_VIEWS:
-        raise UsageError(f"{name} is of views, which a column of a study does not have.")
+        return float(MEASURES[name].measure(trained, column)), None
     layer = trained.setting.row.evaluated if column.layer == EVALUATED else column.layer
     f = trained.of("test", layer, column.other)
     if name in DIAGNOSTICS:
@@ -205,7 +246,7 @@ def _shuffled(splits: Splits) -> Splits:
     return replace(splits, labels=labels, others=others)  # type: ignore[arg-type]
 
 
-@register_measure("along")
+@register_measure("along", needs=("of", "what"), may=("with", "error"))
 def along(trained: Trained, column: Column) -> float:
     """What became of a number along training: ``options={"of": name, "what": …}``.
 

@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from hfproj import distributed
 from hfproj.errors import UsageError
 from hfproj.files import installed_versions, rounded, write_json
-from hfproj.reproduction.measures import Trained, check_labels, measured
+from hfproj.reproduction.measures import Trained, check_labels, check_layers, measured
 from hfproj.reproduction.setting import Setting
 from hfproj.reproduction.sources import Splits
 from hfproj.reproduction.store import Store
@@ -186,6 +186,7 @@ def run(setting: Setting, seed: int, splits: Splits, scratch: Path, *, shuffled:
     """Train one row with one seed, and return what was measured of it."""
     wall, cpu = time.monotonic(), time.process_time()
     model = setting.model(seed)
+    check_layers(setting, model)
     log: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
     if setting.row.trained:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hfproj.errors import UsageError
 from hfproj.files import write_json
+from hfproj.saving.locks import locked
 
 
 class Store:
@@ -38,7 +39,16 @@ class Store:
         return self._all["runs"].get(name)
 
     def gather(self, names: Iterable[str]) -> None:
-        """Write these runs, beside those that are there, into the file of all; what decides a run is written once."""
+        """Write these runs, beside those that are there, into the file of all; what decides a run is written once.
+
+        Raises:
+            InUseError: If another process has been writing there for a minute.
+        """
+        with locked(self.folder, patience=60.0):
+            self._gather(names)
+
+    def _gather(self, names: Iterable[str]) -> None:
+        self.__dict__.pop("_all", None)  # what another process has gathered meanwhile
         known = {**self._all["runs"]}
         settings = {**self._all["settings"]}
         for name in names:

@@ -1,10 +1,11 @@
 """Regularizers by target: is the sparsity of a head reached, what does it do to h and z; where does a weight act?
 
-    python recipes/benchmarks/sparsity.py targets    # sparsity × objective × BatchNorm, 3 seeds
-    python recipes/benchmarks/sparsity.py sweep      # the weight instead: from no effect to a dead head
-    python recipes/benchmarks/sparsity.py nats       # mutual information of h and z by target
-    python recipes/benchmarks/sparsity.py nats_head  # the same where only the head is trained
-    python recipes/benchmarks/sparsity.py compare    # regularizers at strengths that act
+    python recipes/benchmarks/sparsity.py targets     # sparsity × objective × BatchNorm, 3 seeds
+    python recipes/benchmarks/sparsity.py sweep       # the weight instead: from no effect to a dead head
+    python recipes/benchmarks/sparsity.py nats        # mutual information of h and z kept at a target
+    python recipes/benchmarks/sparsity.py nats_bound  # the same as a bound
+    python recipes/benchmarks/sparsity.py nats_head   # the bound where only the head is trained
+    python recipes/benchmarks/sparsity.py compare     # regularizers at strengths that act
     python recipes/benchmarks/sparsity.py table
 
 On scikit-learn's digits, the features of a frozen vit_nano for 8 augmented views of each image; a residual MLP on them,
@@ -12,7 +13,7 @@ which is trained, is the backbone, its output h. Scored on the test part: RankMe
 training images; differences from the same seeds without a regularizer, with their 95 % interval over test images
 (`hfproj.results.paired_interval`). Runs are kept below runs/sparsity, and finished ones are not run again; ``table``
 writes recipes/benchmarks/results/sparsity.json and the section "By target" of docs/regularizers.md. On a CPU core
-``targets`` takes 6 minutes, ``sweep`` 3 and ``nats`` 3.
+``targets`` takes 6 minutes, ``sweep`` 3 and ``nats`` 4.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import json
 import os
 import statistics
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,7 +57,13 @@ COMPARED = {
 }  # fmt: skip
 SHARES = (0.1, 1.0)
 PILOT = 1e-3  # the weight at which the share is measured first
-STARTS = (0.1, 10.0)  # weights that a target in nats begins from
+# kind of target in nats → its option, objectives, weights that it begins from, whether the backbone is trained
+NATS = {
+    "nats": ("keep_at", OBJECTIVES, (0.001, 0.1, 1.0), True),
+    "nats_bound": ("at_most", OBJECTIVES, (0.1, 10.0), True),
+    "nats_head": ("at_most", ("nt_xent",), (0.1, 10.0), False),
+}
+KINDS = ("targets", "sweep", *NATS, "compare")
 NONE = "without"
 
 
@@ -147,13 +154,14 @@ def cases(what: str) -> Iterator[tuple[str, str, str, dict, int]]:
                     weight = float(f"{PILOT * share / at_end(kept(what, pilot), f'{name}_grad_share'):.1g}")
                     yield f"{name}-{share}-{seed}", "nt_xent", "BatchNorm", {name: {"weight": weight, **options}}, seed
     else:
+        option, objectives, starts, _ = NATS[what]
         for seed in SEEDS:
-            for objective in OBJECTIVES if what == "nats" else ("nt_xent",):
+            for objective in objectives:
                 free = f"{objective}-{NONE}-{seed}"
                 yield free, objective, "BatchNorm", {"bottleneck": 1e-9}, seed
                 half = float(f"{at_end(kept(what, free), 'bottleneck') / 2:.2g}")
-                for start in STARTS:
-                    wanted = {"bottleneck": {"at_most": half, "weight": start}}
+                for start in starts:
+                    wanted = {"bottleneck": {option: half, "weight": start}}
                     yield f"{objective}-{start:g}-{seed}", objective, "BatchNorm", wanted, seed
 
 
@@ -165,7 +173,7 @@ def measure(what: str) -> None:
         data = data or Data()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does next to nothing.*|.*sparsity 1.*|.*A BatchNorm follows.*")
-            found = run(data, objective, norm, regularizers, seed, trained=what != "nats_head")
+            found = run(data, objective, norm, regularizers, seed, trained=NATS[what][3] if what in NATS else True)
         row = {"objective": objective, "norm": norm, "regularizers": regularizers, "seed": seed, **found}
         file(what, name).parent.mkdir(parents=True, exist_ok=True)
         write_json(file(what, name), row)
@@ -190,13 +198,13 @@ def collected() -> dict:
     """Return the runs below runs/, without what the tables don't need; where there are none, those of the JSON file."""
     before = json.loads(OUT.read_text()) if OUT.is_file() else {}
     content: dict = {"settings": SETTINGS, "versions": installed_versions()}
-    for what in ("targets", "sweep", "nats", "nats_head", "compare"):
+    for what in KINDS:
         rows = []
         for file in sorted((RUNS / what).glob("*.json")):
             row = json.loads(file.read_text())
             last = row.pop("log")
             row["end"] = {k: v for k, v in last[-1].items() if k != "epoch"}
-            for name in row["regularizers"] if what in ("nats", "nats_head", "compare") else ():
+            for name in row["regularizers"] if what in (*NATS, "compare") else ():
                 row |= {key: at_end({"log": last}, key) for key in (name, f"{name}_grad_share")}
             correct = row.pop("correct")
             if what in ("targets", "compare"):
@@ -290,15 +298,12 @@ def of_nats(rows: list[dict]) -> list[str]:
     lines = ["| objective | free, nats | target | first weight | reached / target | last weight | 20-NN h, free |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     for objective in OBJECTIVES:
-        own = [r for r in rows if r["objective"] == objective]
-        free = [r for r in own if r["regularizers"] == {"bottleneck": 1e-9}]
-        for start in STARTS:
-            found = [
-                r for r in own if (options := r["regularizers"]["bottleneck"]) != 1e-9 and options["weight"] == start
-            ]
-            if not (found and free):
-                continue
-            wanted = [r["regularizers"]["bottleneck"]["at_most"] for r in found]
+        own = [(r, r["regularizers"]["bottleneck"]) for r in rows if r["objective"] == objective]
+        free = [r for r, options in own if options == 1e-9]
+        targets = [(r, options.copy()) for r, options in own if options != 1e-9]
+        for start in sorted({options["weight"] for _, options in targets}):
+            found = [r for r, options in targets if options["weight"] == start]
+            (wanted,) = zip(*([v for k, v in o.items() if k != "weight"] for _, o in targets if o["weight"] == start))
             cells = [objective, mean_std([r["bottleneck"] for r in free], 3), mean_std(wanted, 3), f"{start:g}"]
             cells += [mean_std([r["bottleneck"] / w for r, w in zip(found, wanted)], 2)]
             cells += [mean_std([r["end"]["bottleneck_weight"] for r in found], 2)]
@@ -307,7 +312,7 @@ def of_nats(rows: list[dict]) -> list[str]:
     return lines
 
 
-def mean_std(values: list[float], digits: int) -> str:
+def mean_std(values: Sequence[float], digits: int) -> str:
     if len(values) < 2:
         return f"{values[0]:.{digits}f}"
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
@@ -317,8 +322,8 @@ def table() -> None:
     content = collected()
     write_json(OUT, content)
     text = DOCS.read_text(encoding="utf-8")
-    for name, lines in (("targets", of_targets), ("sweep", of_sweep), ("nats", of_nats), ("nats_head", of_nats),
-                        ("compare", of_compare)):  # fmt: skip
+    shown = {"targets": of_targets, "sweep": of_sweep, **dict.fromkeys(NATS, of_nats), "compare": of_compare}
+    for name, lines in shown.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not (start and end):
@@ -331,7 +336,7 @@ def table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("targets", "sweep", "nats", "nats_head", "compare", "table"))
+    parser.add_argument("what", choices=(*KINDS, "table"))
     what = parser.parse_args().what
     table() if what == "table" else measure(what)
 

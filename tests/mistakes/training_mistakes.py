@@ -74,7 +74,9 @@ TRAINER = {
         lambda: trainer(regularizers={"bottleneck": {"at_most": 2.0, "schedule": "linear"}}), "finds the weight"),
     "trainer: a target of 0": (lambda: trainer(regularizers={"bottleneck": {"at_most": 0}}), "at_most", "other than 0"),
     "trainer: a rate without a target": (
-        lambda: trainer(regularizers={"bottleneck": {"weight_rate": 0.2}}), "no effect without at_most"),
+        lambda: trainer(regularizers={"bottleneck": {"weight_rate": 0.2}}), "no effect without a target"),
+    "trainer: a bound and a set point": (
+        lambda: trainer(regularizers={"bottleneck": {"at_most": 2.0, "keep_at": 1.0}}), "got both", "leave one out"),
     "trainer: misspelt regularizer": (lambda: trainer(regularizers={"wrank": 0.1}), "Did you mean 'werank'?"),
     "trainer: an objective as regularizer": (lambda: trainer(regularizers={"nt_xent": 0.1}), "Available"),
     "trainer: a collator without views": (lambda: train(data_collator=eval_images()), "ImageViews"),

@@ -1,4 +1,4 @@
-"""A weight that a target finds: dual ascent with its limits, on a model of how a value answers, and what is refused."""
+"""A weight that a target finds, a bound or a set point: formulas, limits, models of how a value answers, refusals."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def test_weight_stays_within_a_million_of_its_start():
     made = Weighted(Value(), 2.0, at_most=1.0)
     while made.at(0.0) < 1.95e6:
         step(made, 5.0)
-    with pytest.warns(UserWarning, match=r"Value stays above at_most=1.0.*a million times the one it started from, 2,"):
+    with pytest.warns(UserWarning, match=r"Value stays away from its target of 1.0.*it started from, 2,"):
         step(made, 5.0)
     assert step(made, 5.0) == pytest.approx(2e6)  # and no second warning, which would be an error
     for _ in range(700):
@@ -72,9 +72,44 @@ def test_weight_stays_within_a_million_of_its_start():
     assert made.at(0.0) == pytest.approx(2e-6)
 
 
-def test_state_goes_through_json_and_on():
-    made, again = Weighted(Value(), at_most=2.0), Weighted(Value(), at_most=2.0)
-    for value in (3.0, 2.5, 2.1):
+def test_set_point_is_the_formula():
+    """λ + ρ ē step by step: the first ē is the first e, ρ grows with |ē| beyond 0.05, and is halved when it turns."""
+    made = Weighted(Value(), 0.5, keep_at=2.0)
+    assert made.at(0.0) == 0.5
+    excess, multiplier, penalty, side = None, 0.0, 0.5, 0
+    for value in (3.0, 2.6, 2.2, 2.0, 1.9, 1.0, 0.5, 1.0, 2.3, 3.9, 9.0, 9.0):
+        new = min(max((value - 2.0) / 2.0, -1), 1)
+        excess = new if excess is None else 0.7 * excess + 0.3 * new
+        if abs(excess) > 0.05:
+            penalty *= 0.5 if side * excess < 0 else 1
+            side = 1 if excess > 0 else -1
+        multiplier += 0.02 * penalty * excess
+        penalty *= 1.05 ** min((abs(excess) - 0.05) / 0.2, 1) if abs(excess) > 0.05 else math.exp(-0.01)
+        assert step(made, value) == pytest.approx(multiplier + penalty * excess, rel=1e-12)
+    assert side == 1  # it went to the other side, and back
+
+
+@pytest.mark.parametrize("needed", [0.7, -0.7])
+@pytest.mark.parametrize("target", [2.0, -2.0])
+@pytest.mark.parametrize("start", [0.01, 1.0, 100.0])
+def test_set_point_pulls_a_value_down_and_up(start, target, needed):
+    """A value goes a fifth of the way to `target` − (λ − needed) in a step: it meets the target at λ = needed."""
+    made, value = Weighted(Value(), start, keep_at=target), target + 3
+    values = []
+    for _ in range(400):
+        value += 0.2 * (target - math.tanh(step(made, value) - needed) - value)
+        values.append(value)
+    assert sum(values[-100:]) / 100 == pytest.approx(target, rel=0.05)
+    bound, low = Weighted(Value(), 1.0, at_most=target), target - 1
+    for _ in range(300):
+        low += 0.2 * (target - 0.5 - step(bound, low) - low)
+    assert low == pytest.approx(target - 0.5, rel=0.01)  # a bound does not pull it up
+
+
+@pytest.mark.parametrize("kind", ["at_most", "keep_at"])
+def test_state_goes_through_json_and_on(kind):
+    made, again = Weighted(Value(), **{kind: 2.0}), Weighted(Value(), **{kind: 2.0})
+    for value in (3.0, 2.5, 2.1, 0.5):
         step(made, value)
     again.take_up(json.loads(json.dumps(made.state())))
     assert step(again, 2.2) == step(made, 2.2)
@@ -88,6 +123,8 @@ def test_description_makes_it_again():
     assert made.describe() == {"weight": 0.5, "at_most": 2.0, "weight_rate": 0.1, "alpha": 1.0}
     assert weighted("bottleneck", made.describe()).describe() == made.describe()
     assert made.report(nn.Identity()) == {"weight": pytest.approx(0.5)}
+    kept = weighted("bottleneck", {"keep_at": 2, "weight": 0.5})
+    assert kept.describe() == {"weight": 0.5, "keep_at": 2.0, "weight_rate": 0.02}
     assert made.largest() == math.inf
     assert Weighted(Value(), 2.0, schedule="linear", end_weight=-3.0).largest() == 3.0
     assert Weighted(Value(), -2.0).largest() == 2.0
@@ -97,6 +134,10 @@ def test_description_makes_it_again():
     ("options", "message"),
     [
         ({"at_most": 0.0}, "at_most to be a finite number other than 0, got 0.0"),
+        ({"keep_at": 0.0}, "keep_at to be a finite number other than 0, got 0.0"),
+        ({"at_most": 2.0, "keep_at": 2.0}, "a bound, or keep_at, a set point, got both"),
+        ({"keep_at": 2.0, "schedule": "linear"}, "no schedule"),
+        ({"keep_at": 2.0, "weight_rate": math.inf}, "finite|infinite"),
         ({"at_most": math.inf}, "finite number|infinite|not finite"),
         ({"at_most": 2.0, "schedule": "linear"}, "no schedule"),
         ({"at_most": 2.0, "weight": 0.0}, r"a weight above 0 to start from \(got 0.0\)"),
@@ -110,7 +151,7 @@ def test_targets_that_cannot_work(options, message):
 
 
 def test_a_rate_alone_has_no_effect():
-    with pytest.raises(UsageError, match="weight_rate has no effect without at_most"):
+    with pytest.raises(UsageError, match="weight_rate has no effect without a target"):
         weighted("bottleneck", {"weight_rate": 0.2})
     with pytest.raises(UsageError, match="has a target of its own"):
         Weighted(create_regularizer("sparse_head", sparsity=0.5), at_most=2.0)

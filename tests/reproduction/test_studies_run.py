@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from hfproj.errors import UsageError
+from hfproj.files import write_json
 from hfproj.reproduction import (
     Cells,
     Claim,
@@ -29,6 +30,7 @@ from hfproj.reproduction.judging import FAILS, HOLDS, UNCLEAR, judge
 from hfproj.reproduction.measures import check_measure
 from hfproj.reproduction.running import Job, trial_of, work
 from hfproj.reproduction.setting import Setting, plain, scaled
+from hfproj.reproduction.store import Store
 from hfproj.saving.locks import locked
 
 KNN = Column(name="20-NN", measure="knn", unit="%")
@@ -285,6 +287,39 @@ def test_a_study_that_leaves_something_open_is_refused(colours):
         replace(colours, claims=(Claim(text="", tests=(More(Cells("21-NN"), 0.5),), source=""),))
     with pytest.raises(UsageError, match=r"Expected the measure of column 'x' to be one of .* got 'knm'"):
         check_measure(Column(name="x", measure="knm"))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"measure": "rankme", "options": {"eps": 1.0}}, "Unknown option of column 'x' of the measure 'rankme': 'eps'"),
+        ({"measure": "knn", "options": {"kk": 3}}, "kk"),
+        ({"measure": "along", "options": {"of": "std", "what": "median", "wiht": "a"}}, "Did you mean 'with'"),
+        ({"measure": "along", "options": {"of": "std"}}, "to have the options of, what, got no what; add it"),
+        ({"measure": "positive_cosine"}, "to be of single images, got one of views"),
+    ],
+)
+def test_options_that_a_measure_does_not_have_are_told(column, message):
+    with pytest.raises(UsageError, match=message):
+        check_measure(Column(name="x", **column))
+
+
+def test_a_layer_that_is_not_there_is_told_before_training(colours, tmp_path, monkeypatch):
+    rows = (replace(colours.rows[0], trained=True),)
+    study = replace(colours, columns=(replace(KNN, layer="layer5.0"),), rows=rows, claims=())
+    monkeypatch.setattr(Setting, "trainer", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(UsageError, match=r"Unknown layer of colours.table, for a timm/resnet18: 'layer5.0'. Did you"):
+        work(Job(study, "mini", tmp_path, {}))
+
+
+def test_gathering_keeps_what_another_process_gathered(tmp_path):
+    """A store that read the file before another one wrote to it adds to what is there now."""
+    first, second = (Store(tmp_path, "paper", "mini") for _ in range(2))
+    assert first.read("a-0") is None
+    for store, name in ((second, "b-0"), (first, "a-0")):
+        write_json(store.file(name), {"row": name})
+        store.gather([name])
+    assert {*json.loads(first.kept.read_text())["runs"]} == {"a-0", "b-0"}
 
 
 @pytest.mark.parametrize("wrong", [{"labels": "colour"}, {"other": "cifar100"}])

@@ -69,9 +69,10 @@ def test_a_target_of_zero_changes_no_bit(tmp_path):
     assert_equal(weights("zero", {"sparse_head": {"sparsity": 0.0}}), weights("none", {}))
 
 
-def test_resumed_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize("kind", ["at_most", "keep_at"])
+def test_resumed_equals_uninterrupted(tmp_path, kind):
     def make(name, seed=0):
-        given = {"sparse_head": {"sparsity": 0.5, "shrink": 0.3}, "bottleneck": {"at_most": 0.5}}
+        given = {"sparse_head": {"sparsity": 0.5, "shrink": 0.3}, "bottleneck": {kind: 0.5}}
         run = {"max_steps": 10, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 2}
         return trainer(tmp_path / name, model(seed=seed), extra={"regularizers": given}, **run)
 

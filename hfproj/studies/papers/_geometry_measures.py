@@ -59,7 +59,7 @@ def _head(trained: Trained) -> Any:
     return active_head(trained.model).eval()
 
 
-@register_measure("rotation")
+@register_measure("rotation", needs=("probe",))
 def rotation(trained: Trained, column: Column) -> float:
     """Accuracy of a linear or an MLP probe for four rotations, of 1,000 test images, fitted on 1,000 others."""
     parts = []
@@ -87,7 +87,7 @@ def curvature(trained: Trained, column: Column) -> float:
     )
 
 
-@register_measure("orbits")
+@register_measure("orbits", needs=("of",), may=("unit_input",))
 def orbits(trained: Trained, column: Column) -> float:
     """Spread of orbits, their compression by the head, or D_inter / D_intra: ``options={"of": …}``."""
     labels = trained.labels("label", "test")
@@ -112,7 +112,7 @@ def orbits(trained: Trained, column: Column) -> float:
     return statistics.mean(getattr(draw, column.options["of"]) for draw in draws)
 
 
-@register_measure("metric")
+@register_measure("metric", needs=("of",))
 def metric(trained: Trained, column: Column) -> float:
     """Of the head's pullback metric at 64 test images: "variation", "condition" on its support, or "nullity"."""
     h = trained.of("test")[: IMAGES["metric"]]

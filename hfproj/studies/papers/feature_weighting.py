@@ -275,7 +275,7 @@ def _weight_inequality(trained: Trained, column: Column) -> float:
     return weight_inequality(feature_weights(trained.of("test", column.layer), phi)).variation
 
 
-@register_measure("worst_group")
+@register_measure("worst_group", needs=("groups",), may=("dfr",))
 def _worst_group(trained: Trained, column: Column) -> float:
     """Accuracy on the worst group of test images, of a linear probe or of one retrained on balanced groups (DFR)."""
     train, test = (trained.of(split, column.layer) for split in ("train", "test"))
@@ -290,7 +290,7 @@ def _worst_group(trained: Trained, column: Column) -> float:
     return min(group_accuracies(probe.correct_, groups).values())
 
 
-@register_measure("corrupted")
+@register_measure("corrupted", needs=("corruptions", "severity"))
 def _corrupted(trained: Trained, column: Column) -> float:
     """Mean accuracy over corruptions of the test images (none: clean), of a linear probe fitted on clean ones."""
     probe = LinearProbe(l2=1e-3).fit(trained.of("train", column.layer), trained.labels("label", "train"))
