@@ -30,6 +30,7 @@ from hfproj.functional.labels import UNLABELLED
 from hfproj.inspection import moves, subject
 from hfproj.probes.base import as_labels
 from hfproj.probes.registry import ProbeLike, make_probes
+from hfproj.probes.shared_rows import warn_of_shared_rows
 from hfproj.results import Interval, paired_interval
 from hfproj.results.inside import Autopsy, Cut, LayerFound, Score
 from hfproj.typing import Data, Probe
@@ -85,6 +86,7 @@ def autopsy(
     before: list[Any] = subject.block_before(model) if layers is None else list(layers)
     wanted = [*before, *subject.head_layers(model)]
     bank, held = (subject.extracted(model, part, wanted, reading, collator) for part in (train, test))
+    warn_of_shared_rows(bank.h, held.h, stacklevel=3)
     scores, cuts = _judged(bank, held, chosen, interval)
     found = [_measured(name, f, scores.get(name, {})) for name, f in subject.representations(held).items()]
     protocol = {

@@ -28,6 +28,7 @@ from hfproj.functional.labels import UNLABELLED, check_classes
 from hfproj.heads.layers import is_layer_name
 from hfproj.probes.base import as_labels, left_out
 from hfproj.probes.registry import ProbeLike, make_probes
+from hfproj.probes.shared_rows import warn_of_shared_rows
 from hfproj.results import LAYERS, Measurement, Missing, Results, pack_outcomes
 from hfproj.tuner.description import describe_adapter
 from hfproj.typing import Data, OneOf, Probe, When
@@ -106,12 +107,8 @@ def evaluate(
             "or labels=None to say that you know.",
             stacklevel=3,
         )
-    if train is test and bank is not None and bank.labels is not None and chosen != []:
-        warnings.warn(
-            "`train` and `test` are the same data, of which probes know the answers: their scores say nothing about "
-            "other data. Pass held-out data as test=….",
-            stacklevel=3,
-        )
+    if bank is not None and bank.labels is not None and chosen != []:
+        warn_of_shared_rows(bank.h, held_out.h, stacklevel=3)
     if chosen and rows is None and (bank is None or None in (bank.labels, held_out.labels)):
         raise UsageError(f"Probes need labels in `train` and `test`: {why}. Pass probes=[] to go without probes.")
     chosen = make_probes(["knn"] * (bank is not None)) if chosen is None else chosen

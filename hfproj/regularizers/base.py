@@ -38,6 +38,7 @@ from hfproj.typing import OneOf, Views
 
 Schedule = OneOf["constant", "linear", "cosine"]
 Layer = OneOf["h", "z"]
+_START = 0.001  # of a weight that a target finds
 Representations = Float[Tensor, "views batch in_dim"]
 Projections = Float[Tensor, "views batch out_dim"]
 
@@ -47,7 +48,8 @@ class Weighted:
 
     Args:
         module: The regularizer.
-        weight: Its weight at the start.
+        weight: Its weight at the start. None: 1, and 0.001 where a target finds it, so that nothing is lost before it
+            has: what too large a weight takes out of h, an objective may not bring back.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
         end_weight: Its weight at the end, for the other two.
         at_most: R*, a bound in the regularizer's own unit (nats for ``bottleneck``), not 0: the weight goes up while
@@ -67,10 +69,13 @@ class Weighted:
 
     @checked
     def __init__(
-        self, module: nn.Module, weight: float = 1.0, *, schedule: Schedule = "constant", end_weight: float = 0.0,
-        at_most: float | None = None, keep_at: float | None = None, weight_rate: float | None = None,
+        self, module: nn.Module, weight: float | None = None, *, schedule: Schedule = "constant",
+        end_weight: float = 0.0, at_most: float | None = None, keep_at: float | None = None,
+        weight_rate: float | None = None,
     ):  # fmt: skip
         check_choice("schedule", schedule, ("constant", "linear", "cosine"))
+        if weight is None:
+            weight = 1.0 if at_most is None and keep_at is None else _START
         if not (math.isfinite(weight) and math.isfinite(end_weight)):
             raise UsageError(f"Expected a regularizer's weight to be a finite number, got {weight} and {end_weight}.")
         self.module, self.weight, self.schedule, self.end_weight = module, weight, schedule, end_weight

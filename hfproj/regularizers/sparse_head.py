@@ -161,9 +161,9 @@ class SparseHead(ShowsOptions, nn.Module):
     Args:
         sparsity: s* in [0, 1): the fraction of groups that are zero at the end of each layer, to 1 / groups. It has no
             weight, and adds nothing to the loss. None: the weight decides.
-        method: ``"subgradient"``: the term is a part of the loss. ``"proximal"``: its value carries no gradient, and
-            `after_step`, called after each optimizer step, shrinks the weights; groups become exactly zero. With a
-            target there is no penalty, and neither counts.
+        method: ``"subgradient"`` (None): the term is a part of the loss. ``"proximal"``: its value carries no gradient,
+            and `after_step`, called after each optimizer step, shrinks the weights; groups become exactly zero. With a
+            target there is no penalty; leave it out.
         group: ``"input"`` (columns: features of what enters the layer), ``"output"`` (rows: its units) or ``"weight"``.
         layers: ``"first"`` or ``"all"`` linear layers of the head.
         normalise: Divide each layer's term by ‖W‖_F: invariant to the scale of W, which a BatchNorm after the layer
@@ -185,11 +185,16 @@ class SparseHead(ShowsOptions, nn.Module):
     """
 
     def __init__(
-        self, *, sparsity: float | None = None, method: OneOf["subgradient", "proximal"] = "subgradient",
+        self, *, sparsity: float | None = None, method: OneOf["subgradient", "proximal"] | None = None,
         group: Group = "input", layers: OneOf["first", "all"] = "first", normalise: bool = False, l1: float = 0.0,
         shrink: float = 0.0,
     ):  # fmt: skip
         super().__init__()
+        if sparsity is not None and method == "subgradient":
+            raise UsageError(
+                "method='subgradient' has no effect with a target, held after each optimizer step; leave it out."
+            )
+        method = method or "subgradient"
         check_choice("method", method, ("subgradient", "proximal"))
         check_choice("group", group, _GROUPS)
         check_choice("layers", layers, ("first", "all"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hfproj.diagnostics.by_name import MEASURES as DIAGNOSTICS
 from hfproj.diagnostics.by_name import OF_VIEWS
-from hfproj.errors import NotMeasurableError, UsageError, unknown
+from hfproj.errors import NotMeasurableError, UsageError, check_choice, unknown
 from hfproj.features import Features, extract_features
 from hfproj.heads.layers import layer_widths
 from hfproj.probes import list_probes
@@ -246,6 +246,9 @@ def _shuffled(splits: Splits) -> Splits:
     return replace(splits, labels=labels, others=others)  # type: ignore[arg-type]
 
 
+_ALONG: Mapping[str, tuple[str, ...]] = {"spearman": ("with",), "negative": ("error",), "median": ()}
+
+
 @register_measure("along", needs=("of", "what"), may=("with", "error"))
 def along(trained: Trained, column: Column) -> float:
     """What became of a number along training: ``options={"of": name, "what": …}``.
@@ -256,15 +259,18 @@ def along(trained: Trained, column: Column) -> float:
     Raises:
         NotMeasurableError: If nothing was watched.
     """
-    name, what = column.options["of"], column.options["what"]
-    rows = [row for row in trained.history if row.get(name) is not None and math.isfinite(row[name])]
-    if len(rows) < 3:
-        raise NotMeasurableError(f"{name} was watched at fewer than three steps")
-    values = [row[name] for row in rows]
+    what = column.options["what"]
+    check_choice("what of a number along training", what, _ALONG)
+    names = [column.options[part] for part in ("of", *_ALONG[what])]
+    rows = [[row.get(name) for name in names] for row in trained.history]
+    known = [row for row in rows if all(value is not None and math.isfinite(value) for value in row)]
+    if len(known) < 3:
+        raise NotMeasurableError(f"{' and '.join(names)} were watched together at fewer than three steps")
+    values, *others = zip(*known, strict=True)
     if what == "spearman":
-        return float(stats.spearmanr(values, [row[column.options["with"]] for row in rows]).statistic)
+        return float(stats.spearmanr(values, others[0]).statistic)
     if what == "negative":
-        return sum(row[name] < -row[column.options["error"]] for row in rows) / len(rows)
+        return sum(value < -error for value, error in zip(values, others[0], strict=True)) / len(values)
     return statistics.median(values)
 
 

@@ -21,13 +21,8 @@ from hfproj.heads import HEADS
 from hfproj.presets import Preset, get_preset
 from hfproj.reproduction.sources import Source
 from hfproj.reproduction.study import PARTS, Row, Scale, Study
-from hfproj.training import (
-    CurvatureCallback,
-    ProjectionTrainer,
-    ProjectionTrainingArguments,
-    SpectrumCallback,
-    UpdateRatioCallback,
-)
+from hfproj.reproduction.watches import watchers
+from hfproj.training import ProjectionTrainer, ProjectionTrainingArguments
 from hfproj.tuner.layer import CHILD
 
 WIDTHS = ("hidden_dim", "out_dim", "width", "top_k")  # of heads, that a scale multiplies
@@ -178,15 +173,11 @@ class Setting:
         )  # fmt: skip
 
     def _watchers(self, arguments: ProjectionTrainingArguments, images: int) -> list[TrainerCallback]:
-        """Return what follows the study's `watched` along training, at about 25 steps."""
+        """Return what follows the study's `watched` along training."""
         steps = arguments.max_steps
         if steps < 0:
             steps = round(arguments.num_train_epochs * images / (arguments.train_batch_size * distributed.world_size()))
-        metrics: Any = [name for name in self.study.watched if name not in ("curvature", "update_ratio")]
-        every = max(1, round(steps / 25))
-        found: list[TrainerCallback] = [SpectrumCallback(metrics=metrics, every=every)] if metrics else []
-        found += [CurvatureCallback(every=every)] * ("curvature" in self.study.watched)
-        return found + [UpdateRatioCallback(every=every)] * ("update_ratio" in self.study.watched)
+        return watchers(self.study.watched, steps)
 
 
 def active_head(model: Any) -> Any:

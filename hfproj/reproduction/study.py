@@ -252,7 +252,8 @@ class Study:
         measured: Further columns that every run measures, which the table does not show: other studies on the same runs
             show them.
         watched: What is followed along training for columns of the measure "along": metrics of
-            `hfproj.SpectrumCallback`, "curvature" (the head's Hessian) and "update_ratio".
+            `hfproj.SpectrumCallback`, and names of `hfproj.reproduction.watches`: "curvature" (the head's Hessian),
+            "update_ratio", "online" (a linear probe that learns along), and those of papers.
         spectra: Layers whose covariance spectra are kept.
         drawn: Those whose spectra the page shows.
         axis, axis_scale: What `x` of the rows is, and how it is drawn: a picture of every column over it.

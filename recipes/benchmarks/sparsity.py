@@ -60,7 +60,7 @@ PILOT = 1e-3  # the weight at which the share is measured first
 # kind of target in nats → its option, objectives, weights that it begins from, whether the backbone is trained
 NATS = {
     "nats": ("keep_at", OBJECTIVES, (0.001, 0.1, 1.0), True),
-    "nats_bound": ("at_most", OBJECTIVES, (0.1, 10.0), True),
+    "nats_bound": ("at_most", OBJECTIVES, (0.001, 10.0), True),
     "nats_head": ("at_most", ("nt_xent",), (0.1, 10.0), False),
 }
 KINDS = ("targets", "sweep", *NATS, "compare")

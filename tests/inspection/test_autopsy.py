@@ -168,13 +168,18 @@ def test_a_folder_and_heads_of_other_kinds(tmp_path):
     assert len(plots.plot_autopsy(bare, width=5.0).axes) == 3
 
 
+def test_the_same_images_to_fit_and_to_score_are_warned_of():
+    with pytest.warns(UserWarning, match="`train` and `test` are the same data"):
+        hfproj.autopsy(head_model(), train=images(30), test=images(30), probes="knn", collator=plain(), **FAST)
+
+
 def test_rows_without_labels_are_left_out_and_none_at_all_refused():
     model, test = head_model(), images(20, seed=2)
     some = [{**item, "label": -1} if i % 2 else item for i, item in enumerate(test)]
     found = hfproj.autopsy(model, train=images(30), test=some, probes="knn", collator=plain(), **FAST)
     assert found.cuts[0].rows == (5, 5)
     with pytest.raises(UsageError, match="labels in `test`"):
-        hfproj.autopsy(model, train=images(30), test=images(20, labels=False), collator=plain(), **FAST)
+        hfproj.autopsy(model, train=images(30), test=images(20, seed=2, labels=False), collator=plain(), **FAST)
     with pytest.raises(UsageError, match="active projection head"):
         hfproj.autopsy(model.get_base_model(), train=test, test=test)
     with pytest.raises(UsageError, match="row by row"):

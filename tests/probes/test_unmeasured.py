@@ -19,6 +19,7 @@ from hfproj.functional.labels import class_numbers
 from hfproj.presets import all_presets
 from hfproj.probes import GroupRobustProbe, KNNProbe, create_probe, evaluate, probe_gap
 from hfproj.probes.base import as_labels
+from hfproj.probes.shared_rows import share_in
 from hfproj.results import Missing, Results
 
 ON_FEATURES = [name for name in CASES if name != "fine_tune"]
@@ -273,6 +274,18 @@ def test_one_view_has_no_positive_pair(name):
 
 def test_the_same_data_to_fit_and_to_score_is_warned_of():
     data = rows(30)
-    with pytest.warns(UserWarning, match="`train` and `test` are the same data"):
-        measure(data, data)
-    measure(data, [*data])
+    for again in (data, [*data], data[::-1]):
+        with pytest.warns(UserWarning, match="`train` and `test` are the same data"):
+            measure(data, again)
+
+
+def test_images_in_both_are_warned_of_if_there_are_many():
+    data = rows(300)
+    with pytest.warns(UserWarning, match="share images: 10% of `test` is in `train`, too"):
+        measure(data[:200], data[190:290])
+    measure(data[:200], data[199:])  # one of 101
+
+
+def test_rows_of_a_collapsed_model_are_not_taken_for_the_same_images():
+    assert share_in(torch.ones(5, 3), torch.ones(4, 3)) == 0.0
+    assert share_in(torch.eye(4), torch.cat([torch.eye(4)[2:], torch.ones(2, 4)])) == 0.5

@@ -192,6 +192,7 @@ def test_other_norms_and_batch_norm_elsewhere_are_no_matter():
         ({"method": "prox"}, "Unknown method 'prox'. Did you mean 'proximal'"),
         ({"group": "columns"}, "Unknown group 'columns'"),
         ({"layers": "last"}, "Unknown layers 'last'"),
+        ({"method": "subgradient", "sparsity": 0.5}, "method='subgradient' has no effect with a target"),
         ({"method": "proximal", "normalise": True}, "normalise=True has no proximal step"),
     ],
 )

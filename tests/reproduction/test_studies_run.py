@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hfproj.errors import UsageError
+from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.files import write_json
 from hfproj.reproduction import (
     Cells,
@@ -27,7 +29,7 @@ from hfproj.reproduction import (
     running,
 )
 from hfproj.reproduction.judging import FAILS, HOLDS, UNCLEAR, judge
-from hfproj.reproduction.measures import check_measure
+from hfproj.reproduction.measures import along, check_measure
 from hfproj.reproduction.running import Job, trial_of, work
 from hfproj.reproduction.setting import Setting, plain, scaled
 from hfproj.reproduction.store import Store
@@ -302,6 +304,25 @@ def test_a_study_that_leaves_something_open_is_refused(colours):
 def test_options_that_a_measure_does_not_have_are_told(column, message):
     with pytest.raises(UsageError, match=message):
         check_measure(Column(name="x", **column))
+
+
+def test_what_became_of_a_number_along_training():
+    history = [
+        {"step": 0, "a": 1.0}, {"step": 1, "a": -3.0, "b": 2.0}, {"step": 2, "a": 0.5, "b": 3.0}, {"step": 3, "b": 1.0},
+        {"step": 4, "a": math.nan, "b": 9.0}, {"step": 5, "a": 2.0, "b": 4.0},
+    ]  # fmt: skip
+    trained = SimpleNamespace(history=history)
+
+    def value(**options):
+        return along(trained, Column(name="", measure="along", options=options))
+
+    assert value(**{"of": "a", "what": "spearman", "with": "b"}) == pytest.approx(1.0)  # of the three steps with both
+    assert value(of="a", what="negative", error="b") == pytest.approx(1 / 3)  # −3 is below −2
+    assert value(of="a", what="median") == 0.75
+    with pytest.raises(NotMeasurableError, match="a and c were watched together at fewer than three steps"):
+        value(**{"of": "a", "what": "spearman", "with": "c"})
+    with pytest.raises(UsageError, match=r"Unknown what of a number along training 'mode'. Available"):
+        value(of="a", what="mode")
 
 
 def test_a_layer_that_is_not_there_is_told_before_training(colours, tmp_path, monkeypatch):

@@ -83,6 +83,11 @@ PRESETS["werank_last_layer"] = _row("simclr", "").but(
     "as inside_projector_simclr_last_layer.",
     regularizers={"werank": {"weight": 1.0, "layers": "last", "squared": True, "side": "WWt"}},
 )
+PRESETS["inside_projector_no_projector_barlow_twins"] = _row("no_projector", "").but(
+    "Barlow Twins without projector, CIFAR",
+    "Of its figure 1b; scale and λ are solo-learn's.",
+    objective={"name": "barlow_twins", "scale": 0.1},
+)
 
 # What its tables and figures show: the same 200-NN and spectra of two sets of runs.
 
@@ -218,16 +223,20 @@ def _table_2() -> Study:
 
 
 def _figure_1() -> Study:
+    barlow_twins = Row(name="Barlow Twins without projector", preset="inside_projector_no_projector_barlow_twins")
     return _common(
         name="last_layer.figure1", title="How many directions has h with and without a projector?",
         source="Figure 1: covariance spectra of h, ImageNet-100 there; no numbers.",
-        rows=_rows("simclr", "no_projector", "directclr"), columns=(_RANKS[1],),
+        rows=(*_rows("simclr", "no_projector", "directclr"), barlow_twins), columns=(_RANKS[1],),
         drawn=("h",),
         claims=(
             Claim(text="h has more directions with a projector than without", source="Figure 1a",
                   tests=(More(_cells("rank of h", _SIMCLR), _cells("rank of h", _BARE)),)),
             Claim(text="DirectCLR's h has more directions than h without a projector", source="Figure 1b",
                   tests=(More(_cells("rank of h", _name("directclr")), _cells("rank of h", _BARE)),)),
+            Claim(text="Without a projector h has fewer directions with Barlow Twins than with SimCLR",
+                  source="Section 3.4, figure 1b",
+                  tests=(More(_cells("rank of h", _BARE), _cells("rank of h", barlow_twins.name)),)),
         ),
     )  # fmt: skip
 
