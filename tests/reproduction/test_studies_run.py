@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -29,7 +28,7 @@ from hfproj.reproduction import (
     running,
 )
 from hfproj.reproduction.judging import FAILS, HOLDS, UNCLEAR, judge
-from hfproj.reproduction.measures import along, check_measure
+from hfproj.reproduction.measures import Trained, along, check_measure
 from hfproj.reproduction.running import Job, trial_of, work
 from hfproj.reproduction.setting import Setting, plain, scaled
 from hfproj.reproduction.store import Store
@@ -311,7 +310,8 @@ def test_what_became_of_a_number_along_training():
         {"step": 0, "a": 1.0}, {"step": 1, "a": -3.0, "b": 2.0}, {"step": 2, "a": 0.5, "b": 3.0}, {"step": 3, "b": 1.0},
         {"step": 4, "a": math.nan, "b": 9.0}, {"step": 5, "a": 2.0, "b": 4.0},
     ]  # fmt: skip
-    trained = SimpleNamespace(history=history)
+    trained = Trained.__new__(Trained)
+    trained.history = history
 
     def value(**options):
         return along(trained, Column(name="", measure="along", options=options))
