@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hfproj import plots
+from hfproj.plots.over_steps import over_steps
 from hfproj.reproduction.judging import Judged, judge, values_of
 from hfproj.reproduction.study import Cells, Column, More, Scale, Study
 
@@ -140,27 +141,42 @@ def _file_name(text: str) -> str:
 def draw(study: Study, runs: Runs, stem: Path) -> list[str]:
     """Draw what a study wants drawn, and return the names of the files."""
     drawn = []
-    for layer in study.drawn:
-        for data in study.data:
-            curves = {}
-            for row in study.rows:
-                own = [run["spectra"][layer] for run in runs if (run["row"], run["data"]) == (row.name, data)
-                       and layer in run["spectra"]]  # fmt: skip
-                if own:
-                    curves[row.name] = np.exp(np.log(np.clip(own, 1e-12, None)).mean(0)).tolist()
-            if curves:
-                path = stem.with_name(f"{stem.name}-{_file_name(f'{data}-{layer}')}.png")
-                plots.plot_spectrum(curves, path)
-                drawn.append(path.name)
-    if study.axis:
-        for column in study.columns:
-            path = stem.with_name(f"{stem.name}-{_file_name(column.name)}.png")
-            if curves := _sweep(study, column, runs):
-                unit = " (%)" if column.unit == "%" else ""
-                plots.plot_curves(curves, study.axis, f"{column.name}{unit}", path, x_scale=study.axis_scale,
-                                  y_scale="log" if column.log else "linear")  # fmt: skip
-                drawn.append(path.name)
+
+    def path(of: str) -> Path:
+        drawn.append(f"{stem.name}-{_file_name(of)}.png")
+        return stem.with_name(drawn[-1])
+
+    for data in study.data:
+        of_row = {
+            row.name: own for row in study.rows
+            if (own := [run for run in runs if (run["row"], run["data"]) == (row.name, data)])
+        }  # fmt: skip
+        for layer in study.drawn:
+            if curves := _spectra(of_row, layer):
+                plots.plot_spectrum(curves, path(f"{data}-{layer}"))
+        for name in study.followed:
+            if curves := _along(of_row, name):
+                plots.plot_curves(curves, "step", name.replace("_", " "), path(f"{data}-{name}"))
+    for column in study.columns if study.axis else ():
+        if curves := _sweep(study, column, runs):
+            unit, scale = " (%)" if column.unit == "%" else "", "log" if column.log else "linear"
+            plots.plot_curves(curves, study.axis, f"{column.name}{unit}", path(column.name), x_scale=study.axis_scale,
+                              y_scale=scale)  # fmt: skip
     return drawn
+
+
+def _spectra(of_row: Mapping[str, Runs], layer: str) -> dict[str, list[float]]:
+    """Return the geometric mean over seeds of each row's spectrum of a layer."""
+    known = {name: [run["spectra"][layer] for run in own if layer in run["spectra"]] for name, own in of_row.items()}
+    return {
+        name: np.exp(np.log(np.clip(found, 1e-12, None)).mean(0)).tolist() for name, found in known.items() if found
+    }
+
+
+def _along(of_row: Mapping[str, Runs], name: str) -> dict[str, Any]:
+    """Return steps, mean and standard deviation over seeds of each row's number along training."""
+    curves = {row: over_steps([step for run in own for step in run["history"]], name) for row, own in of_row.items()}
+    return {row: (x, y) if std is None else (x, y, std) for row, (x, y, std) in curves.items() if np.isfinite(y).any()}
 
 
 def _sweep(study: Study, column: Column, runs: Runs) -> dict[str, Any]:

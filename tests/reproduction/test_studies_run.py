@@ -22,6 +22,7 @@ from hfproj.reproduction import (
     Scale,
     Source,
     Study,
+    document,
     get_study,
     registry,
     reproduce,
@@ -303,6 +304,19 @@ def test_a_study_that_leaves_something_open_is_refused(colours):
 def test_options_that_a_measure_does_not_have_are_told(column, message):
     with pytest.raises(UsageError, match=message):
         check_measure(Column(name="x", **column))
+
+
+def test_what_is_followed_along_training_is_drawn(colours, tmp_path, monkeypatch):
+    rows = (replace(colours.rows[0], trained=True), colours.rows[1])
+    study = replace(colours, rows=rows, watched=("std",), followed=("std_z",), drawn=(), claims=())
+    monkeypatch.setattr(registry, "all_studies", lambda: {study.name: study})
+    found = reproduce(study.name, output_dir=tmp_path, seeds=[0, 1])
+    assert "![colours.table-mini-colours-std_z](colours.table-mini-colours-std_z.png)" in found.text
+    steps = document._along({"a": [run for run in found.runs if run["row"] == "a"], "b": []}, "std_z")
+    assert [*steps] == ["a"]  # an untrained row has no curve
+    assert steps["a"][0].tolist() == [0, 1]
+    history = [run["history"] for run in found.runs if run["row"] == "a"]
+    assert steps["a"][1].tolist() == pytest.approx([sum(h[i]["std_z"] for h in history) / 2 for i in (0, 1)])
 
 
 def test_what_became_of_a_number_along_training():

@@ -162,7 +162,7 @@ def _sweep(
     inner = tuple(row.name for row in rows[1:-1])
     return _common(
         name=f"bottleneck.figure{figure}", title=title, source=f"Figure {figure}: curves, no numbers.", data=_ONE,
-        rows=tuple(rows), axis=axis, axis_scale="symlog",
+        rows=tuple(rows), axis=axis, axis_scale="symlog", followed=("mutual_information", "lower_bound", "upper_bound"),
         claims=(
             Claim(
                 text=f"In between, {axis} is better than none and than the strongest", source=f"Figure {figure}",

@@ -282,7 +282,7 @@ def _collapse_studies() -> list[Study]:
             source="Hessian tracking, 100 epochs; |λ| ≤ 6e-6 there, below its estimator's resolution. Here Lanczos "
             "with an "
             "error bound, at 25 steps.", data=_CIFAR_10, scales=_SCALES, rows=hessian, columns=tuple(followed),
-            watched=("std", "condition_number", "curvature"),
+            watched=("std", "condition_number", "curvature"), followed=("std_z", "condition_number_z", "lambda_min"),
             claims=(
                 Claim(text="Spread and condition number of z rise together", source="Hessian tracking",
                       tests=tuple(More(Cells(followed[0].name, (row.name,)), 0.0) for row in hessian)),
