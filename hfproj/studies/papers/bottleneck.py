@@ -166,8 +166,8 @@ def _sweep(
         claims=(
             Claim(
                 text=f"In between, {axis} is better than none and than the strongest", source=f"Figure {figure}",
-                tests=tuple(More(Cells("linear of h", inner), Cells("linear of h",
-                      (end.name,))) for end in (rows[0], rows[-1])),
+                tests=tuple(More(Cells("linear of h", inner), Cells("linear of h", (end.name,)))
+                            for end in (rows[0], rows[-1])),
             ),
             Claim(
                 text="The stronger, the less h and z share", source="Section 4", ours=True,
@@ -194,7 +194,7 @@ def studies() -> list[Study]:
                {x: {"head_options": {"levels": x}} for x in (30, 8, 5, 3, 2)}, 100.0),
         _sweep("sparse", "How few units may the projector have?", "4e", "top_k of 1,000",
                {x: {"head_options": {"width": 4096, "top_k": round(4.096 * x)}} for x in (500, 200, 50, 10, 1)},
-                   1000.0),
+               1000.0),
     ]  # fmt: skip
     heads = {row.name: replace(row, paper={}) for study in figure_4 for row in study.rows}
     return [
@@ -214,9 +214,10 @@ def studies() -> list[Study]:
             f"+3.99 (Barlow Twins). {gains}",
             rows=tuple(table_2),
             claims=(
-                *(_gain(f"{name}, sparse", name, f"{name}: the sparse projector is better (reported +{gain} on "
-                f"CIFAR-100)",
-                        "Table 2", "CIFAR-100") for name, gain in (("SimCLR", 3.87), ("Barlow Twins", 3.99))),
+                *(_gain(f"{name}, sparse", name,
+                        f"{name}: the sparse projector is better (reported +{gain} on CIFAR-100)",
+                        "Table 2", "CIFAR-100")
+                  for name, gain in (("SimCLR", 3.87), ("Barlow Twins", 3.99))),
                 *(_gain(f"{name}, discretised", name, f"{name}: the discretised projector is better", "Table 2")
                   for name in _METHODS),
             ),

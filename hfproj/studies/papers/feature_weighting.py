@@ -110,8 +110,7 @@ _DROPPED = {f"p = {p:g}": Digits("cifar10", drop_probability=p, train_labels=Non
 _SCALES = {
     "paper": as_published(
         3600.0, "Digits are scikit-learn's, in place of MNIST's. Learning rates, epochs and batches of CIFAR are "
-        "those of a "
-        "reimplementation, which says that they are the paper's.",
+        "those of a reimplementation, which says that they are the paper's.",
     ),
     "mini": FROM_SCRATCH.but(
         note=f"{FROM_SCRATCH.note} Digits are scikit-learn's, 28 pixels wide at opacity 0.7.",
@@ -139,8 +138,7 @@ def _digits() -> Study:
     return Study(
         name="feature_weighting.digits", title="Which features do views and the head take away, layer by layer?",
         source="Section 5, MNIST on CIFAR-10; no table values are known. Weights of known factors (the ten digits, "
-        "the ten "
-        "classes): ‖E[f φ]‖ of each, and their coefficient of variation.",
+        "the ten classes): ‖E[f φ]‖ of each, and their coefficient of variation.",
         data=_DROPPED, scales=_SCALES, columns=(*read, *weights),
         measured=(_read("digit", "h", "knn"), _read("digit", "z", "knn"), RANK_H, RANK_Z),
         rows=tuple(Row(name=name, preset=f"reweighting_simclr_{kind}") for name, kind in _KINDS.items()),
@@ -171,8 +169,8 @@ def _coarse() -> Study:
     none = {"SupCon": ("no head, SupCon",), "supervised": ("no head, supervised",)}
     both = {"SupCon": supcon, "supervised": supervised}
     return Study(
-        name="feature_weighting.coarse_to_fine", title="Trained on 20 coarse classes, who still tells the 100 fine "
-        "ones?",
+        name="feature_weighting.coarse_to_fine",
+        title="Trained on 20 coarse classes, who still tells the 100 fine ones?",
         source="Section 6, CIFAR-100; no table values are known.", data={"CIFAR-100": CoarseToFine()},
         scales={**_SCALES, "mini": FROM_SCRATCH}, rows=tuple(rows),
         columns=tuple(_read(label, layer) for label in ("fine", "coarse") for layer in ("h", "z")),
@@ -185,9 +183,8 @@ def _coarse() -> Study:
               for title in both),
             Claim(text="The reweighting head is as good as the MLP: within 2 points",
                   source="Section 6, the margin is ours",
-                  tests=tuple(Same(Cells("fine from h", (f"reweighting, {t}",)), Cells("fine from h", (f"MLP, "
-                  f"{t}",)), 0.02)
-                              for t in both)),
+                  tests=tuple(Same(Cells("fine from h", (f"reweighting, {title}",)),
+                                   Cells("fine from h", (f"MLP, {title}",)), 0.02) for title in both)),
         ),
     )  # fmt: skip
 
@@ -200,22 +197,21 @@ def _spurious() -> Study:
     )  # fmt: skip
     worst = {layer: Column(name=f"worst group, {layer}", measure="worst_group", layer=layer, labels="class", unit="%",
                            options={"groups": "group"}) for layer in ("h", "z")}  # fmt: skip
-    dfr = {layer: replace(worst[layer], name=f"worst group after DFR, {layer}", options={"groups": "group",
-        "dfr": True})
-           for layer in ("h", "z")}  # fmt: skip
+    dfr = {layer: replace(worst[layer], name=f"worst group after DFR, {layer}",
+                          options={"groups": "group", "dfr": True}) for layer in ("h", "z")}  # fmt: skip
     heads = tuple(row.name for row in rows if row.name.startswith("MLP"))
     return Study(
-        name="feature_weighting.spurious", title="A digit goes with the class in 95 % of the images: who still sees "
-        "the class?",
+        name="feature_weighting.spurious",
+        title="A digit goes with the class in 95 % of the images: who still sees the class?",
         source="Section 6 and appendix: UrbanCars, Waterbirds; no table values are known. Here two classes of CIFAR-10 "
         "with a digit on each image.",
-        data={"CIFAR-10": Mixture("cifar10")}, scales={**_SCALES, "mini": FROM_SCRATCH.but(images=None,
-            test_images=None)},
+        data={"CIFAR-10": Mixture("cifar10")},
+        scales={**_SCALES, "mini": FROM_SCRATCH.but(images=None, test_images=None)},
         rows=rows, columns=(worst["h"], worst["z"], dfr["h"], dfr["z"]),
         measured=(_read("class", "h"), _read("class", "z")),
         claims=(
             _gap("Worst-group accuracy is better from h than from z", "worst group, h", "worst group, z", heads,
-                "Section 6"),
+                 "Section 6"),
             _gap("… and with a last layer retrained on balanced groups", "worst group after DFR, h",
                  "worst group after DFR, z", heads, "Section 6"),
         ),
@@ -234,10 +230,9 @@ def _corruptions() -> Study:
         "(ImageNet-R .551, ImageNet-A .372). Here five corruptions of CIFAR-10 at severity 3.",
         data=CIFAR_10, scales={**_SCALES, "mini": FROM_SCRATCH},
         rows=tuple(Row(name=name, preset=f"reweighting_simclr_{kind}") for name, kind in _KINDS.items()),
-            columns=columns,
-        claims=(_gap("Corrupted images are classified better from h than from z", "corrupted from h", "corrupted "
-        "from z",
-                     ("MLP",), "Section 6"),),
+        columns=columns,
+        claims=(_gap("Corrupted images are classified better from h than from z", "corrupted from h",
+                     "corrupted from z", ("MLP",), "Section 6"),),
     )  # fmt: skip
 
 
@@ -280,9 +275,9 @@ def _worst_group(trained: Trained, column: Column) -> float:
     """Accuracy on the worst group of test images, of a linear probe or of one retrained on balanced groups (DFR)."""
     train, test = (trained.of(split, column.layer) for split in ("train", "test"))
     (y, g), (truth, groups) = (
-        [trained.labels(name, split) for name in (column.labels, column.options["groups"])] for split in ("train",
-            "test")
-    )  # fmt: skip
+        [trained.labels(name, split) for name in (column.labels, column.options["groups"])]
+        for split in ("train", "test")
+    )
     if column.options.get("dfr"):
         return GroupRobustProbe().fit(train, y, groups=g).score(test, truth, groups=groups)
     probe = LinearProbe(l2=1e-3).fit(train, y)

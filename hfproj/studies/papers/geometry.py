@@ -114,8 +114,7 @@ _LORA = Scale(
     },
     views={"scale": (0.3, 1.0), "blur_probability": 0.0}, seconds=110.0, machine="one CPU core",
     note="vit_nano, pretrained, with a LoRA of rank 8, in place of what is not pretrained or not to be had here; "
-    "10,000 "
-    "images, 2 epochs of batch 128.",
+    "10,000 images, 2 epochs of batch 128.",
 )  # fmt: skip
 _SCALES = {
     "paper": as_published(1800.0, "Settings of the official code; nothing is left open."),
@@ -154,18 +153,16 @@ _ORBITS = (*_BENT, *_SPREAD, *_APART, *_COMPRESSION)
 def _less_in_z(rows: tuple[str, ...], source: str) -> tuple[Claim, ...]:
     return tuple(
         Claim(text=f"{'A linear' if i == 0 else 'An MLP'} probe reads rotation better from h than from z",
-            source=source,
+              source=source,
               tests=(More(Cells(_PROBED[2 * i].name, rows), Cells(_PROBED[2 * i + 1].name, rows)),))
         for i in (0, 1)
     )  # fmt: skip
 
 
 def _tables() -> list[Study]:
-    table_1 = {"CIFAR-10": {_PROBED[0].name: 52.27, _PROBED[1].name: 37.55, _PROBED[2].name: 55.46,
-        _PROBED[3].name: 43.56,
-                            _BENT[0].name: 0.1254, _BENT[1].name: 0.2423, _SPREAD[0].name: 0.0225,
-                                _SPREAD[1].name: 0.0010,
-                            _APART[0].name: 2.04, _APART[1].name: 2.50, _COMPRESSION[1].name: 21.85}}  # fmt: skip
+    columns = (*_PROBED, *_BENT, *_SPREAD, *_APART, _COMPRESSION[1])
+    numbers = (52.27, 37.55, 55.46, 43.56, 0.1254, 0.2423, 0.0225, 0.0010, 2.04, 2.50, 21.85)
+    table_1 = {"CIFAR-10": {column.name: number for column, number in zip(columns, numbers, strict=True)}}
     trained, untrained = "SimCLR", "untrained"
     rows = (
         Row(name=trained, preset="geometry_simclr", paper=table_1),
@@ -175,7 +172,7 @@ def _tables() -> list[Study]:
     bends = Claim(text="A sweep of rotations is more curved in z than in h", source="Table 1",
                   tests=(More(Cells(_BENT[1].name, (trained,)), Cells(_BENT[0].name, (trained,))),))  # fmt: skip
     contracts = Claim(text="The head contracts orbits of rotation (h of unit length, as its script has it)",
-        source="Table 1",
+                      source="Table 1",
                       tests=(More(Cells(_COMPRESSION[1].name, (trained,)), 1.0),))  # fmt: skip
     more_than_untrained = Claim(
         text="… more than an untrained head does", source="control", ours=True,
@@ -192,8 +189,8 @@ def _tables() -> list[Study]:
         Study(
             name="geometry.table1", title="Does the head forget rotations, bend sweeps and contract orbits?",
             source="Table 1; arrays of the official code.", data=_CIFAR_10, scales=_SCALES, rows=rows,
-            columns=(*_PROBED, *_ORBITS), claims=(*_less_in_z((trained,), "Table 1"), narrow, bends, contracts,
-                                                  more_than_untrained),
+            columns=(*_PROBED, *_ORBITS),
+            claims=(*_less_in_z((trained,), "Table 1"), narrow, bends, contracts, more_than_untrained),
         ),
         Study(
             name="geometry.table5", title="… on CIFAR-100, and on a ViT?", data=CIFAR,
@@ -212,7 +209,7 @@ def _depth() -> Study:
     rows = tuple(
         Row(name=names[depth], preset=f"geometry_depth_{depth}", x=depth,
             paper={"CIFAR-10": {_PROBED[0].name: round(100 * h, 1), _PROBED[1].name: round(100 * z, 1),
-                _APART[1].name: apart}})
+                                _APART[1].name: apart}})
         for depth, (h, z, apart) in paper.items()
     )  # fmt: skip
     every = tuple(names.values())
@@ -225,9 +222,9 @@ def _depth() -> Study:
                   tests=(Trend(Cells(_PROBED[1].name, every), rises=False),)),
             Claim(text="The deeper, the further apart lie classes against orbits in z", source="Depth ablation",
                   tests=(Trend(Cells(_APART[1].name, every)),)),
-            Claim(text="The deeper, the more the metric varies from image to image", source="Abstract: depth "
-            "dictates the "
-                  "capacity to adapt local metrics", tests=(Trend(Cells(_VARIATION.name, every)),)),
+            Claim(text="The deeper, the more the metric varies from image to image",
+                  source="Abstract: depth dictates the capacity to adapt local metrics",
+                  tests=(Trend(Cells(_VARIATION.name, every)),)),
         ),
     )  # fmt: skip
 
@@ -235,14 +232,8 @@ def _depth() -> Study:
 def _collapse_studies() -> list[Study]:
     std = Column(name="std of z", measure="std", layer="z", digits=4, log=True)
     reported = {"linear": 1.9e-3, "relu": 5e-5, "gelu": 2.0e-3, "silu": 1.7e-3, "relu_bn": 0.0088, "silu_bn": 0.0126}
-    titles = {
-        "linear": "linear",
-        "relu": "ReLU",
-        "gelu": "GELU",
-        "silu": "SiLU",
-        "relu_bn": "ReLU, BN",
-        "silu_bn": "SiLU, BN",
-    }
+    titles = {"linear": "linear", "relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "relu_bn": "ReLU, BN",
+              "silu_bn": "SiLU, BN"}  # fmt: skip
     rows = tuple(
         Row(name=title, preset=f"geometry_collapse_{key}", paper={"CIFAR-10": {std.name: reported[key]}}, start=0.1)
         for key, title in titles.items()
@@ -268,7 +259,7 @@ def _collapse_studies() -> list[Study]:
             data=_CIFAR_10, scales=_SCALES, rows=rows, columns=(std,),
             claims=(
                 Claim(text="Smooth heads escape and ReLU does not: std of z is larger with SiLU and GELU",
-                    source="Abstract",
+                      source="Abstract",
                       tests=(More(Cells(std.name, smooth), Cells(std.name, ("ReLU",))),)),
                 Claim(text="With BatchNorm every head escapes: std of z is larger than without", source="Abstract",
                       tests=(More(Cells(std.name, ("ReLU, BN", "SiLU, BN")), Cells(std.name, ("ReLU", "SiLU"))),)),
@@ -280,8 +271,7 @@ def _collapse_studies() -> list[Study]:
         Study(
             name="geometry.hessian", title="Is there negative curvature along training, and what goes with it?",
             source="Hessian tracking, 100 epochs; |λ| ≤ 6e-6 there, below its estimator's resolution. Here Lanczos "
-            "with an "
-            "error bound, at 25 steps.", data=_CIFAR_10, scales=_SCALES, rows=hessian, columns=tuple(followed),
+            "with an error bound, at 25 steps.", data=_CIFAR_10, scales=_SCALES, rows=hessian, columns=tuple(followed),
             watched=("std", "condition_number", "curvature"), followed=("std_z", "condition_number_z", "lambda_min"),
             claims=(
                 Claim(text="Spread and condition number of z rise together", source="Hessian tracking",
@@ -295,17 +285,11 @@ def _collapse_studies() -> list[Study]:
 
 
 def _timescale() -> Study:
-    ratio = Column(
-        name="update of the head over that of the backbone",
-        measure="along",
-        log=True,
-        options={"of": "timescale_ratio", "what": "median"},
-    )
+    ratio = Column(name="update of the head over that of the backbone", measure="along", log=True,
+                   options={"of": "timescale_ratio", "what": "median"})  # fmt: skip
     norms = {
-        "ReLU": "geometry_collapse_relu",
-        "SiLU": "geometry_collapse_silu",
-        "ReLU, BN": "geometry_collapse_relu_bn",
-        "SiLU, BN": "geometry_collapse_silu_bn",
+        name: f"geometry_collapse_{key}"
+        for name, key in (("ReLU", "relu"), ("SiLU", "silu"), ("ReLU, BN", "relu_bn"), ("SiLU, BN", "silu_bn"))
     }
     without, with_norm = tuple(norms)[:2], tuple(norms)[2:]
     return Study(
@@ -346,8 +330,8 @@ def _whitening() -> Study:
 
 def _tradeoff() -> Study:
     heads = {
-        "one layer": {"depth": 1}, "two layers": {"depth": 2}, "three layers": {"depth": 3}, "no BN": {"depth": 2,
-            **_NO_NORM},
+        "one layer": {"depth": 1}, "two layers": {"depth": 2}, "three layers": {"depth": 3},
+        "no BN": {"depth": 2, **_NO_NORM},
     }  # fmt: skip
     rows = tuple(
         Row(name=f"{name}, {title}", preset=f"geometry_mlp_{key}", changes={"head_options": options})
@@ -356,12 +340,12 @@ def _tradeoff() -> Study:
     every = tuple(row.name for row in rows)
     return Study(
         name="geometry.tradeoff", title="Does degeneracy of the metric along rotations say what z has lost of them?",
-        source="Section 5, theorem 5.3; no numbers. Twelve heads on three objectives; ours.", data=_CIFAR_10,
-              scales=_SCALES,
-        rows=rows, columns=(_DEGENERACY, _GAP, *_PROBED[:2], KNN_H), measured=(KNN_Z, RANK_H, RANK_Z),
+        source="Section 5, theorem 5.3; no numbers. Twelve heads on three objectives; ours.",
+        data=_CIFAR_10, scales=_SCALES, rows=rows, columns=(_DEGENERACY, _GAP, *_PROBED[:2], KNN_H),
+        measured=(KNN_Z, RANK_H, RANK_Z),
         claims=(
             Claim(text="The more degenerate the metric along rotations, the more of them h has and z has not",
-                source="Section 5",
+                  source="Section 5",
                   tests=(Agree(Cells(_DEGENERACY.name), _GAP.name, sign=-1),)),
             Claim(text="A linear probe reads rotation better from h than from z, over all heads", source="Abstract",
                   tests=(More(Cells(_PROBED[0].name, every), Cells(_PROBED[1].name, every)),)),
@@ -373,11 +357,10 @@ def _foundation() -> Study:
     heads = {"DINO": "dino_cifar", "VICReg": "vicreg_cifar", "Barlow Twins": "barlow_twins_cifar"}
     gain = Column(name="compression", measure="orbits", options={"of": "compression"}, digits=2, log=True)
     return Study(
-        name="geometry.checkpoints", title="Do heads of DINO contract orbits, and those of VICReg and Barlow Twins "
-        "not?",
+        name="geometry.checkpoints",
+        title="Do heads of DINO contract orbits, and those of VICReg and Barlow Twins not?",
         source="Public checkpoints, 50 images of CIFAR-10; alignment gain +.04 to +.46 for DINO, −.04 to −.40 for "
-        "the others. "
-        "The checkpoints' heads are read by hfproj.convert; here such heads are trained.",
+        "the others. The checkpoints' heads are read by hfproj.convert; here such heads are trained.",
         data=_CIFAR_10, scales={"paper": _LORA.but(heads=1.0, images=None, test_images=None), "mini": _LORA},
         rows=tuple(Row(name=name, preset=preset) for name, preset in heads.items()), columns=(gain, *_BENT),
         claims=(

@@ -45,8 +45,7 @@ _SCALES = {
             data={"images": Transfer("imagenet")},
         seconds=600_000.0, machine="eight H200 (an estimate from the number of operations, not measured)",
         note="ResNet-50 on ImageNet; transfer to the same small sets as at scale mini, since the paper's are not "
-        "known. "
-        "λ, its grouping and its layer are not published: here by target sparsity.",
+        "known. λ, its grouping and its layer are not published: here by target sparsity.",
     ),
     "mini": FROM_SCRATCH.but(presets={preset: f"{preset}_cifar" for preset in _METHODS.values()}),
 }  # fmt: skip
@@ -110,8 +109,7 @@ def _tasks() -> Study:
     tasks = tuple(replace(row, curve="") for row in _rows() if row.preset == "simclr")
     return Study(
         name="sparse_head.tasks", title="Does a sparse head forget less in a sequence of tasks?",
-        source="Its open question on continual learning; ours: two tasks of five classes each, one after the "
-        "other.",
+        source="Its open question on continual learning; ours: two tasks of five classes each, one after the other.",
         data={"images": Tasks("cifar10", train_labels="label")}, rows=tasks,
         columns=(
             replace(LINEAR_H, name="linear of h, first task", labels="first task"),
