@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 from torch import Tensor
 
+_CHUNK = 8192  # rows
 _FEW = 0.01  # of the test rows: real data sets hold some images twice
 
 
@@ -22,15 +23,17 @@ def share_in(train: Tensor, test: Tensor) -> float:
         >>> share_in(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[2.0], [5.0]]))
         0.5
     """
-    there, here = (_as_bytes(f) for f in (train, test))
+    there, here = (_digests(f) for f in (train, test))
     rows, counts = np.unique(here, return_counts=True)
     return int(np.isin(rows[counts == 1], there).sum()) / max(1, len(here))
 
 
-def _as_bytes(f: Tensor) -> np.ndarray:
-    """Return each row as one value that can be sorted."""
-    rows = np.ascontiguousarray(f.detach().cpu().float().numpy())
-    return rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel()
+def _digests(f: Tensor) -> np.ndarray:
+    """Return a number of 64 bits for each row, of its bits in float32."""
+    random = np.random.default_rng(0)
+    weights = random.integers(0, 2**64, size=f.shape[1], dtype=np.uint64) | np.uint64(1)
+    parts = (part.detach().cpu().float().contiguous().numpy().view(np.uint32) for part in f.split(_CHUNK))
+    return np.concatenate([np.empty(0, np.uint64), *((part * weights).sum(1, dtype=np.uint64) for part in parts)])
 
 
 def warn_of_shared_rows(train: Tensor, test: Tensor, *, stacklevel: int) -> None:
