@@ -159,9 +159,9 @@ def draw(study: Study, runs: Runs, stem: Path) -> list[str]:
                 plots.plot_curves(curves, "step", name.replace("_", " "), path(f"{data}-{name}"))
     for column in study.columns if study.axis else ():
         if curves := _sweep(study, column, runs):
-            unit, scale = " (%)" if column.unit == "%" else "", "log" if column.log else "linear"
+            unit = " (%)" if column.unit == "%" else ""
             plots.plot_curves(curves, study.axis, f"{column.name}{unit}", path(column.name), x_scale=study.axis_scale,
-                              y_scale=scale)  # fmt: skip
+                              y_scale="log" if column.log else "linear")  # fmt: skip
     return drawn
 
 

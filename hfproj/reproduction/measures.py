@@ -138,9 +138,8 @@ def check_measure(column: Column) -> None:
         return
     registered = MEASURES.get(column.measure)
     needs, may = (registered.needs, registered.may) if registered else ((), ())  # a diagnostic has none
-    for name in column.options:
-        if name not in (known := (*needs, *may)):
-            raise unknown(f"option of {where}:", name, known)
+    for name in set(column.options) - {*needs, *may}:
+        raise unknown(f"option of {where}:", name, {*needs, *may})
     if missing := [name for name in needs if name not in column.options]:
         raise UsageError(f"Expected {where} to have the options {', '.join(needs)}, got no {missing[0]}; add it.")
 
