@@ -152,7 +152,8 @@ class Weighted:
         if self._multiplier is not None and self._values:
             total = distributed.all_reduce_sum(double(torch.stack(self._values)).mean()).item()
             self._values.clear()
-            self._multiplier.follow(total / distributed.world_size())
+            if math.isfinite(total):  # else the step was no step
+                self._multiplier.follow(total / distributed.world_size())
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return what is logged beside the value: the regularizer's own numbers, and the weight that a target found."""

@@ -10,10 +10,10 @@ A test of a claim is a contrast, a weighted sum of cells (means over seeds). Its
 
 The two add up, with Student's t at the degrees of freedom of Welch and Satterthwaite. Columns on a logarithmic scale
 are compared by their logarithms. A cell that lacks the number of one of its seeds (NaN, nothing positive on a
-logarithmic scale) is not judged by those that are left. The claim of a single test holds if the whole interval is on
-its side, fails if the whole interval is on the other, and cannot be judged else; a claim of several tests holds if all
-do, and fails if one does. Nothing is corrected for the number of claims: of 20 that say nothing, about one is decided
-by chance.
+logarithmic scale) is not judged by those that are left; one whose seeds agree to the last digit counts as without
+spread. The claim of a single test holds if the whole interval is on its side, fails if the whole interval is on the
+other, and cannot be judged else; a claim of several tests holds if all do, and fails if one does. Nothing is corrected
+for the number of claims: of 20 that say nothing, about one is decided by chance.
 
 References:
     Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance Components" (degrees of freedom); Fieller,

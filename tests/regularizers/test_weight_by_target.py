@@ -118,6 +118,14 @@ def test_state_goes_through_json_and_on(kind):
     assert Weighted(Value(), 2.0).state() is None
 
 
+@pytest.mark.parametrize("kind", ["at_most", "keep_at"])
+def test_a_value_that_is_not_finite_moves_nothing(kind):
+    made = Weighted(Value(), **{kind: 2.0})
+    before = step(made, 3.0)
+    assert step(made, math.nan) == step(made, math.inf) == before
+    assert all(part is None or math.isfinite(part) for part in made.state())
+
+
 def test_description_makes_it_again():
     made = weighted("bottleneck", {"at_most": 2, "weight": 0.5, "alpha": 1.0})
     assert made.describe() == {"weight": 0.5, "at_most": 2.0, "weight_rate": 0.1, "alpha": 1.0}

@@ -99,7 +99,7 @@ def cases(folder):
     results["skipped resumed"] = train(
         folder / "skipped again", dataset=broken(35), resume=folder / "skipped/checkpoint-3"
     )
-    targets = {"sparse_head": {"sparsity": 0.5}, "bottleneck": {"at_most": 0.5}}
+    targets = {"sparse_head": {"sparsity": 0.5}, "bottleneck": {"at_most": 0.5}, "wasserstein": {"keep_at": 0.3}}
     targets = {"extra": {"regularizers": targets}, "eval_strategy": "no"}
     results["targets"] = train(folder / "targets", save_strategy="steps", save_steps=3, **targets)
     distributed.barrier()
