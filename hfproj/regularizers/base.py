@@ -78,13 +78,15 @@ class Weighted:
             weight = 1.0 if at_most is None and keep_at is None else _START
         if not (math.isfinite(weight) and math.isfinite(end_weight)):
             raise UsageError(f"Expected a regularizer's weight to be a finite number, got {weight} and {end_weight}.")
+        if end_weight and schedule == "constant":
+            raise UsageError(f"end_weight={end_weight} has no effect on a constant weight; give schedule='linear' too.")
         self.module, self.weight, self.schedule, self.end_weight = module, weight, schedule, end_weight
         self._targets = {n: v for n, v in {"at_most": at_most, "keep_at": keep_at}.items() if v is not None}
         self._values: list[Tensor] = []
         self._check_target(weight_rate)
         self._multiplier: Multiplier | None = None
         for name, target in self._targets.items():
-            of = Bound if name == "at_most" else SetPoint
+            of = next(kind for kind in (Bound, SetPoint) if kind.option == name)
             self._multiplier = of(target, weight, weight_rate, type(module).__name__)
 
     def _check_target(self, weight_rate: float | None) -> None:

@@ -27,6 +27,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from hfproj import distributed
+from hfproj.errors import UsageError
 
 _LARGEST_CHANGE, _FARTHEST = math.log(1.05), math.log(1e6)  # of a logarithm: in a step, and from its start
 _BAND = 0.05  # of the relative excess: within it ρ has no reason to grow
@@ -43,6 +44,8 @@ class Multiplier(ABC):
         name: Of the regularizer, for warnings.
     """
 
+    option: str  # that gives the target
+    parts: int  # of a state
     rate: float  # unless another is given
     smoothing: float
 
@@ -61,9 +64,21 @@ class Multiplier(ABC):
     def state(self) -> State:
         """What a checkpoint keeps."""
 
-    @abstractmethod
     def take_up(self, state: Sequence[float | None] | None) -> None:
-        """Go on from a state, or begin."""
+        """Go on from a state, or begin.
+
+        Raises:
+            UsageError: If it is the state of another kind of target.
+        """
+        if state is not None and len(state) != self.parts:
+            raise UsageError(
+                f"Expected a checkpoint of a training with {self.option} of {self.name}, got one of another kind of "
+                "target; resume with the target that it was trained with."
+            )
+        self._take_up(state or [None] * self.parts)
+
+    @abstractmethod
+    def _take_up(self, state: Sequence[float | None]) -> None: ...
 
     @abstractmethod
     def follow(self, value: float) -> None:
@@ -92,6 +107,7 @@ class Multiplier(ABC):
 class Bound(Multiplier):
     """The weight of R ≤ R*."""
 
+    option, parts = "at_most", 2
     rate, smoothing = 0.1, 0.2
 
     @property
@@ -103,9 +119,8 @@ class Bound(Multiplier):
         """Logarithm of the weight, and ē."""
         return [self._log, self._excess]
 
-    def take_up(self, state: Sequence[float | None] | None) -> None:
-        """Go on from a state, or begin."""
-        log, self._excess = state or (None, None)
+    def _take_up(self, state: Sequence[float | None]) -> None:
+        log, self._excess = state
         self._log = math.log(self.start) if log is None else log
 
     def follow(self, value: float) -> None:
@@ -119,6 +134,7 @@ class Bound(Multiplier):
 class SetPoint(Multiplier):
     """The weight of R = R*, which may be negative."""
 
+    option, parts = "keep_at", 4
     rate, smoothing = 0.02, 0.3
 
     @property
@@ -130,9 +146,8 @@ class SetPoint(Multiplier):
         """λ, the logarithm of ρ, ē, and the side of the target it was on when it was last outside of the band."""
         return [self._weight, self._log, self._excess, self._side]
 
-    def take_up(self, state: Sequence[float | None] | None) -> None:
-        """Go on from a state, or begin."""
-        weight, log, self._excess, side = state or (None, None, None, None)
+    def _take_up(self, state: Sequence[float | None]) -> None:
+        weight, log, self._excess, side = state
         self._weight, self._side = weight or 0.0, side or 0.0
         self._log = math.log(self.start) if log is None else log
 

@@ -185,7 +185,8 @@ MODELS = {
     "ImagePreprocessing": given(8, (0.5,) * 3, (0.5,) * 3, interpolation="bicubic", resize=8),
     "resolve_read_point": lambda: ((head_model().get_base_model(),), {"pooling": "cls", "layer": -1}),
     "fit_image_size": lambda: ((head_model().get_base_model(), (16, 16)), {}),
-    "library_of": lambda: ((head_model().get_base_model(),), {}), "Weighted": given(nn.Identity(), 1.0, end_weight=0.5),
+    "library_of": lambda: ((head_model().get_base_model(),), {}),
+    "Weighted": given(nn.Identity(), 1.0, schedule="linear", end_weight=0.5),
     "linear_cka": given(F, F, unbiased=False), "mutual_knn": given(F, F, k=3), "NeighbourBank": given(F, sharded=False),
 }  # fmt: skip
 TRAINING = {

@@ -116,6 +116,9 @@ def test_state_goes_through_json_and_on(kind):
     made.take_up(None)
     assert made.at(0.0) == pytest.approx(0.001)
     assert Weighted(Value(), 2.0).state() is None
+    other = Weighted(Value(), **{({"at_most", "keep_at"} - {kind}).pop(): 2.0})
+    with pytest.raises(UsageError, match="of another kind of target; resume with the target"):
+        other.take_up(made.state())
 
 
 @pytest.mark.parametrize("kind", ["at_most", "keep_at"])
@@ -146,6 +149,7 @@ def test_description_makes_it_again():
         ({"at_most": 2.0, "keep_at": 2.0}, "a bound, or keep_at, a set point, got both"),
         ({"keep_at": 2.0, "schedule": "linear"}, "no schedule"),
         ({"keep_at": 2.0, "weight_rate": math.inf}, "finite|infinite"),
+        ({"weight": 1.0, "end_weight": 0.5}, "end_weight=0.5 has no effect on a constant weight"),
         ({"at_most": math.inf}, "finite number|infinite|not finite"),
         ({"at_most": 2.0, "schedule": "linear"}, "no schedule"),
         ({"at_most": 2.0, "weight": 0.0}, r"a weight above 0 to start from \(got 0.0\)"),
