@@ -154,9 +154,9 @@ def draw(study: Study, runs: Runs, stem: Path) -> list[str]:
         for layer in study.drawn:
             if curves := _spectra(of_row, layer):
                 plots.plot_spectrum(curves, path(f"{data}-{layer}"))
-        for name in study.followed:
+        for name, label in study.followed.items():
             if curves := _along(of_row, name):
-                plots.plot_curves(curves, "step", name.replace("_", " "), path(f"{data}-{name}"))
+                plots.plot_curves(curves, "step", label, path(f"{data}-{name}"))
     for column in study.columns if study.axis else ():
         if curves := _sweep(study, column, runs):
             unit = " (%)" if column.unit == "%" else ""

@@ -254,7 +254,7 @@ class Study:
         watched: What is followed along training for columns of the measure "along": metrics of
             `hfproj.SpectrumCallback`, and names of `hfproj.reproduction.watches`: "curvature" (the head's Hessian),
             "update_ratio", "online" (a linear probe that learns along), and those of papers.
-        followed: Numbers of those whose curves along training the page shows, by their names in the history.
+        followed: Of those, name in the history → label with its unit: the page shows their curves along training.
         spectra: Layers whose covariance spectra are kept.
         drawn: Those whose spectra the page shows.
         axis, axis_scale: What `x` of the rows is, and how it is drawn: a picture of every column over it.
@@ -274,7 +274,7 @@ class Study:
     scales: Mapping[str, Scale]
     measured: tuple[Column, ...] = ()
     watched: tuple[str, ...] = ()
-    followed: tuple[str, ...] = ()
+    followed: Mapping[str, str] = MappingProxyType({})
     spectra: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     axis: str = ""

@@ -308,7 +308,7 @@ def test_options_that_a_measure_does_not_have_are_told(column, message):
 
 def test_what_is_followed_along_training_is_drawn(colours, tmp_path, monkeypatch):
     rows = (replace(colours.rows[0], trained=True), colours.rows[1])
-    study = replace(colours, rows=rows, watched=("std",), followed=("std_z",), drawn=(), claims=())
+    study = replace(colours, rows=rows, watched=("std",), followed={"std_z": "std of z"}, drawn=(), claims=())
     monkeypatch.setattr(registry, "all_studies", lambda: {study.name: study})
     found = reproduce(study.name, output_dir=tmp_path, seeds=[0, 1])
     assert "![colours.table-mini-colours-std_z](colours.table-mini-colours-std_z.png)" in found.text

@@ -131,6 +131,9 @@ _ALONG = tuple(
     for bound in ("lower bound", "upper bound")
 )  # fmt: skip
 _MEASURED = (LINEAR_Z, RANK_H, RANK_Z, *_ALONG)
+_FOLLOWED = {
+    "mutual_information": "I(h; z) (nats)", "lower_bound": "lower bound (nats)", "upper_bound": "upper bound (nats)",
+}  # fmt: skip
 _SCALES = {
     "paper": as_published(3600.0, "Left open by the paper: λ, 0.1 here; m = 32 d and top_k = m/100 of the sparse "
     "projector."),
@@ -162,7 +165,7 @@ def _sweep(
     inner = tuple(row.name for row in rows[1:-1])
     return _common(
         name=f"bottleneck.figure{figure}", title=title, source=f"Figure {figure}: curves, no numbers.", data=_ONE,
-        rows=tuple(rows), axis=axis, axis_scale="symlog", followed=("mutual_information", "lower_bound", "upper_bound"),
+        rows=tuple(rows), axis=axis, axis_scale="symlog", followed=_FOLLOWED,
         claims=(
             Claim(
                 text=f"In between, {axis} is better than none and than the strongest", source=f"Figure {figure}",

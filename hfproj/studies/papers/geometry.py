@@ -272,7 +272,10 @@ def _collapse_studies() -> list[Study]:
             name="geometry.hessian", title="Is there negative curvature along training, and what goes with it?",
             source="Hessian tracking, 100 epochs; |λ| ≤ 6e-6 there, below its estimator's resolution. Here Lanczos "
             "with an error bound, at 25 steps.", data=_CIFAR_10, scales=_SCALES, rows=hessian, columns=tuple(followed),
-            watched=("std", "condition_number", "curvature"), followed=("std_z", "condition_number_z", "lambda_min"),
+            watched=("std", "condition_number", "curvature"), followed={
+                "std_z": "std of unit z", "condition_number_z": "condition number of the covariance of z",
+                "lambda_min": "least eigenvalue of the head's Hessian",
+            },
             claims=(
                 Claim(text="Spread and condition number of z rise together", source="Hessian tracking",
                       tests=tuple(More(Cells(followed[0].name, (row.name,)), 0.0) for row in hessian)),
