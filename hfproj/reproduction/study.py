@@ -16,14 +16,8 @@ from hfproj.reproduction.sources import Source
 from hfproj.typing import OneOf
 
 SCALES = ("paper", "mini", "trial")
-PARTS = (
-    "head_options",
-    "objective",
-    "predictor",
-    "regularizers",
-    "views",
-    "training",
-)  # of a preset, that a row changes
+# of a preset, that a row changes
+PARTS = ("head_options", "objective", "predictor", "regularizers", "views", "training")
 EVALUATED = "evaluated"  # as a column's layer: that which each row says
 _LEFT_OPEN = ("num_train_epochs", "learning_rate")  # what a preset may leave open, and a study must not
 
@@ -274,7 +268,7 @@ class Study:
     scales: Mapping[str, Scale]
     measured: tuple[Column, ...] = ()
     watched: tuple[str, ...] = ()
-    followed: Mapping[str, str] = MappingProxyType({})
+    followed: Mapping[str, str] = field(default_factory=dict)
     spectra: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     axis: str = ""
