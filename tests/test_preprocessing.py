@@ -227,7 +227,8 @@ def test_a_model_of_other_channels_is_trained_and_measured(channels, tmp_path):
     model = convnet(channels)
     run = trainer_of(model, rows, ImageViews.for_model(model, size=32), tmp_path)
     assert np.isfinite(run.train().training_loss)
-    found = hfproj.evaluate(run.bare_model(), probes=[{"name": "knn", "k": 1}], train=rows, test=[*rows])
+    with pytest.warns(UserWarning, match="`train` and `test` are the same data"):
+        found = hfproj.evaluate(run.bare_model(), probes=[{"name": "knn", "k": 1}], train=rows, test=[*rows])
     assert "1.0" in str(found.table())
     assert run._preprocessing().mean == pytest.approx(image_preprocessing(model).mean, abs=1e-6)
 

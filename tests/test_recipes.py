@@ -223,8 +223,10 @@ def pictures(folder, count, broken=()):
 
 
 def test_probe_of_a_folder_without_a_test_split_holds_images_out(tmp_path, capsys):
-    for name in ("one", "two"):
-        pictures(tmp_path / "images" / name, 20)
+    pictures(tmp_path / "images" / "one", 40)
+    (tmp_path / "images" / "two").mkdir()
+    for number in range(20, 40):
+        (tmp_path / "images" / "one" / f"{number:03}.png").rename(tmp_path / "images" / "two" / f"{number:03}.png")
     run("probe", "--model", "vit_nano", "--probes", "knn", "--datasets", tmp_path / "images", "--output_dir", tmp_path)
     assert "has no test split: 8 of its images are measured on" in capsys.readouterr().out
     assert hfproj.Results.load(tmp_path).select("knn", "h", "after")[0].protocol["bank"] == 32

@@ -314,9 +314,9 @@ def test_evaluate_with_views_and_probes():
         return {"views": [x, x + 0.1]}
 
     model, data = Tiny(), dataset(40)
-    results = evaluate(
-        model, probes=[KNNProbe(k=1), KNNProbe(k=5)], train=data, test=[*data], collator=Collator(), views=views
-    )
+    probes = [KNNProbe(k=1), KNNProbe(k=5)]
+    with pytest.warns(UserWarning, match="`train` and `test` are the same data"):
+        results = evaluate(model, probes=probes, train=data, test=[*data], collator=Collator(), views=views)
     assert results.value("knn", "h", "after", k=1) == 1.0
     assert results.value("knn", "h", "after", k=5) <= 1.0
     x = torch.stack([item["x"] for item in data])
