@@ -13,6 +13,7 @@ from hfproj.typing import OneOf
 
 SCALES = ("linear", "log", "symlog")
 Scale = OneOf["linear", "log", "symlog"]
+_LINES: tuple[Any, ...] = ("-.", ":", "--", "-", (0, (6, 1, 1, 1, 1, 1)))  # of spectra by other names
 
 
 @checked
@@ -248,9 +249,10 @@ def plot_spectrum(spectra: Mapping[str, Any], path: Target = None, *, width: flo
     curves = {name: _as_spectrum(name, values) for name, values in spectra.items()}
     if not curves:
         raise UsageError("There is no spectrum to draw.")
-    spare = iter(["#009E73", "#CC79A7", "#000000"] * len(curves))
+    looks = [{"color": c, "linestyle": line} for line in _LINES for c in ("#009E73", "#CC79A7", "#000000")]
+    spare = iter(looks * len(curves))
     for name in sorted(curves, key=lambda n: (list(_SPECTRA).index(n) if n in _SPECTRA else len(_SPECTRA), n)):
-        style = _SPECTRA.get(name) or {"color": next(spare), "linestyle": "-."}
+        style = _SPECTRA.get(name) or next(spare)
         layer, _, when = name.partition(" ")
         label = f"{LAYERS[layer]}, {when} training" if name in _SPECTRA else canvas.literal(name)
         axes.plot(np.arange(1, len(curves[name]) + 1), curves[name], label=label, linewidth=1.8, **style)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.files import write_json
+from hfproj.plots import plot_spectrum
 from hfproj.reproduction import (
     Cells,
     Claim,
@@ -368,3 +369,9 @@ def test_labels_that_are_not_there_are_told_before_training(colours, tmp_path, m
 def test_a_trial_is_small():
     scale = trial_of(get_study("last_layer.table2"))
     assert (scale.images, scale.seeds, scale.training["max_steps"]) == (32, (0,), 2)
+
+
+def test_spectra_of_many_rows_look_different():
+    figure = plot_spectrum({f"row {i}": [1.0, 0.1, 0.01] for i in range(15)})
+    lines = figure.axes[0].get_lines()
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 15
