@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hfproj import plots
+from hfproj.errors import unknown
 from hfproj.plots.over_steps import over_steps
 from hfproj.reproduction.judging import Judged, judge, values_of
 from hfproj.reproduction.study import Cells, Column, More, Scale, Study
@@ -174,7 +175,14 @@ def _spectra(of_row: Mapping[str, Runs], layer: str) -> dict[str, list[float]]:
 
 
 def _along(of_row: Mapping[str, Runs], name: str) -> dict[str, Any]:
-    """Return steps, mean and standard deviation over seeds of each row's number along training."""
+    """Return steps, mean and standard deviation over seeds of each row's number along training.
+
+    Raises:
+        UsageError: If there are steps, and none has the number.
+    """
+    known = {key for own in of_row.values() for run in own for step in run["history"] for key in step}
+    if known and name not in known:
+        raise unknown("number along training in followed:", name, known - {"step", "epoch"})
     curves = {row: over_steps([step for run in own for step in run["history"]], name) for row, own in of_row.items()}
     return {row: (x, y) if std is None else (x, y, std) for row, (x, y, std) in curves.items() if np.isfinite(y).any()}
 

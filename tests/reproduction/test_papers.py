@@ -74,6 +74,7 @@ def test_a_trial(name, folder):
     named = [c.name for _ in made for c in study.columns]
     assert all(value is not None or column in reasons for value, column in zip(numbers, named, strict=True))
     assert study.title in found.text
+    assert all(f"-{followed}.png)" in found.text for followed in study.followed)
     assert trial_of(study).note in found.text
 
 

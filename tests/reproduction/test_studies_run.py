@@ -315,6 +315,8 @@ def test_what_is_followed_along_training_is_drawn(colours, tmp_path, monkeypatch
     assert "![colours.table-mini-colours-std_z](colours.table-mini-colours-std_z.png)" in found.text
     steps = document._along({"a": [run for run in found.runs if run["row"] == "a"], "b": []}, "std_z")
     assert [*steps] == ["a"]  # an untrained row has no curve
+    with pytest.raises(UsageError, match=r"Unknown number along training in followed: 'std_x'. Did you mean 'std_"):
+        document._along({"a": found.runs}, "std_x")
     assert steps["a"][0].tolist() == [0, 1]
     history = [run["history"] for run in found.runs if run["row"] == "a"]
     assert steps["a"][1].tolist() == pytest.approx([sum(h[i]["std_z"] for h in history) / 2 for i in (0, 1)])
