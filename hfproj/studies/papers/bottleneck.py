@@ -168,7 +168,7 @@ def _sweep(
         rows=tuple(rows), axis=axis, axis_scale="symlog", followed=_FOLLOWED,
         claims=(
             Claim(
-                text=f"In between, {axis} is better than none and than the strongest", source=f"Figure {figure}",
+                text="Strengths in between are better than none and than the strongest", source=f"Figure {figure}",
                 tests=tuple(More(Cells("linear of h", inner), Cells("linear of h", (end.name,)))
                             for end in (rows[0], rows[-1])),
             ),
@@ -229,7 +229,8 @@ def studies() -> list[Study]:
         _common(
             name="bottleneck.bounds", title="Do the bounds of the theorems rank heads, and steps, as accuracy does?",
             source="Theorems 3.1 and 3.2, without their terms of R and Y; accuracy along training is that of a linear "
-            "probe of h that learns with it. Both questions are ours.",
+            "probe of h that learns with it. Both questions are ours. Along training both bounds and accuracy drift "
+            "with the step: a correlation there is no evidence that a bound tells which of two models is better.",
             data=_ONE, rows=tuple(heads.values()), columns=(*_COLUMNS, *_ALONG),
             claims=(
                 *(Claim(text=f"Heads with a higher {bound} have a better h", source="Theorems 3.1 and 3.2", ours=True,
