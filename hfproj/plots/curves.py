@@ -13,13 +13,13 @@ from hfproj.typing import OneOf
 
 SCALES = ("linear", "log", "symlog")
 Scale = OneOf["linear", "log", "symlog"]
-_LINES: tuple[Any, ...] = ("-.", ":", "--", "-", (0, (6, 1, 1, 1, 1, 1)))  # of spectra by other names
 
 
 @checked
 def plot_curves(
     curves: Mapping[str, Any], x_label: str, y_label: str, path: Target = None, *, x_scale: Scale = "linear",
-    y_scale: Scale = "linear", zero_line: bool = False, width: float = WIDTH,
+    y_scale: Scale = "linear", x_ticks: Mapping[float | int, str] | None = None, zero_line: bool = False,
+    width: float = WIDTH,
 ) -> Figure:  # fmt: skip
     """Return a figure of named curves.
 
@@ -30,6 +30,7 @@ def plot_curves(
         x_label: What x is, with its unit; `y_label` the same for y.
         x_scale: "linear", "log" or "symlog". A logarithmic axis leaves out what is not positive.
         y_scale: The same for y; the threshold of "symlog" is chosen from the numbers.
+        x_ticks: Place on x → what stands there, in place of round numbers: the points of a sweep, say.
         zero_line: Draw a line at y = 0.
         path, width: File to write, whose suffix says the format (png, svg, pdf); width in inches, 4 to 40.
 
@@ -59,10 +60,13 @@ def plot_curves(
     every_x, every_y = (np.concatenate([parts[i] for parts in drawn.values()]) for i in (0, 1))
     set_scale(axes, "x", x_scale, every_x)
     set_scale(axes, "y", y_scale, every_y)
-    if x_scale == "linear":
+    if x_ticks:
+        axes.set_xticks(list(x_ticks), [canvas.literal(text) for text in x_ticks.values()])
+        axes.set_xticks([], minor=True)
+    elif x_scale == "linear":
         canvas.whole_numbers(axes, every_x)
     canvas.dress(axes, x=canvas.literal(x_label), y=canvas.literal(y_label), zero_line=zero_line)
-    if len(drawn) > 1 or not {"h", "z"} >= set(drawn):
+    if len(drawn) > 1 or not any(name in ("h", "z") or name in y_label for name in drawn):
         canvas.legend(figure, handles)
     return canvas.finish(figure, path)
 
@@ -249,10 +253,9 @@ def plot_spectrum(spectra: Mapping[str, Any], path: Target = None, *, width: flo
     curves = {name: _as_spectrum(name, values) for name, values in spectra.items()}
     if not curves:
         raise UsageError("There is no spectrum to draw.")
-    looks = [{"color": c, "linestyle": line} for line in _LINES for c in ("#009E73", "#CC79A7", "#000000")]
-    spare = iter(looks * len(curves))
-    for name in sorted(curves, key=lambda n: (list(_SPECTRA).index(n) if n in _SPECTRA else len(_SPECTRA), n)):
-        style = _SPECTRA.get(name) or next(spare)
+    looks = _SPECTRA | canvas.styles(name for name in curves if name not in _SPECTRA)
+    for name in sorted(curves, key=lambda n: list(_SPECTRA).index(n) if n in _SPECTRA else len(_SPECTRA)):
+        style = {**looks[name], "markersize": 4.5, "markevery": max(1, len(curves[name]) // 8)}
         layer, _, when = name.partition(" ")
         label = f"{LAYERS[layer]}, {when} training" if name in _SPECTRA else canvas.literal(name)
         axes.plot(np.arange(1, len(curves[name]) + 1), curves[name], label=label, linewidth=1.8, **style)

@@ -162,7 +162,7 @@ def draw(study: Study, runs: Runs, stem: Path) -> list[str]:
         if curves := _sweep(study, column, runs):
             unit = " (%)" if column.unit == "%" else ""
             plots.plot_curves(curves, study.axis, f"{column.name}{unit}", path(column.name), x_scale=study.axis_scale,
-                              y_scale="log" if column.log else "linear")  # fmt: skip
+                              x_ticks=_ticks(study), y_scale="log" if column.log else "linear")  # fmt: skip
     return drawn
 
 
@@ -185,6 +185,15 @@ def _along(of_row: Mapping[str, Runs], name: str) -> dict[str, Any]:
         raise unknown("number along training in followed:", name, known - {"step", "epoch"})
     curves = {row: over_steps([step for run in own for step in run["history"]], name) for row, own in of_row.items()}
     return {row: (x, y) if std is None else (x, y, std) for row, (x, y, std) in curves.items() if np.isfinite(y).any()}
+
+
+def _ticks(study: Study) -> dict[float | int, str]:
+    """Return what stands at each x of a sweep: the number, or the name of the one row there that does not have it."""
+    rows: dict[float | int, list[str]] = {}
+    for row in study.rows:
+        if row.x is not None:
+            rows.setdefault(row.x, []).append(row.name)
+    return {x: names[0] if len(names) == 1 and f"{x:g}" not in names[0] else f"{x:g}" for x, names in rows.items()}
 
 
 def _sweep(study: Study, column: Column, runs: Runs) -> dict[str, Any]:

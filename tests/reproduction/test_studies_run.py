@@ -13,7 +13,7 @@ from PIL import Image
 
 from hfproj.errors import NotMeasurableError, UsageError
 from hfproj.files import write_json
-from hfproj.plots import plot_spectrum
+from hfproj.plots import plot_curves, plot_spectrum
 from hfproj.reproduction import (
     Cells,
     Claim,
@@ -29,6 +29,7 @@ from hfproj.reproduction import (
     reproduce,
     running,
 )
+from hfproj.reproduction.document import _ticks
 from hfproj.reproduction.judging import FAILS, HOLDS, UNCLEAR, judge
 from hfproj.reproduction.measures import Trained, along, check_measure
 from hfproj.reproduction.running import Job, trial_of, work
@@ -376,4 +377,17 @@ def test_a_trial_is_small():
 def test_spectra_of_many_rows_look_different():
     figure = plot_spectrum({f"row {i}": [1.0, 0.1, 0.01] for i in range(15)})
     lines = figure.axes[0].get_lines()
-    assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 15
+    assert len({(line.get_color(), str(line._dash_pattern), line.get_marker()) for line in lines}) == 15
+
+
+def test_the_points_of_a_sweep_stand_below_it():
+    sweep = get_study("bottleneck.figure4d")
+    ticks = _ticks(sweep)
+    assert ticks == {100.0: "SimCLR", 30: "30", 8: "8", 5: "5", 3: "3", 2: "2"}
+    axes = plot_curves({"linear of h": ([2, 8, 100], [0.3, 0.4, 0.5])}, "levels", "linear of h (%)", x_ticks=ticks,
+                       x_scale="log").axes[0]  # fmt: skip
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(ticks.values())
+    assert not axes.figure.legends
+    assert not axes.get_xticks(minor=True).size
+    several = get_study("sparse_head.linear")
+    assert set(_ticks(several).values()) == {f"{row.x:g}" for row in several.rows}
