@@ -39,16 +39,19 @@ def main() -> None:
     options = cli.arguments(parser)
 
     from hfproj.reproduction import list_studies, reproduce
+    from hfproj.reproduction.sources import places_of
 
     if options.list or options.study is None:
         width = max(map(len, list_studies()))
         print("\n".join(f"{name:{width}}  {line}" for name, line in list_studies().items()))
         return
     warnings.filterwarnings("ignore", message="keep_original=False.*")
-    named = dict(one.split("=", 1) for one in options.data if "=" in one and not Path(one).is_dir())
-    folders = [one for one in options.data if "=" not in one or Path(one).is_dir()]
+    places: dict[str, str] = {}
+    for one in options.data:  # the later one counts where two name a data set
+        folder = "=" not in one or Path(one).is_dir()
+        places |= places_of(one if folder else dict([one.split("=", 1)]))
     found = reproduce(
-        options.study, scale=options.scale, data=named or (folders[0] if folders else None), rows=options.rows,
+        options.study, scale=options.scale, data=places or None, rows=options.rows,
         seeds=options.seeds, workers=options.workers, control=options.control, output_dir=options.output_dir,
         run=not options.no_run,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Studies of papers run by one command: rows trained, columns measured, claims judged.
 
-    study      what a study is: rows, columns, the paper's numbers, claims, scales
+    study      what a study is: rows, columns, the paper's numbers, scales
+    claims     what is claimed of it, as tests of its cells
     sources    where its images come from
     setting    one row at a scale, with every value written out: what is trained
     measures   what is measured of it
@@ -14,12 +15,11 @@
 The studies themselves are in `hfproj.studies.papers`, which no room imports: they are reached by name.
 """
 
+from hfproj.reproduction.claims import Agree, Cells, Claim, More, Same, Trend, ordered
 from hfproj.reproduction.registry import all_studies, get_study, list_studies
 from hfproj.reproduction.reproducing import Reproduction, reproduce
 from hfproj.reproduction.sources import Source, Splits
-from hfproj.reproduction.study import (
-    Agree, Cells, Claim, Column, More, Row, Same, Scale, Study, Trend, ordered,
-)  # fmt: skip
+from hfproj.reproduction.study import Column, Row, Scale, Study
 
 __all__ = [
     "Agree", "Cells", "Claim", "Column", "More", "Reproduction", "Row", "Same", "Scale", "Source", "Splits", "Study",

@@ -11,8 +11,9 @@ import numpy as np
 from hfproj import plots
 from hfproj.errors import unknown
 from hfproj.plots.over_steps import over_steps
+from hfproj.reproduction.claims import Agree, Cells, More, Trend
 from hfproj.reproduction.judging import Judged, judge, values_of
-from hfproj.reproduction.study import Cells, Column, More, Scale, Study
+from hfproj.reproduction.study import Column, Scale, Study
 
 Runs = Sequence[Mapping[str, Any]]
 
@@ -27,12 +28,14 @@ def page(study: Study, name: str, scale: Scale, runs: Runs, pictures: Sequence[s
         runs: What is finished.
         pictures: Files beside the page.
     """
-    hours = sum(run["cpu_seconds"] for run in runs) / 3600
+    made = {run.get("name", number): run for number, run in enumerate(runs)}  # rows of one setting show one run
+    hours = sum(run["cpu_seconds"] for run in made.values()) / 3600
     seeds = len({run["seed"] for run in runs})
-    expected = len(study.runs()) * len(scale.seeds)
-    state = f"{len(runs)} runs, {seeds} seed{'s' * (seeds != 1)}, {hours:.1f} CPU hours"
-    if len(runs) < expected and name != "trial":
-        state += f"; {expected - len(runs)} of {expected} runs are missing, and the table is not whole"
+    state = f"{len(made)} runs, {seeds} seed{'s' * (seeds != 1)}, {hours:.1f} CPU hours"
+    wanted = {(row.name, data, seed) for row, data in study.runs() for seed in scale.seeds}
+    missing = wanted - {(run["row"], run["data"], run["seed"]) for run in runs}
+    if missing and name != "trial":
+        state += f"; {len(missing)} of {len(wanted)} runs are missing, and the table is not whole"
     parts = [
         f"# {study.name}: {study.title}",
         f"Written by `hfproj run reproduce {study.name} --scale {name}`: {state}.",
@@ -100,11 +103,16 @@ def _claims(study: Study, runs: Runs) -> str:
 def _shown(study: Study, test: Any, one: Judged) -> str:
     if one.why:
         return one.why
-    if not math.isfinite(one.low) or not math.isfinite(one.high) or (one.ratio and one.high == 0 == one.low):
+    if not math.isfinite(one.low) or not math.isfinite(one.high):
         return "one seed: no interval"
-    if hasattr(test, "y"):
+    if isinstance(test, Agree):
         return f"ρ = {one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
-    column = study.column((test.first if hasattr(test, "first") else test.cells).column)
+    if isinstance(test, Trend):
+        return f"slope a row: {_contrast(study.column(test.cells.column), test, one)}"
+    return _contrast(study.column(test.first.column), test, one)
+
+
+def _contrast(column: Column, test: Any, one: Judged) -> str:
     if one.ratio:
         return f"{'×' if not _alone(test) else ''}{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
     sign = "" if _alone(test) else "+"
@@ -144,7 +152,10 @@ def draw(study: Study, runs: Runs, stem: Path) -> list[str]:
     drawn = []
 
     def path(of: str) -> Path:
-        drawn.append(f"{stem.name}-{_file_name(of)}.png")
+        name = f"{stem.name}-{_file_name(of)}"
+        while f"{name}.png" in drawn:  # 'ρ' and 'λ' become the same
+            name += "_"
+        drawn.append(f"{name}.png")
         return stem.with_name(drawn[-1])
 
     for data in study.data:

@@ -2,11 +2,13 @@
 
 A test of a claim is a contrast, a weighted sum of cells (means over seeds). Its 95 % interval has two sources:
 
-* other seeds: the spread s of each cell over its own seeds, so that the contrast has the variance ``Σ w² s² / seeds``
-  (Welch's: rows differ in their spread, a collapsed one from a BatchNorm's). Rows are taken as independent, though they
-  share images and order: what they have in common makes the interval too wide rather than too narrow;
+* other seeds: the spread s over seeds of what a row on a data set adds to the contrast, so that the contrast has the
+  variance ``Σ s² / seeds`` (Welch's: rows differ in their spread, a collapsed one from a BatchNorm's). Columns of one
+  row, as accuracy of h and of z, are of the same runs and go into one s, as pairs. Rows are taken as independent,
+  though they share images and order: what they have in common makes the interval too wide rather than too narrow;
 * other test images, where right and wrong answers are known: the variance over images of the contrast of answers,
-  averaged over seeds, divided by the number of images.
+  averaged over seeds, divided by the number of images. Rows and columns with answers on the same images are taken
+  together, as pairs.
 
 The two add up, with Student's t at the degrees of freedom of Welch and Satterthwaite. Columns on a logarithmic scale
 are compared by their logarithms. A cell that lacks the number of one of its seeds (NaN, nothing positive on a
@@ -14,6 +16,9 @@ logarithmic scale) is not judged by those that are left; one whose seeds agree t
 spread. The claim of a single test holds if the whole interval is on its side, fails if the whole interval is on the
 other, and cannot be judged else; a claim of several tests holds if all do, and fails if one does. Nothing is corrected
 for the number of claims: of 20 that say nothing, about one is decided by chance.
+
+Of whether two columns rank the rows alike (`Agree`) the rows on their data sets are the sample: points are means over
+seeds, whose noise is in the spread of the points, and the interval is that of a rank correlation of so many points.
 
 References:
     Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance Components" (degrees of freedom); Fieller,
@@ -28,7 +33,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from hfproj.reproduction.study import Agree, Cells, Claim, More, Same, Study, Test, Trend, cells_of
+from hfproj.reproduction.claims import Agree, Cells, Claim, More, Same, Test, Trend, cells_of
+from hfproj.reproduction.study import Study
 from hfproj.results import unpack_outcomes
 
 LEVEL = 0.95
@@ -77,6 +83,8 @@ def _judged(study: Study, test: Test, runs: Sequence[Run]) -> Judged:
         return _unclear(lacking)
     if isinstance(test, Agree):
         return _agreement(study, test, runs)
+    if lacking := _half_known(study, cells, runs):
+        return _unclear(lacking)
     log = study.column(cells[0].column).log
     value, low, high = interval(study, weights(study, test), runs)
     if isinstance(test, More):
@@ -122,7 +130,7 @@ def weights(study: Study, test: More | Same | Trend) -> Weights:
     else:
         parts = [(test.first, 1.0)] + ([(test.second, -1.0)] if isinstance(test.second, Cells) else [])
     for cells, weight in parts:
-        places = _places(study, cells)
+        places = study.places(cells)
         for place in places:
             found[place] = found.get(place, 0.0) + weight / len(places)
     return found
@@ -130,20 +138,18 @@ def weights(study: Study, test: More | Same | Trend) -> Weights:
 
 def interval(study: Study, contrast: Weights, runs: Sequence[Run]) -> tuple[float, float, float]:
     """Return a contrast with the ends of its interval; without a second seed the interval is the whole line."""
-    value = 0.0
-    variances: list[tuple[float, float]] = []  # of the contrast: (variance, degrees of freedom) of each source
-    groups: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    of_run: dict[tuple[str, str], Any] = {}  # (row, data) → what it adds, for each seed
     for (row, data, column), weight in contrast.items():
-        values = values_of(study, runs, row, data, column)
-        value += weight * float(values.mean())
-        if weight:
-            free = len(values) - 1
-            spread = float(values.var(ddof=1)) if free else math.inf
-            variances.append((weight**2 * spread / len(values), free))
-            groups.setdefault((data, column), []).append((row, weight))
-    for (data, column), members in groups.items():
-        if (images := _image_variance(study, members, data, column, runs)) is not None:
-            variances.append((images, math.inf))
+        if not weight:  # the middle of a trend
+            continue
+        own = weight * values_of(study, runs, row, data, column)
+        of_run[row, data] = of_run.get((row, data), 0.0) + own
+    value = sum(float(own.mean()) for own in of_run.values())
+    variances: list[tuple[float, float]] = []  # of the contrast: (variance, degrees of freedom) of each source
+    for own in of_run.values():
+        free = len(own) - 1
+        variances.append((float(own.var(ddof=1)) / len(own) if free else math.inf, free))
+    variances += [(variance, math.inf) for variance in _image_variances(study, contrast, runs)]
     total = sum(variance for variance, _ in variances)
     if not math.isfinite(total):
         return value, -math.inf, math.inf
@@ -153,27 +159,32 @@ def interval(study: Study, contrast: Weights, runs: Sequence[Run]) -> tuple[floa
     return value, value - half, value + half
 
 
-def _image_variance(
-    study: Study, members: Sequence[tuple[str, float]], data: str, column: str, runs: Sequence[Run]
-) -> float | None:
-    """Return the variance of the contrast over test images, or None where right and wrong answers are not known."""
-    if study.column(column).log:
-        return None
-    answers = 0.0
-    for row, weight in members:
-        own = [r["outcomes"].get(column) for r in _runs_of(runs, row, data)]
-        if not own or any(text is None for text in own):
-            return None
-        answers = answers + weight * np.mean([unpack_outcomes(text) for text in own], axis=0)
-    return float(np.var(answers, ddof=1) / len(answers)) if isinstance(answers, np.ndarray) else None
+def _image_variances(study: Study, contrast: Weights, runs: Sequence[Run]) -> list[float]:
+    """Return the variance of the contrast over each set of test images of which right and wrong answers are known."""
+    answers: dict[tuple[str, str, int], np.ndarray] = {}
+    for (row, data, name), weight in contrast.items():
+        column = study.column(name)
+        packed = _outcomes(runs, row, data, name)
+        if column.log or not packed:
+            continue
+        right = np.mean([unpack_outcomes(text) for text in packed], axis=0)
+        images = (data, column.other, len(right))
+        answers[images] = answers.get(images, np.zeros(len(right))) + weight * right
+    return [float(np.var(own, ddof=1) / len(own)) for own in answers.values()]
+
+
+def _outcomes(runs: Sequence[Run], row: str, data: str, column: str) -> list[str]:
+    return [text for run in _runs_of(runs, row, data) if (text := run["outcomes"].get(column)) is not None]
 
 
 def _agreement(study: Study, test: Agree, runs: Sequence[Run]) -> Judged:
     """Return Spearman's ρ of two columns over rows and data, with Fisher's interval."""
-    places = _places(study, test.x)
+    places = study.places(test.x)
+    if min(len(_runs_of(runs, row, data)) for row, data, _ in places) < 2:
+        return Judged(UNCLEAR, math.nan, -math.inf, math.inf)
     x, y = ([values_of(study, runs, row, data, c).mean() for row, data, _ in places] for c in (test.x.column, test.y))
-    if len(places) < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return _unclear("fewer than five points" if len(places) < 5 else "a column has one value only")
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return _unclear("a column has one value only")
     rho = float(stats.spearmanr(x, y).statistic)
     z, half = math.atanh(max(-0.9999, min(0.9999, rho))), 1.96 * math.sqrt(1.06 / (len(places) - 3))
     low, high = math.tanh(z - half), math.tanh(z + half)
@@ -192,17 +203,9 @@ def _runs_of(runs: Iterable[Run], row: str, data: str) -> list[Run]:
     return sorted((r for r in runs if r["row"] == row and r["data"] == data), key=lambda r: r["seed"])
 
 
-def _places(study: Study, cells: Cells) -> list[tuple[str, str, str]]:
-    return [
-        (row.name, data, cells.column)
-        for row, data in study.runs()
-        if (not cells.rows or row.name in cells.rows) and (not cells.data or data in cells.data)
-    ]
-
-
 def _lacking(study: Study, cells: Iterable[Cells], runs: Sequence[Run]) -> str:
     """Return which cell has no value, or lacks that of a seed; "" if none does."""
-    places = {place for one in cells for place in _places(study, one)}
+    places = {place for one in cells for place in study.places(one)}
     have = {place: (len(values_of(study, runs, *place)), len(_runs_of(runs, *place[:2]))) for place in places}
     without = sorted(place for place, (values, made) in have.items() if not values or values < made)
     if not without:
@@ -212,3 +215,13 @@ def _lacking(study: Study, cells: Iterable[Cells], runs: Sequence[Run]) -> str:
     what = f"{made - values} of {made} seeds without a value" if values else "no value"
     more = f" and {len(without) - 1} more" if len(without) > 1 else ""
     return f"{what} of {column} of {row} on {data}{more}"
+
+
+def _half_known(study: Study, cells: Iterable[Cells], runs: Sequence[Run]) -> str:
+    """Return which cell has no right and wrong answers while others have; "" if all have, or none."""
+    places = dict.fromkeys(place for one in cells for place in study.places(one))
+    kept = {place: len(_outcomes(runs, *place)) == len(_runs_of(runs, *place[:2])) for place in places}
+    if not any(kept.values()) or all(kept.values()):
+        return ""
+    row, data, column = next(place for place, whole in kept.items() if not whole)
+    return f"no single answers of {column} of {row} on {data}, which others have"

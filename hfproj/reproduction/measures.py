@@ -190,6 +190,8 @@ def measured(trained: Trained, *, shuffled: bool = False) -> dict[str, Any]:
         values[column.name] = value if math.isfinite(value) else None
         if not math.isfinite(value):
             missing[column.name] = f"its value is {value}"
+        elif column.log and value <= 0:
+            missing[column.name] = f"its value is {value:g}, which has no logarithm"
         if answers is not None:
             outcomes[column.name] = pack_outcomes(answers.tolist())
     spectra = {}

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from hfproj.reproduction.sources import places_of
 from hfproj.reproduction.study import SCALES, Study, check_seeds
 from hfproj.typing import OneOf
 
+LOG = logging.getLogger("hfproj.reproduction")
 CONTROLS = ("turned", "shuffled")
 
 
@@ -91,8 +93,6 @@ def reproduce(
         check_measure(column)
     if seeds is not None:
         check_seeds(seeds)
-    if Path(output_dir).exists() and not Path(output_dir).is_dir():
-        raise UsageError(f"Expected output_dir to be a folder, got {str(output_dir)!r}, a file; name another place.")
     if workers < 1:
         raise UsageError(f"Expected workers to be at least 1, got {workers}.")
     if control == "turned":
@@ -101,9 +101,33 @@ def reproduce(
         study, scale, Path(output_dir), places_of(data), tuple(rows), None if seeds is None else tuple(seeds),
         shuffled=control == "shuffled",
     )  # fmt: skip
+    _make(job.folder)
     if run:
         _run(job, workers)
+    _tell_versions(job)
     return _write(job, control)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"Expected output_dir to be a folder that can be written to, got {str(folder)!r} ({error.strerror}); name "
+            "another place."
+        ) from error
+
+
+def _tell_versions(job: Job) -> None:
+    """Warn of runs of another version of this library, whose defaults may have been others."""
+    now = installed_versions()["hfproj"]
+    found = {run["versions"].get("hfproj") for run in job.records() if "versions" in run} - {now}
+    if found and distributed.rank() == 0:
+        LOG.warning(
+            f"Some runs in {job.folder} are of hfproj {', '.join(sorted(map(str, found)))}, this is {now}: what they "
+            "left to defaults may have been another then. Another output_dir begins anew."
+        )
 
 
 def _run(job: Job, workers: int) -> None:
@@ -112,7 +136,7 @@ def _run(job: Job, workers: int) -> None:
         for setting in {s.data: s for s in job.settings()}.values() if job.places else ():
             job.load(setting)  # are the finished runs of these data?
         return
-    logging.getLogger("hfproj.reproduction").warning(
+    LOG.warning(
         f"{job.study.name} at scale {job.scale}: {missing} runs, about "
         f"{max(1, round(job.seconds_left() / 60))} minutes of {job.at.machine or 'a CPU core'}."
     )

@@ -1,9 +1,10 @@
 """Running a study: row after row, each seed once, on one process or several, going on where it was stopped.
 
-A finished run is a file ``runs/<key>-<seed>.json``, where the key is a digest of every value that decides what is
-trained and measured (`Setting.written`): a run of other settings, or of another step of this library's studies, is
-never taken for it. Studies that show the same runs share them. A run that is in progress holds a lock, so that any
-number of processes, on one machine or on a shared file system, can work on the same folder.
+A finished run is a file ``runs/<key>-<seed>.json``, where the key is a digest of every value that study, preset and
+scale give (`Setting.written`): a run of other values is never taken for it. What they leave to the defaults of this
+library is not in it: runs of another version of hfproj are named in a warning. Studies that show the same runs share
+them. A run that is in progress holds a lock, so that any number of processes, on one machine or on a shared file
+system, can work on the same folder.
 """
 
 import logging
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,9 @@ class Job:
         return [(s, seed, self._read(store, s, seed)) for seed in seeds for s in self.settings()]
 
     def _read(self, store: Store, setting: Setting, seed: int) -> dict[str, Any] | None:
-        record = store.read(self.run_name(setting, seed))
-        return record and {**record, "row": setting.row.name, "data": setting.data}
+        name = self.run_name(setting, seed)
+        record = store.read(name)
+        return record and {**record, "name": name, "row": setting.row.name, "data": setting.data}
 
     def load(self, setting: Setting) -> Splits:
         """Return the data of a run.
@@ -139,10 +141,11 @@ def trial_of(study: Study) -> Scale:
         backbone = mini.backbone
     training = {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 0}
     note = "A trial: two steps on random images. Its figures mean nothing."
+    timed: dict[str, Any] = {"seconds": 3.0, "machine": "one CPU core"}
     views = {"size": min(mini.views.get("size", 16), 16)} if "width" in backbone else {}
     return mini.but(
         backbone=backbone, training=training, views=views, heads=mini.heads / 4, images=TRIAL_ROWS,
-        test_images=TRIAL_ROWS, seeds=(0,), note=note,
+        test_images=TRIAL_ROWS, seeds=(0,), note=note, **timed,
     )  # fmt: skip
 
 
@@ -161,6 +164,8 @@ def work(job: Job, *, only: tuple[int, int] = (0, 1)) -> None:
     loaded: dict[str, Splits] = {}
     todo = distributed.broadcast_object(job.missing())  # the same on all processes, whatever else is written meanwhile
     start = only[0] * len(todo) // only[1]
+    for setting in {setting.data: setting for setting, _ in todo}.values():
+        loaded = {setting.data: job.load(setting)}  # are all data there? One at a time in memory
     for setting, seed in [*todo[start:], *todo[:start]]:
         file = job.store.file(job.run_name(setting, seed))
         scratch = file.parent / f".{file.stem}"
@@ -170,7 +175,7 @@ def work(job: Job, *, only: tuple[int, int] = (0, 1)) -> None:
                 if file.is_file() and not together:
                     continue
                 if setting.data not in loaded:
-                    loaded = {setting.data: job.load(setting)}  # one at a time in memory
+                    loaded = {setting.data: job.load(setting)}
                 record = run(setting, seed, loaded[setting.data], scratch, shuffled=job.shuffled)
                 if distributed.rank() == 0:
                     write_json(file, record)
@@ -180,6 +185,9 @@ def work(job: Job, *, only: tuple[int, int] = (0, 1)) -> None:
                 distributed.barrier()
         except InUseError:
             continue  # another worker is at it
+        finally:
+            with suppress(OSError):  # it stays where a checkpoint is in it
+                scratch.rmdir()
 
 
 def run(setting: Setting, seed: int, splits: Splits, scratch: Path, *, shuffled: bool = False) -> dict[str, Any]:

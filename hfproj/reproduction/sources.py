@@ -42,7 +42,7 @@ class Splits:
 
     @property
     def fingerprint(self) -> str:
-        """A text that differs between other data: of all labels, and of some images."""
+        """A text that differs between other data: of all labels, and of some images; those of `others` among them."""
         found = hashlib.blake2b(digest_size=8)
         for name, both in sorted(self.labels.items()):
             for part in both:
@@ -50,6 +50,8 @@ class Splits:
         for data in (self.train, self.test):
             for row in range(0, len(data), max(1, len(data) // 8)):
                 found.update(np.asarray(data[row]["image"]).tobytes())
+        for name, other in sorted(self.others.items()):
+            found.update(f"{name} {other.fingerprint}".encode())
         return found.hexdigest()
 
 
@@ -127,12 +129,14 @@ def places_of(data: str | os.PathLike | Mapping[str, str] | None) -> dict[str, s
     A mapping is returned as it is, None as an empty one: the Hub.
 
     Raises:
-        UsageError: If the folder has none.
+        UsageError: If the folder has none, or the mapping names a data set that does not exist or no place of one.
     """
     if data is None or isinstance(data, Mapping):
-        for name in data or {}:
+        for name, place in (data or {}).items():
             if name not in CLASSES:
                 raise unknown("data set", name, CLASSES)
+            if not place:
+                raise UsageError(f"Expected a folder or a Hub id of {name}, got nothing; leave it out to use the Hub.")
         return dict(data or {})
     path = Path(data).expanduser()
     found = (

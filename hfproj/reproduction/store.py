@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,42 @@ class Store:
 
     @cached_property
     def _all(self) -> Mapping[str, Any]:
-        return _content(self.kept) if self.kept.is_file() else {"settings": {}, "runs": {}}
+        if not self.kept.is_file():
+            return {"settings": {}, "runs": {}}
+        kept = _content(self.kept, ("settings", "runs"))
+        for name, run in kept["runs"].items():
+            _check(self.kept, run, _RUN, f"of the run {name} ")
+        return kept
 
 
-def _content(file: Path) -> dict[str, Any]:
+_OF_NAMES = ("settings", "runs", "values", "outcomes")  # mappings
+_RUN = ("row", "data", "seed", "values", "outcomes", "cpu_seconds")
+
+
+def _content(file: Path, needs: Sequence[str] = _RUN) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise UsageError(
             f"Expected {file} to be JSON of finished runs, got a damaged file; delete it. ({error})"
         ) from error
+    return _check(file, content, needs)
+
+
+def _check(file: Path, content: Any, needs: Sequence[str], part: str = "") -> Any:
+    """Return a run, or the runs of a file, if it has what is read of it."""
+
+    def told(what: str) -> UsageError:
+        return UsageError(f"Expected {file} to be finished runs as hfproj writes them, got {part}{what}; delete it.")
+
+    if not isinstance(content, dict):
+        raise told(f"{content!r:.40}")
+    for name in needs:
+        if name not in content:
+            raise told(f"no {name!r}")
+        if name in _OF_NAMES and not isinstance(content[name], dict):
+            raise told(f"{content[name]!r:.40} as {name!r}")
+    for name, value in content.get("values", {}).items():
+        if not isinstance(value, int | float | None):
+            raise told(f"{value!r:.40} as the value of {name!r}")
+    return content

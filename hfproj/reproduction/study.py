@@ -1,4 +1,4 @@
-"""What a study is: a table or a figure of a paper as data. Rows, columns, the paper's numbers, and what is claimed.
+"""What a study is: a table or a figure of a paper as data: rows, columns, the paper's numbers, scales, claims.
 
 Nothing here runs. A file of `hfproj.studies.papers` lists studies; `hfproj.reproduce` runs them and judges their claims
 by the rules of `hfproj.reproduction.judging`, which know nothing of the single study.
@@ -6,12 +6,12 @@ by the rules of `hfproj.reproduction.judging`, which know nothing of the single 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hfproj.errors import UsageError, unknown
 from hfproj.presets import get_preset
+from hfproj.reproduction.claims import Cells, Claim, check_claims
 from hfproj.reproduction.sources import Source
 from hfproj.typing import OneOf
 
@@ -80,6 +80,12 @@ class Column:
     digits: int = 1
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if self.unit not in ("", "%"):
+            raise UsageError(f"Expected the unit of column {self.name!r} as '%' or '', got {self.unit!r}.")
+        if not 0 < self.share <= 1:
+            raise UsageError(f"Expected share of column {self.name!r} as a fraction above 0, got {self.share}.")
+
     def shown(self, value: float) -> str:
         """Return a value as the table shows it.
 
@@ -88,103 +94,6 @@ class Column:
             '86.1'
         """
         return f"{100 * value if self.unit == '%' else value:.{self.digits}f}"
-
-
-@dataclass(frozen=True)
-class Cells:
-    """The mean over some rows, and over some data, of a column; of all of them, if none are named."""
-
-    column: str
-    rows: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class More:
-    """`first` is larger than `second` (cells or a number) by more than `margin`; `less`: smaller, by more than that."""
-
-    first: Cells
-    second: Cells | float | int
-    margin: float | int = 0.0
-    less: bool = False
-
-    def turned(self) -> "More":
-        """Return the opposite."""
-        return replace(self, less=not self.less)
-
-
-@dataclass(frozen=True)
-class Same:
-    """`first` and `second` differ by less than `margin`; `apart`: by more."""
-
-    first: Cells
-    second: Cells
-    margin: float | int
-    apart: bool = False
-
-    def turned(self) -> "Same":
-        """Return the opposite."""
-        return replace(self, apart=not self.apart)
-
-
-@dataclass(frozen=True)
-class Trend:
-    """The column rises along the rows (or falls): the slope over their order, centred ranks, is above 0 (below)."""
-
-    cells: Cells
-    rises: bool = True
-
-    def turned(self) -> "Trend":
-        """Return the opposite."""
-        return replace(self, rises=not self.rises)
-
-
-@dataclass(frozen=True)
-class Agree:
-    """Two columns rank the rows alike, or with ``sign=-1`` the other way round: Spearman's ρ over rows and data."""
-
-    x: Cells
-    y: str
-    sign: int = 1
-
-    def turned(self) -> "Agree":
-        """Return the opposite."""
-        return replace(self, sign=-self.sign)
-
-
-Test: TypeAlias = More | Same | Trend | Agree
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What a paper says about its table; it holds if each of its tests does, and fails if one does.
-
-    Args:
-        text: The claim in words.
-        tests: What it comes to in numbers.
-        source: Where the paper says so.
-        ours: The paper does not say so: a control or a question of ours.
-    """
-
-    text: str
-    tests: tuple[Test, ...]
-    source: str
-    ours: bool = False
-
-    def on(self, data: str) -> "Claim":
-        """Return the claim for one data set alone."""
-
-        def there(part: Any) -> Any:
-            if isinstance(part, Cells):
-                return replace(part, data=(data,))
-            cells = {f.name: there(own) for f in fields(part) if isinstance(own := getattr(part, f.name), Cells)}
-            return replace(part, **cells)
-
-        return replace(self, text=f"{self.text}, {data}", tests=tuple(map(there, self.tests)))
-
-    def turned(self) -> "Claim":
-        """Return the claim turned round, for a negative control: where one test is left, the other way."""
-        return replace(self, text=f"Turned round: {self.text}", tests=tuple(test.turned() for test in self.tests))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,11 +184,15 @@ class Study:
     axis_scale: OneOf["linear", "log", "symlog"] = "linear"
 
     def __post_init__(self) -> None:
+        if not self.data or not self.rows or not self.columns:
+            raise UsageError(f"Expected data, rows and columns of study {self.name}, got none of one of them.")
         if set(self.scales) != {"paper", "mini"}:
             raise UsageError(f"Expected scales 'paper' and 'mini' of study {self.name}, got {sorted(self.scales)}.")
         for what, names in (("row", [row.name for row in self.rows]), ("column", [c.name for c in self.every_column])):
             if len(set(names)) < len(names):
                 raise UsageError(f"Expected {what}s of study {self.name} with names of their own, got {names}.")
+            if split := [name for name in names if re.search(r"[|\n]", name)]:
+                raise UsageError(f"Expected names of {what}s that fit a Markdown table, without '|', got {split[0]!r}.")
         for row in self.rows:
             for name in {*row.data, *row.paper} - {*self.data}:
                 raise unknown(f"data of row {row.name!r}", name, self.data)
@@ -297,11 +210,9 @@ class Study:
                     )
         if not re.fullmatch(r"\w+\.\w+", self.name):
             raise UsageError(f"Expected a study's name as paper.table, in letters and digits, got {self.name!r}.")
-        for claim in self.claims:
-            for cells in cells_of(claim):
-                self._check(cells)
-            for test in claim.tests:
-                self._check_scales(test)
+        for layer in {*self.drawn} - {*self.spectra}:
+            raise unknown(f"drawn layer of study {self.name}, which must be among its spectra:", layer, self.spectra)
+        check_claims(self)
 
     @property
     def every_column(self) -> tuple[Column, ...]:
@@ -316,25 +227,13 @@ class Study:
         """Return every row with every data that it has numbers of."""
         return [(row, data) for row in self.rows for data in self.data if data in (row.data or self.data)]
 
-    def _check_scales(self, test: Test) -> None:
-        """Refuse a comparison of a logarithmic column with a linear one, or with what is not positive."""
-        if isinstance(test, More | Same) and isinstance(test.second, Cells):
-            logs = {self.column(cells.column).log for cells in (test.first, test.second)}
-            if len(logs) > 1:
-                what = f"{test.first.column!r} and {test.second.column!r}"
-                raise UsageError(
-                    f"Expected two columns of a claim on one scale, got {what}, one of which is logarithmic."
-                )
-        elif isinstance(test, More) and self.column(test.first.column).log and not float(test.second) > 0:  # type: ignore[arg-type]
-            raise UsageError(f"Expected a number above 0 for the logarithmic {test.first.column!r}, got {test.second}.")
-
-    def _check(self, cells: Cells) -> None:
-        for what, names, known in (
-            ("row", cells.rows, [row.name for row in self.rows]), ("data", cells.data, list(self.data)),
-            ("column", [cells.column], [column.name for column in self.every_column]),
-        ):  # fmt: skip
-            for name in set(names) - set(known):
-                raise unknown(f"{what} of a claim of study {self.name}:", name, known)
+    def places(self, cells: Cells) -> list[tuple[str, str, str]]:
+        """Return what cells are: (row, data, column) of each."""
+        return [
+            (row.name, data, cells.column)
+            for row, data in self.runs()
+            if (not cells.rows or row.name in cells.rows) and (not cells.data or data in cells.data)
+        ]
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -345,27 +244,3 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UsageError(f"Expected seeds as different whole numbers from 0, at least one, got {list(seeds)}.")
-
-
-def cells_of(claim: Claim) -> list[Cells]:
-    """Return what cells a claim speaks of."""
-    found: list[Cells] = []
-    for test in claim.tests:
-        if isinstance(test, Agree):
-            found += [test.x, replace(test.x, column=test.y)]
-        elif isinstance(test, Trend):
-            found.append(test.cells)
-        else:
-            found += [cells for cells in (test.first, test.second) if isinstance(cells, Cells)]
-    return found
-
-
-def ordered(column: str, *rows: str, data: Sequence[str] = ()) -> tuple[More, ...]:
-    """Return that the column falls from each row to the next.
-
-    Example:
-        >>> [(t.first.rows, t.second.rows) for t in ordered("20-NN", "a", "b", "c")]
-        [(('a',), ('b',)), (('b',), ('c',))]
-    """
-    cells = [Cells(column, (row,), tuple(data)) for row in rows]
-    return tuple(More(first, second) for first, second in pairwise(cells))

@@ -76,6 +76,41 @@ def test_test_images_add_their_variance():
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(total), rel=1e-12)
 
 
+def test_columns_of_one_row_are_pairs_of_its_runs_and_images():
+    rng = np.random.default_rng(0)
+    answers = {"h": [], "z": []}
+    for _ in range(3):  # what both layers have in common is no part of their difference
+        both, own = rng.random(200) < 0.5, rng.random((2, 200)) < 0.1
+        for answer, name in zip(own, answers):
+            answers[name].append(both ^ answer)
+    columns = tuple(Column(name=name, measure="knn", unit="%") for name in answers)
+    test = More(Cells("h", ("a",)), Cells("z", ("a",)))
+    made = replace(study(A_B), columns=columns, claims=(Claim(text="", tests=(test,), source=""),))
+    records = [
+        {"row": "a", "data": "x", "seed": seed, "values": {n: float(answers[n][seed].mean()) for n in answers},
+         "outcomes": {n: pack_outcomes(answers[n][seed]) for n in answers}} for seed in range(3)
+    ]  # fmt: skip
+    difference = np.asarray(answers["h"], float) - np.asarray(answers["z"], float)
+    parts = [(difference.mean(1).var(ddof=1) / 3, 2), (difference.mean(0).var(ddof=1) / 200, math.inf)]
+    total = sum(v for v, _ in parts)
+    half = stats.t.ppf(0.975, total**2 / sum(v**2 / f for v, f in parts)) * math.sqrt(total)
+    value, low, high = interval(made, weights(made, test), records)
+    assert (value, low, high) == pytest.approx((difference.mean(), difference.mean() - half, difference.mean() + half))
+    halves = [{**r, "outcomes": {"h": r["outcomes"]["h"]}} for r in records]
+    assert judge(made, made.claims[0], halves)[1][0].why == "no single answers of z of a on x, which others have"
+
+
+def test_answers_of_some_rows_only_are_no_answers():
+    rng = np.random.default_rng(0)
+    answers = {row: [rng.random(50) < p for _ in range(2)] for row, p in (("a", 0.9), ("b", 0.1), ("c", 0.1))}
+    records = runs({row: [float(own.mean()) for own in both] for row, both in answers.items()}, answers=answers)
+    assert verdict(A_B, records) == HOLDS
+    records[2] = {**records[2], "outcomes": {}}
+    made = study(A_B)
+    found, (one,) = judge(made, made.claims[0], records)
+    assert (found, one.why) == (UNCLEAR, "no single answers of accuracy of b on x, which others have")
+
+
 @pytest.mark.parametrize(
     ("test", "values", "expected"),
     [
@@ -127,14 +162,18 @@ def test_cells_without_names_are_all_rows_and_data_with_equal_weight():
 def test_agreement_of_two_columns():
     rows = tuple("abcdefgh")
     numbers = {row: {"accuracy": i + 0.1 * (i % 2), "other": -float(i)} for i, row in enumerate(rows)}
-    records = [{"row": row, "data": "x", "seed": 0, "values": own, "outcomes": {}} for row, own in numbers.items()]
+    records = [
+        {"row": row, "data": "x", "seed": seed, "values": own, "outcomes": {}}
+        for row, own in numbers.items() for seed in (0, 1)
+    ]  # fmt: skip
     made = study(Agree(Cells("accuracy"), "other", sign=-1), Agree(Cells("accuracy"), "other"), rows=rows)
     (found, (one,)), (turned, _) = (judge(made, claim, records) for claim in made.claims)
     assert (found, turned) == (HOLDS, FAILS)
     assert one.value == pytest.approx(-1.0)
     assert one.high < 0
-    shuffled = [{**r, "values": {**r["values"], "other": float((7 * i) % 8)}} for i, r in enumerate(records)]
+    shuffled = [{**r, "values": {**r["values"], "other": float(7 * (i // 2) % 8)}} for i, r in enumerate(records)]
     assert judge(made, made.claims[0], shuffled)[0] == UNCLEAR
+    assert judge(made, made.claims[0], records[::2])[0] == UNCLEAR  # one seed decides nothing
 
 
 def test_one_seed_or_a_missing_cell_can_not_be_judged():

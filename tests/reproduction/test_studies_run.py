@@ -38,6 +38,7 @@ from hfproj.reproduction.store import Store
 from hfproj.saving.locks import locked
 
 KNN = Column(name="20-NN", measure="knn", unit="%")
+RUN = {"row": "a", "data": "x", "seed": 0, "values": {}, "outcomes": {}, "cpu_seconds": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,9 @@ def test_claims_hold_turned_round_they_fail_and_of_shuffled_labels_nothing_is_kn
 def test_a_sign_of_a_difference_between_rows_is_not_found_in_shuffled_labels(colours, tmp_path):
     """What holds between two rows on real labels cannot be judged on shuffled ones."""
     blind = Row(name="b", preset="simclr_cifar", trained=False, evaluated="z", start=0.0)  # z is the last bias
-    study = replace(colours, rows=(colours.rows[0], blind), columns=(replace(KNN, layer="evaluated"),), spectra=())
+    study = replace(
+        colours, rows=(colours.rows[0], blind), columns=(replace(KNN, layer="evaluated"),), spectra=(), drawn=()
+    )
     runs = {}
     for shuffled in (False, True):
         job = Job(study, "mini", tmp_path, {}, shuffled=shuffled)
@@ -356,7 +359,7 @@ def test_gathering_keeps_what_another_process_gathered(tmp_path):
     first, second = (Store(tmp_path, "paper", "mini") for _ in range(2))
     assert first.read("a-0") is None
     for store, name in ((second, "b-0"), (first, "a-0")):
-        write_json(store.file(name), {"row": name})
+        write_json(store.file(name), RUN | {"row": name})
         store.gather([name])
     assert {*json.loads(first.kept.read_text())["runs"]} == {"a-0", "b-0"}
 

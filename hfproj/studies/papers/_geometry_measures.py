@@ -12,9 +12,9 @@ from hfproj.errors import NotMeasurableError
 from hfproj.features.views import FixedViews
 from hfproj.objectives import create_objective
 from hfproj.probes.registry import make_probe
+from hfproj.reproduction import Column
 from hfproj.reproduction.measures import Trained, register_measure
 from hfproj.reproduction.setting import active_head
-from hfproj.reproduction.study import Column
 from hfproj.studies.head_geometry.models import features, turned
 
 QUARTERS = (0.0, 90.0, 180.0, 270.0)

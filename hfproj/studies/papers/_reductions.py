@@ -3,8 +3,8 @@
 from typing import Any
 
 from hfproj.presets.settings import CIFAR_RESNET_18
+from hfproj.reproduction import Column, Scale
 from hfproj.reproduction.sources import Source
-from hfproj.reproduction.study import Column, Scale
 
 RESNET_18: dict[str, Any] = CIFAR_RESNET_18
 CIFAR: dict[str, Source] = {"CIFAR-10": Source("cifar10"), "CIFAR-100": Source("cifar100")}

@@ -23,8 +23,8 @@ from hfproj.presets.settings import (
     Preset,
     training,
 )  # fmt: skip
+from hfproj.reproduction import Agree, Cells, Claim, Column, More, Row, Study, Trend
 from hfproj.reproduction.measures import Trained, register_measure
-from hfproj.reproduction.study import Agree, Cells, Claim, Column, More, Row, Study, Trend
 from hfproj.reproduction.watches import register_watch
 from hfproj.studies.papers._reductions import CIFAR, FROM_SCRATCH, LINEAR_H, LINEAR_Z, RANK_H, RANK_Z, as_published
 from hfproj.training.callbacks.watching import ProbeWatch
@@ -173,7 +173,7 @@ def _sweep(
                             for end in (rows[0], rows[-1])),
             ),
             Claim(
-                text="The stronger, the less h and z share", source="Section 4", ours=True,
+                text="The stronger, the less h and z share, on average", source="Section 4", ours=True,
                 tests=(Trend(Cells("I(h; z)", tuple(row.name for row in rows)), rises=False),),
             ),
         ),

@@ -16,8 +16,8 @@ from hfproj.diagnostics import feature_weights, weight_inequality
 from hfproj.presets.settings import CIFAR_RESNET_18, SGD, SOLO_VIEWS, Preset, only_crops, training
 from hfproj.probes import LinearProbe
 from hfproj.probes.group_robust import GroupRobustProbe, group_accuracies
+from hfproj.reproduction import Cells, Claim, Column, More, Row, Same, Study
 from hfproj.reproduction.measures import Trained, register_measure
-from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Same, Study
 from hfproj.shifts.corruptions import CorruptedDataset
 from hfproj.studies.papers._reductions import (
     CIFAR,

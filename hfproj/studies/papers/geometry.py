@@ -8,7 +8,7 @@ References:
 from typing import Any
 
 from hfproj.presets.settings import CIFAR_RESNET_18, SGD, Preset, only_crops, training
-from hfproj.reproduction.study import Agree, Cells, Claim, Column, More, Row, Scale, Study, Trend
+from hfproj.reproduction import Agree, Cells, Claim, Column, More, Row, Scale, Study, Trend
 from hfproj.studies.papers import _geometry_measures  # noqa: F401  what its columns name
 from hfproj.studies.papers._reductions import (
     CIFAR,
@@ -223,11 +223,13 @@ def _depth() -> Study:
         source="Depth ablation; arrays of the official code.", data=_CIFAR_10, scales=_SCALES, rows=rows, axis="layers",
         columns=(*_PROBED[:2], *_APART, _VARIATION, _CONDITION, _COMPRESSION[1]),
         claims=(
-            Claim(text="The deeper the head, the less a linear probe reads of rotation in z", source="Depth ablation",
+            Claim(text="The deeper the head, the less a linear probe reads of rotation in z, on average",
+                  source="Depth ablation",
                   tests=(Trend(Cells(_PROBED[1].name, every), rises=False),)),
-            Claim(text="The deeper, the further apart lie classes against orbits in z", source="Depth ablation",
+            Claim(text="The deeper, the further apart lie classes against orbits in z, on average",
+                  source="Depth ablation",
                   tests=(Trend(Cells(_APART[1].name, every)),)),
-            Claim(text="The deeper, the more the metric varies from image to image",
+            Claim(text="The deeper, the more the metric varies from image to image, on average",
                   source="Abstract: depth dictates the capacity to adapt local metrics",
                   tests=(Trend(Cells(_VARIATION.name, every)),)),
         ),

@@ -11,9 +11,9 @@ from torch import nn
 
 from hfproj.presets.published import PUBLISHED
 from hfproj.regularizers.sparse_head import sparsity
+from hfproj.reproduction import Cells, Claim, Column, More, Row, Scale, Study, Trend
 from hfproj.reproduction.measures import Trained, register_measure
 from hfproj.reproduction.setting import active_head
-from hfproj.reproduction.study import Cells, Claim, Column, More, Row, Scale, Study, Trend
 from hfproj.studies.papers._reductions import FROM_SCRATCH, KNN_H, LINEAR_H, LINEAR_Z, RANK_H, RANK_Z
 from hfproj.studies.sources import Tasks, Transfer
 
@@ -154,7 +154,7 @@ def studies() -> list[Study]:
             name="sparse_head.figure3", title="Does a sparse head take directions from z and give them to h?",
             source="Figure 3 and section 7.2; no numbers are known.", columns=(RANK_H, RANK_Z, _REACHED),
             claims=tuple(
-                Claim(text=f"{method}: the sparser the head, the {what}", source="Section 7.2",
+                Claim(text=f"{method}: the sparser the head, the {what}, on average", source="Section 7.2",
                       tests=(Trend(Cells(column, (method, *_of(method, sparse=True))), rises=rises),))
                 for method in _METHODS
                 for what, column, rises in (("more directions has h", "rank of h", True),
