@@ -105,10 +105,26 @@ class FixedViews:
 
     def bare(self, model: Any, device: torch.device | str | None = None) -> H:
         """Return h of all images as the backbone gives it without its adapter ``[views, images, dim]``, on the CPU."""
+        with model.disable_adapter():
+            return self.read(model, device)["h"]
+
+    def read(
+        self, model: Any, device: torch.device | str | None = None, *, layers: Sequence[int | str] | str = ()
+    ) -> dict[str, H]:
+        """Return `layers` by their names as `extract_features` reads them, h and z if any, as `features` does.
+
+        The model is not wrapped (by DDP, for example).
+        """
         device = torch.device(device) if device is not None else next(model.parameters()).device
-        with model.disable_adapter(), Reader(model, device) as read:
-            parts = [torch.stack([read(view)["h"] for view in view_batches(batch)], 1) for batch in self.batches]
-        return gather_rows(torch.cat(parts).to(device)).transpose(0, 1).cpu()
+        rows: dict[str, list[Tensor]] = {}
+        with Reader(model, device, layers=layers) as read:
+            for batch in self.batches:
+                views = [read(view) for view in view_batches(batch)]
+                for name in {"h", "z"} & views[0].keys():
+                    rows.setdefault(name, []).append(torch.stack([view[name] for view in views], 1))
+                for name in read.layers:
+                    rows.setdefault(name, []).append(torch.stack([view[f"layers.{name}"] for view in views], 1))
+        return {name: gather_rows(torch.cat(own).to(device)).transpose(0, 1).cpu() for name, own in rows.items()}
 
     def own(self, name: str) -> Tensor | None:
         """Return what the collator gave of this process's images beside views: "index", or "labels" if there are."""

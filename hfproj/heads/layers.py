@@ -65,16 +65,17 @@ def is_linear(module: nn.Module) -> bool:
     return not inside and any(p.ndim > 1 for p in module._parameters.values() if p is not None)
 
 
-def check_head_layers(layers: object) -> None:
-    """Refuse what names no layers of a head.
+def split_layers(layers: Sequence[int | str] | str) -> tuple[Sequence[str], Sequence[int | str] | str]:
+    """Return which of the layers asked for are the head's, and which the backbone's.
 
-    Raises:
-        UsageError: If it is neither "head" nor a list of "head.0", "head.1", ….
+    Example:
+        >>> split_layers(["head.0", 3]), split_layers("head"), split_layers("all")
+        ((['head.0'], [3]), ('head', []), ([], 'all'))
     """
-    names = layers if isinstance(layers, list | tuple) else None
-    if layers != ALL and (names is None or not all(map(is_layer_name, names))):
-        wanted = f"layers of the head as {ALL!r} (all) or a list of names such as ['head.0']"
-        raise UsageError(f"Expected {wanted}, got {layers!r:.80}; h and z are there anyway.")
+    if isinstance(layers, str):
+        return (layers, []) if layers == ALL else ([], layers)
+    of_head = [name for name in layers if isinstance(name, str) and is_layer_name(name)]
+    return ALL if ALL in layers else of_head, [name for name in layers if name != ALL and name not in of_head]
 
 
 def chosen_layers(found: Mapping[str, T], layers: Sequence[str]) -> dict[str, T]:

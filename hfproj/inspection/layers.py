@@ -52,8 +52,8 @@ def autopsy(
     The layers are the block before the one that h is read from, h, ``head.0``, ``head.1``, …, z. Ranks and spectra are
     those of `test`; probes are fitted on `train` and scored on `test`, with the difference to h paired over test rows.
     By each probe one random half of the labelled test rows chooses the layer with the highest accuracy (of equal ones
-    the earliest), and the other half confirms it or does not: `Autopsy.cuts`. The intervals in the table speak of each
-    layer by itself, not of the best of them.
+    h, then the earliest), and the other half confirms it or does not: `Autopsy.cuts`. The intervals in the table speak
+    of each layer by itself, not of the best of them.
 
     Args:
         model: A PEFT model with a projection head, or a folder or Hub id of an adapter (`hfproj.from_pretrained`).
@@ -76,8 +76,8 @@ def autopsy(
         progress: Show bars.
 
     Raises:
-        UsageError: If the model has no active head, there are no labels, a probe gives no outcomes row by row, or as
-            `extract_features`.
+        UsageError: If the model has no active head, there are no labels, a probe gives no outcomes row by row, two have
+            one name, or as `extract_features`.
     """
     model, chosen = subject.opened(model), make_probes(probes)
     reading = {"batch_size": batch_size, "device": device, "num_workers": num_workers, "cache_dir": cache_dir}
@@ -91,7 +91,7 @@ def autopsy(
     found = [_measured(name, f, scores.get(name, {})) for name, f in subject.representations(held).items()]
     protocol = {
         "dataset": dataset, "train_rows": len(bank), "test_rows": len(held), **interval,
-        "probes": {probe.name: settings for probe, settings in zip(chosen, scores.pop("", {}).values())},
+        "probes": scores.pop("", {}),
     }  # fmt: skip
     invariance = None
     if views is not None:
@@ -108,7 +108,7 @@ def _measured(name: str, f: Tensor, scores: dict[str, Score]) -> LayerFound:
 def _judged(
     bank: Features, held: Features, probes: list[Probe], interval: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Cut]]:
-    """Return layer → probe → score, under "" the protocols of the probes, and a cut for each probe."""
+    """Return layer → probe → score, under "" probe → its protocol, and a cut for each probe."""
     labels, truth = (_labels(features, name) for features, name in ((bank, "train"), (held, "test")))
     rows, tests = labels != UNLABELLED, truth != UNLABELLED
     known, asked = subject.representations(bank), subject.representations(held)
@@ -116,7 +116,10 @@ def _judged(
     scores: dict[str, Any] = {name: {} for name in layers}
     scores[""] = {}
     cuts = []
-    for number, probe in enumerate(probes):
+    for probe in probes:
+        name_of = _name_of(probe)
+        if name_of in scores[""]:
+            raise UsageError(f"Expected probes with names of their own, got {name_of!r} twice; give one of them.")
         correct: dict[str, Tensor] = {}
         for name in layers:
             fitted = copy.deepcopy(probe).fit(known[name][rows], labels[rows])
@@ -126,13 +129,20 @@ def _judged(
                 hint = "take 'linear', 'knn' or another with `correct_`"
                 raise UsageError(f"Expected probes that say row by row what is right, got {probe.name!r}; {hint}.")
             correct[name] = outcomes.double()
-            scores[name][probe.name] = accuracy
-        scores[""][str(number)] = fitted.results_["protocol"]
+            scores[name][name_of] = accuracy
+        scores[""][name_of] = fitted.results_["protocol"]
         for name in layers:
-            accuracy = scores[name][probe.name]
-            scores[name][probe.name] = Score(accuracy, paired_interval(correct[name], correct["h"], **interval))
-        cuts.append(cut_by(probe.name, correct, interval))
+            accuracy = scores[name][name_of]
+            scores[name][name_of] = Score(accuracy, paired_interval(correct[name], correct["h"], **interval))
+        cuts.append(cut_by(name_of, correct, interval))
     return scores, cuts
+
+
+def _name_of(probe: Probe) -> str:
+    """Return what a probe is called in the tables: "knn", which is read as 20-NN, of another k by that k."""
+    k = getattr(probe, "k", 20)
+    k = k[0] if isinstance(k, tuple) else k
+    return f"{k}-NN" if probe.name == "knn" and k != 20 else probe.name
 
 
 def cut_by(probe: str, correct: Mapping[str, Tensor], interval: Mapping[str, Any]) -> Cut:

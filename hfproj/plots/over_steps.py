@@ -150,11 +150,19 @@ def metrics_of(rows: Rows) -> dict[str, list[str]]:
     Example:
         >>> metrics_of([{"step": 0, "loss": 2.0, "std_h": 0.1, "std_z": 0.2}])
         {'loss': [], 'std': ['h', 'z']}
+        >>> metrics_of([{"step": 0, "std_h": 0.1, "std_head.0": 0.2, "std_vision_model.layers.3": 0.3}])
+        {'std': ['h', 'head.0', 'vision_model.layers.3']}
     """
     names = dict.fromkeys(name for row in check_rows(rows) for name, value in row.items() if _is_number(value))
     found: dict[str, list[str]] = {}
+    of_layers = [name.removesuffix("h") for name in names if name.endswith("_h")]
     for name in names:
         base, _, layer = name.rpartition("_")
+        stem = max((own for own in of_layers if name.startswith(own)), key=len, default=name)
+        if any(letter.isdigit() for letter in name.removeprefix(stem)):  # a layer of the backbone
+            base, layer = stem.rstrip("_"), name.removeprefix(stem)
+            found.setdefault(base, []).append(layer)
+            continue
         if name in ("step", "epoch", "seed") or name.startswith(tuple(_EIGENVALUES)):
             continue
         if base and (layer in _PARTS or is_layer_name(layer)):

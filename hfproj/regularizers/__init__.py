@@ -87,7 +87,7 @@ def weighted(name: str, value: object) -> Weighted:
     options = dict(value) if isinstance(value, Mapping) else {"weight": value}
     own: dict[str, Any] = {k: options.pop(k) for k in _OF_WEIGHT if k in options}
     for key in own.keys() - {"schedule"}:
-        if not isinstance(own[key], Real):
+        if not isinstance(own[key], Real) or isinstance(own[key], bool):
             raise UsageError(
                 f"Expected the {key} of the regularizer {name!r} to be a number, got {own[key]!r}; options go into a "
                 f"dict: {{{name!r}: {{'weight': 0.1, 'option': value}}}}."

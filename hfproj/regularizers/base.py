@@ -59,8 +59,9 @@ class Weighted:
         weight_rate: η_λ, how fast the weight follows its target; None: 0.1 for a bound, 0.02 for a set point.
 
     Raises:
-        UsageError: If the schedule is unknown, a weight is not finite, or a target goes together with a schedule, a
-            weight that is not positive, a second target, or a regularizer that has no weight.
+        UsageError: If the schedule is unknown, a weight is not finite, a target goes together with a schedule, a weight
+            that is not positive, a second target, or a regularizer that has no weight, or the weight of a proximal step
+            is or may become negative.
 
     Example:
         >>> Weighted(nn.Identity(), 1.0, schedule="linear").at(0.25)
@@ -95,6 +96,11 @@ class Weighted:
             raise UsageError(
                 f"This {type(self.module).__name__} has a target of its own and no weight; leave weight, schedule, "
                 "end_weight, at_most and keep_at out."
+            )
+        if getattr(self.module, "shrinks", False) and ("keep_at" in self._targets or min(self._weights()) < 0):
+            raise UsageError(
+                f"The proximal step of {type(self.module).__name__} makes weights smaller and never larger: it takes "
+                "no negative weight, and no keep_at, which may find one; give at_most, or method='subgradient'."
             )
         if not self._targets:
             if weight_rate is not None:
@@ -136,7 +142,11 @@ class Weighted:
         """Return the largest absolute weight of the training; infinite where a target finds it."""
         if self._multiplier is not None:
             return math.inf
-        return max(abs(self.weight), abs(self.end_weight if self.schedule != "constant" else self.weight))
+        return max(map(abs, self._weights()))
+
+    def _weights(self) -> tuple[float, float]:
+        """Return the weights at the start and at the end."""
+        return self.weight, self.end_weight if self.schedule != "constant" else self.weight
 
     def after_step(self, model: nn.Module, learning_rate: float, progress: float, done: float) -> None:
         """Do what the regularizer does after an optimizer step, and let the weight follow its target.

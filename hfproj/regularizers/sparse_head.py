@@ -78,10 +78,15 @@ def shrink_groups(
 
     Without L1 norms fall by `threshold`, those below it to zero.
 
+    Raises:
+        UsageError: If the threshold is negative.
+
     Example:
         >>> shrink_groups(torch.tensor([[3.0, 0.1], [4.0, 0.1]]), 0.5).tolist()  # norms 5 → 4.5 and 0.14 → 0
         [[2.6999..., 0.0], [3.5999..., 0.0]]
     """
+    if not threshold >= 0:
+        raise UsageError(f"Expected a threshold of at least 0, by which norms fall, got {threshold}.")
     if l1:
         weight = weight.sign() * (weight.abs() - l1 * threshold).relu()
     norms, threshold = _norms(weight, group), (1 - l1) * threshold
@@ -211,7 +216,7 @@ class SparseHead(ShowsOptions, nn.Module):
             raise UsageError("normalise=True has no proximal step of this form; use method='subgradient' with it.")
         self.sparsity, self.method, self.group, self.layers = sparsity, method, group, layers
         self.normalise, self.l1, self.shrink = normalise, l1, shrink
-        self.has_weight = sparsity is None
+        self.has_weight, self.shrinks = sparsity is None, method == "proximal"
         self._warned, self._dead = normalise or sparsity is not None, False
         self._zeros: dict[str, Tensor] = {}  # of each layer before the step, where a target is held
 

@@ -53,6 +53,19 @@ def plain():
     return hfproj.EvalImages(**PIXELS)
 
 
+def test_neighbours_are_called_by_their_number(case):
+    model, train, test, _ = case
+    knn = [{"name": "knn", "k": k} for k in (20, (3, 1))]
+    found = hfproj.autopsy(model, train=train, test=test, probes=knn, collator=plain(), **FAST)
+    assert set(found.layers[-1].scores) == {"knn", "3-NN"}
+    assert [cut.probe for cut in found.cuts] == ["knn", "3-NN"]
+    assert found.protocol["probes"]["3-NN"]["k"] == 3
+    assert "3-NN" in found.table()
+    assert Autopsy.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    with pytest.raises(UsageError, match="names of their own, got 'knn' twice"):
+        hfproj.autopsy(model, train=train, test=test, probes=["knn", "knn"], collator=plain(), **FAST)
+
+
 def test_layers_are_those_of_the_network_in_order(case):
     *_, found = case
     names = [layer.name for layer in found.layers]

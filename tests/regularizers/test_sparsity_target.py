@@ -210,6 +210,12 @@ def test_a_target_has_no_weight():
     assert made.describe() == {"sparsity": 0.5}
     assert weighted("sparse_head", made.describe()).describe() == made.describe()
     assert not made(mlp(), None, None).requires_grad
+    for wrong in ({"keep_at": 60.0}, {"weight": -1.0}, {"schedule": "linear", "end_weight": -1.0}):
+        with pytest.raises(UsageError, match="makes weights smaller and never larger"):
+            weighted("sparse_head", {"method": "proximal", **wrong})
+        assert weighted("sparse_head", wrong)  # the gradient of the term goes both ways
+    with pytest.raises(UsageError, match="threshold of at least 0"):
+        shrink_groups(torch.eye(2), -0.1)
     for wrong in ({"weight": 0.1}, {"schedule": "linear"}, {"at_most": 2.0}):
         with pytest.raises(UsageError, match="has a target of its own and no weight; leave weight"):
             weighted("sparse_head", {"sparsity": 0.5, **wrong})

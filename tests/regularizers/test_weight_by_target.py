@@ -144,6 +144,7 @@ def test_description_makes_it_again():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"at_most": True}, "to be a number, got True"),
         ({"at_most": 0.0}, "at_most to be a finite number other than 0, got 0.0"),
         ({"keep_at": 0.0}, "keep_at to be a finite number other than 0, got 0.0"),
         ({"at_most": 2.0, "keep_at": 2.0}, "a bound, or keep_at, a set point, got both"),

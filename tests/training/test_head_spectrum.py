@@ -3,15 +3,17 @@
 import forked
 import pytest
 import torch
-from small import head_model, images, trainer, views
+from small import backbone, head_model, images, trainer, views
 
 import hfproj
 from hfproj.data import IndexedDataset
 from hfproj.diagnostics import rankme, representation_std
 from hfproj.errors import UsageError
+from hfproj.features.reader import Reader
 from hfproj.plots.over_steps import metrics_of, plot_history
 from hfproj.tuner.active import active_modules
 
+BLOCKS = next(name for name, module in backbone().named_modules() if isinstance(module, torch.nn.ModuleList))
 DEEP = {"head_options": {"hidden_dim": [12, 10], "depth": 3}}
 
 
@@ -51,6 +53,30 @@ def test_some_layers_or_none(tmp_path):
     assert not any("head." in name for name in watched(tmp_path / "none", (), max_steps=1).history[0])
 
 
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [
+        ([0, "head.1"], ["head.1", f"{BLOCKS}.0"]),
+        ("all", [f"{BLOCKS}.0", f"{BLOCKS}.1"]),
+        (["head", -1], ["final", "head.0", "head.1", "head.2"]),
+    ],
+)
+def test_layers_of_the_backbone(tmp_path, layers, names):
+    run = watched(tmp_path, layers, max_steps=2)
+    own = {name.removeprefix("rankme_") for name in run.history[-1] if name.startswith("rankme_")}
+    assert own == {*names, "h", "z"}
+    assert set(metrics_of(run.history)["rankme"]) == own - {"final"}
+    shown = [IndexedDataset(images(16))[i] for i in range(0, 16, 2)]
+    for name in names:
+        f = torch.cat([_of(run.model, view, layers, name) for view in views()(shown)["views"]])
+        assert run.history[-1][f"rankme_{name}"] == pytest.approx(rankme(f), rel=1e-4)
+
+
+def _of(model, view, layers, name):
+    with Reader(model, torch.device("cpu"), layers=layers) as read:
+        return read({"pixel_values": view})[f"layers.{name}"]
+
+
 def test_what_is_watched_changes_no_training(tmp_path):
     plain, inside = (watched(tmp_path / str(i), layers, max_steps=3) for i, layers in enumerate(((), "head")))
     for a, b in zip(plain.model.parameters(), inside.model.parameters(), strict=True):
@@ -63,10 +89,14 @@ def test_what_is_watched_changes_no_training(tmp_path):
 
 
 def test_refusals(tmp_path):
-    for layers in ("head.0", ["h"], ["blocks.0"]):
-        with pytest.raises(UsageError, match=r"\['head.0'\]"):
-            hfproj.SpectrumCallback(layers=layers)
-    with pytest.raises(UsageError, match=r"'head.7'; it has head.0, head.1, head.2"):
+    for layers, message in (("head.0", "layers"), (["h"], "'h'"), (["blocks.7"], "'blocks.7'"), ([9], "9")):
+        with pytest.raises(UsageError, match=message):
+            watched(tmp_path, layers, max_steps=1)
+    callback = hfproj.SpectrumCallback(layers="head")
+    identity = head_model(head="identity", head_options={}, out_dim=None)
+    with pytest.raises(UsageError, match="no linear map: there are only h and z"):
+        trainer(tmp_path, identity, images(16), views(), extra={"callbacks": [callback]})
+    with pytest.raises(UsageError, match=r"'head.7'\] .* it has head.0, head.1, head.2"):
         watched(tmp_path, ["head.7"], max_steps=1)
 
 

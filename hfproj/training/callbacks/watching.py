@@ -29,9 +29,10 @@ from hfproj.checking import checked
 from hfproj.data.kinds import first_of, is_stream
 from hfproj.diagnostics.by_name import MEASURES, OF_VIEWS
 from hfproj.errors import UsageError, check_choice, unknown
+from hfproj.features.reader import Reader
 from hfproj.features.similarity import mutual_knn
 from hfproj.features.views import FixedViews
-from hfproj.heads.layers import check_head_layers, chosen_layers
+from hfproj.heads.layers import chosen_layers, split_layers
 from hfproj.training.optimizer import PART
 from hfproj.training.setup import Args, Control, ProjectionTrainer, State
 from hfproj.tuner.active import active_modules
@@ -213,10 +214,11 @@ class SpectrumCallback(ProbeWatch):
             nearest images, of few images a quarter, that are those of h without the adapter). For their cost see
             docs/diagnostics.md.
         every, images, dataset: As `ProbeWatch`.
-        layers: Layers of the head beside h and z, ``["head.0"]`` or "head" for all: ``rankme_head.0`` …
+        layers: Layers beside h and z: of the head, "head" for all, ``["head.0"]``: ``rankme_head.0`` …; of the
+            backbone, as in `hfproj.extract_features`, which takes a second forward pass: ``rankme_layers.3`` …
 
     Raises:
-        UsageError: If a metric is unknown, or as `ProbeWatch`.
+        UsageError: If a metric is unknown, or as `ProbeWatch`; in a trainer, if its model does not have a layer.
 
     Example:
         >>> SpectrumCallback(metrics=["rankmee"])
@@ -227,11 +229,11 @@ class SpectrumCallback(ProbeWatch):
     @checked
     def __init__(
         self, *, metrics: Sequence[Metric] = DEFAULT, every: int | None = None, images: int = IMAGES,
-        dataset: Data | None = None, layers: Sequence[str] | OneOf["head"] = (),
+        dataset: Data | None = None, layers: Sequence[int | str] | OneOf["all", "head"] = (),
     ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
-        check_head_layers(layers)
         self.layers = layers
+        self._inside, self._blocks = split_layers(layers)
         if isinstance(metrics, str):
             raise UsageError(
                 f"Expected metrics as a list of names, got {metrics!r}; write metrics={metrics.split(',')}."
@@ -241,17 +243,25 @@ class SpectrumCallback(ProbeWatch):
         self.metrics = tuple(metrics)
         self._bare: Tensor | None = None
 
+    def bind(self, trainer: ProjectionTrainer) -> None:
+        """Join `trainer`."""
+        super().bind(trainer)
+        Reader(trainer.bare_model(), trainer.args.device, layers=self.layers)  # refuses a layer that is not there
+
     def measure(self) -> dict[str, float]:
         """Return each metric of h and z; NaN where features are not finite, or where the metric is not defined."""
         with self.trainer.accelerator.autocast():
-            head = active_modules(self.trainer.bare_model()).head if self.layers else None
-            found = self.views.layers(self.trainer.model, self.trainer.args.device, head=head)
+            bare, device = self.trainer.bare_model(), self.trainer.args.device
+            head = active_modules(bare).head if self._inside else None
+            found = self.views.layers(self.trainer.model, device, head=head)
+            if self._blocks:
+                found = self.views.read(bare, device, layers=self._blocks) | found
             if OVERLAP in self.metrics and self._bare is None:
-                self._bare = self.views.bare(self.trainer.bare_model(), self.trainer.args.device)[0]
+                self._bare = self.views.bare(bare, device)[0]
         values: dict[str, float] = {}
         if distributed.rank() == 0:
             names = [name for name in self.metrics if name not in OF_VIEWS or found["h"].shape[0] > 1]
-            for layer, f in chosen_layers(found, self.layers).items():
+            for layer, f in chosen_layers(found, self._inside).items():
                 values |= {f"{name}_{layer}": _value(name, f, self._bare) for name in names}
         return distributed.broadcast_object(values)  # the same on all processes, to the last bit
 
