@@ -200,9 +200,6 @@ class Study:
                 raise unknown(
                     f"column of the paper's numbers of row {row.name!r}", column, [c.name for c in self.columns]
                 )
-            for value in (value for of in row.paper.values() for value in of.values()):
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise UsageError(f"Expected the paper's numbers of row {row.name!r} as numbers, got {value!r}.")
             for scale in self.scales.values():
                 preset = get_preset(scale.presets.get(row.preset, row.preset))
                 lacking = [n for n in _LEFT_OPEN if n not in {**preset.training, **scale.training}]

@@ -66,7 +66,6 @@ def test_claims_that_can_not_be_judged(test, match):
         ({"columns": ()}, "Expected data, rows and columns"),
         ({"claims": (Claim(text="better", tests=(), source=""),)}, "Expected tests of the claim 'better'"),
         ({"spectra": ("h",), "drawn": ("z",)}, "drawn layer .*'z'"),
-        ({"rows": (Row(name="a", preset="simclr_cifar", paper={"x": {ACCURACY: "86"}}),)}, "as numbers, got '86'"),
         ({"rows": (Row(name="a|b", preset="simclr_cifar"),)}, r"without '\|', got 'a\|b'"),
         ({"claims": (Claim(text="", tests=(More(Cells(ACCURACY, data=("y",)), 0.5),), source=""),),
           "rows": (Row(name="a", preset="simclr_cifar", data=("x",)),)}, "no row is on y"),
