@@ -68,10 +68,15 @@ def is_linear(module: nn.Module) -> bool:
 def split_layers(layers: Sequence[int | str] | str) -> tuple[Sequence[str], Sequence[int | str] | str]:
     """Return which of the layers asked for are the head's, and which the backbone's.
 
+    Raises:
+        UsageError: If they are h or z.
+
     Example:
         >>> split_layers(["head.0", 3]), split_layers("head"), split_layers("all")
         ((['head.0'], [3]), ('head', []), ([], 'all'))
     """
+    if {"h", "z"} & {*([layers] if isinstance(layers, str) else layers)}:
+        raise UsageError(f"Expected layers such as ['head.0'], got {layers!r:.80}; h and z are there anyway.")
     if isinstance(layers, str):
         return (layers, []) if layers == ALL else ([], layers)
     of_head = [name for name in layers if isinstance(name, str) and is_layer_name(name)]

@@ -13,7 +13,7 @@ from hfproj.studies import papers
 
 STUDIES = all_studies()
 TABLES = {
-    "geometry": "table1 table3 table5 depth collapse hessian whitening tradeoff checkpoints",
+    "geometry": "table1 table3 table5 depth collapse hessian whitening whitening_alone tradeoff checkpoints",
     "feature_weighting": "digits coarse_to_fine spurious corruptions reweighting",
     "last_layer": "table1 table2 figure1 figure2 figure3 figure4 figure5 figure6",
     "bottleneck": "table1 table2 figure4c figure4d figure4e bounds",
