@@ -66,7 +66,7 @@ def plot_curves(
     elif x_scale == "linear":
         canvas.whole_numbers(axes, every_x)
     canvas.dress(axes, x=canvas.literal(x_label), y=canvas.literal(y_label), zero_line=zero_line)
-    if len(drawn) > 1 or not any(name in ("h", "z") or name in y_label for name in drawn):
+    if len(drawn) > 1 or not {"h", "z", y_label.split(" (")[0]} >= set(drawn):
         canvas.legend(figure, handles)
     return canvas.finish(figure, path)
 

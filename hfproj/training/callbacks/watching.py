@@ -232,8 +232,7 @@ class SpectrumCallback(ProbeWatch):
         dataset: Data | None = None, layers: Sequence[int | str] | OneOf["all", "head"] = (),
     ):  # fmt: skip
         super().__init__(every=every, images=images, dataset=dataset)
-        self.layers = layers
-        self._inside, self._blocks = split_layers(layers)
+        self.layers, (self._inside, self._blocks) = layers, split_layers(layers)
         if isinstance(metrics, str):
             raise UsageError(
                 f"Expected metrics as a list of names, got {metrics!r}; write metrics={metrics.split(',')}."
@@ -246,7 +245,8 @@ class SpectrumCallback(ProbeWatch):
     def bind(self, trainer: ProjectionTrainer) -> None:
         """Join `trainer`."""
         super().bind(trainer)
-        Reader(trainer.bare_model(), trainer.args.device, layers=self.layers)  # refuses a layer that is not there
+        if self.layers:
+            Reader(trainer.bare_model(), trainer.args.device, layers=self.layers)  # refuses one that is not there
 
     def measure(self) -> dict[str, float]:
         """Return each metric of h and z; NaN where features are not finite, or where the metric is not defined."""
