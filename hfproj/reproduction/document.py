@@ -115,8 +115,9 @@ def _shown(study: Study, test: Any, one: Judged) -> str:
 def _contrast(column: Column, test: Any, one: Judged) -> str:
     if one.ratio:
         return f"{'×' if not _alone(test) else ''}{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
-    sign = "" if _alone(test) else "+"
-    value, low, high = (f"{100 * v if column.unit == '%' else v:{sign}.{max(column.digits, 1)}f}" for v in one[1:4])
+    sign, digits = "" if _alone(test) else "+", max(column.digits, 1)
+    shown = (round(100 * v if column.unit == "%" else v, digits) + 0.0 for v in one[1:4])  # −0.0 + 0.0 is 0.0
+    value, low, high = (f"{v:{sign}.{digits}f}" for v in shown)
     return f"{value} [{low}, {high}]"
 
 
