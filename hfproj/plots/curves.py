@@ -36,8 +36,8 @@ def plot_curves(
 
     Raises:
         HfprojError: If matplotlib is not installed.
-        UsageError: If there is no curve, the parts of one differ in length or hold no number that can be drawn, or a
-            scale is unknown.
+        UsageError: If there is no curve, the parts of one differ in length or hold no number that can be drawn, a scale
+            is unknown, or a tick is not on it.
 
     Example:
         >>> figure = plot_curves({"SiLU": ([1, 2, 3], [0.5, 0.2, 0.1], [0.1, 0.1, 0.0])}, "step", "loss")
@@ -47,6 +47,9 @@ def plot_curves(
     for scale in (x_scale, y_scale):
         if scale not in SCALES:
             raise unknown("scale", scale, SCALES)
+    for place in x_ticks or ():
+        if not np.isfinite(place) or (x_scale == "log" and place <= 0):
+            raise UsageError(f"Expected x_ticks at places on the {x_scale} axis, got {place}; leave it out.")
     figure, [axes] = canvas.new_figure(width=width, height=3.8)
     drawn = {name: _as_curve(name, parts) for name, parts in as_mapping(curves, "curves: name → (x, y)").items()}
     style, handles = canvas.styles(drawn), {}

@@ -392,5 +392,7 @@ def test_the_points_of_a_sweep_stand_below_it():
     assert [label.get_text() for label in axes.get_xticklabels()] == list(ticks.values())
     assert not axes.figure.legends
     assert not axes.get_xticks(minor=True).size
+    with pytest.raises(UsageError, match="places on the log axis, got 0"):
+        plot_curves({"a": ([1, 2], [1.0, 2.0])}, "x", "y", x_ticks={0: "none"}, x_scale="log")
     several = get_study("sparse_head.linear")
     assert set(_ticks(several).values()) == {f"{row.x:g}" for row in several.rows}

@@ -101,12 +101,12 @@ def test_refusals(tmp_path):
 
 
 def _history(folder):
-    return watched(folder, "head", max_steps=2, per_device_train_batch_size=2).history
+    return watched(folder, ["head", 0], max_steps=2, per_device_train_batch_size=2).history
 
 
 def test_two_processes_measure_all_images(tmp_path):
     both = forked.returned(_history, tmp_path / "two", world=2)
-    alone = watched(tmp_path / "one", "head", max_steps=2).history
+    alone = watched(tmp_path / "one", ["head", 0], max_steps=2).history
     assert both[0][0] == both[1][0]
-    for name in ("rankme_head.0", "std_head.2", "rankme_z"):
+    for name in ("rankme_head.0", "std_head.2", f"rankme_{BLOCKS}.0", f"std_{BLOCKS}.0", "rankme_z"):
         assert both[0][0][name] == pytest.approx(alone[0][name], rel=1e-4)
